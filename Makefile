@@ -1,0 +1,39 @@
+# Two commands matter: `make demo` and `make test`. Each makes its own virtual environment if there is none.
+PYTHON ?= python3
+VENV ?= .venv
+# A plain `torch` would resolve to gigabytes of CUDA libraries on Linux; override TORCH to choose another build.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint bench format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m tests.hub_server exec -- $(BIN)/gradiend-hub demo --repo-id alice/pronouns-3sg-3pl
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m tests.benchmarks
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info

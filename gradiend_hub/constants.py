@@ -1,0 +1,20 @@
+"""Names that saving, loading, uploading and the tests share."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCHEMA_VERSION: Final = 1
+"""Major version of the artifact. A reader refuses a higher one."""
+
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+ENCODER_FILE: Final = "gradiend_encoder.safetensors"
+REPORT_FILE: Final = "gradiend_report.json"
+PROBES_FILE: Final = "gradiend_probes.jsonl"
+CARD_FILE: Final = "README.md"
+
+SLOT: Final = "[MASK]"
+"""Placeholder of the slot in a row's `masked` text, whatever the model's own mask token is."""
+
+HUB_TAGS: Final = ("gradiend", "feature-direction")

@@ -1,0 +1,79 @@
+"""Every error that gradiend_hub raises on purpose.
+
+```
+GradiendError
+├── ConfigError (ValueError)         an argument or configuration value is unusable
+├── DataError (ValueError)           a row or a data set is unusable
+├── TrainingError (RuntimeError)     a run cannot start or go on
+├── ArtifactError (ValueError)       a file of a saved direction is damaged, hostile or of another kind
+│   ├── ArtifactNotFoundError        there is no direction at that path or repository
+│   └── SchemaVersionError           written by a newer, incompatible version of this library
+├── BaseModelError (ValueError)      the base model is missing or of the wrong kind
+│   └── BaseModelMismatchError       not the model that the direction was learned on
+├── EditError (RuntimeError)         an edit is impossible, would change nothing, or would break the weights
+└── HubPushError (RuntimeError)      an upload failed; the artifact is still on disk
+```
+
+Each message names what is wrong and where, what was expected and found, and the next step. The standard base class
+beside `GradiendError` lets code that knows nothing of this library keep catching `ValueError` or `RuntimeError`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArtifactError",
+    "ArtifactNotFoundError",
+    "BaseModelError",
+    "BaseModelMismatchError",
+    "ConfigError",
+    "DataError",
+    "EditError",
+    "GradiendError",
+    "HubPushError",
+    "SchemaVersionError",
+    "TrainingError",
+]
+
+
+class GradiendError(Exception):
+    """Base class of all errors of gradiend_hub."""
+
+
+class ConfigError(GradiendError, ValueError):
+    """An argument or configuration value is unusable."""
+
+
+class DataError(GradiendError, ValueError):
+    """A row or a data set is unusable."""
+
+
+class TrainingError(GradiendError, RuntimeError):
+    """A training run cannot start or go on."""
+
+
+class ArtifactError(GradiendError, ValueError):
+    """A file of a saved direction is damaged, hostile or of another kind."""
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """There is no direction at that path or repository."""
+
+
+class SchemaVersionError(ArtifactError):
+    """The artifact was written by a newer, incompatible version of this library."""
+
+
+class BaseModelError(GradiendError, ValueError):
+    """The base model is missing or of the wrong kind."""
+
+
+class BaseModelMismatchError(BaseModelError):
+    """The base model is not the one that the direction was learned on."""
+
+
+class EditError(GradiendError, RuntimeError):
+    """An edit is impossible, would change nothing, or would break the weights."""
+
+
+class HubPushError(GradiendError, RuntimeError):
+    """An upload failed; the artifact is still on disk."""
