@@ -1,0 +1,73 @@
+"""Create, delete, rename and configure repositories."""
+
+from __future__ import annotations
+
+from starlette.responses import JSONResponse, Response
+
+from tests.hub_server.errors import HubError
+from tests.hub_server.routing import API, Call, route
+
+
+def create(call: Call) -> Response:
+    wanted = call.json
+    account = call.signed_in()
+    repo_type = wanted.get("type") or "model"
+    namespace = wanted.get("organization") or account.name
+    repo_id = f"{namespace}/{wanted['name']}"
+    if not account.owns(namespace) or account.role != "write":
+        raise HubError(403, f'You don\'t have the rights to create a {repo_type} under the namespace "{namespace}"')
+    url = call.hub.repository_url(repo_type, repo_id)
+    private = wanted.get("visibility") == "private" or wanted.get("private") is True
+    try:
+        call.hub.store.create(repo_type, repo_id, private=private)
+    except HubError as error:
+        error.body = {"url": url}  # create_repo(exist_ok=True) reads it out of the 409
+        raise
+    return JSONResponse({"url": url, "name": repo_id, "id": repo_id})
+
+
+def delete(call: Call) -> Response:
+    wanted = call.json
+    namespace = wanted.get("organization") or call.signed_in().name
+    repo_type, repo_id = wanted.get("type") or "model", f"{namespace}/{wanted['name']}"
+    call.hub.store.delete(call.hub.authorized(repo_type, repo_id, call.account, "write"))
+    return Response("OK")
+
+
+def move(call: Call) -> Response:
+    wanted = call.json
+    repository = call.hub.authorized(wanted.get("type") or "model", wanted["fromRepo"], call.account, "write")
+    if not call.signed_in().owns(wanted["toRepo"].split("/")[0]):
+        raise HubError(403, f"You don't have the rights to move a repository to {wanted['toRepo']}")
+    call.hub.store.move(repository, wanted["toRepo"])
+    return Response("OK")
+
+
+def configure(call: Call) -> Response:
+    repository = call.repository("write")
+    wanted = call.json
+    with repository.lock:
+        metadata = repository.metadata
+        if "visibility" in wanted:
+            metadata.private = wanted["visibility"] == "private"
+        metadata.private = wanted.get("private", metadata.private)
+        metadata.gated = wanted.get("gated", metadata.gated)
+        repository.save()
+    return JSONResponse({"private": metadata.private, "gated": metadata.gated})
+
+
+def grant_access(call: Call) -> Response:
+    repository = call.repository("write")
+    with repository.lock:
+        repository.metadata.granted.append(call.json["user"])
+        repository.save()
+    return JSONResponse({})
+
+
+ROUTES = [
+    route("/api/repos/create", create, "POST"),
+    route("/api/repos/delete", delete, "DELETE"),
+    route("/api/repos/move", move, "POST"),
+    route(f"{API}/settings", configure, "PUT"),
+    route(f"{API}/user-access-request/grant", grant_access, "POST"),
+]
