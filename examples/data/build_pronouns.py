@@ -21,35 +21,39 @@ from pathlib import Path
 
 from pronoun_templates import NOUNS, template_row
 
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a list written as one string."""
+    return frozenset(text.split())
+
+
 SPLITS = {"train": 0.70, "validation": 0.15, "test": 0.15}
 ROWS_PER_CLASS = {"template": 700, "wordnet": 150, "kjv": 550}
 NEUTRAL_PER_SOURCE = 400
 TEMPLATE_KINDS = {"person": 0.5, "animal": 0.25, "thing": 0.25}
 CLASS_OF = {"he": "3SG", "she": "3SG", "it": "3SG", "they": "3PL"}
-SINGULAR_FORMS = frozenset("he him his himself she her hers herself it its itself".split())
-PLURAL_FORMS = frozenset("they them their theirs themselves".split())
+SINGULAR_FORMS = word_set("he him his himself she her hers herself it its itself")
+PLURAL_FORMS = word_set("they them their theirs themselves")
 PRONOUN_FORMS = SINGULAR_FORMS | PLURAL_FORMS
 
 # Words that tell the number of a real sentence's antecedent, besides the nouns of the templates.
-SINGULAR_CUES = frozenset(noun.singular for noun in NOUNS) | frozenset(
+SINGULAR_CUES = frozenset(noun.singular for noun in NOUNS) | word_set(
     "lord god david moses saul solomon jesus joseph jacob abraham isaac pharaoh samuel elijah elisha peter paul esther "
     "ruth sarah rachel mary samson joab daniel jeremiah ezekiel jonah son priest prophet angel servant wife damsel "
     "heart soul spirit city land house sea sword altar ark vine tree law beast bullock body company team book "
-    "treaty nation baby storm cake student car tank computer vase ship train bank story garden disease".split()
+    "treaty nation baby storm cake student car tank computer vase ship train bank story garden disease"
 )
-PLURAL_CUES = frozenset(noun.plural for noun in NOUNS) | frozenset(
+PLURAL_CUES = frozenset(noun.plural for noun in NOUNS) | word_set(
     "these those many people sons daughters servants priests elders princes kings levites philistines egyptians jews "
     "pharisees disciples brethren apostles prophets angels messengers enemies fathers heathen nations gentiles scribes "
-    "spies cities gods waters beasts parents americans scientists politicians troops workers cars trees both".split()
+    "spies cities gods waters beasts parents americans scientists politicians troops workers cars trees both"
 )
 # Plural in form, but seldom an antecedent.
-NOT_CUES = frozenset(
-    "always years days hours weeks months minutes times ages dollars miles perhaps besides towards".split()
-)
+NOT_CUES = word_set("always years days hours weeks months minutes times ages dollars miles perhaps besides towards")
 # A following word that shows "it" to be a subject.
-IT_VERBS = frozenset(
+IT_VERBS = word_set(
     "was is had has hath shall will would could should may might can became becomes fell began stood lay did does goes "
-    "came comes looks looked seems seemed held holds makes made gave gives turned enables reached went".split()
+    "came comes looks looked seems seemed held holds makes made gave gives turned enables reached went"
 )
 
 
@@ -128,7 +132,7 @@ def real_slot(text: str, plural_cues: frozenset[str]) -> tuple[str, str] | None:
     classes = {"3SG" for w in found if w in SINGULAR_FORMS} | {"3PL" for w in found if w in PLURAL_FORMS}
     if len(classes) != 1:
         return None
-    slots = [m for m in re.finditer(r"\b(?:he|she|it|they)\b(?!['’-])", text)]
+    slots = list(re.finditer(r"\b(?:he|she|it|they)\b(?!['’-])", text))
     for slot in reversed(slots):
         left, right = words(text[: slot.start()]), words(text[slot.end() :])
         if len(left) < 3 or not right or left_number(left, plural_cues) not in classes:

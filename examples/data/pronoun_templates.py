@@ -10,53 +10,78 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-MEN = "man/men father uncle king boy policeman/policemen fisherman/fishermen prince monk waiter grandfather gentleman/gentlemen duke brother nephew salesman/salesmen"
-WOMEN = "woman/women girl mother aunt queen sister princess nun waitress niece grandmother daughter policewoman/policewomen duchess lady actress"
+
+def _listed(text: str, separator: str | None = None) -> list[str]:
+    return text.split(separator)
+
+
+def _word_set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+MEN = (
+    "man/men father uncle king boy policeman/policemen fisherman/fishermen prince monk waiter grandfather "
+    "gentleman/gentlemen duke brother nephew salesman/salesmen"
+)
+WOMEN = (
+    "woman/women girl mother aunt queen sister princess nun waitress niece grandmother daughter "
+    "policewoman/policewomen duchess lady actress"
+)
 PEOPLE = (
-    "doctor teacher farmer soldier child/children student player singer driver baker painter writer neighbour thief/thieves "
-    "judge lawyer cook nurse sailor hunter traveller stranger guest worker pilot dancer merchant shepherd miner gardener "
-    "carpenter tailor butcher scientist engineer musician poet actor clerk servant beggar scholar pupil prisoner captain "
-    "officer guard visitor tourist runner swimmer climber librarian artist hero/heroes journalist reporter mechanic dentist "
-    "architect chef cyclist winner secretary detective villager citizen"
+    "doctor teacher farmer soldier child/children student player singer driver baker painter writer neighbour "
+    "thief/thieves judge lawyer cook nurse sailor hunter traveller stranger guest worker pilot dancer merchant "
+    "shepherd miner gardener carpenter tailor butcher scientist engineer musician poet actor clerk servant "
+    "beggar scholar pupil prisoner captain officer guard visitor tourist runner swimmer climber librarian artist "
+    "hero/heroes journalist reporter mechanic dentist architect chef cyclist winner secretary detective villager "
+    "citizen"
 )
 ANIMALS = (
-    "dog cat horse wolf/wolves mouse/mice goose/geese cow fox bear lion tiger rabbit goat pig duck hen donkey camel "
-    "monkey elephant panther ox/oxen calf/calves bird eagle owl crow snake frog rat squirrel puppy kitten "
+    "dog cat horse wolf/wolves mouse/mice goose/geese cow fox bear lion tiger rabbit goat pig duck hen donkey "
+    "camel monkey elephant panther ox/oxen calf/calves bird eagle owl crow snake frog rat squirrel puppy kitten "
     "pony lamb hawk beaver badger turtle lizard spider otter raven swan hedgehog lynx/lynxes buffalo/buffaloes"
 )
 THINGS = (
-    "table chair lamp box clock knife/knives shelf/shelves leaf/leaves loaf/loaves key book letter picture cup plate bottle "
-    "basket blanket coat shirt hat shoe rope hammer shovel wagon boat bicycle machine radio mirror carpet curtain drum "
-    "guitar candle coin ring watch statue ladder bucket barrel bench desk door map painting tool umbrella violin pot "
-    "kettle suitcase sack wheel toy stone engine camera scarf/scarves potato/potatoes"
+    "table chair lamp box clock knife/knives shelf/shelves leaf/leaves loaf/loaves key book letter picture cup "
+    "plate bottle basket blanket coat shirt hat shoe rope hammer shovel wagon boat bicycle machine radio mirror "
+    "carpet curtain drum guitar candle coin ring watch statue ladder bucket barrel bench desk door map painting "
+    "tool umbrella violin pot kettle suitcase sack wheel toy stone engine camera scarf/scarves potato/potatoes"
 )
 HELD_OUT = {
-    "validation": frozenset(
-        "uncle prince waiter aunt nun niece judge pilot merchant poet hero dentist librarian goat owl turtle calf pony "
-        "raven lamp basket wagon drum ladder shelf scarf bench".split()
+    "validation": _word_set(
+        "uncle prince waiter aunt nun niece judge pilot merchant poet hero dentist librarian goat owl turtle "
+        "calf pony raven lamp basket wagon drum ladder shelf scarf bench"
     ),
-    "test": frozenset(
-        "monk duke salesman sister princess grandmother woman thief nurse hunter miner tailor scholar tourist chef detective "
-        "wolf goose fox camel hedgehog beaver ox swan knife loaf candle barrel violin kettle machine coin potato curtain".split()
+    "test": _word_set(
+        "monk duke salesman sister princess grandmother woman thief nurse hunter miner tailor scholar tourist "
+        "chef detective wolf goose fox camel hedgehog beaver ox swan knife loaf candle barrel violin kettle "
+        "machine coin potato curtain"
     ),
 }
 ADJECTIVES = {
-    "person": "young old tall tired friendly hungry clever poor rich quiet brave kind strange famous nervous foolish honest proud".split(),
-    "animal": "young old wild small hungry grey brown black white strong frightened thin lazy lame tame hairy".split(),
-    "thing": "old new small heavy broken red green wooden beautiful strange dirty cheap blue large dusty strong".split(),
+    "person": _listed(
+        "young old tall tired friendly hungry clever poor rich quiet brave kind strange famous nervous foolish "
+        "honest proud"
+    ),
+    "animal": _listed("young old wild small hungry grey brown black white strong frightened thin lazy lame tame hairy"),
+    "thing": _listed(
+        "old new small heavy broken red green wooden beautiful strange dirty cheap blue large dusty strong"
+    ),
 }
 FILLERS = {
-    "place": (
-        "near the river|behind the old barn|in the market|at the edge of the forest|by the gate|under the bridge|in the garden|"
-        "on the hill|outside the church|in the kitchen|beside the road|at the harbour|in the valley|close to the fire|in the corner"
-    ).split("|"),
-    "time": (
-        "after the storm|in the evening|before dawn|that winter|early in the morning|one summer|late at night|on Sunday|"
-        "last week|a year ago|during the war|in the end|at noon|after a long journey|yesterday"
-    ).split("|"),
-    "town": "London|Paris|the city|the village|the castle|the coast|the capital|the next town".split("|"),
-    "feeling": "tired|hungry|cold|unhappy|afraid|ill|lonely|thirsty|nervous|sad".split("|"),
-    "later": "tomorrow|in the spring|after dinner|soon|before dark|one day|next year|on Monday".split("|"),
+    "place": _listed(
+        "near the river|behind the old barn|in the market|at the edge of the forest|by the gate|under the bridge|"
+        "in the garden|on the hill|outside the church|in the kitchen|beside the road|at the harbour|"
+        "in the valley|close to the fire|in the corner",
+        "|",
+    ),
+    "time": _listed(
+        "after the storm|in the evening|before dawn|that winter|early in the morning|one summer|late at night|"
+        "on Sunday|last week|a year ago|during the war|in the end|at noon|after a long journey|yesterday",
+        "|",
+    ),
+    "town": _listed("London|Paris|the city|the village|the castle|the coast|the capital|the next town", "|"),
+    "feeling": _listed("tired|hungry|cold|unhappy|afraid|ill|lonely|thirsty|nervous|sad", "|"),
+    "later": _listed("tomorrow|in the spring|after dinner|soon|before dark|one day|next year|on Monday", "|"),
 }
 DETERMINERS = {
     False: ["the"] * 9 + ["a", "this", "that", "one", "our"],
