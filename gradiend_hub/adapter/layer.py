@@ -1,0 +1,490 @@
+"""`GradiendLayer`: the side-car that carries one parameter's direction, and the arithmetic of editing it.
+
+The side-car is a child of the module that owns the parameter; nothing is wrapped or renamed.
+
+* Unmerged, the parameter keeps the base model's values, and hooks show `W' = round(W + Σ Δ_i)` to the modules that read
+  it, while they run.
+* Merged, the parameter's memory holds W', and the touched original values are kept; no hook is in the way. A change of
+  strength writes W' again from the originals.
+
+The sum is taken in fp32 (fp64 for an fp64 model), in the order in which the adapters were added, and rounded once. Both ways
+give the same bits, and undoing gives the base model's bits.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..config import GradiendConfig
+from ..direction import check_indices, combine, index_dtype, sum_sparse
+from ..errors import ArtifactError, EditError
+from .sites import Site
+
+__all__ = ["GradiendLayer", "Originals"]
+
+BLOCK = 1 << 16
+"""Elements that are summed at a time when a dense direction is written; small enough for the cache."""
+
+_SWAP_LOCK = threading.RLock()
+
+
+class Part(NamedTuple):
+    """One adapter's share of a sum: `Δ = c_w·weight + c_b·bias` at flat `indices` (everywhere if `None`)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    indices: torch.Tensor | None
+    c_w: float
+    c_b: float
+
+    def delta(self, dtype: torch.dtype) -> torch.Tensor:
+        """Δ of the stored entries, `[k]`."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return combine(self.weight.to(dtype), bias, self.c_w, self.c_b)
+
+
+class Changes(NamedTuple):
+    """What an edit does to one parameter: counts and squared norms."""
+
+    entries: int
+    swallowed: int
+    delta_square: float
+    weight_square: float
+
+
+@dataclass
+class Originals:
+    """Values of the base model under a merged edit: at sorted flat `indices` `[k]`, or all of them (`None`)."""
+
+    indices: torch.Tensor | None
+    values: torch.Tensor
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type in which an edit of a parameter of this type is summed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def total_delta(parts: list[Part], numel: int, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Σ Δ_i as `(flat indices, values)`, or `(None, values [numel])` as soon as one part is dense."""
+    if len(parts) == 1:
+        return parts[0].indices, parts[0].delta(dtype)
+    if all(part.indices is not None for part in parts):
+        return sum_sparse((part.indices, part.delta(dtype)) for part in parts if part.indices is not None)
+    total: torch.Tensor | None = None
+    for part in parts:
+        delta = part.delta(dtype)
+        if part.indices is not None:
+            delta = torch.zeros(numel, dtype=dtype, device=delta.device).index_copy(0, part.indices.long(), delta)
+        total = delta if total is None else total + delta
+    assert total is not None
+    return None, total
+
+
+def read_entries(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    """A copy of the entries at flat indices, `[k]`; of all entries, flat, if `indices` is `None`."""
+    if indices is None:
+        return tensor.detach().clone().reshape(-1)
+    if tensor.is_contiguous():
+        return tensor.detach().view(-1).index_select(0, indices)
+    return tensor.detach()[torch.unravel_index(indices.long(), tensor.shape)]
+
+
+def write_entries(tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.Tensor) -> None:
+    """Write `[k]` values to flat indices, in place; all entries if `indices` is `None`."""
+    data = tensor.detach()
+    if indices is None:
+        data.copy_(values.view(data.shape))
+    elif data.is_contiguous():
+        data.view(-1).index_copy_(0, indices.long(), values)
+    else:
+        data.index_put_(torch.unravel_index(indices.long(), data.shape), values)
+
+
+def write_dense(tensor: torch.Tensor, originals: torch.Tensor, part: Part) -> None:
+    """`tensor = round(originals + Δ)` for one dense part, block by block: one pass over memory, no temporary tensor."""
+    flat, dtype = tensor.detach().view(-1), sum_dtype(tensor.dtype)
+    for start in range(0, flat.numel(), BLOCK):
+        block = slice(start, start + BLOCK)
+        bias = None if part.bias is None else part.bias[block]
+        delta = Part(part.weight[block], bias, None, part.c_w, part.c_b).delta(dtype)
+        torch.add(originals[block].to(dtype), delta, out=delta)
+        flat[block].copy_(delta)
+
+
+class GradiendLayer(nn.Module, BaseTunerLayer):
+    """Directions of one parameter, by adapter name. See the module's docstring for what it does when.
+
+    Attributes:
+        gradiend_weight: Decoder weights by adapter, `[k]` (k = all elements if dense).
+        gradiend_bias: Decoder biases by adapter, `[k]`.
+        gradiend_indices: Sorted flat positions by adapter, `[k]`; absent if dense.
+        configs: Configuration by adapter.
+        strength: Current strength by adapter, in units of the artifact.
+        feature_factor: Current feature factor by adapter.
+    """
+
+    adapter_layer_names = ("gradiend_weight", "gradiend_bias")
+    other_param_names = ("gradiend_indices", "configs", "strength", "feature_factor")
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        # In a tuple, so that torch does not register the base model's modules as children of the side-car.
+        self._site = (site,)
+        self.gradiend_weight = nn.ParameterDict({})
+        self.gradiend_bias = nn.ParameterDict({})
+        self.gradiend_indices = BufferDict({}, persistent=True)
+        self.configs: dict[str, GradiendConfig] = {}
+        self.strength: dict[str, float] = {}
+        self.feature_factor: dict[str, float] = {}
+        self.merged_adapters: list[str] = []
+        self._originals: Originals | None = None
+        self._unchecked: set[str] = set()
+        self._disable_adapters = False
+        self._depth, self._stash = 0, None
+        self._handles: list[RemovableHandle] = []
+        self._watch(True)
+
+    def __repr__(self) -> str:
+        return f"gradiend.GradiendLayer({self.site.name!r}, adapters={list(self.gradiend_weight)})"
+
+    # -------------------------------------------------------------------------------------------- the base parameter
+
+    @property
+    def site(self) -> Site:
+        """Where the parameter lives."""
+        return self._site[0]
+
+    @property
+    def base_parameter(self) -> torch.Tensor:
+        """The parameter itself, also while hooks show another tensor in its place."""
+        if self._stash is not None:
+            return self._stash
+        owner, leaf = self.site.owner, self.site.leaf
+        # FSDP (use_orig_params) keeps plain tensors in __dict__ while a module is unsharded.
+        return owner.__dict__[leaf] if leaf in owner.__dict__ else owner._parameters[leaf]  # type: ignore[return-value]
+
+    def get_base_layer(self) -> nn.Module:
+        """The module that owns the parameter."""
+        return self.site.owner
+
+    def original(self) -> torch.Tensor:
+        """The base model's values, whether an edit is merged or not; a copy if it is."""
+        parameter = self.base_parameter.detach()
+        if self._originals is None:
+            return parameter
+        copy = parameter.clone()
+        write_entries(copy, self._originals.indices, self._originals.values)
+        return copy
+
+    # ------------------------------------------------------------------------------------------------------ adapters
+
+    def add(self, adapter_name: str, config: GradiendConfig, entries: int | None) -> None:
+        """Make room for an adapter: zero values, and the first `entries` positions (all if `None`)."""
+        parameter = self.base_parameter
+        size = parameter.numel() if entries is None else entries
+        dtype, device = getattr(torch, config.dtype), parameter.device
+        self.gradiend_weight[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
+        if config.has_bias:
+            self.gradiend_bias[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
+        if entries is not None:
+            positions = torch.arange(size, dtype=index_dtype(parameter.numel()), device=device)
+            self.gradiend_indices[adapter_name] = positions
+        self.configs[adapter_name] = config
+        self.strength[adapter_name] = config.strength
+        self.feature_factor[adapter_name] = config.feature_factor
+        self._unchecked.add(adapter_name)
+
+    def fill(
+        self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
+    ) -> None:
+        """Take over the values of an adapter, without a copy where they are on the right device."""
+        device = self.base_parameter.device
+        self.gradiend_weight[adapter_name] = nn.Parameter(weight.to(device), requires_grad=False)
+        if bias is not None:
+            self.gradiend_bias[adapter_name] = nn.Parameter(bias.to(device), requires_grad=False)
+        if indices is not None:
+            self.gradiend_indices[adapter_name] = indices.to(device)
+        self._unchecked.add(adapter_name)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter (PEFT refuses to delete merged ones)."""
+        super().delete_adapter(adapter_name)
+        self._unchecked.discard(adapter_name)
+
+    def _check(self, adapter_name: str) -> None:
+        """Check an adapter's values before their first use: transformers' loader writes them without telling anybody."""
+        name, numel = self.site.name, self.base_parameter.numel()
+        for values in (self.gradiend_weight, self.gradiend_bias):
+            if adapter_name in values and not bool(torch.isfinite(values[adapter_name]).all()):
+                raise ArtifactError(f"The direction of {name} holds NaN or infinite values; it is unusable.")
+        if adapter_name in self.gradiend_indices:
+            check_indices(name, self.gradiend_indices[adapter_name], numel)
+        self._unchecked.discard(adapter_name)
+
+    def _parts(self, adapter_names: Iterable[str]) -> list[Part]:
+        """The shares of some adapters in the sum, in the order in which they were added; zero strength adds nothing."""
+        wanted = set(adapter_names)
+        parts = []
+        for name in self.gradiend_weight:
+            if name not in wanted:
+                continue
+            c_w, c_b = self.configs[name].coefficients(self.strength[name], self.feature_factor[name])
+            bias = self.gradiend_bias[name] if name in self.gradiend_bias else None
+            if c_w == 0 and (c_b == 0 or bias is None):
+                continue
+            if name in self._unchecked:
+                self._check(name)
+            indices = self.gradiend_indices[name] if name in self.gradiend_indices else None
+            parts.append(Part(self.gradiend_weight[name], bias, indices, c_w, c_b))
+        return parts
+
+    def rewritten(self, base: torch.Tensor, adapter_names: Iterable[str]) -> torch.Tensor:
+        """`round(base + Σ Δ_i)` as a new tensor; differentiable with respect to the adapters' values."""
+        parts = self._parts(adapter_names)
+        if not parts:
+            return base
+        dtype = sum_dtype(base.dtype)
+        indices, delta = total_delta(parts, base.numel(), dtype)
+        if indices is None:
+            return (base.to(dtype) + delta.view(base.shape)).to(base.dtype)
+        flat, indices = base.reshape(-1), indices.long()
+        return flat.index_copy(0, indices, (flat[indices].to(dtype) + delta).to(base.dtype)).view(base.shape)
+
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        """Δ of one adapter at its current strength, dense, in the type of the sum."""
+        parameter = self.base_parameter
+        parts, dtype = self._parts([adapter_name]), sum_dtype(parameter.dtype)
+        if not parts:
+            return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+        indices, delta = total_delta(parts, parameter.numel(), dtype)
+        if indices is not None:
+            zeros = torch.zeros(parameter.numel(), dtype=dtype, device=delta.device)
+            delta = zeros.index_copy(0, indices.long(), delta)
+        return delta.view(parameter.shape)
+
+    # ------------------------------------------------------------------------------------------------------- strength
+
+    def set_strength(self, adapter_name: str, strength: float, feature_factor: float | None = None) -> None:
+        """Set the strength of one adapter (and the feature factor, if given), also while it is merged."""
+        if adapter_name not in self.strength:
+            return
+        self.strength[adapter_name] = float(strength)
+        if feature_factor is not None:
+            self.feature_factor[adapter_name] = float(feature_factor)
+        if adapter_name in self.merged_adapters:
+            self.refresh()
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """PEFT's way to scale: relative to the strength that the artifact recommends."""
+        if adapter in self.strength:
+            self.set_strength(adapter, scale * self.configs[adapter].strength)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the strength of the active adapters."""
+        for name in self.active_adapters:
+            if name in self.strength:
+                self.set_strength(name, self.strength[name] * scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the strength of the active adapters, or return to the recommended one."""
+        for name in self.active_adapters:
+            if name in self.strength:
+                self.set_strength(name, self.configs[name].strength if scale is None else self.strength[name] / scale)
+
+    # ------------------------------------------------------------------------------------------------- merged editing
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write the edit into the parameter, and keep what is needed to undo it exactly.
+
+        Raises:
+            EditError: With `safe_merge`, if the edit would make a weight NaN or infinite; nothing is written then.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.gradiend_weight]
+        if names:
+            self.merge_exactly([*self.merged_adapters, *names], safe_merge)
+
+    @torch.no_grad()
+    def merge_exactly(self, adapter_names: list[str], safe_merge: bool = False) -> None:
+        """Make the set of merged adapters this one, and no other."""
+        if safe_merge and not bool(torch.isfinite(self.rewritten(self.original(), adapter_names)).all()):
+            raise EditError(f"Merging {adapter_names} would make weights of {self.site.name} NaN or infinite.")
+        parts_ready = self._parts(adapter_names)  # raises on damaged values, before anything is written
+        if self._originals is not None:
+            write_entries(self.base_parameter, self._originals.indices, self._originals.values)
+        self.merged_adapters, self._originals = [], None
+        if adapter_names:
+            supports = [
+                self.gradiend_indices[name] if name in self.gradiend_indices else None
+                for name in adapter_names
+            ]  # fmt: skip
+            support = _union(supports)
+            self._originals = Originals(support, read_entries(self.base_parameter, support))
+            self.merged_adapters = list(adapter_names)
+            if parts_ready:
+                self.refresh()
+        self._watch(not self.merged_adapters)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write the parameter again: the originals plus the merged adapters, unless adapters are disabled."""
+        if self._originals is None:
+            return
+        parameter, originals = self.base_parameter, self._originals
+        parts = [] if self._disable_adapters else self._parts(self.merged_adapters)
+        if len(parts) == 1 and parts[0].indices is None and originals.indices is None and parameter.is_contiguous():
+            write_dense(parameter, originals.values, parts[0])
+        else:
+            write_entries(parameter, originals.indices, self._summed(originals, parts, parameter))
+
+    def _summed(self, originals: Originals, parts: list[Part], parameter: torch.Tensor) -> torch.Tensor:
+        """`round(originals + Σ Δ_i)` over the entries of `originals`."""
+        if not parts:
+            return originals.values
+        dtype = sum_dtype(parameter.dtype)
+        indices, delta = total_delta(parts, parameter.numel(), dtype)
+        if len(delta) == len(originals.values):
+            return (originals.values.to(dtype) + delta).to(parameter.dtype)
+        assert indices is not None
+        # Some merged adapter has strength zero; its entries keep their bits (-0.0 + 0.0 would not).
+        where = (
+            indices.long()
+            if originals.indices is None
+            else torch.searchsorted(originals.indices.long(), indices.long())
+        )
+        return originals.values.index_copy(0, where, (originals.values[where].to(dtype) + delta).to(parameter.dtype))
+
+    def unmerge(self) -> None:
+        """Give the parameter its original bits back."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self.merge_exactly([])
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch all adapters on or off; merged ones are taken out and put back, to the bit."""
+        super().enable_adapters(enabled)
+        if enabled:  # PEFT's version makes frozen adapters trainable here
+            frozen = [name for name, config in self.configs.items() if config.inference_mode]
+            self.set_requires_grad(frozen, requires_grad=False)
+        self.refresh()
+
+    def changes(self) -> Changes:
+        """Compare the current edit with the base model's values."""
+        base = self.original()
+        names = self.merged_adapters or [name for name in self.active_adapters if name in self.gradiend_weight]
+        parts = [] if self._disable_adapters else self._parts(names)
+        weight_square = float(base.double().square().sum())
+        if not parts:
+            return Changes(0, 0, 0.0, weight_square)
+        with torch.no_grad():
+            indices, delta = total_delta(parts, base.numel(), sum_dtype(base.dtype))
+            before = read_entries(base, indices)
+            after = (before.to(delta.dtype) + delta).to(base.dtype)
+        touched = delta != 0
+        swallowed = int((touched & (after == before)).sum())
+        return Changes(int(touched.sum()), swallowed, float(delta.double().square().sum()), weight_square)
+
+    # --------------------------------------------------------------------------------------------- unmerged: the swap
+
+    def _watch(self, on: bool) -> None:
+        """Hang the hooks on the readers, or take them off."""
+        if on and not self._handles:
+            for reader in self.site.readers:
+                self._handles.append(reader.register_forward_pre_hook(self._enter))
+                self._handles.append(reader.register_forward_hook(self._leave, always_call=True))
+        elif not on:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+
+    # The counter goes up before anything can raise: hooks with always_call also run when a pre-hook raised (the early
+    # stop of torch.utils.checkpoint does that). Concurrent forwards share one swap; Dynamo cannot trace the lock.
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            self._show()
+        else:
+            with _SWAP_LOCK:
+                self._show()
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            self._hide()
+        else:
+            with _SWAP_LOCK:
+                self._hide()
+
+    def _show(self) -> None:
+        self._depth += 1
+        if self._depth > 1 or self._disable_adapters:
+            return
+        base = self.base_parameter
+        shown = self.rewritten(base, self.active_adapters)
+        if shown is not base:
+            self._stash = base
+            self._assign(shown)
+
+    def _hide(self) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._stash is not None:
+            base, self._stash = self._stash, None
+            self._assign(base)
+
+    def _assign(self, tensor: torch.Tensor) -> None:
+        for module, leaf in self.site.slots:
+            store = module.__dict__ if leaf in module.__dict__ else module._parameters
+            store[leaf] = tensor
+            if isinstance(module, nn.RNNBase):  # keeps a list of its own
+                module._flat_weights[module._flat_weights_names.index(leaf)] = tensor
+
+    # -------------------------------------------------------------------------------------------------------- plumbing
+
+    def detach(self) -> None:
+        """Take the side-car and its hooks off the model; the parameter keeps its current values for good."""
+        self._watch(False)
+        self._originals, self.merged_adapters = None, []
+        for name, child in list(self.site.host._modules.items()):
+            if child is self:
+                del self.site.host._modules[name]
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move an adapter; PEFT's version would round its values to the type of the base model."""
+        device = device or self.base_parameter.device
+        for store in (self.gradiend_weight, self.gradiend_bias, self.gradiend_indices):
+            if adapter_name in store and store[adapter_name].device.type != "meta":
+                store[adapter_name] = store[adapter_name].to(device)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GradiendLayer:
+        """Follow the model to another device, and keep the adapters' own type: `model.half()` must not round them."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device)).device)
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        if self._originals is not None:
+            indices = self._originals.indices
+            self._originals = Originals(None if indices is None else move(indices), fn(self._originals.values))
+        return self
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """`False`: PEFT's conversion derives LoRA's keys from the path of this module, which is a side-car's."""
+        return False
+
+
+def _union(supports: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Sorted union of index vectors; `None` (everything) if one of them is."""
+    vectors = [support for support in supports if support is not None]
+    if len(vectors) < len(supports):
+        return None
+    return vectors[0] if len(vectors) == 1 else torch.unique(torch.cat(vectors))

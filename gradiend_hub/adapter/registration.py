@@ -1,0 +1,17 @@
+"""Make PEFT know the method. This is all that importing gradiend_hub does."""
+
+from __future__ import annotations
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils.peft_types import register_peft_method
+
+from ..config import GRADIEND, GradiendConfig
+from .tuner import GradiendTuner
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Register GRADIEND with PEFT; a second call does nothing."""
+    if GRADIEND not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        register_peft_method(name="gradiend", config_cls=GradiendConfig, model_cls=GradiendTuner, prefix="gradiend_")

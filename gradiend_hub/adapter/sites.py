@@ -1,0 +1,162 @@
+"""Where a parameter lives in a model, and which modules read it.
+
+A direction names parameters. Between a name and an edit stand tied weights, modules with several names, names with or
+without the base model's prefix, layers that another PEFT method has wrapped, and modules that read a parameter of a child
+without calling the child. All of that is settled here, once, when an adapter is attached.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..direction import SIDECAR
+from ..errors import BaseModelMismatchError
+
+__all__ = ["Site", "SiteMap", "resolve_names"]
+
+WRAPPED = ".base_layer"
+"""What other PEFT methods put into the name of a module that they wrap."""
+
+FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""Modules of torch that read the parameters of their children without calling them."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One parameter of a model.
+
+    Attributes:
+        name: The parameter's name, without the traces of other adapters.
+        host: Module that gets the side-car as a child.
+        owner: Module that holds the parameter; it is `host`, or what another adapter has wrapped in `host`.
+        slots: Every `(module, attribute)` that is this very parameter; more than one if it is tied.
+        readers: Modules whose forward reads it.
+    """
+
+    name: str
+    host: nn.Module
+    owner: nn.Module
+    slots: tuple[tuple[nn.Module, str], ...]
+    readers: tuple[nn.Module, ...]
+
+    @property
+    def leaf(self) -> str:
+        """Name of the parameter in its owner."""
+        return self.name.rpartition(".")[2]
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters of the base model by name, tied ones under every name, adapters left out."""
+    found = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        plain = name.replace(WRAPPED, "")
+        if SIDECAR in name or (plain != name and plain in found):
+            continue
+        found[plain] = parameter
+    return found
+
+
+def resolve_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Map a direction's parameter names to those of a model, with or without the prefix of its backbone.
+
+    Raises:
+        BaseModelMismatchError: If a parameter is missing, or two names mean the same (tied) parameter.
+    """
+    named = base_parameters(model)
+    prefix = getattr(model, "base_model_prefix", "") or ""
+    resolved: dict[str, str] = {}
+    missing = []
+    for name in names:
+        candidates = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
+        found = next((candidate for candidate in candidates if candidate in named), None)
+        if found is None:
+            missing.append(name)
+        else:
+            resolved[name] = found
+    if missing:
+        raise BaseModelMismatchError(
+            f"{len(missing)} of the {len(missing) + len(resolved)} parameters of this direction do not exist in "
+            f"{type(model).__name__}, e.g. {missing[0][:120]!r}. Load the base model, and the model class, that the "
+            "direction was learned on."
+        )
+    by_identity: dict[int, str] = {}
+    for name in resolved.values():
+        other = by_identity.setdefault(id(named[name]), name)
+        if other != name:
+            raise BaseModelMismatchError(
+                f"{other} and {name} are one tied parameter of {type(model).__name__}, but the direction lists both. "
+                "Load the base model that it was learned on."
+            )
+    if len(set(resolved.values())) != len(resolved):
+        raise BaseModelMismatchError("Two names of the direction mean the same parameter of the base model.")
+    return resolved
+
+
+class SiteMap:
+    """The sites of a model's parameters; built once, then asked by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._slots: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+        self._modules: dict[str, nn.Module] = {}
+        self._raw_names: dict[str, str] = {}
+        self._extra_readers: dict[int, list[nn.Module]] = defaultdict(list)
+        modules = dict(model.named_modules())
+        for name, module in modules.items():
+            if SIDECAR in name:
+                continue
+            self._modules[name] = module
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._slots[id(parameter)].append((module, leaf))
+            self._note_readers(modules, name, module)
+        for name, _ in model.named_parameters(remove_duplicate=False):
+            if SIDECAR not in name:
+                self._raw_names.setdefault(name.replace(WRAPPED, ""), name)
+
+    def _note_readers(self, modules: Mapping[str, nn.Module], name: str, module: nn.Module) -> None:
+        parts = name.split(".") if name else []
+        ancestors = [modules[".".join(parts[:depth])] for depth in range(len(parts))]
+        self._extra_readers[id(module)] += [ancestor for ancestor in ancestors if isinstance(ancestor, FUSED)]
+        # Hooks of a checkpointed layer run outside of the recomputed region; its own children cover it.
+        if len(parts) > 1 and not isinstance(ancestors[-1], GradientCheckpointingLayer):
+            read = _children_read_by(type(ancestors[-1]))
+            if read is None or parts[-1] in read:
+                self._extra_readers[id(module)].append(ancestors[-1])
+        # Heads may read the embedding matrix of the input directly, wherever they are (DeBERTa's masked-LM head).
+        if isinstance(module, nn.Embedding):
+            self._extra_readers[id(module)].append(self._model)
+
+    def __getitem__(self, name: str) -> Site:
+        """The site of a parameter, by one of its names (as `resolve_names` returns them)."""
+        owner_name, _, leaf = self._raw_names[name].rpartition(".")
+        owner = self._modules[owner_name]
+        parameter = owner._parameters[leaf]
+        slots = tuple(self._slots[id(parameter)])
+        readers: dict[int, nn.Module] = {}
+        for module, _ in slots:
+            for reader in (module, *self._extra_readers[id(module)]):
+                readers[id(reader)] = reader
+        return Site(name, self._modules[name.rpartition(".")[0]], owner, slots, tuple(readers.values()))
+
+
+@functools.cache
+def _children_read_by(cls: type) -> frozenset[str] | None:
+    """Children `x` whose parameters the class reads as `self.x.weight` or `self.x.bias`; `None` if its source is unknown."""
+    found: set[str] = set()
+    for base in cls.__mro__:
+        if base is nn.Module:
+            break
+        try:
+            found |= set(re.findall(r"self\.([A-Za-z_]\w*)\.(?:weight|bias)\b", inspect.getsource(base)))
+        except (OSError, TypeError):
+            return None
+    return frozenset(found)

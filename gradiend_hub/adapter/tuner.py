@@ -1,0 +1,330 @@
+"""`GradiendTuner`: attaches directions to a model, and answers PEFT's questions about them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..config import GradiendConfig
+from ..direction import (
+    KEY_PREFIX,
+    Direction,
+    ParameterDirection,
+    check_indices,
+    index_dtype,
+    sidecar_name,
+)
+from ..errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
+from .layer import GradiendLayer, total_delta
+from .sites import SiteMap, base_parameters, resolve_names
+
+__all__ = ["GradiendTuner", "gradiend_layers"]
+
+VALUE_NAMES = ("gradiend_weight", "gradiend_bias", "gradiend_indices")
+
+
+def gradiend_layers(model: nn.Module) -> Iterator[GradiendLayer]:
+    """All side-cars of a model."""
+    return (module for module in model.modules() if isinstance(module, GradiendLayer))
+
+
+class GradiendTuner(BaseTuner):
+    """PEFT's tuner for feature directions: one `GradiendLayer` for every parameter, as a child of its owner."""
+
+    prefix: str = "gradiend_"
+    tuner_layer_cls = GradiendLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    # ------------------------------------------------------------------------------------------------------ injection
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Attach an adapter with zero values. Everything is checked before anything is attached.
+
+        PEFT's version walks over all modules and matches names; a direction lists its parameters.
+
+        Raises:
+            BaseModelMismatchError: If the model lacks a parameter, or its shape is another one.
+            ConfigError: If the adapter's name cannot be one, or the scope of a fresh adapter is empty.
+        """
+        config = self.peft_config[adapter_name]
+        if "." in adapter_name or not adapter_name:
+            raise ConfigError(f"Adapter name {adapter_name!r}: torch allows no '.' in it, nor an empty name. Use '_'.")
+        self._check_new_adapter_config(config)
+        self._prepare_adapter_config(config, self.get_model_config(model))
+        first = not any(True for _ in gradiend_layers(model))
+        sites = SiteMap(model)
+        for name, spec in (config.parameters or {}).items():
+            site = sites[name]
+            child = sidecar_name(site.leaf)
+            if child not in site.host._modules:
+                site.host.add_module(child, GradiendLayer(site))
+            layer = site.host._modules[child]
+            assert isinstance(layer, GradiendLayer)
+            with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+                layer.add(adapter_name, config, spec["entries"])
+        self.targeted_parameter_names = list(dict.fromkeys([*self.targeted_parameter_names, *config.parameters]))
+        if first:
+            self._freeze_base(model)
+        for layer in gradiend_layers(model):
+            if adapter_name in layer.gradiend_weight:
+                trainable = adapter_name in self.active_adapters and not config.inference_mode
+                layer.set_requires_grad(adapter_name, requires_grad=trainable)
+                layer._active_adapter = list(self.active_adapters)
+
+    def _freeze_base(self, model: nn.Module) -> None:
+        """Freeze the base model as PEFT does, and remember what has to be thawed when the adapters are unloaded."""
+        self._frozen = [parameter for parameter in base_parameters(model).values() if parameter.requires_grad]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+
+    def _prepare_adapter_config(self, peft_config: GradiendConfig, model_config: dict[str, Any]) -> GradiendConfig:
+        """Settle which parameters the adapter has: those of the artifact, or those in scope of a fresh one."""
+        if peft_config.parameters is None:
+            from ..gradients.scope import select_parameters  # nothing else of training is needed to apply a direction
+
+            selected = select_parameters(
+                self.model, scope=peft_config.scope, exclude=peft_config.exclude, layers=peft_config.layers
+            )
+            peft_config.parameters = {
+                name: {"shape": list(parameter.shape), "entries": None} for name, parameter in selected.items()
+            }
+        names = resolve_names(self.model, peft_config.parameters)
+        check_shapes(self.model, {names[name]: spec for name, spec in peft_config.parameters.items()})
+        peft_config.parameters = {names[name]: spec for name, spec in peft_config.parameters.items()}
+        peft_config._stored_names = {found: stored for stored, found in names.items()}
+        return peft_config
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's way to attach an adapter by modules; `inject_adapter` does it by parameters."""
+        raise NotImplementedError("GradiendTuner attaches adapters in inject_adapter.")
+
+    # ------------------------------------------------------------------------------------------------ PEFT's questions
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise EditError(
+                "adapter_names is not supported by GRADIEND directions, which edit weights. "
+                "Use GradiendModel and model(**batch, strengths=[...]) for different strengths in one batch."
+            )
+        yield
+
+    def _check_merge_allowed(self) -> None:
+        """Tied weights are edited once, wherever they are used, so nothing can go wrong."""
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        layers = list(gradiend_layers(self.model))
+        for layer in tqdm(layers, disable=not progressbar, desc="Merging" if merge else "Unloading"):
+            if not merge:
+                wanted = []
+            elif adapter_names is not None:
+                wanted = [name for name in adapter_names if name in layer.gradiend_weight]
+            else:
+                wanted = layer.merged_adapters or [n for n in layer.active_adapters if n in layer.gradiend_weight]
+            if layer.disable_adapters:
+                layer.enable_adapters(True)
+            layer.merge_exactly(wanted, safe_merge)
+        for layer in layers:
+            layer.detach()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        return self.model
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GradiendTuner:
+        """After a move or a change of type, merged weights are summed and rounded again from the moved originals."""
+        super()._apply(fn, recurse)
+        for layer in gradiend_layers(self.model):
+            layer.refresh()
+        return self
+
+    # -------------------------------------------------------------------------------------------------------- strength
+
+    def set_strength(self, adapter_name: str, strength: float, feature_factor: float | None = None) -> None:
+        """Set the strength of one adapter on all layers, merged or not."""
+        if adapter_name not in self.peft_config:
+            raise ConfigError(f"There is no adapter {adapter_name!r}; loaded are {list(self.peft_config)}.")
+        for layer in gradiend_layers(self.model):
+            layer.set_strength(adapter_name, strength, feature_factor)
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
+    ) -> None:
+        """Add the adapter `Σ weight_i · Δ_i`, each Δ_i at its current strength. It is exact, and sparse stays sparse.
+
+        Raises:
+            ConfigError: If a name is unknown or taken, the lists differ in length, or the combination is not linear.
+        """
+        unknown = [name for name in adapters if name not in self.peft_config]
+        if unknown or adapter_name in self.peft_config or len(adapters) != len(weights) or not adapters:
+            raise ConfigError(
+                f"add_weighted_adapter: expected as many weights as adapters of {list(self.peft_config)} and a new name, "
+                f"found {adapters}, {weights}, {adapter_name!r}."
+            )
+        if combination_type != "linear":
+            raise ConfigError(
+                f"add_weighted_adapter: only 'linear' is exact for directions, found {combination_type!r}."
+            )
+        direction = self._weighted(adapters, weights)
+        config = copy.deepcopy(self.peft_config[adapters[0]])
+        config.parameters, config.has_bias, config.dtype, config._source = direction.spec(), False, "float32", None
+        config.decoder_sign, config.strength_unit, config.strength, config.feature_factor = 1, 1.0, 1.0, 1.0
+        config.safe_band = config.break_point = None
+        self.peft_config[adapter_name] = config
+        self.inject_adapter(self.model, adapter_name)
+        self.fill(adapter_name, direction)
+
+    @torch.no_grad()
+    def _weighted(self, adapters: list[str], weights: list[float]) -> Direction:
+        parameters = {}
+        for layer in gradiend_layers(self.model):
+            parts = []
+            for name, weight in zip(adapters, weights, strict=True):
+                for part in layer._parts([name]):
+                    parts.append(part._replace(c_w=part.c_w * weight, c_b=part.c_b * weight))
+            if not parts:
+                continue
+            numel = layer.base_parameter.numel()
+            indices, delta = total_delta(parts, numel, torch.float32)
+            indices = None if indices is None else indices.to(index_dtype(numel)).cpu()
+            shape = tuple(layer.base_parameter.shape)
+            parameters[layer.site.name] = ParameterDirection(shape, delta.detach().cpu(), indices=indices)
+        if not parameters:
+            raise EditError("add_weighted_adapter: all strengths are zero, so there is nothing to combine.")
+        return Direction(parameters)
+
+    def fill(self, adapter_name: str, direction: Direction) -> None:
+        """Put a direction's values into an attached adapter; parameter names are those of this model."""
+        for layer in gradiend_layers(self.model):
+            part = direction.parameters.get(layer.site.name)
+            if part is not None and adapter_name in layer.gradiend_weight:
+                bias = part.decoder_bias
+                if bias is None and adapter_name in layer.gradiend_bias:
+                    bias = torch.zeros_like(part.decoder)
+                layer.fill(adapter_name, part.decoder, bias, part.indices)
+
+    # ------------------------------------------------------------------------------------------------------ state dict
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: GradiendConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """The adapter's tensors under the artifact's keys, in the type that the configuration names."""
+        found = {}
+        for path, layer in _named_layers(model):
+            for kind in VALUE_NAMES:
+                tensor = state_dict.get(f"{path}.{kind}.{adapter_name}")
+                if tensor is not None:
+                    prefix = KEY_PREFIX if path.startswith(KEY_PREFIX) else ""
+                    values = tensor.to(getattr(torch, config.dtype)) if tensor.is_floating_point() else tensor
+                    found[f"{prefix}{sidecar_name(layer.site.name)}.{kind}.{adapter_name}"] = values
+        return found
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: GradiendConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Find the place of every stored tensor, and check what PEFT is about to load.
+
+        Raises:
+            ArtifactError: If tensors are missing, unknown, of the wrong size, or hold unusable values. The adapter
+                is taken off the model then.
+        """
+        stored = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in state_dict.items()}
+        mapped = {}
+        try:
+            for path, layer in _named_layers(model):
+                if adapter_name not in layer.gradiend_weight:
+                    continue
+                if adapter_name in layer.merged_adapters:
+                    layer.unmerge()
+                key = sidecar_name(config._stored_names.get(layer.site.name, layer.site.name))
+                for kind in VALUE_NAMES:
+                    if adapter_name in getattr(layer, kind):
+                        tensor = stored.pop(f"{key}.{kind}", None)
+                        _check_tensor(layer, kind, tensor, getattr(layer, kind)[adapter_name])
+                        mapped[f"{path}.{kind}.{adapter_name}"] = tensor
+                layer._unchecked.discard(adapter_name)
+            if stored:
+                raise ArtifactError(
+                    f"adapter_model.safetensors holds {len(stored)} tensors that its configuration does not name, e.g. "
+                    f"{min(stored)[:120]!r}."
+                )
+        except ArtifactError:
+            _withdraw(model, adapter_name)
+            raise
+        return mapped
+
+
+def check_shapes(model: nn.Module, parameters: dict[str, dict[str, Any]]) -> None:
+    """Compare the shapes that a direction names with the model's.
+
+    Raises:
+        BaseModelMismatchError: With the first parameters that differ.
+    """
+    named = base_parameters(model)
+    wrong = {n: s for n, s in parameters.items() if tuple(named[n].shape) != tuple(s["shape"])}
+    if wrong:
+        name, spec = next(iter(wrong.items()))
+        raise BaseModelMismatchError(
+            f"{len(wrong)} parameters of {type(model).__name__} have another shape than the direction, e.g. {name}: "
+            f"expected {spec['shape']}, found {list(named[name].shape)}. Load the base model it was learned on."
+        )
+
+
+def _named_layers(model: nn.Module) -> Iterator[tuple[str, GradiendLayer]]:
+    for path, module in model.named_modules():
+        if isinstance(module, GradiendLayer):
+            yield path.removeprefix("_fsdp_wrapped_module."), module
+
+
+def _check_tensor(layer: GradiendLayer, kind: str, tensor: torch.Tensor | None, room: torch.Tensor) -> None:
+    name = layer.site.name
+    if tensor is None:
+        raise ArtifactError(f"adapter_model.safetensors lacks {kind} of {name}; it does not match its configuration.")
+    if tensor.shape != room.shape or tensor.is_floating_point() != room.is_floating_point():
+        raise ArtifactError(
+            f"{kind} of {name}: expected {room.dtype} {list(room.shape)}, found {tensor.dtype} {list(tensor.shape)}."
+        )
+    if kind == "gradiend_indices":
+        check_indices(name, tensor, layer.base_parameter.numel())
+    elif not bool(torch.isfinite(tensor).all()):
+        raise ArtifactError(f"{kind} of {name} holds NaN or infinite values; the direction is unusable.")
+
+
+def _withdraw(model: nn.Module, adapter_name: str) -> None:
+    """Take an adapter that could not be loaded off a model, and its side-cars where nothing else uses them."""
+    for layer in list(gradiend_layers(model)):
+        for name in (*layer.adapter_layer_names, *layer.other_param_names):
+            if adapter_name in getattr(layer, name):
+                del getattr(layer, name)[adapter_name]
+        if not layer.gradiend_weight:
+            layer.detach()
+    getattr(model, "peft_config", {}).pop(adapter_name, None)

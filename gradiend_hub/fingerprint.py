@@ -1,0 +1,158 @@
+"""Is this the base model that the direction was learned on?
+
+A direction carries a few values of every tensor that it touches. Comparing them with the model at hand tells the same
+model from a rounded copy, a fine-tuned relative and a stranger, without downloading or hashing anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+__all__ = ["BaseMatch", "BaseModelRelation", "Fingerprint"]
+
+SAMPLES = 64
+"""Values that are kept of each tensor."""
+
+RELATED_DISTANCE = 0.5
+"""Largest median distance of a relative. Two independent models are √2 apart; fine-tuning moves a weight by a few percent."""
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class BaseModelRelation(str, Enum):
+    """How a model relates to the one that a direction was learned on."""
+
+    SAME = "same"
+    ROUNDED = "same up to rounding"
+    RELATED = "related"
+    DIFFERENT = "different"
+
+
+@dataclass(frozen=True)
+class BaseMatch:
+    """Outcome of a comparison.
+
+    Attributes:
+        relation: The verdict.
+        distance: Median over the tensors of `‖a - b‖ / spread(a)` of their samples; 0 is equal, √2 unrelated.
+        worst: Name and distance of the tensor that differs most.
+        tensors: Number of tensors that were compared.
+    """
+
+    relation: BaseModelRelation
+    distance: float
+    worst: tuple[str, float]
+    tensors: int
+
+    def evidence(self) -> str:
+        """One sentence with the figures behind the verdict."""
+        name, distance = self.worst
+        return (
+            f"The sampled values of {self.tensors} tensors differ by {self.distance:.3g} of their spread (median); "
+            f"most in {name}, by {distance:.3g}."
+        )
+
+
+def sample_positions(numel: int) -> torch.Tensor:
+    """Flat positions that are sampled of a tensor with `numel` elements: sorted int64, the same on every machine."""
+    if numel <= SAMPLES:
+        return torch.arange(numel)
+    steps = torch.arange(SAMPLES, dtype=torch.float64) * 0.6180339887498949
+    return torch.unique((steps.frac() * numel).long().clamp_(max=numel - 1))
+
+
+def sample(tensor: torch.Tensor) -> torch.Tensor:
+    """The sampled values of a tensor, fp32 on the CPU (exact for fp32, fp16 and bf16 tensors)."""
+    positions = sample_positions(tensor.numel()).to(tensor.device)
+    data = tensor.detach()
+    values = data.view(-1)[positions] if data.is_contiguous() else data[torch.unravel_index(positions, data.shape)]
+    return values.float().cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """Sampled values of the base model's tensors.
+
+    Attributes:
+        samples: Parameter name to its sampled values, fp32 `[≤ 64]`.
+        dtype: Type of the base model's values when they were sampled, e.g. `"bfloat16"`.
+    """
+
+    samples: Mapping[str, torch.Tensor]
+    dtype: str = "float32"
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Fingerprint:
+        """Take the fingerprint of named tensors, usually `{name: parameter}` of the base model."""
+        dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+        return cls(
+            {name: sample(tensor) for name, tensor in tensors.items()}, dtypes.pop() if len(dtypes) == 1 else "float32"
+        )
+
+    def renamed(self, names: Mapping[str, str]) -> Fingerprint:
+        """The same samples under other parameter names."""
+        return Fingerprint({names.get(name, name): values for name, values in self.samples.items()}, self.dtype)
+
+    def only(self, names: Iterable[str]) -> Fingerprint:
+        """The samples of some parameters."""
+        return Fingerprint({name: self.samples[name] for name in names if name in self.samples}, self.dtype)
+
+    def compare(self, tensors: Mapping[str, torch.Tensor]) -> BaseMatch:
+        """Compare the stored samples with the tensors of a model.
+
+        A tensor that the model lacks, or whose number of samples differs, counts as entirely different.
+        """
+        distances: dict[str, float] = {}
+        equal, rounded = True, True
+        for name, stored in self.samples.items():
+            tensor = tensors.get(name)
+            found = sample(tensor) if tensor is not None else torch.empty(0)
+            if tensor is None or found.shape != stored.shape:
+                distances[name], equal, rounded = float("inf"), False, False
+                continue
+            distances[name] = _distance(stored, found)
+            equal = equal and torch.equal(stored, found)
+            rounded = rounded and _equal_after_rounding(
+                stored, DTYPES.get(self.dtype, torch.float32), found, tensor.dtype
+            )
+        if not distances:
+            return BaseMatch(BaseModelRelation.SAME, 0.0, ("no tensor", 0.0), 0)
+        worst = max(distances.items(), key=lambda item: item[1])
+        median = float(torch.tensor(sorted(distances.values())).median())
+        if equal:
+            relation = BaseModelRelation.SAME
+        elif rounded:
+            relation = BaseModelRelation.ROUNDED
+        elif worst[1] != float("inf") and median <= RELATED_DISTANCE:
+            relation = BaseModelRelation.RELATED
+        else:
+            relation = BaseModelRelation.DIFFERENT
+        return BaseMatch(relation, median, worst, len(distances))
+
+
+def _distance(stored: torch.Tensor, found: torch.Tensor) -> float:
+    """`‖stored - found‖` in units of the spread of `stored` around its mean, so that constant vectors prove nothing."""
+    difference = float((stored.double() - found.double()).norm())
+    if difference == 0:
+        return 0.0
+    spread = float((stored.double() - stored.double().mean()).norm())
+    return (
+        difference / spread
+        if spread > 1e-6 * float(stored.double().norm())
+        else difference / (1e-12 + float(stored.double().norm()))
+    )
+
+
+def _equal_after_rounding(
+    stored: torch.Tensor, stored_dtype: torch.dtype, found: torch.Tensor, found_dtype: torch.dtype
+) -> bool:
+    """Whether one side is the other one, rounded to a coarser type."""
+    if not found_dtype.is_floating_point:
+        return False
+    down = torch.equal(stored.to(found_dtype).float(), found)
+    up = torch.equal(found.to(stored_dtype).float(), stored)
+    return down or up
