@@ -1,0 +1,101 @@
+"""Random directions, and an independent statement of what applying one means."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradiend_hub.config import GradiendConfig
+from gradiend_hub.direction import Direction, ParameterDirection
+from gradiend_hub.fingerprint import Fingerprint
+from gradiend_hub.model import GradiendModel
+
+CLASSES = ["3SG", "3PL"]
+
+
+def random_direction(
+    model: nn.Module, storage: str = "mixed", *, seed: int = 0, scale: float = 0.05, share: float = 0.1, bias: bool = True
+) -> Direction:
+    """A direction over every parameter: `storage` is "dense", "sparse", or "mixed" (they alternate)."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {}
+    for position, (name, parameter) in enumerate(model.named_parameters()):
+        sparse = storage == "sparse" or (storage == "mixed" and position % 2 == 1)
+        size = max(1, int(share * parameter.numel())) if sparse else parameter.numel()
+        indices = torch.randperm(parameter.numel(), generator=generator)[:size].sort().values.int() if sparse else None
+
+        def values(size: int = size) -> torch.Tensor:
+            return scale * torch.randn(size, generator=generator)
+
+        parameters[name] = ParameterDirection(
+            tuple(parameter.shape), values(), values() if bias else None, values(), indices
+        )
+    return Direction(parameters, encoder_bias=0.25, fingerprint=Fingerprint.of(dict(model.named_parameters())))
+
+
+def config_for(direction: Direction, base: nn.Module | None = None, **fields: Any) -> GradiendConfig:
+    """A configuration of a direction; fields as of `GradiendConfig`."""
+    if isinstance(base, nn.Module):
+        fields.setdefault("auto_mapping", {"base_model_class": type(base).__name__, "parent_library": type(base).__module__})
+    return GradiendConfig(
+        **{"feature_classes": CLASSES, "parameters": direction.spec(), "has_bias": direction.has_bias, **fields}
+    )
+
+
+def save(folder: Path, direction: Direction, base: nn.Module | None = None, **fields: Any) -> Path:
+    """Write an artifact and return its folder."""
+    config = config_for(direction, base, **fields)
+    config.save_pretrained(str(folder))
+    direction.save(folder, dtype=config.dtype)
+    return folder
+
+
+def edited(base: nn.Module, edits: Sequence[tuple[Direction, float, float]]) -> nn.Module:
+    """A copy of the base model with `W' = round(W + Σ (c_w·w_d + c_b·b_d))`, summed in fp32 and rounded once."""
+    model = copy.deepcopy(base)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            total = None
+            for direction, c_w, c_b in edits:
+                part = direction.parameters.get(name)
+                if part is None or (c_w == 0 and c_b == 0):
+                    continue
+                values = part.decoder * c_w
+                if part.decoder_bias is not None:
+                    values = values + part.decoder_bias * c_b
+                dense = torch.zeros(parameter.numel())
+                if part.indices is None:
+                    dense = values
+                else:
+                    dense[part.indices.long()] = values
+                total = dense if total is None else total + dense
+            if total is not None:
+                parameter.copy_((parameter.float().flatten() + total).to(parameter.dtype).view(parameter.shape))
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    return model
+
+
+def bits(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all weights of the base model, by name."""
+    if isinstance(model, GradiendModel):
+        model = model.get_base_model()
+    state = model.state_dict()
+    return {name: tensor.clone() for name, tensor in state.items() if "rewrite_" not in name}
+
+
+def same_bits(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
+    """Whether two state dictionaries are equal to the last bit, the sign of zeros included."""
+    if found.keys() != expected.keys():
+        return False
+
+    def raw(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.contiguous().view(-1).view(torch.uint8)
+
+    return all(torch.equal(raw(found[name]), raw(expected[name])) for name in expected)
