@@ -376,8 +376,13 @@ def _importance(name: str, part: ParameterDirection, by: Importance) -> torch.Te
 def _write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a file beside its place and move it there, so that no reader ever sees half of it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    plain, seen = {}, set()
+    for key, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        plain[key] = value.clone() if value.data_ptr() in seen else value  # the format stores no shared memory
+        seen.add(value.data_ptr())
     try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
+        save_file(plain, temporary, metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

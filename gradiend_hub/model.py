@@ -1,4 +1,4 @@
-"""`GradiendModel`: a base model with a feature direction applied at a strength."""
+"""`GradiendModel`: a base model with feature directions applied at a strength."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,12 @@ from peft import PeftModel
 from torch import nn
 
 from .adapter import GradiendTuner, gradiend_layers
-from .adapter.layer import Changes, GradiendLayer
-from .adapter.sites import base_parameters, resolve_names
+from .adapter.receipt import EditReceipt, receipt_of
+from .base_model import base_commit, base_name, check_base_model, load_base_model
 from .config import GradiendConfig
-from .constants import CARD_FILE, PROBES_FILE, REPORT_FILE
+from .constants import CARD_FILE, CONFIG_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from .direction import Direction
-from .errors import BaseModelError, BaseModelMismatchError, ConfigError, EditError
-from .fingerprint import BaseModelRelation
+from .errors import BaseModelError, ConfigError, EditError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,30 +30,12 @@ if TYPE_CHECKING:
 __all__ = ["EditReceipt", "GradiendModel"]
 
 
-@dataclass(frozen=True)
-class EditReceipt:
-    """What an edit does to the base model's weights.
-
-    Attributes:
-        tensors: Parameters that are touched.
-        entries: Weights with a non-zero Δ.
-        relative_norm: `‖Δ‖ / ‖W‖` over the touched parameters.
-        by_layer: The same for each transformer layer (or module outside of the layers).
-        swallowed: Share of the entries whose value did not change, because the weights' type is too coarse for Δ.
-    """
-
-    tensors: int
-    entries: int
-    relative_norm: float
-    by_layer: dict[str, float]
-    swallowed: float
-
-
 class GradiendModel(PeftModel):
-    """A base model with one or more feature directions; a `PeftModel` whose directions are merged in place.
+    """A base model with one or more feature directions: a `PeftModel` whose directions are merged in place.
 
-    Being merged, it costs nothing at inference; the touched original weights are kept, so that every change of strength,
-    and strength 0, is exact.
+    Being merged, they cost nothing at inference. The touched original weights are kept, so every change of strength
+    is exact, and strength 0 is the base model to the bit. Inference may run in many threads; changing the strength
+    while another thread runs the model may not.
 
     Use `GradiendModel.from_pretrained` or `GradiendModel.from_direction`.
     """
@@ -67,13 +48,14 @@ class GradiendModel(PeftModel):
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its former name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             super().__init__(model, peft_config, adapter_name, **kwargs)
+        self.special_peft_forward_args = {*self.special_peft_forward_args, "strengths"}
         self._directions: dict[str, Direction] = {}
         self._folders: dict[str, Path] = {}
 
     # -------------------------------------------------------------------------------------------------------- creation
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         repo_or_path: str | Path,
         base_model: nn.Module | str | Path | None = None,
@@ -107,24 +89,26 @@ class GradiendModel(PeftModel):
         Raises:
             ArtifactNotFoundError: If there is no direction.
             ArtifactError: If its files are damaged.
+            BaseModelError: If the base model cannot be loaded.
             BaseModelMismatchError: If the base model is not the one that the direction was learned on.
-            EditError: If applying changes nothing.
+            EditError: If applying the direction changes nothing.
         """
-        folder = _resolve(
-            repo_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only,
-            subfolder=subfolder,
-        )  # fmt: skip
+        hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        folder = _find(repo_or_path, revision=revision, subfolder=subfolder, **hub)
         config = GradiendConfig.from_pretrained(str(folder))
         direction = Direction.load(folder, config, encoder=False)
-        if base_model is None or isinstance(base_model, (str, Path)):
-            hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-            base_model = _load_base(config, base_model, {**hub, **base_kwargs})
+        if not isinstance(base_model, nn.Module):
+            base_model = load_base_model(config, base_model, **{**hub, **base_kwargs})
         elif base_kwargs:
             raise ConfigError(f"{sorted(base_kwargs)} would load a base model, but `base_model` is an object already.")
         model = cls.from_direction(
-            base_model, direction, config, strength=config.strength if strength is None else strength,
-            adapter_name=adapter_name, allow_related=allow_related,
-        )  # fmt: skip
+            base_model,
+            direction,
+            config,
+            strength=config.strength if strength is None else strength,
+            adapter_name=adapter_name,
+            allow_related=allow_related,
+        )
         model._folders[adapter_name] = folder
         model.eval()
         return model
@@ -140,32 +124,88 @@ class GradiendModel(PeftModel):
         adapter_name: str = "default",
         allow_related: bool = False,
     ) -> GradiendModel:
-        """Apply a direction that is in memory.
+        """Apply a direction that is in memory; nothing is read or written.
 
         Args:
-            base_model: The base model; it is edited in place and given back by `unload()`.
+            base_model: The base model. It is edited in place; `unload()` gives it back as it was.
             direction: The direction; its tensors are used, not copied.
-            config: Its configuration; the stored tensors it lists are replaced by the direction's.
+            config: Its configuration. The list of stored tensors is taken from the direction.
             strength: Strength to apply; 0 is the base model, bit for bit.
             adapter_name: Name for this direction in the model.
             allow_related: Accept a fine-tuned relative of the base model, with a warning.
         """
-        config = _describe(config, direction, base_model)
-        names = _check_base(base_model, direction, allow_related)
-        config.inference_mode = True
         _check_strength(strength)
-        model = cls(base_model, config, adapter_name)
+        direction.check()
+        names = check_base_model(base_model, direction, allow_related=allow_related)
+        model = cls(base_model, _describe(config, direction, base_model), adapter_name, low_cpu_mem_usage=True)
         try:
-            model.base_model.fill(adapter_name, direction.renamed(names))
-            model._directions[adapter_name] = direction.renamed(names)
-            for layer in gradiend_layers(model):
-                layer.strength[adapter_name] = 0.0
-                layer.merge_exactly([adapter_name])
+            model._take(adapter_name, direction.renamed(names))
+            model.base_model.merge_exactly([adapter_name])
             model.set_strength(strength)
         except BaseException:
             model.unload()
             raise
         return model
+
+    def load_adapter(
+        self,
+        model_id: str | Path,
+        adapter_name: str,
+        *,
+        allow_related: bool = False,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        **hub: Any,
+    ) -> None:
+        """Load a further direction of the same base model, at strength 0 until `set_strength` or `set_adapter` names it.
+
+        Arguments and errors are those of `from_pretrained`.
+        """
+        folder = _find(model_id, revision=revision, subfolder=subfolder, **hub)
+        config = GradiendConfig.from_pretrained(str(folder))
+        self.add_direction(
+            adapter_name, Direction.load(folder, config, encoder=False), config, allow_related=allow_related
+        )
+        self._folders[adapter_name] = folder
+
+    def add_direction(
+        self, adapter_name: str, direction: Direction, config: GradiendConfig, *, allow_related: bool = False
+    ) -> None:
+        """Add a direction that is in memory, at strength 0 until `set_strength` or `set_adapter` names it."""
+        if adapter_name in self.peft_config:
+            raise ConfigError(f"There is a direction {adapter_name!r} already; delete it first, or use `swap`.")
+        base = self.get_base_model()
+        names = check_base_model(base, direction.check(), allow_related=allow_related)
+        self.add_adapter(adapter_name, _describe(config, direction, base), low_cpu_mem_usage=True)
+        self._take(adapter_name, direction.renamed(names))
+
+    def swap(self, model_id: str | Path, adapter_name: str = "default", *, strength: float | None = None, **hub: Any) -> None:
+        """Replace a direction by another one: PEFT's hotswap, at any size. The new one gets the old one's strength.
+
+        If the new direction cannot be loaded, the old one stays.
+        """
+        if adapter_name not in self.peft_config:
+            raise ConfigError(f"There is no direction {adapter_name!r} in this model; loaded are {list(self.peft_config)}.")
+        active = list(self.active_adapters)
+        current = self._state(adapter_name)[0]
+        temporary = f"{adapter_name}_swapped"
+        self.load_adapter(model_id, temporary, **hub)
+        folder, direction, config = self._folders[temporary], self._directions[temporary], self.peft_config[temporary]
+        config.parameters = {config._stored_names[name]: spec for name, spec in config.parameters.items()}
+        self._set_active([name for name in active if name != adapter_name])
+        self._delete(adapter_name)
+        self.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
+        self._take(adapter_name, direction)
+        self._delete(temporary)
+        self._folders[adapter_name] = folder
+        self._set_active(active)
+        self.set_strength({adapter_name: current if strength is None else strength})
+
+    def _take(self, adapter_name: str, direction: Direction) -> None:
+        """Fill an attached adapter with values, at strength 0."""
+        self.base_model.fill(adapter_name, direction)
+        self.base_model.set_strength(adapter_name, 0.0)
+        self._directions[adapter_name] = direction
 
     # -------------------------------------------------------------------------------------------------------- strength
 
@@ -186,15 +226,19 @@ class GradiendModel(PeftModel):
             _check_strength(value)
             if name not in self.peft_config:
                 raise ConfigError(f"There is no direction {name!r} in this model; loaded are {list(self.peft_config)}.")
+        if feature_factor is not None:
+            _check_strength(feature_factor)
+        active = list(self.active_adapters)
         before = {name: self._state(name) for name in wanted}
-        self._activate(wanted)
         try:
             for name, value in wanted.items():
                 self.base_model.set_strength(name, float(value), feature_factor)
+            self._set_active([*active, *(name for name in wanted if name not in active)])
             self._check_effect()
         except BaseException:
-            for name, (value, factor) in before.items():
-                self.base_model.set_strength(name, value, factor)
+            self._set_active(active)
+            for name, state in before.items():
+                self.base_model.set_strength(name, *state)
             raise
 
     @property
@@ -221,74 +265,106 @@ class GradiendModel(PeftModel):
             self.set_strength(strength, feature_factor)
             yield self
         finally:
-            if self.active_adapters != active:
-                self._set_active(active)
             for name, state in before.items():
                 if self._state(name) != state:
                     self.base_model.set_strength(name, *state)
+            self._set_active(active)
 
     def _state(self, adapter_name: str) -> tuple[float, float]:
+        """Strength and feature factor of a direction."""
         layer = next(layer for layer in gradiend_layers(self) if adapter_name in layer.strength)
         return layer.strength[adapter_name], layer.feature_factor[adapter_name]
 
-    def _activate(self, names: Mapping[str, float]) -> None:
-        new = [name for name in names if name not in self.active_adapters]
-        if new:
-            self._set_active([*self.active_adapters, *new])
-
-    def _set_active(self, names: list[str]) -> None:
-        """Make these directions the active ones; they are merged if any direction is merged now."""
-        merged = any(layer.merged for layer in gradiend_layers(self))
-        for layer in gradiend_layers(self):
-            if layer.merged:
-                layer.merge_exactly([])
-        self.base_model.set_adapter(names, inference_mode=True)
-        self.active_adapter = names[0] if len(names) == 1 else names
-        for layer in gradiend_layers(self) if merged else ():
-            layer.merge_exactly([name for name in names if name in layer.gradiend_weight])
-
     def _check_effect(self) -> None:
-        """Raise `EditError` if a non-zero strength changes no weight; stops at the first one that changed."""
+        """Raise `EditError` if a non-zero strength changes no weight; stops looking at the first one that changed."""
         if self._adapters_disabled or not any(self.strengths.values()):
             return
-        if not any(
-            changes.entries > changes.swallowed for changes in map(GradiendLayer.changes, gradiend_layers(self))
-        ):
+        if not any(layer.has_effect() for layer in gradiend_layers(self)):
             raise EditError(
-                f"At strength {self.strengths} no weight changes: every entry of the edit is smaller than the spacing of "
-                f"{self.dtype} numbers. Use a larger strength, or load the base model in float32."
+                f"At strength {self.strengths} no weight changes: Δ is zero, or smaller everywhere than the spacing of the "
+                f"{self.base_model_torch_dtype} numbers. Use a larger strength, or load the base model in float32."
             )
 
     @property
     def receipt(self) -> EditReceipt:
         """Account of the current edit, measured on the weights (one pass over the touched parameters)."""
-        changes = {layer.site.name: layer.changes() for layer in gradiend_layers(self)}
-        touched = [change for change in changes.values() if change.entries]
-        entries = sum(change.entries for change in touched)
-        groups: dict[str, list[Changes]] = {}
-        for name, change in changes.items():
-            groups.setdefault(_layer_of(name), []).append(change)
-        return EditReceipt(
-            tensors=len(touched),
-            entries=entries,
-            relative_norm=_relative_norm(list(changes.values())),
-            by_layer={name: _relative_norm(group) for name, group in groups.items()},
-            swallowed=sum(change.swallowed for change in touched) / entries if entries else 0.0,
-        )
+        return receipt_of(gradiend_layers(self))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the base model with the edit.
+
+        Args:
+            *args: Of the base model.
+            strengths: Strengths by row instead of the current one: a sequence `[batch]` for the active direction, a
+                dictionary of such sequences by name, or a callable that gets the keyword arguments of the forward (e.g.
+                `input_ids`) and returns either.
+            **kwargs: Of the base model.
+
+        Raises:
+            EditError: With `strengths`, if a touched parameter has no exact way to differ between rows.
+        """
+        return super().forward(*args, **kwargs)
+
+    # ---------------------------------------------------------------------------------------- which directions are active
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = True) -> None:
+        """Make these directions the active ones, at their own strengths (the recommended one if it never was set)."""
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        if unknown := [name for name in names if name not in self.peft_config]:
+            raise ConfigError(f"There is no direction {unknown[0]!r} in this model; loaded are {list(self.peft_config)}.")
+        self._set_active(names)
+
+    def _set_active(self, names: list[str]) -> None:
+        """Activate exactly these; if directions are merged now, these are merged afterwards."""
+        if names == self.active_adapters:
+            return
+        merged = any(layer.merged for layer in gradiend_layers(self))
+        self.base_model.merge_exactly([])
+        self.base_model.set_adapter(names, inference_mode=True)
+        self.active_adapter = names[0] if names else next(iter(self.peft_config))  # PEFT looks its configuration up
+        if merged:
+            self.base_model.merge_exactly(names)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove a direction; if it was the only active one, no direction is active afterwards."""
+        if adapter_name not in self.peft_config:
+            raise ConfigError(f"There is no direction {adapter_name!r} in this model; loaded are {list(self.peft_config)}.")
+        if len(self.peft_config) == 1:
+            raise ConfigError(f"{adapter_name!r} is the only direction; `unload()` gives the base model back without it.")
+        self._set_active([name for name in self.active_adapters if name != adapter_name])
+        self._delete(adapter_name)
+
+    def _delete(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self._directions.pop(adapter_name, None)
+        self._folders.pop(adapter_name, None)
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
+    ) -> None:
+        """Add the direction `Σ weight_i · Δ_i`, each at its current strength; see `GradiendTuner.add_weighted_adapter`."""
+        direction = self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type)
+        self._directions[adapter_name] = direction
 
     # ------------------------------------------------------------------------------------------------------- the parts
 
     @property
     def direction(self) -> Direction:
         """The active direction, with its encoder (read from disk at the first use)."""
-        name = self.active_adapters[0]
+        return self._direction(self._only_active())
+
+    def _only_active(self) -> str:
+        if len(self.active_adapters) != 1:
+            raise ConfigError(f"{len(self.active_adapters)} directions are active: {self.active_adapters}; activate one.")
+        return str(self.active_adapters[0])
+
+    def _direction(self, name: str) -> Direction:
         direction = self._directions[name]
         if not direction.has_encoder and name in self._folders:
-            config = self.peft_config[name]
-            stored = GradiendConfig.from_pretrained(str(self._folders[name]))
-            full = Direction.load(self._folders[name], stored)
-            names = {stored: found for found, stored in config._stored_names.items()}
-            direction = self._directions[name] = full.renamed(names)
+            stored = Direction.load(self._folders[name], GradiendConfig.from_pretrained(str(self._folders[name])))
+            found_names = self.peft_config[name]._stored_names
+            direction = stored.renamed({stored_name: found for found, stored_name in found_names.items()})
+            self._directions[name] = direction
         return direction
 
     @property
@@ -296,11 +372,12 @@ class GradiendModel(PeftModel):
         """The base model's tokenizer."""
         from transformers import AutoTokenizer
 
-        config = self.active_peft_config
-        base = config.base_model_name_or_path or getattr(self.get_base_model(), "name_or_path", None)
+        base = base_name(self.get_base_model()) or self.active_peft_config.base_model_name_or_path
         if not base:
             raise BaseModelError("The base model has no name or path, so its tokenizer is unknown. Load one yourself.")
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base, revision=config.revision)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            base, revision=base_commit(self.get_base_model())
+        )
         return tokenizer
 
     def encode(self, rows: Any, batch_size: int = 32) -> torch.Tensor:
@@ -311,29 +388,28 @@ class GradiendModel(PeftModel):
 
     # ---------------------------------------------------------------------------------------------------------- saving
 
-    def save_pretrained(self, save_directory: str | Path, adapter_name: str | None = None, **_: Any) -> None:  # type: ignore[override]
-        """Save one direction (by default the active one) as an artifact: config, decoder, encoder, report, probes, card."""
-        folder, name = Path(save_directory), adapter_name or self.active_adapters[0]
+    def save_pretrained(self, save_directory: str | Path, adapter_name: str | None = None, **_: Any) -> None:
+        """Write one direction as an artifact: configuration, decoder, encoder, and report, probes and card if it had them.
+
+        Args:
+            save_directory: Folder to write to.
+            adapter_name: Which direction; by default the active one.
+        """
+        folder, name = Path(save_directory), adapter_name or self._only_active()
         if folder.is_file():
             raise ConfigError(f"{folder} is a file; give a folder.")
         if name not in self.peft_config:
             raise ConfigError(f"There is no direction {name!r} in this model; loaded are {list(self.peft_config)}.")
+        direction, config = self._direction(name), self.peft_config[name]
         folder.mkdir(parents=True, exist_ok=True)
-        active = self.active_adapter
-        self.active_adapter = name
-        try:
-            direction, config = self.direction, self.peft_config[name]
-        finally:
-            self.active_adapter = active
         direction.save(folder, dtype=config.dtype)
         source = self._folders.get(name)
-        for companion in (REPORT_FILE, PROBES_FILE, CARD_FILE) if source else ():
+        for companion in (REPORT_FILE, PROBES_FILE, CARD_FILE) if source is not None else ():
             if (source / companion).is_file() and not (folder / companion).exists():
                 shutil.copyfile(source / companion, folder / companion)
-        saved = replace(config, parameters=direction.spec())
-        saved.save_pretrained(str(folder))
+        replace(config, parameters=direction.spec(), has_bias=direction.has_bias).save_pretrained(str(folder))
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Publish the active direction in one commit; arguments as of `gradiend_hub.hub.publish.publish_folder`."""
         from .hub.publish import publish_folder
 
@@ -342,86 +418,35 @@ class GradiendModel(PeftModel):
             return publish_folder(folder, repo_id, **kwargs)
 
 
-def _resolve(repo_or_path: str | Path, **kwargs: Any) -> Path:
-    folder = Path(repo_or_path, kwargs["subfolder"] or "")
-    if folder.is_dir():
-        return folder
-    from .hub.publish import resolve_folder
-
-    return Path(resolve_folder(str(repo_or_path), **kwargs).folder)
+Strengths = Mapping[str, Any] | list[float] | torch.Tensor | Callable[..., Any]
 
 
-def _check_strength(strength: float) -> None:
+def _find(repo_or_path: str | Path, **arguments: Any) -> Path:
+    from .hub.resolve import resolve_folder
+
+    return resolve_folder(repo_or_path, **arguments, required=(CONFIG_FILE, WEIGHTS_FILE)).folder
+
+
+def _check_strength(strength: object) -> None:
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
         raise ConfigError(f"A strength must be a finite number, found {strength!r}.")
 
 
-def _layer_of(name: str) -> str:
-    """`bert.encoder.layer.3.output.dense.weight` → `bert.encoder.layer.3`; without a number, the owning module."""
-    parts = name.split(".")
-    depth = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
-    return ".".join(parts[: depth + 1]) or name
+def _describe(config: GradiendConfig, direction: Direction, model: nn.Module) -> GradiendConfig:
+    """The configuration with the direction's tensors, and with the base model's identity where it has none yet."""
+    import transformers
 
-
-def _relative_norm(changes: list[Changes]) -> float:
-    weight = math.sqrt(sum(change.weight_square for change in changes))
-    delta = math.sqrt(sum(change.delta_square for change in changes))
-    return delta / weight if weight else (math.inf if delta else 0.0)
-
-
-def _describe(config: GradiendConfig, direction: Direction, base_model: nn.Module) -> GradiendConfig:
-    """The configuration with the direction's tensors, and with the base model's name if it has none yet."""
-    mapping = config.auto_mapping
-    if mapping is None:
-        mapping = {"base_model_class": type(base_model).__name__, "parent_library": type(base_model).__module__}
+    mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+    known = config.base_model_name_or_path is not None
     described = replace(
         config,
         parameters=direction.spec(),
         has_bias=direction.has_bias,
-        base_model_name_or_path=config.base_model_name_or_path or getattr(base_model, "name_or_path", None) or None,
-        auto_mapping=mapping,
+        base_model_name_or_path=config.base_model_name_or_path if known else base_name(model),
+        revision=config.revision if known else base_commit(model),
+        auto_mapping=config.auto_mapping or mapping,
+        transformers_version=config.transformers_version or transformers.__version__,
+        inference_mode=True,
     )
     described._source = config._source
     return described
-
-
-def _check_base(base_model: nn.Module, direction: Direction, allow_related: bool) -> dict[str, str]:
-    """Map the direction's names to the model's, and compare the fingerprint with the base model's values."""
-    names = resolve_names(base_model, direction.parameters)
-    if direction.fingerprint is None:
-        return names
-    tensors: dict[str, torch.Tensor] = dict(base_parameters(base_model))
-    tensors |= {layer.site.name: layer.original() for layer in gradiend_layers(base_model) if layer.merged}
-    match = direction.fingerprint.renamed(names).compare(tensors)
-    if match.relation is BaseModelRelation.DIFFERENT:
-        raise BaseModelMismatchError(
-            f"{type(base_model).__name__} is not the base model of this direction. {match.evidence()} "
-            "Load the base model that the direction names."
-        )
-    if match.relation is BaseModelRelation.RELATED:
-        if not allow_related:
-            raise BaseModelMismatchError(
-                f"This {type(base_model).__name__} is a relative (e.g. a fine-tune) of the direction's base model. "
-                f"{match.evidence()} Pass allow_related=True to apply the direction all the same."
-            )
-        warnings.warn(f"Applying a direction to a relative of its base model. {match.evidence()}", stacklevel=3)
-    return names
-
-
-def _load_base(config: GradiendConfig, base: str | Path | None, arguments: dict[str, Any]) -> nn.Module:
-    """Load the base model with the transformers class that the direction names; never code from a configuration."""
-    import transformers
-
-    path = str(base) if base is not None else config.base_model_name_or_path
-    if not path:
-        raise BaseModelError("The direction names no base model; pass `base_model`.")
-    class_name = (config.auto_mapping or {}).get("base_model_class", "")
-    model_class = getattr(transformers, class_name, None) if class_name.isidentifier() else None
-    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-        raise BaseModelError(
-            f"The direction names the model class {class_name!r}, which transformers does not have. "
-            "Load the base model yourself and pass it as `base_model`."
-        )
-    revision = config.revision if base is None or path == config.base_model_name_or_path else None
-    model: nn.Module = model_class.from_pretrained(path, revision=revision or "main", **arguments)
-    return model

@@ -25,9 +25,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..config import GradiendConfig
-from ..direction import check_indices, combine, index_dtype, sum_sparse
-from ..errors import ArtifactError, EditError
+from gradiend_hub.config import GradiendConfig
+from gradiend_hub.direction import check_indices, combine, index_dtype, sum_sparse
+from gradiend_hub.errors import ArtifactError, EditError
 from .sites import Site
 
 __all__ = ["GradiendLayer", "Originals"]
@@ -317,7 +317,9 @@ class GradiendLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def merge_exactly(self, adapter_names: list[str], safe_merge: bool = False) -> None:
-        """Make the set of merged adapters this one, and no other."""
+        """Make these the merged adapters, and no others."""
+        if adapter_names == self.merged_adapters:
+            return
         if safe_merge and not bool(torch.isfinite(self.rewritten(self.original(), adapter_names)).all()):
             raise EditError(f"Merging {adapter_names} would make weights of {self.site.name} NaN or infinite.")
         parts_ready = self._parts(adapter_names)  # raises on damaged values, before anything is written
@@ -380,18 +382,34 @@ class GradiendLayer(nn.Module, BaseTunerLayer):
             self.set_requires_grad(frozen, requires_grad=False)
         self.refresh()
 
+    @torch.no_grad()
+    def _edit(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Δ, base values and edited values of the touched entries, `[k]` each; `None` if nothing is applied."""
+        names = self.merged_adapters or self.active_adapters
+        parts = [] if self._disable_adapters else self._parts(names)
+        if not parts:
+            return None
+        parameter = self.base_parameter
+        indices, delta = total_delta(parts, parameter.numel(), sum_dtype(parameter.dtype))
+        originals = self._originals
+        if originals is not None and len(originals.values) == len(delta):
+            before = originals.values
+        else:
+            before = read_entries(self.original(), indices)
+        return delta, before, (before.to(delta.dtype) + delta).to(parameter.dtype)
+
+    def has_effect(self) -> bool:
+        """Whether the current edit changes any value of this parameter."""
+        edit = self._edit()
+        return edit is not None and not torch.equal(edit[1], edit[2])
+
     def changes(self) -> Changes:
         """Compare the current edit with the base model's values."""
-        base = self.original()
-        names = self.merged_adapters or [name for name in self.active_adapters if name in self.gradiend_weight]
-        parts = [] if self._disable_adapters else self._parts(names)
-        weight_square = float(base.double().square().sum())
-        if not parts:
+        weight_square = float(self.original().double().square().sum())
+        edit = self._edit()
+        if edit is None:
             return Changes(0, 0, 0.0, weight_square)
-        with torch.no_grad():
-            indices, delta = total_delta(parts, base.numel(), sum_dtype(base.dtype))
-            before = read_entries(base, indices)
-            after = (before.to(delta.dtype) + delta).to(base.dtype)
+        delta, before, after = edit
         touched = delta != 0
         swallowed = int((touched & (after == before)).sum())
         return Changes(int(touched.sum()), swallowed, float(delta.double().square().sum()), weight_square)

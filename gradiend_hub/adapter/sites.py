@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..direction import SIDECAR
-from ..errors import BaseModelMismatchError
+from gradiend_hub.direction import SIDECAR
+from gradiend_hub.errors import BaseModelMismatchError
 
 __all__ = ["Site", "SiteMap", "resolve_names"]
 

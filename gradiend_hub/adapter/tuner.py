@@ -13,8 +13,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..config import GradiendConfig
-from ..direction import (
+from gradiend_hub.config import GradiendConfig
+from gradiend_hub.direction import (
     KEY_PREFIX,
     Direction,
     ParameterDirection,
@@ -22,7 +22,7 @@ from ..direction import (
     index_dtype,
     sidecar_name,
 )
-from ..errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
+from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
 from .layer import GradiendLayer, total_delta
 from .sites import SiteMap, base_parameters, resolve_names
 
@@ -95,7 +95,7 @@ class GradiendTuner(BaseTuner):
     def _prepare_adapter_config(self, peft_config: GradiendConfig, model_config: dict[str, Any]) -> GradiendConfig:
         """Settle which parameters the adapter has: those of the artifact, or those in scope of a fresh one."""
         if peft_config.parameters is None:
-            from ..gradients.scope import select_parameters  # nothing else of training is needed to apply a direction
+            from gradiend_hub.gradients.scope import select_parameters  # nothing else of training is needed to apply a direction
 
             selected = select_parameters(
                 self.model, scope=peft_config.scope, exclude=peft_config.exclude, layers=peft_config.layers
@@ -153,6 +153,11 @@ class GradiendTuner(BaseTuner):
             del self.model.peft_config
         return self.model
 
+    def merge_exactly(self, adapter_names: list[str]) -> None:
+        """Make these the merged adapters on all layers, and no others."""
+        for layer in gradiend_layers(self.model):
+            layer.merge_exactly([name for name in adapter_names if name in layer.gradiend_weight])
+
     def _apply(self, fn: Any, recurse: bool = True) -> GradiendTuner:
         """After a move or a change of type, merged weights are summed and rounded again from the moved originals."""
         super()._apply(fn, recurse)
@@ -171,7 +176,7 @@ class GradiendTuner(BaseTuner):
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
-    ) -> None:
+    ) -> Direction:
         """Add the adapter `Σ weight_i · Δ_i`, each Δ_i at its current strength. It is exact, and sparse stays sparse.
 
         Raises:
@@ -195,6 +200,7 @@ class GradiendTuner(BaseTuner):
         self.peft_config[adapter_name] = config
         self.inject_adapter(self.model, adapter_name)
         self.fill(adapter_name, direction)
+        return direction
 
     @torch.no_grad()
     def _weighted(self, adapters: list[str], weights: list[float]) -> Direction:

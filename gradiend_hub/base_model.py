@@ -1,0 +1,99 @@
+"""Finding, loading and recognising the base model of a direction."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adapter import gradiend_layers
+from .adapter.sites import base_parameters, resolve_names
+from .config import GradiendConfig
+from .direction import Direction
+from .errors import BaseModelError, BaseModelMismatchError
+from .fingerprint import BaseModelRelation
+
+__all__ = ["base_commit", "base_name", "check_base_model", "load_base_model", "original_parameters"]
+
+
+def base_name(model: nn.Module) -> str | None:
+    """Repository id or path that a transformers model was loaded from; `None` if it has none."""
+    return getattr(model, "name_or_path", None) or None
+
+
+def base_commit(model: nn.Module) -> str | None:
+    """Commit of the Hub repository that a transformers model was loaded from; `None` for local ones."""
+    return getattr(getattr(model, "config", None), "_commit_hash", None)
+
+
+def original_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The base model's parameters by name, without the edits that directions have made to them."""
+    tensors: dict[str, torch.Tensor] = dict(base_parameters(model))
+    return tensors | {layer.site.name: layer.original() for layer in gradiend_layers(model) if layer.merged}
+
+
+def load_base_model(config: GradiendConfig, base: str | Path | None, **arguments: Any) -> nn.Module:
+    """Load a base model with the transformers class that the direction names; no code comes from a configuration.
+
+    Args:
+        config: Configuration of the direction.
+        base: Path or repository id; `None` for the one that the direction names, at the recorded commit.
+        **arguments: Passed to `from_pretrained` of the class.
+
+    Raises:
+        BaseModelError: If the direction names no base model, or a class that transformers does not have, or the model
+            cannot be loaded.
+    """
+    import transformers
+
+    path = str(base) if base is not None else config.base_model_name_or_path
+    if not path:
+        raise BaseModelError("The direction names no base model; pass `base_model`.")
+    name = (config.auto_mapping or {}).get("base_model_class", "")
+    model_class: Any = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        raise BaseModelError(
+            f"The direction names the model class {name[:80]!r}, which transformers does not have. Load the base model "
+            "yourself and pass it as `base_model`."
+        )
+    if config.revision is not None and path == config.base_model_name_or_path:
+        arguments.setdefault("revision", config.revision)
+    try:
+        model: nn.Module = model_class.from_pretrained(path, **arguments)
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"The base model {path} could not be loaded: {error} If it is elsewhere, pass it as `base_model`."
+        ) from error
+    return model
+
+
+def check_base_model(model: nn.Module, direction: Direction, *, allow_related: bool = False) -> dict[str, str]:
+    """Map the direction's parameter names to the model's, and compare its fingerprint with the model's values.
+
+    Returns:
+        Name in the direction → name in the model.
+
+    Raises:
+        BaseModelMismatchError: If a parameter is missing, or the values are those of another model; of a fine-tuned
+            relative only without `allow_related`.
+    """
+    names = resolve_names(model, direction.parameters)
+    if direction.fingerprint is None:
+        return names
+    match = direction.fingerprint.renamed(names).compare(original_parameters(model))
+    if match.relation is BaseModelRelation.DIFFERENT:
+        raise BaseModelMismatchError(
+            f"This {type(model).__name__} is not the base model of the direction. {match.evidence()} "
+            "Load the base model that the direction names."
+        )
+    if match.relation is BaseModelRelation.RELATED:
+        if not allow_related:
+            raise BaseModelMismatchError(
+                f"This {type(model).__name__} is a relative (such as a fine-tune) of the direction's base model. "
+                f"{match.evidence()} Pass allow_related=True to apply the direction all the same."
+            )
+        warnings.warn(f"The direction is applied to a relative of its base model. {match.evidence()}", stacklevel=4)
+    return names
