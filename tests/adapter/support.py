@@ -60,7 +60,7 @@ def edited(base: nn.Module, edits: Sequence[tuple[Direction, float, float]]) -> 
     model = copy.deepcopy(base)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            total = None
+            total, touched = torch.zeros(parameter.numel()), torch.zeros(parameter.numel(), dtype=torch.bool)
             for direction, c_w, c_b in edits:
                 part = direction.parameters.get(name)
                 if part is None or (c_w == 0 and c_b == 0):
@@ -68,14 +68,12 @@ def edited(base: nn.Module, edits: Sequence[tuple[Direction, float, float]]) -> 
                 values = part.decoder * c_w
                 if part.decoder_bias is not None:
                     values = values + part.decoder_bias * c_b
-                dense = torch.zeros(parameter.numel())
-                if part.indices is None:
-                    dense = values
-                else:
-                    dense[part.indices.long()] = values
-                total = dense if total is None else total + dense
-            if total is not None:
-                parameter.copy_((parameter.float().flatten() + total).to(parameter.dtype).view(parameter.shape))
+                where = slice(None) if part.indices is None else part.indices.long()
+                total[where] += values
+                touched[where] = True
+            old = parameter.flatten()
+            new = (old.float() + total).to(parameter.dtype)
+            parameter.copy_(torch.where(touched, new, old).view(parameter.shape))
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
