@@ -1,7 +1,7 @@
 """`GradiendConfig`: everything that a direction says about itself, stored as `adapter_config.json`.
 
-It is a `PeftConfig`, so PEFT and transformers read it as they read LoRA's. Every value is checked when an object is made,
-whether it comes from a user or from a stranger's file.
+It is a `PeftConfig`, so PEFT and transformers read it as they read LoRA's. Every value is checked when an object is
+made, whether it comes from a user or from a stranger's file.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def _extend_peft_type(name: str) -> PeftType:
         return PeftType[name]
     member = str.__new__(PeftType, name)
     member._name_, member._value_ = name, name
-    member.__objclass__ = PeftType  # type: ignore[attr-defined]
-    member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]
+    member.__objclass__ = PeftType
+    member._sort_order_ = len(PeftType._member_names_)
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
@@ -81,7 +81,7 @@ def _is_count(value: object) -> bool:
 
 
 @dataclass
-class GradiendConfig(PeftConfig):
+class GradiendConfig(PeftConfig):  # type: ignore[misc]
     """Configuration of a feature direction, as a PEFT method.
 
     PEFT's own field `revision` is the commit of the *base model* that the direction was learned on.
@@ -173,11 +173,8 @@ class GradiendConfig(PeftConfig):
         _check(self.peft_type in (None, GRADIEND), "peft_type", "'GRADIEND'", self.peft_type)
         _check(isinstance(self.inference_mode, bool), "inference_mode", "true or false", self.inference_mode)
         mapping = self.auto_mapping
-        _check(
-            mapping is None
-            or (isinstance(mapping, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in mapping.items())),
-            "auto_mapping", "a dictionary of strings or None", mapping,
-        )  # fmt: skip
+        strings = isinstance(mapping, dict) and all(isinstance(item, str) for pair in mapping.items() for item in pair)
+        _check(mapping is None or strings, "auto_mapping", "a dictionary of strings or None", mapping)
 
     def _check_feature(self) -> None:
         classes = self.feature_classes
@@ -226,11 +223,11 @@ class GradiendConfig(PeftConfig):
         for name, spec in (self.parameters or {}).items():
             _check(isinstance(name, str) and bool(name) and all(name.split(".")), "parameters", "parameter names", name)
             where = f"parameters[{name!r}]"
-            _check(isinstance(spec, dict) and set(spec) == {"shape", "entries"}, where, "the keys 'shape' and 'entries'",
-                   spec)  # fmt: skip
+            keys = {"shape", "entries"}
+            _check(isinstance(spec, dict) and set(spec) == keys, where, "the keys 'shape' and 'entries'", spec)
             shape, entries = spec["shape"], spec["entries"]
-            _check(isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS and all(_is_count(n) and n > 0 for n in shape),
-                   f"{where}.shape", "a list of positive sizes", shape)  # fmt: skip
+            sizes = isinstance(shape, list) and all(_is_count(size) and size > 0 for size in shape)
+            _check(sizes and len(shape) <= MAX_DIMENSIONS, f"{where}.shape", "a list of positive sizes", shape)
             numel = math.prod(shape)
             _check(numel <= MAX_ELEMENTS, f"{where}.shape", f"at most {MAX_ELEMENTS} elements", shape)
             _check(entries is None or (_is_count(entries) and 0 < entries <= numel), f"{where}.entries",
@@ -271,7 +268,7 @@ class GradiendConfig(PeftConfig):
         return fields
 
     @classmethod
-    def from_pretrained(  # noqa: D417 (PEFT's signature)
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> GradiendConfig:
         """Read a configuration from a folder or a Hub repository, as `PeftConfig.from_pretrained`.

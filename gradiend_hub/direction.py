@@ -271,7 +271,8 @@ class Direction:
         kept = torch.zeros(joined.numel(), dtype=torch.bool)
         kept[torch.topk(joined, min(keep, joined.numel()), sorted=False).indices] = True
         parts = {}
-        for (name, part), mask in zip(self.parameters.items(), kept.split([s.numel() for s in scores]), strict=True):
+        masks = torch.split(kept, [score.numel() for score in scores])
+        for (name, part), mask in zip(self.parameters.items(), masks, strict=True):
             positions = mask.nonzero().squeeze(1)
             if positions.numel():
                 parts[name] = part._select(positions)

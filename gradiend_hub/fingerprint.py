@@ -6,6 +6,8 @@ model from a rounded copy, a fine-tuned relative and a stranger, without downloa
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +20,7 @@ SAMPLES = 64
 """Values that are kept of each tensor."""
 
 RELATED_DISTANCE = 0.5
-"""Largest median distance of a relative. Two independent models are √2 apart; fine-tuning moves a weight by a few percent."""
+"""Largest median distance of a relative: independent models are √2 apart, a fine-tune a few percent."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -62,15 +64,17 @@ def sample_positions(numel: int) -> torch.Tensor:
     if numel <= SAMPLES:
         return torch.arange(numel)
     steps = torch.arange(SAMPLES, dtype=torch.float64) * 0.6180339887498949
-    return torch.unique((steps.frac() * numel).long().clamp_(max=numel - 1))
+    positions: torch.Tensor = torch.unique((steps.frac() * numel).long().clamp_(max=numel - 1))
+    return positions
 
 
 def sample(tensor: torch.Tensor) -> torch.Tensor:
     """The sampled values of a tensor, fp32 on the CPU (exact for fp32, fp16 and bf16 tensors)."""
     positions = sample_positions(tensor.numel()).to(tensor.device)
     data = tensor.detach()
-    values = data.view(-1)[positions] if data.is_contiguous() else data[torch.unravel_index(positions, data.shape)]
-    return values.float().cpu()
+    flat = data.view(-1) if data.is_contiguous() else data.reshape(-1)
+    values: torch.Tensor = flat[positions].float().cpu()
+    return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,44 +111,42 @@ class Fingerprint:
         A tensor that the model lacks, or whose number of samples differs, counts as entirely different.
         """
         distances: dict[str, float] = {}
-        equal, rounded = True, True
+        equal = rounded = True
+        dtype = DTYPES.get(self.dtype, torch.float32)
         for name, stored in self.samples.items():
             tensor = tensors.get(name)
             found = sample(tensor) if tensor is not None else torch.empty(0)
             if tensor is None or found.shape != stored.shape:
-                distances[name], equal, rounded = float("inf"), False, False
+                distances[name], equal, rounded = math.inf, False, False
                 continue
             distances[name] = _distance(stored, found)
             equal = equal and torch.equal(stored, found)
-            rounded = rounded and _equal_after_rounding(
-                stored, DTYPES.get(self.dtype, torch.float32), found, tensor.dtype
-            )
-        if not distances:
-            return BaseMatch(BaseModelRelation.SAME, 0.0, ("no tensor", 0.0), 0)
-        worst = max(distances.items(), key=lambda item: item[1])
-        median = float(torch.tensor(sorted(distances.values())).median())
+            rounded = rounded and _equal_after_rounding(stored, dtype, found, tensor.dtype)
+        worst = max(distances.items(), key=lambda item: item[1], default=("no tensor", 0.0))
+        # A constant vector (a norm that was never trained) is equal in unrelated models, so it has no vote.
+        votes = [distance for name, distance in distances.items() if not _is_constant(self.samples[name])]
+        median = statistics.median(votes or distances.values() or [0.0])
+        relation = BaseModelRelation.DIFFERENT
         if equal:
             relation = BaseModelRelation.SAME
         elif rounded:
             relation = BaseModelRelation.ROUNDED
-        elif worst[1] != float("inf") and median <= RELATED_DISTANCE:
+        elif worst[1] < math.inf and median <= RELATED_DISTANCE:
             relation = BaseModelRelation.RELATED
-        else:
-            relation = BaseModelRelation.DIFFERENT
         return BaseMatch(relation, median, worst, len(distances))
 
 
+def _is_constant(values: torch.Tensor) -> bool:
+    return values.numel() < 2 or float(values.std()) <= 1e-6 * float(values.abs().max())
+
+
 def _distance(stored: torch.Tensor, found: torch.Tensor) -> float:
-    """`‖stored - found‖` in units of the spread of `stored` around its mean, so that constant vectors prove nothing."""
-    difference = float((stored.double() - found.double()).norm())
-    if difference == 0:
-        return 0.0
-    spread = float((stored.double() - stored.double().mean()).norm())
-    return (
-        difference / spread
-        if spread > 1e-6 * float(stored.double().norm())
-        else difference / (1e-12 + float(stored.double().norm()))
-    )
+    """`‖stored - found‖` in units of the spread of `stored` around its mean (of its norm if it is constant)."""
+    stored, found = stored.double(), found.double()
+    difference = float((stored - found).norm())
+    scale = stored if _is_constant(stored) else stored - stored.mean()
+    distance = difference / max(float(scale.norm()), 1e-12)
+    return distance if math.isfinite(distance) else math.inf
 
 
 def _equal_after_rounding(

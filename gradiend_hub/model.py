@@ -18,7 +18,7 @@ from torch import nn
 
 from .adapter import GradiendTuner, gradiend_layers
 from .adapter.receipt import EditReceipt, receipt_of
-from .base_model import base_commit, base_name, check_base_model, load_base_model
+from .base_identity import base_commit, base_name, check_base_model, load_recorded_base
 from .config import GradiendConfig
 from .constants import CARD_FILE, CONFIG_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from .direction import Direction
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["EditReceipt", "GradiendModel"]
 
 
-class GradiendModel(PeftModel):
+class GradiendModel(PeftModel):  # type: ignore[misc]
     """A base model with one or more feature directions: a `PeftModel` whose directions are merged in place.
 
     Being merged, they cost nothing at inference. The touched original weights are kept, so every change of strength
@@ -41,6 +41,7 @@ class GradiendModel(PeftModel):
     """
 
     base_model: GradiendTuner
+    special_peft_forward_args: set[str]
 
     def __init__(
         self, model: nn.Module, peft_config: GradiendConfig, adapter_name: str = "default", **kwargs: Any
@@ -98,7 +99,7 @@ class GradiendModel(PeftModel):
         config = GradiendConfig.from_pretrained(str(folder))
         direction = Direction.load(folder, config, encoder=False)
         if not isinstance(base_model, nn.Module):
-            base_model = load_base_model(config, base_model, **{**hub, **base_kwargs})
+            base_model = load_recorded_base(config, base_model, **{**hub, **base_kwargs})
         elif base_kwargs:
             raise ConfigError(f"{sorted(base_kwargs)} would load a base model, but `base_model` is an object already.")
         model = cls.from_direction(
@@ -157,7 +158,7 @@ class GradiendModel(PeftModel):
         subfolder: str | None = None,
         **hub: Any,
     ) -> None:
-        """Load a further direction of the same base model, at strength 0 until `set_strength` or `set_adapter` names it.
+        """Load a further direction of the base model; it is inactive until `set_strength` or `set_adapter` names it.
 
         Arguments and errors are those of `from_pretrained`.
         """
@@ -171,7 +172,7 @@ class GradiendModel(PeftModel):
     def add_direction(
         self, adapter_name: str, direction: Direction, config: GradiendConfig, *, allow_related: bool = False
     ) -> None:
-        """Add a direction that is in memory, at strength 0 until `set_strength` or `set_adapter` names it."""
+        """Add a direction that is in memory; it is inactive until `set_strength` or `set_adapter` names it."""
         if adapter_name in self.peft_config:
             raise ConfigError(f"There is a direction {adapter_name!r} already; delete it first, or use `swap`.")
         base = self.get_base_model()
@@ -179,13 +180,17 @@ class GradiendModel(PeftModel):
         self.add_adapter(adapter_name, _describe(config, direction, base), low_cpu_mem_usage=True)
         self._take(adapter_name, direction.renamed(names))
 
-    def swap(self, model_id: str | Path, adapter_name: str = "default", *, strength: float | None = None, **hub: Any) -> None:
+    def swap(
+        self, model_id: str | Path, adapter_name: str = "default", *, strength: float | None = None, **hub: Any
+    ) -> None:
         """Replace a direction by another one: PEFT's hotswap, at any size. The new one gets the old one's strength.
 
         If the new direction cannot be loaded, the old one stays.
         """
         if adapter_name not in self.peft_config:
-            raise ConfigError(f"There is no direction {adapter_name!r} in this model; loaded are {list(self.peft_config)}.")
+            raise ConfigError(
+                f"There is no direction {adapter_name!r} in this model; loaded are {list(self.peft_config)}."
+            )
         active = list(self.active_adapters)
         current = self._state(adapter_name)[0]
         temporary = f"{adapter_name}_swapped"
@@ -281,7 +286,7 @@ class GradiendModel(PeftModel):
             return
         if not any(layer.has_effect() for layer in gradiend_layers(self)):
             raise EditError(
-                f"At strength {self.strengths} no weight changes: Δ is zero, or smaller everywhere than the spacing of the "
+                f"At strength {self.strengths} no weight changes: Δ is zero, or smaller than the spacing of the "
                 f"{self.base_model_torch_dtype} numbers. Use a larger strength, or load the base model in float32."
             )
 
@@ -305,13 +310,15 @@ class GradiendModel(PeftModel):
         """
         return super().forward(*args, **kwargs)
 
-    # ---------------------------------------------------------------------------------------- which directions are active
+    # -------------------------------------------------------------------------------------- which directions are active
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = True) -> None:
         """Make these directions the active ones, at their own strengths (the recommended one if it never was set)."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         if unknown := [name for name in names if name not in self.peft_config]:
-            raise ConfigError(f"There is no direction {unknown[0]!r} in this model; loaded are {list(self.peft_config)}.")
+            raise ConfigError(
+                f"There is no direction {unknown[0]!r} in this model; loaded are {list(self.peft_config)}."
+            )
         self._set_active(names)
 
     def _set_active(self, names: list[str]) -> None:
@@ -328,9 +335,13 @@ class GradiendModel(PeftModel):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove a direction; if it was the only active one, no direction is active afterwards."""
         if adapter_name not in self.peft_config:
-            raise ConfigError(f"There is no direction {adapter_name!r} in this model; loaded are {list(self.peft_config)}.")
+            raise ConfigError(
+                f"There is no direction {adapter_name!r} in this model; loaded are {list(self.peft_config)}."
+            )
         if len(self.peft_config) == 1:
-            raise ConfigError(f"{adapter_name!r} is the only direction; `unload()` gives the base model back without it.")
+            raise ConfigError(
+                f"{adapter_name!r} is the only direction; `unload()` gives the base model back without it."
+            )
         self._set_active([name for name in self.active_adapters if name != adapter_name])
         self._delete(adapter_name)
 
@@ -342,7 +353,7 @@ class GradiendModel(PeftModel):
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
     ) -> None:
-        """Add the direction `Σ weight_i · Δ_i`, each at its current strength; see `GradiendTuner.add_weighted_adapter`."""
+        """Add the direction `Σ weight_i · Δ_i`, each at its current strength (`GradiendTuner.add_weighted_adapter`)."""
         direction = self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type)
         self._directions[adapter_name] = direction
 
@@ -355,7 +366,9 @@ class GradiendModel(PeftModel):
 
     def _only_active(self) -> str:
         if len(self.active_adapters) != 1:
-            raise ConfigError(f"{len(self.active_adapters)} directions are active: {self.active_adapters}; activate one.")
+            raise ConfigError(
+                f"{len(self.active_adapters)} directions are active: {self.active_adapters}; activate one."
+            )
         return str(self.active_adapters[0])
 
     def _direction(self, name: str) -> Direction:
@@ -389,7 +402,7 @@ class GradiendModel(PeftModel):
     # ---------------------------------------------------------------------------------------------------------- saving
 
     def save_pretrained(self, save_directory: str | Path, adapter_name: str | None = None, **_: Any) -> None:
-        """Write one direction as an artifact: configuration, decoder, encoder, and report, probes and card if it had them.
+        """Write one direction as an artifact: configuration, decoder, encoder; report, probes and card if it had them.
 
         Args:
             save_directory: Folder to write to.
@@ -403,11 +416,12 @@ class GradiendModel(PeftModel):
         direction, config = self._direction(name), self.peft_config[name]
         folder.mkdir(parents=True, exist_ok=True)
         direction.save(folder, dtype=config.dtype)
-        source = self._folders.get(name)
-        for companion in (REPORT_FILE, PROBES_FILE, CARD_FILE) if source is not None else ():
-            if (source / companion).is_file() and not (folder / companion).exists():
-                shutil.copyfile(source / companion, folder / companion)
         replace(config, parameters=direction.spec(), has_bias=direction.has_bias).save_pretrained(str(folder))
+        if name in self._folders:
+            for companion in (REPORT_FILE, PROBES_FILE, CARD_FILE):
+                source, target = self._folders[name] / companion, folder / companion
+                if source.is_file() and not target.exists():
+                    shutil.copyfile(source, target)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Publish the active direction in one commit; arguments as of `gradiend_hub.hub.publish.publish_folder`."""
@@ -438,15 +452,15 @@ def _describe(config: GradiendConfig, direction: Direction, model: nn.Module) ->
 
     mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
     known = config.base_model_name_or_path is not None
-    described = replace(
-        config,
-        parameters=direction.spec(),
-        has_bias=direction.has_bias,
-        base_model_name_or_path=config.base_model_name_or_path if known else base_name(model),
-        revision=config.revision if known else base_commit(model),
-        auto_mapping=config.auto_mapping or mapping,
-        transformers_version=config.transformers_version or transformers.__version__,
-        inference_mode=True,
-    )
+    fields: dict[str, Any] = {
+        "parameters": direction.spec(),
+        "has_bias": direction.has_bias,
+        "base_model_name_or_path": config.base_model_name_or_path if known else base_name(model),
+        "revision": config.revision if known else base_commit(model),
+        "auto_mapping": config.auto_mapping or mapping,
+        "transformers_version": config.transformers_version or transformers.__version__,
+        "inference_mode": True,
+    }
+    described = replace(config, **fields)
     described._source = config._source
     return described

@@ -26,7 +26,7 @@ GPT = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
 
 
 class ConvNet(nn.Module):
-    """A plain module with convolutions, batch norm, attention, a recurrent layer, a tied head and a scalar parameter."""
+    """Convolutions, batch norm, attention, a recurrent layer, a tied head and a scalar parameter in a plain module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,9 @@ BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
     "bert_classifier": lambda: tf.BertForSequenceClassification(tf.BertConfig(**TEXT, num_labels=3)),
     "roberta": lambda: tf.RobertaForMaskedLM(tf.RobertaConfig(**TEXT)),
     "distilbert": lambda: tf.DistilBertForMaskedLM(
-        tf.DistilBertConfig(vocab_size=VOCABULARY, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40)
+        tf.DistilBertConfig(
+            vocab_size=VOCABULARY, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40
+        )
     ),
     "deberta": lambda: tf.DebertaV2ForMaskedLM(
         tf.DebertaV2Config(**TEXT, relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"])
@@ -151,7 +153,9 @@ def inputs(architecture: str, dtype: torch.dtype = torch.float32, rows: int = 3)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def output(model: Callable[..., Any], architecture: str, dtype: torch.dtype = torch.float32, **extra: Any) -> torch.Tensor:
+def output(
+    model: Callable[..., Any], architecture: str, dtype: torch.dtype = torch.float32, **extra: Any
+) -> torch.Tensor:
     """Logits (or last hidden states) of the batch, without gradients."""
     with torch.no_grad():
         result = model(**inputs(architecture, dtype), **extra)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradiend_hub.config import GRADIEND
+
 from .layer import GradiendLayer
 from .registration import register
 from .tuner import GradiendTuner, gradiend_layers

@@ -7,8 +7,8 @@ The side-car is a child of the module that owns the parameter; nothing is wrappe
 * Merged, the parameter's memory holds W', and the touched original values are kept; no hook is in the way. A change of
   strength writes W' again from the originals.
 
-The sum is taken in fp32 (fp64 for an fp64 model), in the order in which the adapters were added, and rounded once. Both ways
-give the same bits, and undoing gives the base model's bits.
+The sum is taken in fp32 (fp64 for an fp64 model), in the order in which the adapters were added, and rounded once. Both
+ways give the same bits, and undoing gives the base model's bits.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from gradiend_hub.config import GradiendConfig
 from gradiend_hub.direction import check_indices, combine, index_dtype, sum_sparse
 from gradiend_hub.errors import ArtifactError, EditError
+
 from .sites import Site
 
 __all__ = ["GradiendLayer", "Originals"]
@@ -91,6 +92,11 @@ def total_delta(parts: list[Part], numel: int, dtype: torch.dtype) -> tuple[torc
     return None, total
 
 
+def entry(store: Any, name: str) -> torch.Tensor | None:
+    """An entry of a ParameterDict or BufferDict (which has no `get`)."""
+    return store[name] if name in store else None  # noqa: SIM401
+
+
 def read_entries(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
     """A copy of the entries at flat indices, `[k]`; of all entries, flat, if `indices` is `None`."""
     if indices is None:
@@ -122,7 +128,7 @@ def write_dense(tensor: torch.Tensor, originals: torch.Tensor, part: Part) -> No
         flat[block].copy_(delta)
 
 
-class GradiendLayer(nn.Module, BaseTunerLayer):
+class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """Directions of one parameter, by adapter name. See the module's docstring for what it does when.
 
     Attributes:
@@ -133,6 +139,11 @@ class GradiendLayer(nn.Module, BaseTunerLayer):
         strength: Current strength by adapter, in units of the artifact.
         feature_factor: Current feature factor by adapter.
     """
+
+    active_adapters: list[str]
+    merged: bool
+    set_requires_grad: Callable[..., None]
+    _active_adapter: list[str]
 
     adapter_layer_names = ("gradiend_weight", "gradiend_bias")
     other_param_names = ("gradiend_indices", "configs", "strength", "feature_factor")
@@ -151,7 +162,8 @@ class GradiendLayer(nn.Module, BaseTunerLayer):
         self._originals: Originals | None = None
         self._unchecked: set[str] = set()
         self._disable_adapters = False
-        self._depth, self._stash = 0, None
+        self._depth = 0
+        self._stash: torch.Tensor | None = None
         self._handles: list[RemovableHandle] = []
         self._watch(True)
 
@@ -223,7 +235,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):
         self._unchecked.discard(adapter_name)
 
     def _check(self, adapter_name: str) -> None:
-        """Check an adapter's values before their first use: transformers' loader writes them without telling anybody."""
+        """Check an adapter's values before their first use: transformers' loader writes them without telling us."""
         name, numel = self.site.name, self.base_parameter.numel()
         for values in (self.gradiend_weight, self.gradiend_bias):
             if adapter_name in values and not bool(torch.isfinite(values[adapter_name]).all()):
@@ -240,13 +252,12 @@ class GradiendLayer(nn.Module, BaseTunerLayer):
             if name not in wanted:
                 continue
             c_w, c_b = self.configs[name].coefficients(self.strength[name], self.feature_factor[name])
-            bias = self.gradiend_bias[name] if name in self.gradiend_bias else None
+            bias = entry(self.gradiend_bias, name)
             if c_w == 0 and (c_b == 0 or bias is None):
                 continue
             if name in self._unchecked:
                 self._check(name)
-            indices = self.gradiend_indices[name] if name in self.gradiend_indices else None
-            parts.append(Part(self.gradiend_weight[name], bias, indices, c_w, c_b))
+            parts.append(Part(self.gradiend_weight[name], bias, entry(self.gradiend_indices, name), c_w, c_b))
         return parts
 
     def rewritten(self, base: torch.Tensor, adapter_names: Iterable[str]) -> torch.Tensor:
@@ -327,11 +338,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):
             write_entries(self.base_parameter, self._originals.indices, self._originals.values)
         self.merged_adapters, self._originals = [], None
         if adapter_names:
-            supports = [
-                self.gradiend_indices[name] if name in self.gradiend_indices else None
-                for name in adapter_names
-            ]  # fmt: skip
-            support = _union(supports)
+            support = _union([entry(self.gradiend_indices, name) for name in adapter_names])
             self._originals = Originals(support, read_entries(self.base_parameter, support))
             self.merged_adapters = list(adapter_names)
             if parts_ready:
@@ -461,7 +468,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):
 
     def _assign(self, tensor: torch.Tensor) -> None:
         for module, leaf in self.site.slots:
-            store = module.__dict__ if leaf in module.__dict__ else module._parameters
+            store: dict[str, Any] = module.__dict__ if leaf in module.__dict__ else module._parameters
             store[leaf] = tensor
             if isinstance(module, nn.RNNBase):  # keeps a list of its own
                 module._flat_weights[module._flat_weights_names.index(leaf)] = tensor

@@ -6,6 +6,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.peft_types import register_peft_method
 
 from gradiend_hub.config import GRADIEND, GradiendConfig
+
 from .tuner import GradiendTuner
 
 __all__ = ["register"]

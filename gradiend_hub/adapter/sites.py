@@ -1,8 +1,8 @@
 """Where a parameter lives in a model, and which modules read it.
 
 A direction names parameters. Between a name and an edit stand tied weights, modules with several names, names with or
-without the base model's prefix, layers that another PEFT method has wrapped, and modules that read a parameter of a child
-without calling the child. All of that is settled here, once, when an adapter is attached.
+without the base model's prefix, layers that another PEFT method has wrapped, and modules that read a parameter of a
+child without calling it. All of that is settled here, once, when an adapter is attached.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class SiteMap:
         self._extra_readers[id(module)] += [ancestor for ancestor in ancestors if isinstance(ancestor, FUSED)]
         # Hooks of a checkpointed layer run outside of the recomputed region; its own children cover it.
         if len(parts) > 1 and not isinstance(ancestors[-1], GradientCheckpointingLayer):
-            read = _children_read_by(type(ancestors[-1]))
+            read = _children_read_by(type(ancestors[-1]))  # type: ignore[arg-type]
             if read is None or parts[-1] in read:
                 self._extra_readers[id(module)].append(ancestors[-1])
         # Heads may read the embedding matrix of the input directly, wherever they are (DeBERTa's masked-LM head).
@@ -150,7 +150,7 @@ class SiteMap:
 
 @functools.cache
 def _children_read_by(cls: type) -> frozenset[str] | None:
-    """Children `x` whose parameters the class reads as `self.x.weight` or `self.x.bias`; `None` if its source is unknown."""
+    """Children `x` of which the class reads `self.x.weight` or `self.x.bias`; `None` if its source is unknown."""
     found: set[str] = set()
     for base in cls.__mro__:
         if base is nn.Module:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from gradiend_hub.config import GradiendConfig
 from gradiend_hub.direction import (
@@ -23,6 +23,7 @@ from gradiend_hub.direction import (
     sidecar_name,
 )
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
+
 from .layer import GradiendLayer, total_delta
 from .sites import SiteMap, base_parameters, resolve_names
 
@@ -36,12 +37,16 @@ def gradiend_layers(model: nn.Module) -> Iterator[GradiendLayer]:
     return (module for module in model.modules() if isinstance(module, GradiendLayer))
 
 
-class GradiendTuner(BaseTuner):
+class GradiendTuner(BaseTuner):  # type: ignore[misc]
     """PEFT's tuner for feature directions: one `GradiendLayer` for every parameter, as a child of its owner."""
 
     prefix: str = "gradiend_"
     tuner_layer_cls = GradiendLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    targeted_parameter_names: list[str]
+    peft_config: dict[str, GradiendConfig]
+    active_adapters: list[str]
+    model: nn.Module
 
     # ------------------------------------------------------------------------------------------------------ injection
 
@@ -77,7 +82,9 @@ class GradiendTuner(BaseTuner):
             assert isinstance(layer, GradiendLayer)
             with init_empty_weights() if low_cpu_mem_usage else nullcontext():
                 layer.add(adapter_name, config, spec["entries"])
-        self.targeted_parameter_names = list(dict.fromkeys([*self.targeted_parameter_names, *config.parameters]))
+        self.targeted_parameter_names = list(
+            dict.fromkeys([*self.targeted_parameter_names, *(config.parameters or {})])
+        )
         if first:
             self._freeze_base(model)
         for layer in gradiend_layers(model):
@@ -95,7 +102,9 @@ class GradiendTuner(BaseTuner):
     def _prepare_adapter_config(self, peft_config: GradiendConfig, model_config: dict[str, Any]) -> GradiendConfig:
         """Settle which parameters the adapter has: those of the artifact, or those in scope of a fresh one."""
         if peft_config.parameters is None:
-            from gradiend_hub.gradients.scope import select_parameters  # nothing else of training is needed to apply a direction
+            from gradiend_hub.gradients.scope import (
+                select_parameters,
+            )  # nothing else of training is needed to apply a direction
 
             selected = select_parameters(
                 self.model, scope=peft_config.scope, exclude=peft_config.exclude, layers=peft_config.layers
@@ -177,7 +186,7 @@ class GradiendTuner(BaseTuner):
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
     ) -> Direction:
-        """Add the adapter `Σ weight_i · Δ_i`, each Δ_i at its current strength. It is exact, and sparse stays sparse.
+        """Add the adapter `Σ weight_i · Δ_i`, each Δ_i at its current strength. Exact, and sparse stays sparse.
 
         Raises:
             ConfigError: If a name is unknown or taken, the lists differ in length, or the combination is not linear.
@@ -185,8 +194,8 @@ class GradiendTuner(BaseTuner):
         unknown = [name for name in adapters if name not in self.peft_config]
         if unknown or adapter_name in self.peft_config or len(adapters) != len(weights) or not adapters:
             raise ConfigError(
-                f"add_weighted_adapter: expected as many weights as adapters of {list(self.peft_config)} and a new name, "
-                f"found {adapters}, {weights}, {adapter_name!r}."
+                f"add_weighted_adapter: expected as many weights as adapters of {list(self.peft_config)}, and a new "
+                f"name; found {adapters}, {weights}, {adapter_name!r}."
             )
         if combination_type != "linear":
             raise ConfigError(
@@ -264,7 +273,7 @@ class GradiendTuner(BaseTuner):
                 is taken off the model then.
         """
         stored = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in state_dict.items()}
-        mapped = {}
+        mapped: dict[str, torch.Tensor] = {}
         try:
             for path, layer in _named_layers(model):
                 if adapter_name not in layer.gradiend_weight:
@@ -275,8 +284,8 @@ class GradiendTuner(BaseTuner):
                 for kind in VALUE_NAMES:
                     if adapter_name in getattr(layer, kind):
                         tensor = stored.pop(f"{key}.{kind}", None)
-                        _check_tensor(layer, kind, tensor, getattr(layer, kind)[adapter_name])
-                        mapped[f"{path}.{kind}.{adapter_name}"] = tensor
+                        room = getattr(layer, kind)[adapter_name]
+                        mapped[f"{path}.{kind}.{adapter_name}"] = _checked(layer, kind, tensor, room)
                 layer._unchecked.discard(adapter_name)
             if stored:
                 raise ArtifactError(
@@ -311,7 +320,8 @@ def _named_layers(model: nn.Module) -> Iterator[tuple[str, GradiendLayer]]:
             yield path.removeprefix("_fsdp_wrapped_module."), module
 
 
-def _check_tensor(layer: GradiendLayer, kind: str, tensor: torch.Tensor | None, room: torch.Tensor) -> None:
+def _checked(layer: GradiendLayer, kind: str, tensor: torch.Tensor | None, room: torch.Tensor) -> torch.Tensor:
+    """A stored tensor that fits where it goes, and holds usable values."""
     name = layer.site.name
     if tensor is None:
         raise ArtifactError(f"adapter_model.safetensors lacks {kind} of {name}; it does not match its configuration.")
@@ -323,6 +333,7 @@ def _check_tensor(layer: GradiendLayer, kind: str, tensor: torch.Tensor | None, 
         check_indices(name, tensor, layer.base_parameter.numel())
     elif not bool(torch.isfinite(tensor).all()):
         raise ArtifactError(f"{kind} of {name} holds NaN or infinite values; the direction is unusable.")
+    return tensor
 
 
 def _withdraw(model: nn.Module, adapter_name: str) -> None:

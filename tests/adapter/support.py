@@ -19,7 +19,13 @@ CLASSES = ["3SG", "3PL"]
 
 
 def random_direction(
-    model: nn.Module, storage: str = "mixed", *, seed: int = 0, scale: float = 0.05, share: float = 0.1, bias: bool = True
+    model: nn.Module,
+    storage: str = "mixed",
+    *,
+    seed: int = 0,
+    scale: float = 0.05,
+    share: float = 0.1,
+    bias: bool = True,
 ) -> Direction:
     """A direction over every parameter: `storage` is "dense", "sparse", or "mixed" (they alternate)."""
     generator = torch.Generator().manual_seed(seed)
@@ -41,7 +47,9 @@ def random_direction(
 def config_for(direction: Direction, base: nn.Module | None = None, **fields: Any) -> GradiendConfig:
     """A configuration of a direction; fields as of `GradiendConfig`."""
     if isinstance(base, nn.Module):
-        fields.setdefault("auto_mapping", {"base_model_class": type(base).__name__, "parent_library": type(base).__module__})
+        fields.setdefault(
+            "auto_mapping", {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
+        )
     return GradiendConfig(
         **{"feature_classes": CLASSES, "parameters": direction.spec(), "has_bias": direction.has_bias, **fields}
     )

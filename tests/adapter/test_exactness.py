@@ -149,7 +149,9 @@ def test_one_rounding(dtype: torch.dtype) -> None:
     for name, parameter in model.get_base_model().named_parameters():
         if "rewrite_" in name:
             continue
-        exact = net.get_parameter(name).double() + 0.25 * direction.parameters[name].decoder.view(parameter.shape).double()
+        exact = (
+            net.get_parameter(name).double() + 0.25 * direction.parameters[name].decoder.view(parameter.shape).double()
+        )
         spacing = torch.finfo(dtype).eps * exact.abs().clamp_min(torch.finfo(dtype).tiny)
         limit = 0.5 if dtype != torch.float32 else 1.0
         assert bool(((parameter.double() - exact).abs() <= limit * 1.01 * spacing).all())

@@ -1,4 +1,4 @@
-"""Finding, loading and recognising the base model of a direction."""
+"""The base model that a direction belongs to: recorded, loaded again, and recognised."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .direction import Direction
 from .errors import BaseModelError, BaseModelMismatchError
 from .fingerprint import BaseModelRelation
 
-__all__ = ["base_commit", "base_name", "check_base_model", "load_base_model", "original_parameters"]
+__all__ = ["base_commit", "base_name", "check_base_model", "load_recorded_base", "original_parameters"]
 
 
 def base_name(model: nn.Module) -> str | None:
@@ -35,13 +35,14 @@ def original_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     return tensors | {layer.site.name: layer.original() for layer in gradiend_layers(model) if layer.merged}
 
 
-def load_base_model(config: GradiendConfig, base: str | Path | None, **arguments: Any) -> nn.Module:
+def load_recorded_base(config: GradiendConfig, base: str | Path | None, **arguments: Any) -> nn.Module:
     """Load a base model with the transformers class that the direction names; no code comes from a configuration.
 
     Args:
         config: Configuration of the direction.
         base: Path or repository id; `None` for the one that the direction names, at the recorded commit.
-        **arguments: Passed to `from_pretrained` of the class.
+        **arguments: Passed to `from_pretrained` of the class. Without a `dtype`, a CPU computes in float32 and an
+            accelerator in the checkpoint's own type.
 
     Raises:
         BaseModelError: If the direction names no base model, or a class that transformers does not have, or the model
@@ -53,7 +54,7 @@ def load_base_model(config: GradiendConfig, base: str | Path | None, **arguments
     if not path:
         raise BaseModelError("The direction names no base model; pass `base_model`.")
     name = (config.auto_mapping or {}).get("base_model_class", "")
-    model_class: Any = getattr(transformers, name, None) if name.isidentifier() else None
+    model_class = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise BaseModelError(
             f"The direction names the model class {name[:80]!r}, which transformers does not have. Load the base model "
@@ -61,8 +62,9 @@ def load_base_model(config: GradiendConfig, base: str | Path | None, **arguments
         )
     if config.revision is not None and path == config.base_model_name_or_path:
         arguments.setdefault("revision", config.revision)
+    arguments.setdefault("dtype", "auto" if torch.accelerator.is_available() else torch.float32)
     try:
-        model: nn.Module = model_class.from_pretrained(path, **arguments)
+        model: nn.Module = getattr(transformers, name).from_pretrained(path, **arguments)
     except (OSError, ValueError) as error:
         raise BaseModelError(
             f"The base model {path} could not be loaded: {error} If it is elsewhere, pass it as `base_model`."
