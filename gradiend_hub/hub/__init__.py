@@ -1,0 +1,8 @@
+"""The Hugging Face Hub: pushing a direction in one commit, and finding its files again."""
+
+from __future__ import annotations
+
+from gradiend_hub.hub.publish import publish_folder
+from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
+
+__all__ = ["ResolvedRepo", "publish_folder", "resolve_folder"]

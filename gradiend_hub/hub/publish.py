@@ -1,0 +1,276 @@
+"""Pushing a saved direction: one commit or nothing.
+
+`upload_folder` of huggingface_hub may split a folder into several commits, and commits again when the answer to a
+commit was lost. Here all files go into one `create_commit` on a known parent, and each attempt first looks whether the
+repository already holds them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+from typing import Final, TypeVar
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+
+from gradiend_hub.constants import CONFIG_FILE
+from gradiend_hub.errors import HubPushError
+from gradiend_hub.hub.retry import FAILURES, is_transient, summary, with_retries
+
+__all__ = ["publish_folder"]
+
+logger = logging.getLogger(__name__)
+
+UPLOADED: Final = ("*.json", "*.jsonl", "*.safetensors", "*.md", "*.png", "*.svg", "report.html", "LICENSE")
+"""Files of a folder that are pushed unless the caller asks for others. Nothing that is loaded by unpickling."""
+
+NOT_UPLOADED: Final = (".*", "*/.*", "checkpoint-*/*")
+"""Never pushed: hidden files, and the checkpoints of a training run."""
+
+_DEFAULT_BRANCH: Final = "main"
+_UNKNOWN_STATE: Final = "The state of the repository is unknown; a repeated push finds out, and never commits twice."
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to push: where it is, and its path in the repository."""
+
+    path: Path
+    name: str
+
+    @cached_property
+    def sha256(self) -> str:
+        with self.path.open("rb") as content:
+            return sha_fileobj(content).hex()
+
+    def equals(self, remote: RepoFile) -> bool:
+        """Whether the repository has the same bytes. It names large files by sha256 and small ones as git does."""
+        if remote.size != self.path.stat().st_size:
+            return False
+        if remote.lfs is not None:
+            return remote.lfs.sha256 == self.sha256
+        return remote.blob_id == git_hash(self.path.read_bytes())
+
+
+def publish_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload direction",
+    create_pr: bool = False,
+    allow_patterns: Sequence[str] | None = None,
+) -> CommitInfo:
+    """Push a saved direction to the Hub in one commit that adds or replaces files and deletes none.
+
+    The repository and the branch are created if they do not exist. Failures that may pass are retried with growing
+    waits. Nothing is committed if the repository already holds these files, be it from an earlier push, or from an
+    attempt whose answer was lost.
+
+    Args:
+        folder: what `save_pretrained` wrote; it must contain `adapter_config.json`.
+        repo_id: `namespace/name`, or `name` for the user's own namespace.
+        token: access token; by default the one that the user logged in with.
+        private: visibility of a new repository. True is refused for a repository that is public already.
+        revision: branch to push to, by default `main`.
+        commit_message: first line of the commit message.
+        create_pr: open a pull request instead of committing to the branch.
+        allow_patterns: glob patterns of the files to push, by default those that a direction consists of.
+
+    Returns:
+        The new commit, or the current head if there was nothing to do.
+
+    Raises:
+        HubPushError: nothing was committed. The message has the reason, the state of the repository, and the command
+            that pushes the folder again.
+    """
+    push = _Push(
+        api=HfApi(token=token),
+        folder=Path(folder),
+        repo_id=repo_id,
+        private=private,
+        revision=revision,
+        message=commit_message,
+        create_pr=create_pr,
+        patterns=UPLOADED if allow_patterns is None else tuple(allow_patterns),
+    )
+    push.check()
+    return push.run()
+
+
+@dataclass
+class _Push:
+    """One push in progress."""
+
+    api: HfApi
+    folder: Path
+    repo_id: str
+    private: bool | None
+    revision: str | None
+    message: str
+    create_pr: bool
+    patterns: tuple[str, ...]
+    parent: str | None = None
+    """Head of the branch when it was last read."""
+
+    @property
+    def branch(self) -> str:
+        return self.revision or _DEFAULT_BRANCH
+
+    @cached_property
+    def files(self) -> list[_File]:
+        names = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
+        chosen = (name for name in names if _matches(name, self.patterns) and not _matches(name, NOT_UPLOADED))
+        return [_File(self.folder / name, name) for name in chosen]
+
+    def check(self) -> None:
+        """Find what is wrong without the Hub, before the first request."""
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise self._failure(f"the repository id is not valid. {error}", "Nothing was sent.") from error
+        if not (self.folder / CONFIG_FILE).is_file():
+            raise self._failure(f"the folder is not a saved direction, it has no {CONFIG_FILE}", "Nothing was sent.")
+        if not self.files:
+            raise self._failure(f"no file of the folder matches {', '.join(self.patterns)}", "Nothing was sent.")
+        if is_offline_mode():
+            raise self._failure("this process is offline (HF_HUB_OFFLINE=1)", "Nothing was sent.")
+
+    def run(self) -> CommitInfo:
+        """Create what is missing, then commit."""
+        is_private = self._try(self._create_repository)
+        if self.private and not is_private:
+            advice = "make it private in its settings, or push without asking for a private repository"
+            raise self._failure(f"a private push was asked for, but it exists and is public; {advice}", self._state())
+        self._try(self._create_branch)
+        known = self._try(self._pull_requests)
+        return self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
+
+    def _try(self, action: Callable[[], _T], *, landed: Callable[[], _T | None] = lambda: None) -> _T:
+        """Result of `action`, or of `landed` if the action failed for good but did its work; else HubPushError."""
+        try:
+            return with_retries(action)
+        except (*FAILURES, ValueError) as error:
+            state = None
+            if is_transient(error):
+                try:
+                    done = landed()
+                except FAILURES:
+                    state = _UNKNOWN_STATE
+                else:
+                    if done is not None:
+                        return done
+            raise self._failure(_reason(error), state or self._state()) from error
+
+    def _create_repository(self) -> bool:
+        """Create the repository if it does not exist; whether it is private."""
+        self.repo_id = self.api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
+        return bool(self.api.repo_info(self.repo_id).private)
+
+    def _create_branch(self) -> None:
+        if not self.create_pr and self.branch != _DEFAULT_BRANCH and not self.branch.startswith("refs/"):
+            self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True)
+
+    def _landed(self, known_pull_requests: set[str]) -> CommitInfo | None:
+        """The commit that holds our files, however the attempt that made it seemed to end."""
+        self.parent = self._head(self.branch)
+        if self._is_published(self.parent):
+            logger.info(f"{self.repo_id} has these files at commit {self.parent}.")
+            return self._commit_info(self.parent)
+        for ref in sorted(self._pull_requests() - known_pull_requests):
+            commit = self._head(ref)
+            if self._is_published(commit):
+                return self._commit_info(commit, pull_request=ref)
+        return None
+
+    def _commit(self) -> CommitInfo:
+        return self.api.create_commit(
+            self.repo_id,
+            # new objects each time: used ones remember what the repository held before
+            [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file.path) for file in self.files],
+            commit_message=self.message,
+            revision=self.branch,
+            create_pr=self.create_pr,
+            # with its parent given, a commit that is sent twice lands once
+            parent_commit=None if self.create_pr else self.parent,
+        )
+
+    def _head(self, revision: str) -> str:
+        commit = self.api.repo_info(self.repo_id, revision=revision).sha
+        assert commit is not None
+        return commit
+
+    def _is_published(self, commit: str) -> bool:
+        """Whether the commit holds every file with our content."""
+        rows = self.api.get_paths_info(self.repo_id, [file.name for file in self.files], revision=commit)
+        remote = {row.path: row for row in rows if isinstance(row, RepoFile)}
+        return all(file.name in remote and file.equals(remote[file.name]) for file in self.files)
+
+    def _pull_requests(self) -> set[str]:
+        """Refs of all pull requests; not asked for when none is to be opened."""
+        if not self.create_pr:
+            return set()
+        refs = self.api.list_repo_refs(self.repo_id, include_pull_requests=True)
+        return {request.ref for request in refs.pull_requests or ()}
+
+    def _commit_info(self, commit: str, pull_request: str | None = None) -> CommitInfo:
+        page = f"{self.api.endpoint}/{self.repo_id}"
+        number = pull_request.rsplit("/", 1)[-1] if pull_request else None
+        return CommitInfo(
+            commit_url=f"{page}/commit/{commit}",
+            commit_message=self.message,
+            commit_description="",
+            oid=commit,
+            _endpoint=self.api.endpoint,
+            pr_url=f"{page}/discussions/{number}" if number else None,
+        )
+
+    def _state(self) -> str:
+        """What the repository holds after a failure, as far as the Hub tells."""
+        try:
+            head = self._head(self.branch)
+        except RepositoryNotFoundError:
+            return "Nothing was uploaded: the repository does not exist, or this token does not see it."
+        except RevisionNotFoundError:
+            return f"Nothing was committed: the repository has no branch {self.branch}."
+        except FAILURES:
+            return _UNKNOWN_STATE
+        return f"Nothing was committed: {self.branch} of the repository is at {head[:8]}, without this push."
+
+    def _failure(self, reason: str, state: str) -> HubPushError:
+        command = ["gradiend-hub", "push", str(self.folder), self.repo_id]
+        command += ["--private"] if self.private else []
+        command += ["--revision", self.revision] if self.revision else []
+        command += ["--create-pr"] if self.create_pr else []
+        return HubPushError(
+            f"Could not push {self.folder} to {self.repo_id}: {reason}.\n{state}\n"
+            f"The files are kept in {self.folder}. To push them again: {shlex.join(command)}"
+        )
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _reason(error: Exception) -> str:
+    """Why a push failed, in the user's terms."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 401:
+        return f"the Hub needs a valid token, log in with `hf auth login` ({summary(error)})"
+    if status == 403:
+        return f"the token may not write there ({summary(error)})"
+    if isinstance(error, ValueError) and status is None:
+        return " ".join(str(error).split())
+    return summary(error)

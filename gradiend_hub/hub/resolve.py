@@ -1,0 +1,173 @@
+"""From a folder or a repository id to files on disk, pinned to one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from huggingface_hub import HfApi, constants, get_token, is_offline_mode, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from gradiend_hub.constants import CARD_FILE, CONFIG_FILE
+from gradiend_hub.errors import ArtifactNotFoundError
+from gradiend_hub.hub.retry import FAILURES, summary, with_retries
+
+__all__ = ["ResolvedRepo", "resolve_folder"]
+
+DOWNLOADED: Final = ("*.json", "*.jsonl", "*.safetensors", CARD_FILE)
+"""The only files of a stranger's repository that reach this machine; none of them can run code."""
+
+
+@dataclass(frozen=True)
+class ResolvedRepo:
+    """Files of a direction on disk.
+
+    Attributes:
+        folder: where they are.
+        commit: the commit that they belong to, None for a local folder.
+        repo_id: the repository that they come from, None for a local folder.
+    """
+
+    folder: Path
+    commit: str | None
+    repo_id: str | None
+
+
+def resolve_folder(
+    repo_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+    required: Iterable[str] = (CONFIG_FILE,),
+) -> ResolvedRepo:
+    """Find the files of a direction: in a local folder, or in the cache of the Hub after downloading what is missing.
+
+    The revision is resolved to a commit first, so that all files are of one version even if the branch moves meanwhile.
+    A large repository of another kind is not downloaded: the required files come first.
+
+    Args:
+        repo_or_path: an existing folder, else a repository id. A folder is used as it is.
+        revision: branch, tag or commit of the repository, by default its main branch.
+        token: access token; by default the one that the user logged in with.
+        cache_dir: directory of the cache, by default that of huggingface_hub.
+        local_files_only: use the cache alone, as HF_HUB_OFFLINE=1 does for the whole process.
+        subfolder: folder in the repository or path that holds the direction.
+        required: names of the files that must be there.
+
+    Raises:
+        ArtifactNotFoundError: no such folder or repository, no access to it, no required file in it, or the Hub cannot
+            be reached and the cache does not have it. The message says which.
+    """
+    path = Path(repo_or_path).expanduser()
+    if path.is_dir():
+        folder = path / subfolder if subfolder else path
+        _require(folder, required, f"the folder {folder}")
+        return ResolvedRepo(folder, None, None)
+    repo_id = str(repo_or_path)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ArtifactNotFoundError(
+            f"There is no folder {repo_id}, and this is not a repository id on the Hub either (namespace/name)."
+        ) from error
+    source = _Source(repo_id, revision, token, cache_dir, local_files_only or is_offline_mode(), subfolder)
+    try:
+        return source.fetch(tuple(required))
+    except (*FAILURES, LocalEntryNotFoundError) as error:
+        raise ArtifactNotFoundError(source.explain(error)) from error
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A direction in a repository on the Hub."""
+
+    repo_id: str
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    offline: bool
+    subfolder: str | None
+
+    def fetch(self, required: tuple[str, ...]) -> ResolvedRepo:
+        """Download what the cache does not have."""
+        resolved = with_retries(
+            lambda: HfApi(token=self.token).resolve_revision(
+                self.repo_id, revision=self.revision, cache_dir=self.cache_dir, local_files_only=self.offline
+            )
+        )
+        where = f"commit {resolved.resolved[:8]} of {self.repo_id}"
+        folder = self._download(resolved.resolved, required)
+        _require(folder, required, f"{folder.name} in {where}" if self.subfolder else where)
+        self._download(resolved.resolved, DOWNLOADED)
+        return ResolvedRepo(folder, resolved.resolved, self.repo_id)
+
+    def _download(self, commit: str, patterns: Iterable[str]) -> Path:
+        """Files of the direction's own folder, not of folders in it; the path of that folder."""
+        prefix = f"{self.subfolder}/" if self.subfolder else ""
+        snapshot = with_retries(
+            lambda: snapshot_download(
+                self.repo_id,
+                revision=commit,
+                token=self.token,
+                cache_dir=self.cache_dir,
+                local_files_only=self.offline,
+                allow_patterns=[prefix + pattern for pattern in patterns],
+                ignore_patterns=[f"{prefix}*/*"],
+            )
+        )
+        return Path(snapshot, self.subfolder or "")
+
+    def explain(self, error: Exception) -> str:
+        """Why the repository could not be read, and what to do."""
+        page = f"{constants.ENDPOINT}/{self.repo_id}"
+        sent = self.token is not False and bool(self.token or get_token())
+        if isinstance(error, GatedRepoError):
+            return f"{self.repo_id} is gated: ask for access at {page}, " + _token_advice(sent)
+        if isinstance(error, RevisionNotFoundError):
+            return f"{self.repo_id} has no branch, tag or commit {self.revision!r}."
+        if isinstance(error, RepositoryNotFoundError):
+            missing = f"{self.repo_id} is neither a folder on this machine nor a repository that the Hub shows "
+            if sent:
+                return f"{missing}to this token: it does not exist, or it is private and the token has no access to it."
+            return f"{missing}without a token: it does not exist, or it is private; if it is, {_token_advice(sent)}"
+        if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+            return f"The Hub does not accept this token ({summary(error)}): {_token_advice(False)}"
+        if self.offline:
+            return (
+                f"{self.repo_id} is neither a folder on this machine nor complete in the cache for revision "
+                f"{self.revision or 'main'}, and this call is offline (HF_HUB_OFFLINE=1 or local_files_only=True). "
+                "Run it once online to fill the cache."
+            )
+        return (
+            f"{self.repo_id} could not be downloaded from {constants.ENDPOINT}, and the cache does not have all of it "
+            f"({summary(error)}). Try again: what was downloaded so far is kept."
+        )
+
+
+def _token_advice(sent: bool) -> str:
+    if sent:
+        return "with the account of the token that you use."
+    return "log in with `hf auth login`, or pass token=."
+
+
+def _require(folder: Path, required: Iterable[str], where: str) -> None:
+    missing = [name for name in required if not (folder / name).is_file()]
+    if missing:
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        raise ArtifactNotFoundError(
+            f"There is no direction in {where}: {', '.join(missing)} is missing "
+            f"(found: {', '.join(found[:8]) or 'nothing'})."
+        )

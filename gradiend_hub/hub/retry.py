@@ -1,0 +1,104 @@
+"""Bounded retries with exponential backoff, for what the Hub's client does not retry by itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import httpx2
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionResolutionError
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS: Final = 6
+"""How often an action is tried before its error is raised."""
+
+FIRST_WAIT_SECONDS: Final = 1.0
+"""Wait after the first failure, ± 50 % jitter; it doubles with each further one."""
+
+LONGEST_WAIT_SECONDS: Final = 300.0
+"""No wait is longer, whatever the Hub asks for. A rate limit of the Hub counts requests over 5 minutes."""
+
+FAILURES: Final = (
+    HfHubHTTPError,
+    httpx2.TransportError,
+    ConnectionError,  # of hf_xet, whatever it failed from
+    RuntimeError,  # of an LFS upload, whatever it failed from
+    RevisionResolutionError,
+    json.JSONDecodeError,  # an overloaded Hub answers with an HTML page where the client expects JSON
+)
+"""What a request to the Hub raises when it fails; `is_transient` tells which of them may pass."""
+
+_PASSING_STATUS: Final = frozenset({408, 409, 412, 429})
+
+_T = TypeVar("_T")
+_jitter = random.Random()  # its own state: a retry must not change what a seeded training draws
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed later.
+
+    409 is the Hub's commit lock and 412 a branch that moved meanwhile. Being offline on purpose does not pass.
+    """
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _PASSING_STATUS or error.response.status_code >= 500
+    if isinstance(error, RevisionResolutionError):
+        return isinstance(error.__cause__, Exception) and is_transient(error.__cause__)
+    return isinstance(error, FAILURES) and not isinstance(error, OfflineModeIsEnabled)
+
+
+def wait_seconds(error: Exception, failures: int) -> float:
+    """How long to wait after the `failures`-th failure in a row: backoff with jitter, or as long as the Hub asks."""
+    backoff = FIRST_WAIT_SECONDS * 2.0 ** (failures - 1) * _jitter.uniform(0.5, 1.5)
+    return min(max(backoff, _requested_wait(error)), LONGEST_WAIT_SECONDS)
+
+
+def _requested_wait(error: Exception) -> float:
+    """Seconds that the Hub asks to wait, 0 if it does not ask."""
+    if not isinstance(error, HfHubHTTPError):
+        return 0.0
+    limit = parse_ratelimit_headers(error.response.headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    retry_after = error.response.headers.get("Retry-After", "")
+    return float(retry_after) if retry_after.isdecimal() else 0.0
+
+
+def with_retries(action: Callable[[], _T]) -> _T:
+    """Result of `action`, which is called again after a transient failure.
+
+    The action must be safe to repeat, also when it succeeded and only its answer was lost.
+
+    Raises:
+        Exception: what the action raised, if it is not transient or the attempts are used up.
+    """
+    failures = 0
+    while True:
+        try:
+            return action()
+        except FAILURES as error:
+            failures += 1
+            if failures == ATTEMPTS or not is_transient(error):
+                raise
+            seconds = wait_seconds(error, failures)
+            logger.warning(f"Hub request failed ({summary(error)}); trying again in {seconds:.1f} s.")
+            time.sleep(seconds)
+
+
+def summary(error: BaseException) -> str:
+    """One line on an error: its class, the first line of its message, and the error that it was raised from.
+
+    Of an HTTP error only the status and the Hub's own words: the client's message has the URL, maybe a signed one.
+    """
+    if isinstance(error, HfHubHTTPError):
+        return f"HTTP {error.response.status_code}, {error.server_message or error.response.reason_phrase}".rstrip(".")
+    lines = str(error).strip().splitlines()
+    text = (lines[0] if lines else "no message").rstrip(".")
+    # the message of a failed LFS upload is only which file it was
+    cause = f" ({summary(error.__cause__)})" if isinstance(error, RuntimeError) and error.__cause__ else ""
+    return f"{type(error).__name__}: {text}{cause}"
