@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 ROOT = Path(__file__).parents[1]
+BASE_MODELS = ROOT / "examples" / "base_models"
 PRONOUNS = ROOT / "examples" / "data" / "pronouns"
+BUNDLED = "it belongs to the repository"
 
 assert "huggingface_hub" not in sys.modules, "huggingface_hub reads HF_ENDPOINT and HF_HOME when it is imported"
 
@@ -49,8 +51,11 @@ def hub() -> HubServer:
 @pytest.fixture(autouse=True)
 def _pristine_hub(request: pytest.FixtureRequest) -> Iterator[None]:
     """No faults, settings and log entries of one test reach another one."""
+    used = "hub" in request.fixturenames
+    if used:
+        _server.clear()
     yield
-    if "hub" in request.fixturenames:
+    if used:
         _server.clear()
 
 
@@ -70,19 +75,19 @@ def _present(path: Path, origin: str) -> Path:
 @pytest.fixture(scope="session")
 def masked_path() -> Path:
     """The bundled tiny masked language model."""
-    return _present(ROOT / "examples" / "base_models" / "masked", "the bundled models are part of the repository")
+    return _present(BASE_MODELS / "masked" / "config.json", BUNDLED).parent
 
 
 @pytest.fixture(scope="session")
 def causal_path() -> Path:
     """The bundled tiny causal language model."""
-    return _present(ROOT / "examples" / "base_models" / "causal", "the bundled models are part of the repository")
+    return _present(BASE_MODELS / "causal" / "config.json", BUNDLED).parent
 
 
 @pytest.fixture(scope="session")
 def minilm_path() -> Path:
     """A real pretrained masked language model, kept beside the repository on some machines."""
-    return _present(ROOT.parent / "shared" / "models" / "minilm-mlm", "only some machines have this model")
+    return _present(ROOT.parent / "shared" / "models" / "minilm-mlm", "only some machines have it")
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +95,7 @@ def pronouns() -> DatasetDict:
     """The bundled 3SG/3PL rows: train, validation and test."""
     from datasets import Dataset, DatasetDict
 
-    folder = _present(PRONOUNS, "the bundled data is part of the repository")
+    folder = _present(PRONOUNS, BUNDLED)
     splits = ("train", "validation", "test")
     return DatasetDict({split: Dataset.from_json(str(folder / f"{split}.jsonl")) for split in splits})
 
@@ -100,5 +105,5 @@ def neutral() -> Dataset:
     """The bundled texts without a pronoun."""
     from datasets import Dataset
 
-    folder = _present(PRONOUNS, "the bundled data is part of the repository")
+    folder = _present(PRONOUNS, BUNDLED)
     return Dataset.from_json(str(folder / "neutral.jsonl"))

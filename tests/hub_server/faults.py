@@ -73,14 +73,20 @@ class Control:
     def __init__(self) -> None:
         self.rules: list[Rule] = []
         self.log: list[dict[str, Any]] = []
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def register(self, record: dict[str, Any]) -> Rule | None:
         """Log a request; the rule that hits it, if any."""
-        with self._lock:
+        with self._changed:
             self.log.append(record)
+            self._changed.notify_all()
             request = (record["origin"], record["method"], record["path"])
             return next((rule for rule in self.rules if rule.applies(*request)), None)
+
+    def wait(self, path: str, seconds: float) -> bool:
+        """Wait for a request with this text in its path; False if none came in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: any(path in record["path"] for record in self.log), seconds)
 
 
 async def _cut(scope: Scope, reset: bool) -> None:

@@ -73,7 +73,7 @@ class GitRepository:
         """An empty repository with `main` as its default branch."""
         directory.mkdir(parents=True)
         repository = cls(directory)
-        repository.run("init", "-q", "--bare", "-b", "main")
+        repository.run("init", "-q", "--bare", "-b", "main", "--template=")
         return repository
 
     def _process(self, arguments: tuple[str, ...], stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -103,9 +103,14 @@ class GitRepository:
 
     def commit_of(self, revision: str) -> str:
         """The commit that a branch, tag, full ref or (abbreviated) commit stands for."""
-        candidates = [revision] if revision.startswith("refs/") else [f"refs/heads/{revision}", f"refs/tags/{revision}"]
-        if re.fullmatch(r"[0-9a-f]{7,40}", revision):
-            candidates.append(revision)
+        if revision.startswith("refs/"):
+            candidates = [revision]
+        else:
+            candidates = [f"refs/heads/{revision}", f"refs/tags/{revision}"]
+            if re.fullmatch(r"[0-9a-f]{40}", revision):
+                candidates = [revision]
+            elif re.fullmatch(r"[0-9a-f]{7,39}", revision):
+                candidates.append(revision)
         for candidate in candidates:
             process = self._process(("rev-parse", "--verify", "-q", "--end-of-options", f"{candidate}^{{commit}}"))
             if process.returncode == 0:
@@ -220,7 +225,7 @@ class GitRepository:
         scratch = f"refs/hub/tmp/{uuid.uuid4().hex}"
         message = (f"{title}\n\n{description}" if description else title).encode()
         who = f"{author} <{author}@users.noreply.localhost> {int(time.time())} +0000"
-        stream = bytearray(f"commit {scratch}\nauthor {who}\ncommitter {who}\ndata {len(message)}\n".encode())
+        stream = bytearray(f"commit {scratch}\nmark :1\nauthor {who}\ncommitter {who}\ndata {len(message)}\n".encode())
         stream += message + b"\n"
         if parent:
             stream += f"from {parent}\n".encode()
@@ -231,8 +236,8 @@ class GitRepository:
             else:
                 stream += b"M 100644 inline " + path + f"\ndata {len(change.content)}\n".encode()
                 stream += change.content + b"\n"
-        self.run("fast-import", "--quiet", "--force", stdin=bytes(stream))
-        new = self.run("rev-parse", scratch).decode().strip()
+        stream += b"get-mark :1\n"
+        new = self.run("fast-import", "--quiet", "--force", stdin=bytes(stream)).decode().strip()
         moved = self.move_ref(ref, new, parent or NO_COMMIT)
         self.delete_ref(scratch)
         if not moved:

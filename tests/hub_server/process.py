@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlencode
 
 _ROOT = Path(__file__).parents[2]
 _SECONDS_TO_STOP = 10
+_SECONDS_TO_WAIT = 45
 _OVERRIDING = {
     "HF_DATASETS_CACHE",
     "HF_DATASETS_OFFLINE",
@@ -132,6 +134,11 @@ class HubServer:
         """Requests since the last `clear`, those with this method and this text in their path."""
         records = self._control("GET", "log")
         return [record for record in records if method in ("", record["method"]) and path in record["path"]]
+
+    def wait_for(self, path: str) -> None:
+        """Return when a request with this text in its path has arrived since the last `clear`, answered or not."""
+        if not self._control("GET", f"wait?{urlencode({'path': path, 'seconds': _SECONDS_TO_WAIT})}"):
+            raise TimeoutError(f"no request to {path} in {_SECONDS_TO_WAIT} s")
 
     def errors(self) -> str:
         """What the server printed: empty unless it failed."""

@@ -24,6 +24,12 @@ def log(call: Call) -> Response:
     return JSONResponse(list(call.hub.control.log))
 
 
+def wait(call: Call) -> Response:
+    """Answer once a matching request has arrived, however it ends."""
+    query = call.request.query_params
+    return JSONResponse(call.hub.control.wait(query["path"], float(query["seconds"])))
+
+
 def configure(call: Call) -> Response:
     call.hub.settings = Settings(**{**asdict(call.hub.settings), **call.json})
     return JSONResponse(asdict(call.hub.settings))
@@ -41,6 +47,7 @@ ROUTES = [
     route("/_hub/faults", faults),
     route("/_hub/faults", add_fault, "POST"),
     route("/_hub/log", log),
+    route("/_hub/wait", wait),
     route("/_hub/settings", configure, "PUT"),
     route("/_hub/reset", reset, "POST"),
 ]

@@ -1,0 +1,69 @@
+"""What the tests of `gradiend_hub.hub` share."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, constants
+
+from gradiend_hub.hub import retry
+
+FILES = {
+    "README.md": b"---\nlicense: mit\ntags: [gradiend]\n---\n# Plural\n",
+    "adapter_config.json": json.dumps({"peft_type": "GRADIEND"}).encode(),
+    "adapter_model.safetensors": random.Random(1).randbytes(150_000),
+    "assets/curve.png": random.Random(2).randbytes(2_000),
+    "gradiend_encoder.safetensors": random.Random(3).randbytes(70_000),
+    "gradiend_probes.jsonl": b'{"text": "they"}\n',
+}
+"""A direction as far as the Hub is concerned: large and small, binary and text, in folders and not."""
+
+
+TOLERATE_LFS_UPLOAD = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+"""The client's own LFS upload uses a deprecated argument of its HTTP library."""
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.0)
+
+
+@pytest.fixture
+def plain_lfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client transfers large files by Git LFS, as one without hf_xet does."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
+@pytest.fixture(params=["xet", "lfs"])
+def transfer(request: pytest.FixtureRequest) -> str:
+    """Run the test with both ways to transfer large files; which one it is."""
+    if request.param == "lfs":
+        request.getfixturevalue("plain_lfs")
+    return request.param
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client behaves as with HF_HUB_OFFLINE=1, which it reads at import only."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def api() -> HfApi:
+    """A client with Alice's write token."""
+    return HfApi()
+
+
+@pytest.fixture
+def direction_folder(tmp_path: Path) -> Path:
+    """A saved direction, beside what must not be pushed."""
+    folder = tmp_path / "my direction"
+    litter = {"optimizer.pt": b"pickle", ".cache/x.json": b"{}", "checkpoint-2/adapter_config.json": b"{}"}
+    for name, content in {**FILES, **litter}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
