@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -68,8 +69,9 @@ def _check(ok: bool, name: str, expected: str, found: object) -> None:
         raise ConfigError(f"GradiendConfig.{name}: expected {expected}, found {text[:80]}{'…' * (len(text) > 80)}.")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number (and no truth value)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_strings(value: object) -> bool:
@@ -190,7 +192,7 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
                "a name or None", self.objective)  # fmt: skip
         _check(self.source in GRADIENT_NAMES, "source", f"one of {GRADIENT_NAMES}", self.source)
         _check(self.target in GRADIENT_NAMES, "target", f"one of {GRADIENT_NAMES}", self.target)
-        _check(self.decoder_sign is None or (self.decoder_sign in (1, -1) and _is_number(self.decoder_sign)),
+        _check(self.decoder_sign is None or (self.decoder_sign in (1, -1) and is_number(self.decoder_sign)),
                "decoder_sign", "1 or -1", self.decoder_sign)  # fmt: skip
 
     def _check_scope(self) -> None:
@@ -200,18 +202,18 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
         _check(self.exclude is None or _is_strings(self.exclude), "exclude", "a list of patterns of parameter names",
                self.exclude)  # fmt: skip
         _check(self.layers is None or isinstance(self.layers, str), "layers", "a string like '8-11'", self.layers)
-        _check(_is_number(self.density) and 0 < self.density <= 1, "density", "a number in (0, 1]", self.density)
+        _check(is_number(self.density) and 0 < self.density <= 1, "density", "a number in (0, 1]", self.density)
 
     def _check_strengths(self) -> None:
-        _check(_is_number(self.strength_unit) and self.strength_unit > 0, "strength_unit", "a number > 0",
+        _check(is_number(self.strength_unit) and self.strength_unit > 0, "strength_unit", "a number > 0",
                self.strength_unit)  # fmt: skip
-        _check(_is_number(self.strength), "strength", "a finite number", self.strength)
-        _check(_is_number(self.feature_factor), "feature_factor", "a finite number", self.feature_factor)
+        _check(is_number(self.strength), "strength", "a finite number", self.strength)
+        _check(is_number(self.feature_factor), "feature_factor", "a finite number", self.feature_factor)
         for name in ("safe_band", "break_point"):
             band = getattr(self, name)
             _check(
                 band is None
-                or (isinstance(band, list) and len(band) == 2 and all(map(_is_number, band)) and band[0] <= band[1]),
+                or (isinstance(band, list) and len(band) == 2 and all(map(is_number, band)) and band[0] <= band[1]),
                 name, "[lowest, highest] or None", band,
             )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 import warnings
@@ -19,7 +18,7 @@ from torch import nn
 from .adapter import GradiendTuner, gradiend_layers
 from .adapter.receipt import EditReceipt, receipt_of
 from .base_identity import base_commit, base_name, check_base_model, load_recorded_base
-from .config import GradiendConfig
+from .config import GradiendConfig, is_number
 from .constants import CARD_FILE, CONFIG_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from .direction import Direction
 from .errors import BaseModelError, ConfigError, EditError
@@ -442,7 +441,7 @@ def _find(repo_or_path: str | Path, **arguments: Any) -> Path:
 
 
 def _check_strength(strength: object) -> None:
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+    if not is_number(strength):
         raise ConfigError(f"A strength must be a finite number, found {strength!r}.")
 
 

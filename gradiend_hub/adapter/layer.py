@@ -13,6 +13,7 @@ ways give the same bits, and undoing gives the base model's bits.
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -146,7 +147,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     _active_adapter: list[str]
 
     adapter_layer_names = ("gradiend_weight", "gradiend_bias")
-    other_param_names = ("gradiend_indices", "configs", "strength", "feature_factor")
+    other_param_names = ("gradiend_indices", "configs", "strength", "feature_factor", "_peaks")
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.feature_factor: dict[str, float] = {}
         self.merged_adapters: list[str] = []
         self._originals: Originals | None = None
-        self._unchecked: set[str] = set()
+        self._peaks: dict[str, tuple[float, float]] = {}  # largest |w_d| and |b_d| of the adapters that were checked
         self._disable_adapters = False
         self._depth = 0
         self._stash: torch.Tensor | None = None
@@ -215,7 +216,6 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.configs[adapter_name] = config
         self.strength[adapter_name] = config.strength
         self.feature_factor[adapter_name] = config.feature_factor
-        self._unchecked.add(adapter_name)
 
     def fill(
         self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
@@ -227,22 +227,26 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self.gradiend_bias[adapter_name] = nn.Parameter(bias.to(device), requires_grad=False)
         if indices is not None:
             self.gradiend_indices[adapter_name] = indices.to(device)
-        self._unchecked.add(adapter_name)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter (PEFT refuses to delete merged ones)."""
-        super().delete_adapter(adapter_name)
-        self._unchecked.discard(adapter_name)
+        self._peaks.pop(adapter_name, None)
 
     def _check(self, adapter_name: str) -> None:
         """Check an adapter's values before their first use: transformers' loader writes them without telling us."""
-        name, numel = self.site.name, self.base_parameter.numel()
-        for values in (self.gradiend_weight, self.gradiend_bias):
-            if adapter_name in values and not bool(torch.isfinite(values[adapter_name]).all()):
+        name, peaks = self.site.name, []
+        for values in (entry(self.gradiend_weight, adapter_name), entry(self.gradiend_bias, adapter_name)):
+            peaks.append(0.0 if values is None else float(torch.linalg.vector_norm(values.detach(), math.inf)))
+            if not math.isfinite(peaks[-1]):
                 raise ArtifactError(f"The direction of {name} holds NaN or infinite values; it is unusable.")
         if adapter_name in self.gradiend_indices:
-            check_indices(name, self.gradiend_indices[adapter_name], numel)
-        self._unchecked.discard(adapter_name)
+            check_indices(name, self.gradiend_indices[adapter_name], self.base_parameter.numel())
+        self._peaks[adapter_name] = (peaks[0], peaks[1])
+
+    def _check_range(self, adapter_name: str, peak: float) -> None:
+        limit = torch.finfo(self.base_parameter.dtype).max / 2
+        if not peak <= limit:
+            raise EditError(
+                f"At strength {self.strength[adapter_name]} the direction {adapter_name!r} would change {self.site.name} by "
+                f"up to {peak:.3g}, beyond the numbers that its type can hold. Use a smaller strength."
+            )
 
     def _parts(self, adapter_names: Iterable[str]) -> list[Part]:
         """The shares of some adapters in the sum, in the order in which they were added; zero strength adds nothing."""
@@ -255,8 +259,9 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             bias = entry(self.gradiend_bias, name)
             if c_w == 0 and (c_b == 0 or bias is None):
                 continue
-            if name in self._unchecked:
+            if name not in self._peaks:
                 self._check(name)
+            self._check_range(name, abs(c_w) * self._peaks[name][0] + abs(c_b) * self._peaks[name][1])
             parts.append(Part(self.gradiend_weight[name], bias, entry(self.gradiend_indices, name), c_w, c_b))
         return parts
 

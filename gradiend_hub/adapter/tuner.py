@@ -286,7 +286,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
                         tensor = stored.pop(f"{key}.{kind}", None)
                         room = getattr(layer, kind)[adapter_name]
                         mapped[f"{path}.{kind}.{adapter_name}"] = _checked(layer, kind, tensor, room)
-                layer._unchecked.discard(adapter_name)
+                layer._peaks.pop(adapter_name, None)
             if stored:
                 raise ArtifactError(
                     f"adapter_model.safetensors holds {len(stored)} tensors that its configuration does not name, e.g. "
