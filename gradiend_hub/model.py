@@ -394,9 +394,9 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
     def encode(self, rows: Any, batch_size: int = 32) -> torch.Tensor:
         """Feature values `h` of rows (METHOD.md, section 1), fp32 `[N]`; near +1 for the first class."""
-        from .gradients.directional import encode
+        from .evaluation.encoder import encode_rows  # tokenizing and objectives are not needed to apply a direction
 
-        return encode(self, rows, batch_size=batch_size)
+        return encode_rows(self, rows, batch_size=batch_size)
 
     # ---------------------------------------------------------------------------------------------------------- saving
 

@@ -46,7 +46,8 @@ def test_coefficients() -> None:
 
 
 BAD: list[tuple[str, Any]] = [
-    ("feature_classes", ["one"]), ("feature_classes", ["a", "a"]), ("feature_classes", "ab"), ("feature_classes", [1, 2]),
+    ("feature_classes", ["one"]), ("feature_classes", ["a", "a"]), ("feature_classes", "ab"),
+    ("feature_classes", [1, 2]),
     ("fillers", {"4SG": ["x"]}), ("fillers", {"3SG": []}), ("fillers", {"3SG": "he"}), ("fillers", []),
     ("objective", ""), ("objective", 3), ("source", "gradient"), ("source", ["diff"]), ("target", None),
     ("scope", 3), ("scope", [""]), ("exclude", "x"), ("layers", 8), ("density", 0), ("density", 1.5), ("density", "1"),
@@ -55,7 +56,8 @@ BAD: list[tuple[str, Any]] = [
     ("parameters", {"a": {"shape": [0], "entries": None}}), ("parameters", {"a": {"shape": [2.0], "entries": None}}),
     ("parameters", {"a": {"shape": [True], "entries": None}}), ("parameters", {"a": {"shape": [2], "entries": 3}}),
     ("parameters", {"a": {"shape": [2], "entries": 0}}), ("parameters", {"a": {"shape": [2**40, 2**40], "entries": 1}}),
-    ("parameters", {"a": {"shape": [1] * 9, "entries": 1}}), ("parameters", {"a": {"shape": [2], "entries": 1, "x": 1}}),
+    ("parameters", {"a": {"shape": [1] * 9, "entries": 1}}),
+    ("parameters", {"a": {"shape": [2], "entries": 1, "x": 1}}),
     ("has_bias", 1), ("dtype", "int8"), ("dtype", "float64"), ("decoder_sign", 0), ("decoder_sign", True),
     ("strength_unit", 0.0), ("strength_unit", float("inf")), ("strength", float("nan")), ("strength", "1"),
     ("feature_factor", None), ("safe_band", [1.0]), ("safe_band", [1.0, -1.0]), ("safe_band", 1.0),

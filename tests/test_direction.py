@@ -64,7 +64,7 @@ def test_scaling_and_adding() -> None:
     assert (2 * one).has_encoder
     alone = one + Direction({"other": two.parameters["scale"]})
     assert list(alone.parameters) == ["m.weight", "m.bias", "scale", "other"]
-    with pytest.raises(ConfigError, match="m.bias"):
+    with pytest.raises(ConfigError, match=r"m\.bias"):
         one + Direction({"m.bias": one.parameters["m.weight"]})
 
 
@@ -222,5 +222,5 @@ def test_unusable_values(damage: str) -> None:
         decoder = decoder.double()
     else:
         decoder = decoder[:-1]
-    with pytest.raises(ArtifactError, match="m.bias"):
+    with pytest.raises(ArtifactError, match=r"m\.bias"):
         Direction({"m.bias": ParameterDirection((12,), decoder, None, None, indices)}).check()

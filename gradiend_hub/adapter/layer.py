@@ -244,8 +244,8 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         limit = torch.finfo(self.base_parameter.dtype).max / 2
         if not peak <= limit:
             raise EditError(
-                f"At strength {self.strength[adapter_name]} the direction {adapter_name!r} would change {self.site.name} by "
-                f"up to {peak:.3g}, beyond the numbers that its type can hold. Use a smaller strength."
+                f"At strength {self.strength[adapter_name]} the direction {adapter_name!r} would change "
+                f"{self.site.name} by up to {peak:.3g}, beyond the numbers that its type can hold. Use a smaller strength."
             )
 
     def _parts(self, adapter_names: Iterable[str]) -> list[Part]:
@@ -276,6 +276,18 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             return (base.to(dtype) + delta.view(base.shape)).to(base.dtype)
         flat, indices = base.reshape(-1), indices.long()
         return flat.index_copy(0, indices, (flat[indices].to(dtype) + delta).to(base.dtype)).view(base.shape)
+
+    def dense(self, adapter_name: str, kind: str) -> torch.Tensor:
+        """One of an adapter's vectors ("gradiend_weight" or "gradiend_bias") in the parameter's shape, fp32."""
+        if adapter_name not in self._peaks:
+            self._check(adapter_name)
+        values: torch.Tensor = getattr(self, kind)[adapter_name].float()
+        indices = entry(self.gradiend_indices, adapter_name)
+        shape = self.base_parameter.shape
+        if indices is not None:
+            zeros = torch.zeros(shape.numel(), device=values.device)
+            values = zeros.index_copy(0, indices.long(), values)
+        return values.view(shape)
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """Δ of one adapter at its current strength, dense, in the type of the sum."""

@@ -25,6 +25,7 @@ from gradiend_hub.direction import (
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
 
 from .layer import GradiendLayer, total_delta
+from .rows import row_strengths
 from .sites import SiteMap, base_parameters, resolve_names
 
 __all__ = ["GradiendTuner", "gradiend_layers"]
@@ -131,7 +132,12 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
                 "adapter_names is not supported by GRADIEND directions, which edit weights. "
                 "Use GradiendModel and model(**batch, strengths=[...]) for different strengths in one batch."
             )
-        yield
+        if kwargs.get("strengths") is None:
+            yield
+            return
+        layers = list(gradiend_layers(self.model))
+        with row_strengths(self.model, layers, kwargs["strengths"], args, kwargs):
+            yield
 
     def _check_merge_allowed(self) -> None:
         """Tied weights are edited once, wherever they are used, so nothing can go wrong."""

@@ -47,13 +47,24 @@ class Mutator:
     """Damages the files of an artifact in one or a few places."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE)}
+        self.written = dict(self.files)
+
+    def damage(self, choose: random.Random) -> None:
+        """Put damaged files into the folder."""
+        for name, data in self.mutate(choose).items():
+            if data != self.written[name]:
+                (self.folder / name).write_bytes(data)
+                self.written[name] = data
 
     def mutate(self, choose: random.Random) -> dict[str, bytes]:
         """Contents of all files, at least one of them changed in most cases."""
         files = dict(self.files)
         for _ in range(choose.choice([1, 1, 1, 2, 3])):
-            kind = choose.choice(["config", "config", "config", "header", "header", "bytes", "values", "cut", "raw config"])
+            kind = choose.choice(
+                ["config", "config", "config", "header", "header", "bytes", "values", "cut", "raw config"]
+            )
             name = choose.choice([WEIGHTS_FILE, ENCODER_FILE])
             if kind == "config":
                 files[CONFIG_FILE] = self.config(choose, files[CONFIG_FILE])
@@ -85,7 +96,13 @@ class Mutator:
             return data
         start = 8 + min(struct.unpack("<Q", data[:8])[0], len(data))
         damaged = bytearray(data)
-        words = [b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x24\x00\x00\x00"]
+        words = [
+            b"\x00\x00\xc0\x7f",
+            b"\x00\x00\x80\x7f",
+            b"\xff\xff\xff\xff",
+            b"\xff\xff\xff\x7f",
+            b"\x24\x00\x00\x00",
+        ]
         for _ in range(choose.choice([1, 2, 8])):
             place = start + 4 * choose.randrange(max(1, (len(data) - start) // 4))
             if place + 4 <= len(data):
@@ -110,7 +127,9 @@ class Mutator:
             return data
         self.edit_tree(choose, tree)
         header = json.dumps(tree).encode("utf-8", "surrogatepass")
-        length = len(header) if choose.random() < 0.9 else choose.choice([0, 2**63 - 1, len(header) - 1, len(header) + 9])
+        length = (
+            len(header) if choose.random() < 0.9 else choose.choice([0, 2**63 - 1, len(header) - 1, len(header) + 9])
+        )
         return struct.pack("<Q", length) + header + data[8 + size :]
 
     @staticmethod
@@ -145,9 +164,7 @@ def test_fuzz(tmp_path: Path) -> None:
     mutator, choose = Mutator(folder), random.Random(20261122)
     loaded, refused = 0, 0
     for turn in range(MUTATIONS):
-        files = mutator.mutate(choose)
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
+        mutator.damage(choose)
         try:
             model = GradiendModel.from_pretrained(folder, net, allow_related=True)
         except GradiendError as error:
@@ -180,9 +197,7 @@ def test_fuzz_through_plain_peft(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for turn in range(800):
-            files = mutator.mutate(choose)
-            for name, data in files.items():
-                (folder / name).write_bytes(data)
+            mutator.damage(choose)
             try:
                 model = PeftModel.from_pretrained(net, folder)
                 outcome = "loaded"
