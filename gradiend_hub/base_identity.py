@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from .adapter import gradiend_layers
@@ -25,13 +27,23 @@ def base_name(model: nn.Module) -> str | None:
 
 
 def base_commit(model: nn.Module) -> str | None:
-    """Commit of the Hub repository that a transformers model was loaded from; `None` for local ones."""
-    return getattr(getattr(model, "config", None), "_commit_hash", None)
+    """Commit of the Hub repository that a transformers model was loaded from; `None` for local ones.
+
+    transformers does not record it, so it is the commit of the main branch in the local cache.
+    """
+    name = base_name(model)
+    if name is None or Path(name).is_dir():
+        return None
+    try:
+        file = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def original_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     """The base model's parameters by name, without the edits that directions have made to them."""
-    tensors: dict[str, torch.Tensor] = dict(base_parameters(model))
+    tensors: dict[str, torch.Tensor] = {name: value.detach() for name, value in base_parameters(model).items()}
     return tensors | {layer.site.name: layer.original() for layer in gradiend_layers(model) if layer.merged}
 
 
@@ -83,9 +95,15 @@ def check_base_model(model: nn.Module, direction: Direction, *, allow_related: b
             relative only without `allow_related`.
     """
     names = resolve_names(model, direction.parameters)
+    parameters = original_parameters(model)
+    if offloaded := [name for name in names.values() if parameters[name].device.type == "meta"]:
+        raise BaseModelError(
+            f"{offloaded[0]} (and {len(offloaded) - 1} more) has no values in memory: it is offloaded, and cannot be "
+            "edited there. Load the base model without offloading, or edit a copy of it and offload the merged model."
+        )
     if direction.fingerprint is None:
         return names
-    match = direction.fingerprint.renamed(names).compare(original_parameters(model))
+    match = direction.fingerprint.renamed(names).compare(parameters)
     if match.relation is BaseModelRelation.DIFFERENT:
         raise BaseModelMismatchError(
             f"This {type(model).__name__} is not the base model of the direction. {match.evidence()} "

@@ -304,10 +304,10 @@ class Direction:
                 encoder[ENCODER_KEY + name] = part.encoder.to(value_type)
         if self.has_encoder:
             encoder[ENCODER_BIAS_KEY] = torch.tensor([self.encoder_bias], dtype=torch.float64)
-        metadata = {"format": "pt"}
+        metadata = {}
         if self.fingerprint is not None:
             encoder |= {FINGERPRINT_KEY + name: values for name, values in self.fingerprint.samples.items()}
-            metadata["base_dtype"] = self.fingerprint.dtype
+            metadata["base_dtype"] = self.fingerprint.dtype  # alone: several entries get a random order
         _write(weights, folder / WEIGHTS_FILE, {"format": "pt"})
         if encoder:
             _write(encoder, folder / ENCODER_FILE, metadata)

@@ -49,6 +49,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             super().__init__(model, peft_config, adapter_name, **kwargs)
         self.special_peft_forward_args = {*self.special_peft_forward_args, "strengths"}
+        self._merged = True  # whether active directions are merged; plain PEFT's merge_adapter changes it, too
         self._directions: dict[str, Direction] = {}
         self._folders: dict[str, Path] = {}
 
@@ -321,15 +322,24 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         self._set_active(names)
 
     def _set_active(self, names: list[str]) -> None:
-        """Activate exactly these; if directions are merged now, these are merged afterwards."""
+        """Activate exactly these, and merge them if this model merges."""
         if names == self.active_adapters:
             return
-        merged = any(layer.merged for layer in gradiend_layers(self))
         self.base_model.merge_exactly([])
         self.base_model.set_adapter(names, inference_mode=True)
         self.active_adapter = names[0] if names else next(iter(self.peft_config))  # PEFT looks its configuration up
-        if merged:
+        if self._merged:
             self.base_model.merge_exactly(names)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge directions in place, as they are from the start."""
+        self.base_model.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        self._merged = True
+
+    def unmerge_adapter(self) -> None:
+        """Keep the base model's weights in place; the edit is computed anew in every forward (slower)."""
+        self.base_model.unmerge_adapter()
+        self._merged = False
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove a direction; if it was the only active one, no direction is active afterwards."""

@@ -245,7 +245,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if not peak <= limit:
             raise EditError(
                 f"At strength {self.strength[adapter_name]} the direction {adapter_name!r} would change "
-                f"{self.site.name} by up to {peak:.3g}, beyond the numbers that its type can hold. Use a smaller strength."
+                f"{self.site.name} by up to {peak:.3g}, beyond the numbers of its type. Use a smaller strength."
             )
 
     def _parts(self, adapter_names: Iterable[str]) -> list[Part]:

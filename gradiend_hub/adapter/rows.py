@@ -50,8 +50,8 @@ class WatchedParameter(torch.Tensor):
         for argument in () if name in METADATA else (*args, *(kwargs or {}).values()):
             if isinstance(argument, WatchedParameter) and argument.reader is not getattr(_running, "module", None):
                 raise EditError(
-                    f"{argument.parameter_name} is read by another module than its own, so it cannot differ between the "
-                    "rows of a batch. Run the rows of each strength by themselves with `set_strength`."
+                    f"{argument.parameter_name} is read by another module than its own, so it cannot differ between "
+                    "the rows of a batch. Run the rows of each strength by themselves with `set_strength`."
                 )
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
@@ -181,8 +181,8 @@ class _SidePath:
             fits = found == rows
         if not fits:
             raise EditError(
-                f"{name} is applied to a tensor of {found} rows, not to the {rows} rows of the batch, so it cannot differ "
-                "between them. Run the rows of each strength by themselves with `set_strength`."
+                f"{name} is applied to a tensor of {found} rows, not to the {rows} rows of the batch, so it cannot "
+                "differ between them. Run the rows of each strength by themselves with `set_strength`."
             )
 
 

@@ -30,8 +30,9 @@ REFUSED = {
 """Parameters without an exact side path, by architecture: flattened batches, tensors without rows, bare parameters."""
 
 EXACT = [
-    "bert", "roberta", "distilbert", "deberta", "electra", "modernbert", "gpt2", "gpt_neox", "opt", "llama", "llama_tied",
-    "qwen3", "gemma2", "gemma3", "mistral", "mixtral", "qwen2_moe", "mamba", "t5", "bart", "vit", "clip_text",
+    "bert", "roberta", "distilbert", "deberta", "electra", "modernbert", "gpt2", "gpt_neox", "opt", "llama",
+    "llama_tied", "qwen3", "gemma2", "gemma3", "mistral", "mixtral", "qwen2_moe", "mamba", "t5", "bart", "vit",
+    "clip_text",
 ]  # fmt: skip
 
 
