@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from .adapter import gradiend_layers
-from .adapter.sites import base_parameters, resolve_names
+from .adapter.sites import base_parameters, quantized_linears, resolve_names
 from .config import GradiendConfig
 from .direction import Direction
 from .errors import BaseModelError, BaseModelMismatchError
@@ -42,8 +42,9 @@ def base_commit(model: nn.Module) -> str | None:
 
 
 def original_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The base model's parameters by name, without the edits that directions have made to them."""
-    tensors: dict[str, torch.Tensor] = {name: value.detach() for name, value in base_parameters(model).items()}
+    """The base model's parameters by name, without the edits that directions have made; no quantised weights."""
+    quantized = quantized_linears(model)
+    tensors = {name: value.detach() for name, value in base_parameters(model).items() if name not in quantized}
     return tensors | {layer.site.name: layer.original() for layer in gradiend_layers(model) if layer.merged}
 
 
@@ -96,14 +97,14 @@ def check_base_model(model: nn.Module, direction: Direction, *, allow_related: b
     """
     names = resolve_names(model, direction.parameters)
     parameters = original_parameters(model)
-    if offloaded := [name for name in names.values() if parameters[name].device.type == "meta"]:
+    if offloaded := [name for name in names.values() if name in parameters and parameters[name].device.type == "meta"]:
         raise BaseModelError(
             f"{offloaded[0]} (and {len(offloaded) - 1} more) has no values in memory: it is offloaded, and cannot be "
             "edited there. Load the base model without offloading, or edit a copy of it and offload the merged model."
         )
     if direction.fingerprint is None:
         return names
-    match = direction.fingerprint.renamed(names).compare(parameters)
+    match = direction.fingerprint.renamed(names).only(parameters).compare(parameters)
     if match.relation is BaseModelRelation.DIFFERENT:
         raise BaseModelMismatchError(
             f"This {type(model).__name__} is not the base model of the direction. {match.evidence()} "

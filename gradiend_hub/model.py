@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import nn
 
 from .adapter import GradiendTuner, gradiend_layers
+from .adapter.quantized import quantized_layers
 from .adapter.receipt import EditReceipt, receipt_of
 from .base_identity import base_commit, base_name, check_base_model, load_recorded_base
 from .config import GradiendConfig, is_number
@@ -49,7 +50,9 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             super().__init__(model, peft_config, adapter_name, **kwargs)
         self.special_peft_forward_args = {*self.special_peft_forward_args, "strengths"}
-        self._merged = True  # whether active directions are merged; plain PEFT's merge_adapter changes it, too
+        self._merged = not quantized_layers(
+            self
+        )  # whether active directions are merged; plain PEFT's merge_adapter changes it, too
         self._directions: dict[str, Direction] = {}
         self._folders: dict[str, Path] = {}
 
@@ -141,7 +144,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         model = cls(base_model, _describe(config, direction, base_model), adapter_name, low_cpu_mem_usage=True)
         try:
             model._take(adapter_name, direction.renamed(names))
-            model.base_model.merge_exactly([adapter_name])
+            if model._merged:
+                model.base_model.merge_exactly([adapter_name])
             model.set_strength(strength)
         except BaseException:
             model.unload()
@@ -179,6 +183,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         names = check_base_model(base, direction.check(), allow_related=allow_related)
         self.add_adapter(adapter_name, _describe(config, direction, base), low_cpu_mem_usage=True)
         self._take(adapter_name, direction.renamed(names))
+        if self._merged and quantized_layers(self):
+            self.unmerge_adapter()
 
     def swap(
         self, model_id: str | Path, adapter_name: str = "default", *, strength: float | None = None, **hub: Any

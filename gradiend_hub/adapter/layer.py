@@ -187,6 +187,21 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         # FSDP (use_orig_params) keeps plain tensors in __dict__ while a module is unsharded.
         return owner.__dict__[leaf] if leaf in owner.__dict__ else owner._parameters[leaf]  # type: ignore[return-value]
 
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the parameter."""
+        return self.base_parameter.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameter."""
+        return self.base_parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the edited values live."""
+        return self.base_parameter.dtype
+
     def get_base_layer(self) -> nn.Module:
         """The module that owns the parameter."""
         return self.site.owner
@@ -204,14 +219,13 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def add(self, adapter_name: str, config: GradiendConfig, entries: int | None) -> None:
         """Make room for an adapter: zero values, and the first `entries` positions (all if `None`)."""
-        parameter = self.base_parameter
-        size = parameter.numel() if entries is None else entries
-        dtype, device = getattr(torch, config.dtype), parameter.device
+        size = self.shape.numel() if entries is None else entries
+        dtype, device = getattr(torch, config.dtype), self.device
         self.gradiend_weight[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
         if config.has_bias:
             self.gradiend_bias[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
         if entries is not None:
-            positions = torch.arange(size, dtype=index_dtype(parameter.numel()), device=device)
+            positions = torch.arange(size, dtype=index_dtype(self.shape.numel()), device=device)
             self.gradiend_indices[adapter_name] = positions
         self.configs[adapter_name] = config
         self.strength[adapter_name] = config.strength
@@ -221,7 +235,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
     ) -> None:
         """Take over the values of an adapter, without a copy where they are on the right device."""
-        device = self.base_parameter.device
+        device = self.device
         self.gradiend_weight[adapter_name] = nn.Parameter(weight.to(device), requires_grad=False)
         if bias is not None:
             self.gradiend_bias[adapter_name] = nn.Parameter(bias.to(device), requires_grad=False)
@@ -237,11 +251,11 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             if not math.isfinite(peaks[-1]):
                 raise ArtifactError(f"The direction of {name} holds NaN or infinite values; it is unusable.")
         if adapter_name in self.gradiend_indices:
-            check_indices(name, self.gradiend_indices[adapter_name], self.base_parameter.numel())
+            check_indices(name, self.gradiend_indices[adapter_name], self.shape.numel())
         self._peaks[adapter_name] = (peaks[0], peaks[1])
 
     def _check_range(self, adapter_name: str, peak: float) -> None:
-        limit = torch.finfo(self.base_parameter.dtype).max / 2
+        limit = torch.finfo(self.dtype).max / 2
         if not peak <= limit:
             raise EditError(
                 f"At strength {self.strength[adapter_name]} the direction {adapter_name!r} would change "
@@ -283,7 +297,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self._check(adapter_name)
         values: torch.Tensor = getattr(self, kind)[adapter_name].float()
         indices = entry(self.gradiend_indices, adapter_name)
-        shape = self.base_parameter.shape
+        shape = self.shape
         if indices is not None:
             zeros = torch.zeros(shape.numel(), device=values.device)
             values = zeros.index_copy(0, indices.long(), values)
@@ -291,15 +305,18 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """Δ of one adapter at its current strength, dense, in the type of the sum."""
-        parameter = self.base_parameter
-        parts, dtype = self._parts([adapter_name]), sum_dtype(parameter.dtype)
+        return self.dense_delta([adapter_name])
+
+    def dense_delta(self, adapter_names: Iterable[str]) -> torch.Tensor:
+        """Σ Δ_i at the current strengths, in the parameter's shape and the type of the sum."""
+        shape, dtype, parts = self.shape, sum_dtype(self.dtype), self._parts(adapter_names)
         if not parts:
-            return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
-        indices, delta = total_delta(parts, parameter.numel(), dtype)
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        indices, delta = total_delta(parts, shape.numel(), dtype)
         if indices is not None:
-            zeros = torch.zeros(parameter.numel(), dtype=dtype, device=delta.device)
+            zeros = torch.zeros(shape.numel(), dtype=dtype, device=delta.device)
             delta = zeros.index_copy(0, indices.long(), delta)
-        return delta.view(parameter.shape)
+        return delta.view(shape)
 
     # ------------------------------------------------------------------------------------------------------- strength
 
@@ -502,7 +519,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter; PEFT's version would round its values to the type of the base model."""
-        device = device or self.base_parameter.device
+        device = device or self.device
         for store in (self.gradiend_weight, self.gradiend_bias, self.gradiend_indices):
             if adapter_name in store and store[adapter_name].device.type != "meta":
                 store[adapter_name] = store[adapter_name].to(device)

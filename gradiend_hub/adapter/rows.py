@@ -191,6 +191,10 @@ def _is_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
 
 
+def _has_side_path(module: nn.Module) -> bool:
+    return isinstance(module, LINEAR_IN_PARAMETERS) or _is_norm(module)
+
+
 def _wide(value: Any) -> Any:
     return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
@@ -209,7 +213,7 @@ def _side_paths(layers: list[GradiendLayer], strengths: dict[str, torch.Tensor])
     for layer in layers:
         if not any(name in layer.strength for name in strengths):
             continue
-        slots = [(m, leaf) for m, leaf in layer.site.slots if isinstance(m, LINEAR_IN_PARAMETERS) or _is_norm(m)]
+        slots = [slot for slot in layer.site.slots if _has_side_path(slot[0]) and not layer.site.quantized]
         if not slots:
             raise EditError(
                 f"{layer.site.name} belongs to a {type(layer.site.owner).__name__}, which has no exact side path for "

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -24,6 +25,9 @@ __all__ = ["Site", "SiteMap", "resolve_names"]
 
 WRAPPED = ".base_layer"
 """What other PEFT methods put into the name of a module that they wrap."""
+
+PACKED = ("qweight", "W_q", "codes")
+FEATURES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
 
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 """Modules of torch that read the parameters of their children without calling them."""
@@ -39,6 +43,7 @@ class Site:
         owner: Module that holds the parameter; it is `host`, or what another adapter has wrapped in `host`.
         slots: Every `(module, attribute)` that is this very parameter; more than one if it is tied.
         readers: Modules whose forward reads it.
+        quantized: Shape of the weight if its owner is a quantised linear layer, which keeps packed numbers instead.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Site:
     owner: nn.Module
     slots: tuple[tuple[nn.Module, str], ...]
     readers: tuple[nn.Module, ...]
+    quantized: torch.Size | None = None
 
     @property
     def leaf(self) -> str:
@@ -54,14 +60,43 @@ class Site:
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters of the base model by name, tied ones under every name, adapters left out."""
+    """All parameters of the base model by name, tied ones under every name, adapters left out.
+
+    The weight of a quantised linear layer is stood in for by an empty parameter of its shape, on the meta device.
+    """
     found = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         plain = name.replace(WRAPPED, "")
         if SIDECAR in name or (plain != name and plain in found):
             continue
         found[plain] = parameter
+    for name, module in quantized_linears(model).items():
+        shape = quantized_shape(module)
+        assert shape is not None
+        found[name] = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
     return found
+
+
+def quantized_shape(module: nn.Module) -> torch.Size | None:
+    """Shape `[out, in]` of the weight that a quantised linear layer stands for; `None` for every other module.
+
+    bitsandbytes and 8-bit floats keep a weight of one byte; GPTQ, AWQ and HQQ keep none under that name.
+    """
+    weight = module._parameters.get("weight")
+    packed = any(name in module._parameters or name in module._buffers for name in PACKED)
+    if not packed and (weight is None or weight.element_size() > 1):
+        return None
+    sizes = [(module.__dict__.get(out), module.__dict__.get(into)) for out, into in FEATURES]
+    return next((torch.Size(pair) for pair in sizes if all(isinstance(size, int) for size in pair)), None)  # type: ignore[arg-type]
+
+
+def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Quantised linear layers of a model by the name that their weight would have."""
+    return {
+        f"{name}.weight".replace(WRAPPED, ""): module
+        for name, module in model.named_modules()
+        if SIDECAR not in name and quantized_shape(module) is not None
+    }
 
 
 def resolve_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -121,6 +156,7 @@ class SiteMap:
         for name, _ in model.named_parameters(remove_duplicate=False):
             if SIDECAR not in name:
                 self._raw_names.setdefault(name.replace(WRAPPED, ""), name)
+        self._quantized = quantized_linears(model)
 
     def _note_readers(self, modules: Mapping[str, nn.Module], name: str, module: nn.Module) -> None:
         parts = name.split(".") if name else []
@@ -137,6 +173,10 @@ class SiteMap:
 
     def __getitem__(self, name: str) -> Site:
         """The site of a parameter, by one of its names (as `resolve_names` returns them)."""
+        host = self._modules[name.rpartition(".")[0]]
+        if name in self._quantized:
+            owner = self._quantized[name]
+            return Site(name, host, owner, ((owner, "weight"),), (owner,), quantized_shape(owner))
         owner_name, _, leaf = self._raw_names[name].rpartition(".")
         owner = self._modules[owner_name]
         parameter = owner._parameters[leaf]
@@ -145,7 +185,7 @@ class SiteMap:
         for module, _ in slots:
             for reader in (module, *self._extra_readers[id(module)]):
                 readers[id(reader)] = reader
-        return Site(name, self._modules[name.rpartition(".")[0]], owner, slots, tuple(readers.values()))
+        return Site(name, host, owner, slots, tuple(readers.values()))
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from gradiend_hub.direction import (
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
 
 from .layer import GradiendLayer, total_delta
+from .quantized import make_layer, refuse_quantized
 from .rows import row_strengths
 from .sites import SiteMap, base_parameters, resolve_names
 
@@ -78,7 +79,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
             site = sites[name]
             child = sidecar_name(site.leaf)
             if child not in site.host._modules:
-                site.host.add_module(child, GradiendLayer(site))
+                site.host.add_module(child, make_layer(site))
             layer = site.host._modules[child]
             assert isinstance(layer, GradiendLayer)
             with init_empty_weights() if low_cpu_mem_usage else nullcontext():
@@ -150,6 +151,8 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         layers = list(gradiend_layers(self.model))
+        if merge:
+            refuse_quantized(self.model)
         for layer in tqdm(layers, disable=not progressbar, desc="Merging" if merge else "Unloading"):
             if not merge:
                 wanted = []
@@ -167,6 +170,11 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
         return self.model
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """As in PEFT, but refused as a whole if a layer is quantised."""
+        refuse_quantized(self.model)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def merge_exactly(self, adapter_names: list[str]) -> None:
         """Make these the merged adapters on all layers, and no others."""
@@ -227,11 +235,10 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
                     parts.append(part._replace(c_w=part.c_w * weight, c_b=part.c_b * weight))
             if not parts:
                 continue
-            numel = layer.base_parameter.numel()
+            numel = layer.shape.numel()
             indices, delta = total_delta(parts, numel, torch.float32)
             indices = None if indices is None else indices.to(index_dtype(numel)).cpu()
-            shape = tuple(layer.base_parameter.shape)
-            parameters[layer.site.name] = ParameterDirection(shape, delta.detach().cpu(), indices=indices)
+            parameters[layer.site.name] = ParameterDirection(tuple(layer.shape), delta.detach().cpu(), indices=indices)
         if not parameters:
             raise EditError("add_weighted_adapter: all strengths are zero, so there is nothing to combine.")
         return Direction(parameters)
@@ -336,7 +343,7 @@ def _checked(layer: GradiendLayer, kind: str, tensor: torch.Tensor | None, room:
             f"{kind} of {name}: expected {room.dtype} {list(room.shape)}, found {tensor.dtype} {list(tensor.shape)}."
         )
     if kind == "gradiend_indices":
-        check_indices(name, tensor, layer.base_parameter.numel())
+        check_indices(name, tensor, layer.shape.numel())
     elif not bool(torch.isfinite(tensor).all()):
         raise ArtifactError(f"{kind} of {name} holds NaN or infinite values; the direction is unusable.")
     return tensor

@@ -1,0 +1,150 @@
+"""Quantised bases: the edit runs beside the packed weight, merging is refused, everything else stays exact."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+
+from gradiend_hub.adapter.quantized import quantized_layers
+from gradiend_hub.errors import EditError
+from gradiend_hub.model import GradiendModel
+from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
+from tests.models import build, inputs, output
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+
+class Linear4bit(nn.Linear):
+    """As bitsandbytes' class: the parameter `weight` is a column of packed bytes."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__(dense.in_features, dense.out_features, bias=False)
+        self.scale = float(dense.weight.detach().abs().max()) / 7
+        codes = (dense.weight.detach() / self.scale).round().clamp(-8, 7).to(torch.int8) + 8
+        self.weight = nn.Parameter(codes.to(torch.uint8).view(-1, 1), requires_grad=False)
+        self.bias = dense.bias
+
+    def dequantized(self) -> torch.Tensor:
+        """The weight that the layer computes with."""
+        return (self.weight.float().view(self.out_features, self.in_features) - 8) * self.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As a linear layer."""
+        return nn.functional.linear(x, self.dequantized().to(x.dtype), self.bias)
+
+
+class QuantLinear(nn.Module):
+    """As GPTQ's and AWQ's classes: no `weight` at all, packed buffers."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__()
+        self.infeatures, self.outfeatures = dense.in_features, dense.out_features
+        self.scale = float(dense.weight.detach().abs().max()) / 7
+        self.register_buffer("qweight", (dense.weight.detach() / self.scale).round().clamp(-8, 7).to(torch.int32))
+        self.bias = dense.bias
+
+    def dequantized(self) -> torch.Tensor:
+        """The weight that the layer computes with."""
+        return self.get_buffer("qweight").float() * self.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As a linear layer."""
+        return nn.functional.linear(x, self.dequantized().to(x.dtype), self.bias)
+
+
+def quantize(model: nn.Module, kind: type[Linear4bit] | type[QuantLinear]) -> tuple[nn.Module, nn.Module]:
+    """The model with quantised linear layers in its encoder, and a dense one that computes the same."""
+    packed, dense = copy.deepcopy(model), copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear and ".layer." in name:
+            owner, _, leaf = name.rpartition(".")
+            new = kind(packed.get_submodule(name))
+            setattr(packed.get_submodule(owner), leaf, new)
+            dense.get_submodule(name).weight.data = new.dequantized()
+    return packed, dense
+
+
+@pytest.mark.parametrize("kind", [Linear4bit, QuantLinear])
+def test_beside_the_weight(kind: type, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = build("bert")
+    direction = random_direction(base)
+    packed, dense = quantize(base, kind)
+    before, plain = bits(packed), output(packed, "bert")
+    with caplog.at_level(logging.INFO, logger="gradiend_hub"):
+        model = GradiendModel.from_direction(
+            packed, type(direction)(direction.parameters), config_for(direction), strength=1.0
+        )
+    assert f"bert.encoder.layer.0.output.dense.weight is quantised ({kind.__name__})" in caplog.text
+    assert len(quantized_layers(model)) == 12
+    for strength in (1.0, -0.5):
+        model.set_strength(strength)
+        expected = output(edited(dense, [(direction, *config_for(direction).coefficients(strength))]), "bert")
+        torch.testing.assert_close(output(model, "bert"), expected, atol=1e-5, rtol=1e-4)
+    assert model.receipt.entries == direction.entries
+    with model.strength_at(0.0):
+        assert torch.equal(output(model, "bert"), plain)
+    with model.disable_adapter():
+        assert torch.equal(output(model, "bert"), plain)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(EditError, match=r"quantised.*before quantising"):
+            merge()
+    with pytest.raises(EditError, match="side path"):
+        output(model, "bert", strengths=[0.0, 1.0, 2.0])
+    model.save_pretrained(tmp_path)
+    plain_peft = PeftModel.from_pretrained(copy.deepcopy(model.unload()), tmp_path)
+    expected = output(edited(dense, [(direction, 1.0, 1.0)]), "bert")
+    torch.testing.assert_close(output(plain_peft, "bert"), expected, atol=1e-5, rtol=1e-4)
+    assert same_bits(bits(packed), before)
+    assert torch.equal(output(packed, "bert"), plain)
+
+
+@pytest.mark.parametrize("kind", [Linear4bit, QuantLinear])
+def test_directions_beside_quantised_layers_merge_as_ever(kind: type) -> None:
+    """Norms, biases and embeddings of a quantised model are ordinary parameters."""
+    packed, _ = quantize(build("bert"), kind)
+    every = random_direction(build("bert"))
+    names = [name for name in every.parameters if "LayerNorm" in name or "embeddings" in name]
+    direction = type(every)({name: every.parameters[name] for name in names}, fingerprint=every.fingerprint.only(names))
+    model = GradiendModel.from_direction(packed, direction, config_for(direction), strength=1.0)
+    assert not quantized_layers(model)
+    assert same_bits(bits(model), bits(edited(quantize(build("bert"), kind)[0], [(direction, 1.0, 1.0)])))
+
+
+def test_fingerprint_of_what_is_not_quantised(tmp_path: Path) -> None:
+    base = build("bert")
+    packed, _ = quantize(base, Linear4bit)
+    folder = save(tmp_path, random_direction(base))
+    assert GradiendModel.from_pretrained(folder, packed).strength == 1.0
+
+
+def test_bitsandbytes(tmp_path: Path) -> None:
+    """The real 4-bit class, where it is installed."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    base = build("bert")
+    every = random_direction(base)
+    direction = type(every)({name: part for name, part in every.parameters.items() if name.endswith("weight")})
+    for name, module in list(base.named_modules()):
+        if type(module) is nn.Linear and name.endswith("intermediate.dense"):
+            new = bitsandbytes.nn.Linear4bit(module.in_features, module.out_features, quant_type="nf4")
+            new.load_state_dict(module.state_dict())
+            base.get_submodule(name.rpartition(".")[0]).dense = new.to("cpu")
+    base.eval()
+    plain = output(base, "bert")
+    model = GradiendModel.from_pretrained(save(tmp_path, direction), base, strength=1.0)
+    assert len(quantized_layers(model)) == 2
+    assert not torch.allclose(model(**inputs("bert")).logits, plain, atol=1e-2)
+    layer = quantized_layers(model)[0]
+    x = torch.randn(3, 16)
+    found = layer.site.owner(x)
+    model.set_strength(0.0)
+    delta = direction.parameters[layer.site.name]
+    torch.testing.assert_close(
+        found - layer.site.owner(x), x @ delta.dense(delta.delta(1.0, 1.0)).T, atol=1e-5, rtol=1e-3
+    )
+    assert torch.equal(output(model.unload(), "bert"), plain)
