@@ -1,0 +1,52 @@
+"""Loading a base model by path or Hub id, with a clear word when it is not one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from .errors import BaseModelError
+
+_AUTO_CLASSES = {"masked_lm": AutoModelForMaskedLM, "causal_lm": AutoModelForCausalLM}
+
+
+def load_base_model(
+    name_or_path: str | Path, *, objective: str | None = None, revision: str | None = None, **kwargs: Any
+) -> nn.Module:
+    """Load a base model with its language-modelling head.
+
+    Args:
+        name_or_path: folder or Hub id.
+        objective: "masked_lm" or "causal_lm"; default: what the checkpoint's architecture is.
+        revision: commit, branch or tag of a Hub id.
+        **kwargs: passed to `from_pretrained`. Without a `dtype`, a CPU computes in float32 (gradients in bf16 are slow
+            and coarse there) and an accelerator in the checkpoint's own type.
+
+    Raises:
+        BaseModelError: nothing there, or nothing with a language-modelling head.
+    """
+    name = str(name_or_path)
+    options = {k: kwargs[k] for k in ("token", "cache_dir", "local_files_only") if k in kwargs}
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", **options)
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"There is no base model at {name!r}: expected a folder with a config.json or the id of a model on the Hub. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    if objective is None:
+        architecture = (config.architectures or [""])[0]
+        objective = "masked_lm" if architecture.endswith(("ForMaskedLM", "ForPreTraining")) else "causal_lm"
+    kwargs.setdefault("dtype", torch.float32 if not torch.accelerator.is_available() else "auto")
+    try:
+        model: nn.Module = _AUTO_CLASSES[objective].from_pretrained(name, revision=revision or "main", **kwargs)
+    except ValueError as error:
+        raise BaseModelError(
+            f"{name!r} is a {config.model_type} checkpoint that {_AUTO_CLASSES[objective].__name__} cannot load, so it "
+            f"has no head for the objective {objective!r}. Choose another base or objective."
+        ) from error
+    return model

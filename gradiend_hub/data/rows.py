@@ -1,0 +1,130 @@
+"""The rows that everything else reads: text with a slot, its factual and its alternative filler, and their classes."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gradiend_hub.constants import SLOT
+from gradiend_hub.errors import ConfigError, DataError
+from gradiend_hub.objectives import Example, Objective
+
+COLUMNS = ("masked", "factual", "alternative", "factual_class", "alternative_class")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One filling of one slot. `masked` holds the placeholder `[MASK]` once, whatever the model's mask token is."""
+
+    masked: str
+    factual: str
+    alternative: str
+    factual_class: str
+    alternative_class: str
+
+    def label(self, feature_classes: Sequence[str], source: str) -> float:
+        """+1 if the class whose token gives the source gradient is the first feature class, else −1.
+
+        With source "alternative" that token is the alternative, with "factual" and "diff" the factual one.
+        """
+        of = self.alternative_class if source == "alternative" else self.factual_class
+        return 1.0 if of == feature_classes[0] else -1.0
+
+
+def read_rows(
+    dataset: Iterable[dict[str, object]],
+    feature_classes: Sequence[str],
+    *,
+    what: str = "dataset",
+    need_both: bool = True,
+) -> list[Row]:
+    """Rows of a `datasets.Dataset` (or any iterable of dictionaries) that belong to the two feature classes.
+
+    Raises:
+        DataError: no rows, a missing column, a value that is no text, a class that is not one of the two, or (unless
+            `need_both` is false) a class without rows.
+    """
+    rows: list[Row] = []
+    for number, record in enumerate(dataset):
+        if missing := [c for c in COLUMNS if c not in record]:
+            raise DataError(
+                f"{what}: column {missing} is missing. Expected the columns {list(COLUMNS)}, found {sorted(record)}. "
+                f"A row is a text with one {SLOT}, two fillers and their classes."
+            )
+        values = {c: record[c] for c in COLUMNS}
+        if wrong := [c for c, value in values.items() if not isinstance(value, str) or not value]:
+            raise DataError(f"{what}, row {number}: {wrong[0]!r} must be a non-empty text, found {values[wrong[0]]!r}.")
+        rows.append(Row(**values))  # type: ignore[arg-type]
+    if not rows:
+        raise DataError(f"{what} has no rows.")
+    _check_classes(rows, feature_classes, what, need_both)
+    return rows
+
+
+def _check_classes(rows: Sequence[Row], feature_classes: Sequence[str], what: str, need_both: bool) -> None:
+    counts = Counter(row.factual_class for row in rows)
+    named = counts.keys() | {row.alternative_class for row in rows}
+    if unknown := sorted(named - set(feature_classes)):
+        raise DataError(
+            f"{what}: unknown class {unknown[0]!r}. GradiendConfig.feature_classes is {list(feature_classes)}, the rows "
+            f"name {sorted(named)}. Rename the classes or leave those rows out."
+        )
+    if need_both and (empty := [c for c in feature_classes if not counts[c]]):
+        raise DataError(
+            f"{what}: class {empty[0]!r} has no rows (rows per factual class: {dict(counts)}). A direction needs factual "
+            f"rows of both {feature_classes[0]!r} and {feature_classes[1]!r}."
+        )
+
+
+def class_fillers(rows: Iterable[Row], feature_classes: Sequence[str]) -> dict[str, list[str]]:
+    """The words that fill the slot, by class, most frequent first; upper and lower case count as one word."""
+    counts: dict[str, Counter[str]] = {c: Counter() for c in feature_classes}
+    for row in rows:
+        counts[row.factual_class][row.factual.lower()] += 1
+        counts[row.alternative_class][row.alternative.lower()] += 0
+    return {c: [word for word, _ in counts[c].most_common()] for c in feature_classes}
+
+
+def tokenize_rows(objective: Objective, rows: Sequence[Row], *, what: str = "dataset") -> list[Example]:
+    """Tokenise every row; if some cannot be, one error names the first and counts them all."""
+    examples: list[Example] = []
+    problems: list[str] = []
+    for number, row in enumerate(rows):
+        try:
+            examples.append(objective.tokenize(row.masked, row.factual, row.alternative))
+        except DataError as error:
+            problems.append(f"row {number}: {error}")
+    if problems:
+        raise DataError(f"{what}: {len(problems)} of {len(rows)} rows cannot be used; the first is {problems[0]}")
+    return examples
+
+
+def read_texts(dataset: Iterable[dict[str, object]], *, what: str = "neutral dataset") -> list[str]:
+    """The `text` column of a set of neutral sentences."""
+    texts: list[str] = []
+    for number, record in enumerate(dataset):
+        text = record.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{what}, row {number}: expected a non-empty text in column 'text', found {text!r}.")
+        texts.append(text)
+    if not texts:
+        raise DataError(f"{what} has no rows.")
+    return texts
+
+
+def neutral_examples(objective: Objective, texts: Sequence[str], *, seed: int = 0) -> list[Example]:
+    """One random real token of each text as a slot that is filled with that token itself."""
+    rng = random.Random(seed)
+    return [e for e in (objective.neutral_example(text, rng) for text in texts) if e is not None]
+
+
+def require_classes(feature_classes: Sequence[str] | None) -> tuple[str, str]:
+    """The pair (c₊, c₋) of a configuration that is going to be trained or evaluated."""
+    if feature_classes is None or len(feature_classes) != 2:
+        raise ConfigError(
+            f"GradiendConfig.feature_classes must name two classes, the one of positive strength first; "
+            f"found {feature_classes!r}."
+        )
+    return feature_classes[0], feature_classes[1]

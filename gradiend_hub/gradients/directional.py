@@ -1,0 +1,81 @@
+"""Encodings without gradients: ⟨w, ∇L_i(θ)⟩ is the derivative of L_i at θ in the direction w.
+
+Forward-mode differentiation gives it for every row of a batch in one pass, exactly, with no backward pass and no gradient
+vector: the cost and memory of about two forward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gradiend_hub.objectives import Objective, Slots, TokenizedSlots, slot_nll
+
+
+def directional_derivatives(
+    model: nn.Module,
+    objective: Objective,
+    samples: Sequence[TokenizedSlots],
+    tangents: Mapping[str, Tensor],
+    *,
+    batch_size: int = 32,
+) -> Tensor:
+    """d/dε L_i(θ + ε·w) at ε = 0 for every sample i: [N], fp32, on the CPU.
+
+    Args:
+        model: the base model; left as it was.
+        samples: inputs with labelled slots; L_i is the mean cross entropy over the slots of sample i.
+        tangents: w by parameter name, in the parameters' shapes; parameters without one are constants.
+        batch_size: samples per forward pass. Results do not depend on it beyond fp32 rounding.
+    """
+    device = next(model.parameters()).device
+    out = torch.empty(len(samples))
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids))  # little padding, original order kept
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            out[rows] = _derivatives(
+                model, objective, objective.collate([samples[i] for i in rows]).to(device), tangents
+            )
+    return out
+
+
+def _derivatives(model: nn.Module, objective: Objective, slots: Slots, tangents: Mapping[str, Tensor]) -> Tensor:
+    parameters = {name: model.get_parameter(name).detach() for name in tangents}
+    # the fused attention kernels have no forward-mode formula; the math one is exact and slot batches are short
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        dual = {n: forward_ad.make_dual(p, tangents[n].to(p.device, p.dtype)) for n, p in parameters.items()}
+        losses = functional_call(_SlotLoss(model, objective), {f"model.{n}": p for n, p in dual.items()}, (slots,))
+        derivative = forward_ad.unpack_dual(losses).tangent
+    return torch.zeros(len(slots.labels)) if derivative is None else derivative.float().cpu()
+
+
+class _SlotLoss(nn.Module):
+    """The base model and its loss as one module, so that `functional_call` can replace parameters for both."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, slots: Slots) -> Tensor:
+        return slot_nll(self.objective.log_probs(self.model, slots), slots.labels)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, every module is in eval mode (no dropout); afterwards each is as it was."""
+    modes: dict[Any, bool] = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,167 @@
+"""Which parameters, and which of their coordinates, a direction lives on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from gradiend_hub.errors import ConfigError
+
+_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+def select_parameters(
+    model: nn.Module,
+    *,
+    scope: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    layers: str | None = None,
+) -> dict[str, nn.Parameter]:
+    """The model's parameters that a direction may touch, by name, in the model's own order; tied ones once.
+
+    Args:
+        model: any module; adapters that sit on it are ignored.
+        scope: wildcard patterns of parameter names (`"*.attention.*"`), or `"type:LayerNorm"` for the parameters of
+            every module of that class. Default: the repeated layers of the backbone, which leaves out embeddings, the
+            final norm, pooler and head.
+        exclude: patterns of the same kind to leave out.
+        layers: block numbers such as `"8-11"` or `"0,2,5-7"`, counted as in the parameter names.
+
+    Raises:
+        ConfigError: a pattern or a layer that matches nothing, or nothing left.
+    """
+    owners = {name: type(module).__name__ for name, module in model.named_modules()}
+    every = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and ".gradiend_" not in name and ".lora_" not in name
+    }
+    names = list(every)
+    if scope is None:
+        prefix = getattr(model, "base_model_prefix", "")
+        backbone = [n for n in names if n.startswith(f"{prefix}.")] if prefix else []
+        backbone = backbone or names
+        names = [n for n in backbone if _BLOCK.search(n)] or backbone
+    else:
+        names = _matching(names, _as_list(scope), owners, "scope")
+    if layers is not None:
+        wanted = _layer_numbers(layers)
+        found = {int(m[1]) for n in names if (m := _BLOCK.search(n))}
+        if missing := sorted(wanted - found):
+            raise ConfigError(f"layers={layers!r}: no block {missing} in scope; found blocks {sorted(found)}.")
+        names = [n for n in names if (m := _BLOCK.search(n)) and int(m[1]) in wanted]
+    if exclude is not None:
+        left_out = set(_matching(names, _as_list(exclude), owners, "exclude"))
+        names = [n for n in names if n not in left_out]
+    if not names:
+        raise ConfigError(f"No parameter is left in scope (scope={scope!r}, exclude={exclude!r}, layers={layers!r}).")
+    return {name: every[name] for name in names}
+
+
+def _as_list(patterns: str | Sequence[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _matching(names: list[str], patterns: list[str], owners: Mapping[str, str], option: str) -> list[str]:
+    """Names that match any pattern, in order. A pattern that matches nothing is a mistake, not a wish."""
+
+    def hit(name: str, pattern: str) -> bool:
+        if pattern.startswith("type:"):
+            return owners[name.rpartition(".")[0]] == pattern.removeprefix("type:")
+        return fnmatchcase(name, pattern)
+
+    for pattern in patterns:
+        if not any(hit(name, pattern) for name in names):
+            raise ConfigError(f"{option}: {pattern!r} matches no parameter. Names look like {names[:3]}.")
+    return [name for name in names if any(hit(name, pattern) for pattern in patterns)]
+
+
+def _layer_numbers(text: str) -> set[int]:
+    numbers: set[int] = set()
+    for part in text.split(","):
+        bounds = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if bounds is None or int(bounds[2] or bounds[1]) < int(bounds[1]):
+            raise ConfigError(f"layers={text!r}: expected numbers and ranges such as '8-11' or '0,2,5-7'.")
+        numbers.update(range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1))
+    return numbers
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A named, ordered set of parameter coordinates: the axes of one flat gradient vector.
+
+    `kept[name]` holds sorted flat indices into that parameter; a name without an entry keeps every coordinate.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    kept: Mapping[str, Tensor]
+
+    @classmethod
+    def dense(cls, parameters: Mapping[str, nn.Parameter]) -> Scope:
+        return cls(parameters, {})
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {n: len(self.kept[n]) if n in self.kept else p.numel() for n, p in self.parameters.items()}
+
+    @property
+    def size(self) -> int:
+        """Length n of the flat vector."""
+        return sum(self.sizes.values())
+
+    def slices(self) -> dict[str, slice]:
+        """Where each parameter's coordinates stand in the flat vector."""
+        ends = list(accumulate(self.sizes.values()))
+        return {n: slice(end - size, end) for (n, size), end in zip(self.sizes.items(), ends, strict=True)}
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views of a flat vector [n] by parameter."""
+        return {name: flat[where] for name, where in self.slices().items()}
+
+    def dense_tensors(self, flat: Tensor) -> dict[str, Tensor]:
+        """A flat vector [n] as full tensors in the parameters' shapes and dtypes, zero where nothing is kept."""
+        tensors: dict[str, Tensor] = {}
+        for name, values in self.split(flat).items():
+            parameter = self.parameters[name]
+            values = values.to(parameter.device, parameter.dtype)
+            if name in self.kept:
+                full = torch.zeros(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
+                values = full.index_copy_(0, self.kept[name].to(parameter.device).long(), values)
+            tensors[name] = values.view(parameter.shape)
+        return tensors
+
+    def keep(self, chosen: Mapping[str, Tensor]) -> Scope:
+        """The same scope with only the coordinates `chosen` (sorted flat indices); parameters without any are dropped."""
+        kept = {n: i for n, i in chosen.items() if len(i)}
+        return Scope({n: self.parameters[n] for n in self.parameters if n in kept}, kept)
+
+    def summary(self) -> str:
+        """One line: tensors, coordinates and their share of the tensors they are in."""
+        total = sum(p.numel() for p in self.parameters.values())
+        return f"{len(self.parameters)} tensors, {self.size:,} of {total:,} weights ({self.size / max(total, 1):.2%})"
+
+
+def top_k(importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The `count` most important coordinates over all parameters: sorted flat indices by name.
+
+    The threshold is exact; ties at the threshold go to the earlier coordinate.
+    """
+    flat = torch.cat([values.flatten() for values in importance.values()])
+    threshold = flat.kthvalue(len(flat) - count + 1).values
+    above = flat > threshold
+    ties = (flat == threshold).nonzero().squeeze(1)[: count - int(above.sum())]
+    above[ties] = True
+    masks = above.split([values.numel() for values in importance.values()])
+    return {name: mask.nonzero().squeeze(1) for name, mask in zip(importance, masks, strict=True)}
+
+
+def names_of(parameters: Iterable[str], limit: int = 3) -> str:
+    """A few names for a message."""
+    names = list(parameters)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

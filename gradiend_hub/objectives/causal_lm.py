@@ -1,0 +1,80 @@
+"""Causal language modelling: the slot is the next token after the text on its left."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from gradiend_hub.errors import DataError
+
+from .base import Example, Objective, TokenizedSlots
+
+
+class CausalLMObjective(Objective):
+    """The slot is predicted from the text before it; what follows the slot is not read.
+
+    The filler's token is the one that continues the prefix, so " he", "▁he" and "he" are each right for their tokenizer.
+    A prefix that is too long loses its beginning, never the slot.
+    """
+
+    name = "causal_lm"
+
+    def __init__(self, tokenizer: Any, **kwargs: Any) -> None:
+        super().__init__(tokenizer, **kwargs)
+        bare = tokenizer("a", add_special_tokens=False).input_ids
+        full = tokenizer("a").input_ids
+        self._start = tuple(
+            full[: full.index(bare[0])]
+        )  # what the tokenizer puts before a text, usually BOS or nothing
+
+    def tokenize(self, masked: str, factual: str, alternative: str) -> Example:
+        prefix, ids = self._prefix(masked)
+        if not self._start and not ids:
+            raise DataError(
+                f"The slot is the first word, and the tokenizer of {self.name_or_path} has no start token that it could "
+                f"be predicted from. Leave such rows out or give them left context: {masked[:80]!r}."
+            )
+        inputs = (*self._start, *ids[max(0, len(ids) + len(self._start) - self.max_length) :])
+
+        def filled(filler: str) -> TokenizedSlots:
+            return TokenizedSlots(inputs, (len(inputs) - 1,), (self._continuation(prefix, ids, masked, filler),))
+
+        return Example(filled(factual), filled(alternative))
+
+    def filler_token(self, masked: str, filler: str) -> int:
+        prefix, ids = self._prefix(masked)
+        return self._continuation(prefix, ids, masked, filler)
+
+    def neutral_example(self, text: str, rng: random.Random) -> Example | None:
+        ids = (*self._start, *self._text_ids(text))
+        if len(ids) < 2:
+            return None
+        position = rng.randrange(len(self._start) or 1, len(ids))
+        slots = TokenizedSlots(ids[:position], (position - 1,), (ids[position],))
+        return Example(slots, slots)
+
+    def scored_text(self, text: str, rng: random.Random) -> list[TokenizedSlots]:
+        ids = (*self._start, *self._text_ids(text))
+        first = len(self._start) or 1
+        if len(ids) <= first:
+            return []
+        return [TokenizedSlots(ids, tuple(range(first - 1, len(ids) - 1)), ids[first:])]
+
+    def _text_ids(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        kept: list[int] = ids[: self.max_length - len(self._start)]
+        return kept
+
+    def _prefix(self, masked: str) -> tuple[str, list[int]]:
+        prefix = self.split_at_slot(masked)[0].rstrip()
+        return prefix, self.tokenizer(prefix, add_special_tokens=False, verbose=False).input_ids if prefix else []
+
+    def _continuation(self, prefix: str, ids: list[int], masked: str, filler: str) -> int:
+        space = " " if masked[len(prefix) : len(prefix) + 1].isspace() else ""
+        full = self.tokenizer(prefix + space + filler, add_special_tokens=False, verbose=False).input_ids
+        if full[: len(ids)] != ids:
+            raise DataError(
+                f"The tokenizer of {self.name_or_path} merges the end of the prefix with {filler!r}, so the filler has "
+                f"no token of its own here. Put a space before the slot: {masked[:80]!r}."
+            )
+        return self.single_token(filler, full[len(ids) :])

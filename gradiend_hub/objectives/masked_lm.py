@@ -1,0 +1,74 @@
+"""Masked language modelling: the slot is one mask token, read with both contexts."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from gradiend_hub.errors import BaseModelError, DataError
+
+from .base import Example, Objective, TokenizedSlots
+
+MASKED_SHARE = 0.15
+"""Share of a neutral text's tokens that are masked together when the language-modelling score is read."""
+
+
+class MaskedLMObjective(Objective):
+    """The slot is filled with the tokenizer's mask token; factual and alternative differ in the label only."""
+
+    name = "masked_lm"
+
+    def __init__(self, tokenizer: Any, **kwargs: Any) -> None:
+        super().__init__(tokenizer, **kwargs)
+        if tokenizer.mask_token_id is None:
+            raise BaseModelError(
+                f"The tokenizer of {self.name_or_path} has no mask token, which the objective 'masked_lm' needs. "
+                "Use objective='causal_lm' for a causal language model, or a masked language model as the base."
+            )
+
+    def tokenize(self, masked: str, factual: str, alternative: str) -> Example:
+        before, after = self.split_at_slot(masked)
+        ids = self.tokenizer(before + self.tokenizer.mask_token + after).input_ids
+        position = ids.index(self.tokenizer.mask_token_id)
+        if len(ids) > self.max_length:
+            raise DataError(
+                f"The row has {len(ids)} tokens and its slot is token {position}, but {self.name_or_path} reads "
+                f"{self.max_length}: truncation could cut the slot off. Shorten the text around the slot: {masked[:80]!r}."
+            )
+
+        def filled(filler: str) -> TokenizedSlots:
+            return TokenizedSlots(tuple(ids), (position,), (self.filler_token(masked, filler),))
+
+        return Example(filled(factual), filled(alternative))
+
+    def filler_token(self, masked: str, filler: str) -> int:
+        before, _ = self.split_at_slot(masked)
+        space = " " if before[-1:].isspace() else ""
+        return self.single_token(filler, self.tokenizer(space + filler, add_special_tokens=False).input_ids)
+
+    def neutral_example(self, text: str, rng: random.Random) -> Example | None:
+        ids, content = self._content(text)
+        if not content:
+            return None
+        slots = self._masked(ids, [rng.choice(content)])
+        return Example(slots, slots)
+
+    def scored_text(self, text: str, rng: random.Random) -> list[TokenizedSlots]:
+        ids, content = self._content(text)
+        if not content:
+            return []
+        count = max(1, round(MASKED_SHARE * len(content)))
+        return [self._masked(ids, sorted(rng.sample(content, count)))]
+
+    def _content(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids cut to the longest input, and the positions that are not special tokens."""
+        encoded = self.tokenizer(
+            text, return_special_tokens_mask=True, truncation=True, max_length=self.max_length, verbose=False
+        )
+        return encoded.input_ids, [i for i, special in enumerate(encoded.special_tokens_mask) if not special]
+
+    def _masked(self, ids: list[int], positions: list[int]) -> TokenizedSlots:
+        masked = list(ids)
+        for position in positions:
+            masked[position] = self.tokenizer.mask_token_id
+        return TokenizedSlots(tuple(masked), tuple(positions), tuple(ids[p] for p in positions))

@@ -1,0 +1,86 @@
+"""The protocol of all solvers: a stream of gradient pairs in, one rank-one encoder-decoder out.
+
+A solver sees flat vectors and labels. It knows nothing of language, parameters or files.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Solution:
+    """h = tanh(⟨w_e, s⟩ + b_e) and t̂ = w_d·h + b_d; vectors are [n], fp32 (arXiv 2502.01406, section 3)."""
+
+    encoder: Tensor
+    encoder_bias: float
+    decoder: Tensor
+    decoder_bias: Tensor
+
+    def with_gain(self, gain: float, decoder_scale: float = 1.0) -> Solution:
+        """The map with its pre-activation times `gain`. A negative gain flips the orientation: then h and w_d change
+        their signs and t̂ does not, so b_d stays.
+        """
+        sign = math.copysign(1.0, gain)
+        return replace(
+            self,
+            encoder=self.encoder * gain,
+            encoder_bias=self.encoder_bias * gain,
+            decoder=self.decoder * (decoder_scale * sign),
+        )
+
+    def encode(self, s: Tensor) -> float:
+        """h of one source gradient [n]."""
+        return float(torch.tanh(self.encoder @ s + self.encoder_bias))
+
+    def decode(self, h: float) -> Tensor:
+        """t̂ of one feature value: [n]."""
+        return self.decoder * h + self.decoder_bias
+
+
+def calibrated(solution: Solution, z: Tensor, labels: Tensor, *, level: float = 0.9) -> Solution:
+    """Orient a solution and set its gain, so that feature values mean the same for every solver, model and seed.
+
+    Afterwards label +1 encodes to positive values and the mean |h| over the rows is `level`. The decoder is rescaled
+    so that it predicts the same t̂ for the mean feature value as before.
+
+    Args:
+        z: pre-activations ⟨w_e, s⟩ + b_e of single training rows, [N].
+        labels: ±1 of the same rows, [N].
+    """
+    z = z.double()
+    spread = float(z.abs().mean())
+    if spread == 0.0:
+        return solution
+
+    def excess(log_gain: float) -> float:
+        return float(torch.tanh(math.exp(log_gain) * z).abs().mean()) - level
+
+    start = math.log(math.atanh(level) / spread)
+    gain = math.exp(brentq(excess, start - 5, start + 20))
+    sign = -1.0 if float((z - z.mean()) @ labels.double()) < 0 else 1.0
+    return solution.with_gain(sign * gain, float(torch.tanh(z).abs().mean()) / level)
+
+
+class Solver(nn.Module, ABC):
+    """Turns a stream of (s, t) into solutions. `num_runs` solutions advance together on one stream.
+
+    A solver is a module, so that trainers save, resume and move it like any other: everything it has learned is in its
+    `state_dict`.
+    """
+
+    num_runs: int
+
+    @abstractmethod
+    def observe(self, source: Tensor, target: Tensor) -> Tensor:
+        """Take in one gradient pair, each [n]; set `.grad` of parameters that an optimizer moves. Returns losses [k]."""
+
+    @abstractmethod
+    def solutions(self) -> list[Solution]:
+        """What has been learned so far, one solution per run."""

@@ -1,0 +1,340 @@
+"""`GradiendTrainer`: learn a direction with the habits of `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .base_models import load_base_model
+from .config import GradiendConfig
+from .constants import CARD_FILE, CONFIG_FILE, ENCODER_FILE, REPORT_FILE, WEIGHTS_FILE
+from .data import (
+    Row,
+    TransitionBatchSampler,
+    TransitionDataset,
+    class_fillers,
+    read_rows,
+    read_texts,
+    require_classes,
+    tokenize_rows,
+)
+from .direction import Direction, ParameterDirection
+from .errors import ConfigError, HubPushError
+from .evaluation import Report, encoder_report, evaluate_direction, flat_encoder, preactivations
+from .fingerprint import Fingerprint
+from .gradients import GradientReader, Scope, read_pair, select_parameters
+from .hub.card import write_card
+from .hub.publish import publish_folder
+from .model import GradiendModel
+from .objectives import Example, PairBatch, make_objective, objective_name
+from .solvers import AutoencoderSolver, Solution, calibrated
+from .training_args import GradiendTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+ARTIFACT_FILES = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, CARD_FILE)
+
+_CALIBRATION_ROWS = 128
+"""Training rows from which orientation and gain of a solution are read."""
+
+
+class GradiendTrainer(Trainer):  # type: ignore[misc]
+    """Learns the direction between two feature classes from the gradients of a frozen base model.
+
+    What `Trainer` moves with its optimizer, saves in its checkpoints and resumes is the solver's state; the base model
+    only delivers gradients. `save_model` writes the artifact.
+
+    Args:
+        model: the base model with its language-modelling head, or its path or Hub id.
+        config: feature classes and scope; see `GradiendConfig`.
+        args: see `GradiendTrainingArguments`.
+        train_dataset: rows with the columns `masked`, `factual`, `alternative`, `factual_class`, `alternative_class`.
+        eval_dataset: rows of the same kind, on which the strength unit is chosen.
+        neutral_dataset: sentences (`text`) without the feature, on which damage and calibration are measured.
+        processing_class: the base model's tokenizer, if it cannot be loaded from the base model's path.
+        callbacks: as in `Trainer`.
+
+    Raises:
+        ConfigError, DataError, BaseModelError: before any training, when something cannot work.
+    """
+
+    control: Any
+
+    def __init__(
+        self,
+        model: nn.Module | str | Path,
+        config: GradiendConfig,
+        args: GradiendTrainingArguments,
+        *,
+        train_dataset: Iterable[dict[str, Any]],
+        eval_dataset: Iterable[dict[str, Any]] | None = None,
+        neutral_dataset: Iterable[dict[str, Any]] | None = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self._classes = require_classes(config.feature_classes)
+        base = model if isinstance(model, nn.Module) else load_base_model(model, objective=config.objective)
+        self.base_model = base.to(args.device)
+        config.objective = objective_name(base, config.objective)
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(base.name_or_path)
+        self.objective = make_objective(base, tokenizer, name=config.objective, max_length=args.max_length)
+        config.base_model_name_or_path = config.base_model_name_or_path or base.name_or_path
+        config.revision = config.revision or getattr(base.config, "_commit_hash", None)
+        self.gradiend_config = config
+        if config.density != 1.0:
+            raise ConfigError(f"density={config.density}: training is dense so far; prune with Direction.to_sparse.")
+        self.scope = Scope.dense(
+            select_parameters(base, scope=config.scope, exclude=config.exclude, layers=config.layers)
+        )
+        logger.info("Scope: %s", self.scope.summary())
+
+        rows = read_rows(train_dataset, self._classes, what="train_dataset")
+        config.fillers = config.fillers or class_fillers(rows, self._classes)
+        examples = tokenize_rows(self.objective, rows, what="train_dataset")
+        self._eval_rows = [] if eval_dataset is None else read_rows(eval_dataset, self._classes, what="eval_dataset")
+        self._texts = [] if neutral_dataset is None else read_texts(neutral_dataset)
+        self.report = self._new_report(rows, args)
+        self._direction: Direction | None = None
+        super().__init__(
+            model=AutoencoderSolver(self.scope.size, seeds=(args.seed,)),
+            args=args,
+            data_collator=self._collate,
+            train_dataset=TransitionDataset(rows, examples, self._classes, config.source),
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+        )
+
+    # ------------------------------------------------------------------------------------------------------ training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As `Trainer.train`. A run that was stopped and resumed ends in the same direction, bit for bit."""
+        if not resume_from_checkpoint and not self.args.overwrite_output_dir:
+            _require_unused(Path(self.args.output_dir))
+        self._direction = None
+        start = time.perf_counter()
+        with GradientReader(self.base_model, self.scope) as self._reader:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        self.report.seconds["train"] = time.perf_counter() - start
+        self.report.steps = self.state.global_step
+        self.report.splits.clear()
+        return output
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of one class transition each; see `TransitionBatchSampler`."""
+        sampler = TransitionBatchSampler(self.train_dataset, self.args.train_batch_size, seed=self.args.seed)
+        loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def _collate(self, examples: list[Example]) -> dict[str, PairBatch]:
+        return {"pairs": self.objective.collate_pairs(examples)}  # `Trainer` looks for names in its batches
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One gradient pair of the base model, handed to the solver. Returns the solver's mean loss."""
+        config = self.gradiend_config
+        batch = inputs["pairs"].to(self.args.device)
+        source, target = read_pair(self._reader, self.objective, batch, source=config.source, target=config.target)
+        loss: Tensor = model.observe(source, target).mean()  # type: ignore[operator]
+        return loss
+
+    @property
+    def direction(self) -> Direction:
+        """What has been learned: the first class encodes to positive values, a typical row to ±0.9."""
+        if self._direction is None:
+            solution = self._calibrated_solution()
+            encoder, decoder = self.scope.split(solution.encoder), self.scope.split(solution.decoder)
+            bias = self.scope.split(solution.decoder_bias)
+            self._direction = Direction(
+                {
+                    name: ParameterDirection(
+                        tuple(parameter.shape), decoder[name].cpu(), bias[name].cpu(), encoder[name].cpu(),
+                        self.scope.kept.get(name),
+                    )
+                    for name, parameter in self.scope.parameters.items()
+                },
+                solution.encoder_bias,
+                Fingerprint.of(self.scope.parameters),
+            )  # fmt: skip
+        return self._direction
+
+    def _calibrated_solution(self) -> Solution:
+        solution: Solution = self.accelerator.unwrap_model(self.model).solutions()[0]
+        chosen = self.train_dataset.sample(_CALIBRATION_ROWS)
+        z = self._preactivations(solution, [self.train_dataset[i] for i in chosen])
+        return calibrated(solution, z, torch.tensor([self.train_dataset.labels[i] for i in chosen]))
+
+    def _preactivations(self, solution: Solution, examples: Sequence[Example]) -> Tensor:
+        return preactivations(
+            self.base_model, self.objective, examples, self.scope.dense_tensors(solution.encoder),
+            solution.encoder_bias, source=self.gradiend_config.source, batch_size=self.args.eval_batch_size,
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Iterable[dict[str, Any]] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        neutral_dataset: Iterable[dict[str, Any]] | None = None,
+    ) -> dict[str, float]:
+        """Measure the direction; the whole record is in `trainer.report`.
+
+        While training only the encoder is read. Afterwards the strength curve is measured, too. On the trainer's own
+        `eval_dataset` the strength unit is chosen first; on any other data the unit is used as it is (give such data a
+        prefix, e.g. "test", and neutral sentences of its own).
+
+        Returns:
+            Figures as `Trainer` logs them, with the prefix: `eval_correlation`, `eval_accuracy`, `eval_lm_score`, …
+        """
+        own = eval_dataset is None or eval_dataset is self.eval_dataset
+        rows = self._eval_rows if own else read_rows(eval_dataset or (), self._classes, what=metric_key_prefix)
+        if not rows:
+            raise ConfigError("evaluate() needs an eval_dataset, given to the trainer or to this call.")
+        start = time.perf_counter()
+        texts = self._texts if neutral_dataset is None else read_texts(neutral_dataset)
+        figures = self._read_encoder(rows) if self.is_in_train else self._measure(rows, texts, own, metric_key_prefix)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _read_encoder(self, rows: Sequence[Row]) -> dict[str, float]:
+        z = self._preactivations(self._calibrated_solution(), tokenize_rows(self.objective, rows, what="eval_dataset"))
+        labels = torch.tensor([row.label(self._classes, self.gradiend_config.source) for row in rows])
+        return flat_encoder(encoder_report(torch.tanh(z), labels, self._classes))
+
+    def _measure(self, rows: Sequence[Row], texts: Sequence[str], choose_unit: bool, name: str) -> dict[str, float]:
+        start = time.perf_counter()
+        config = self.gradiend_config
+        model = GradiendModel.from_direction(self.base_model, self.direction, config)
+        try:
+            split = evaluate_direction(
+                model, self.objective, rows, texts, choose_unit=choose_unit, floor=self.args.lm_score_floor,
+                batch_size=self.args.eval_batch_size, seed=self.args.seed,
+            )  # fmt: skip
+            measured = model.active_peft_config
+            config.strength_unit, config.safe_band = measured.strength_unit, measured.safe_band
+        finally:
+            model.unload()
+        self.report.splits[name] = split
+        self.report.seconds[f"evaluate {name}"] = time.perf_counter() - start
+        return split.flat()
+
+    # -------------------------------------------------------------------------------------------- saving and the Hub
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the artifact: config, direction, report and card. Only checkpoints hold the solver's state."""
+        folder = Path(output_dir or self.args.output_dir)
+        if _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            super().save_model(str(folder), _internal_call=True)
+            return
+        if not self.args.should_save:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        model = GradiendModel.from_direction(self.base_model, self.direction, self.gradiend_config)
+        try:
+            model.save_pretrained(folder)
+        finally:
+            model.unload()
+        self.report.save(folder)
+        write_card(folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        allow_unmeasured: bool = False,
+        **kwargs: Any,
+    ) -> CommitInfo:
+        """Save the artifact to `output_dir` and publish it in one commit.
+
+        Args:
+            blocking: must be true: a push is one commit or an error.
+            allow_unmeasured: publish a direction that `evaluate` has not measured.
+            **kwargs: `create_pr`, as in `publish_folder`.
+
+        Raises:
+            ConfigError: nothing was measured yet.
+            HubPushError: the upload failed. The artifact stays in `output_dir`, and the message says how to push it.
+        """
+        if not blocking:
+            raise ConfigError("push_to_hub(blocking=False): a push is one commit or an error, so it is waited for.")
+        if not self.report.splits and not allow_unmeasured:
+            raise ConfigError(
+                "This direction is unmeasured: its strength has no unit yet. Call trainer.evaluate() first, or publish "
+                "it as it is with allow_unmeasured=True."
+            )
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        repo_id = self.hub_model_id or self.args.hub_model_id
+        if repo_id is None:
+            raise HubPushError(
+                f"No repository was named; the artifact is in {self.args.output_dir}. Set hub_model_id, or run: "
+                f"gradiend-hub push {self.args.output_dir} USER/NAME"
+            )
+        return publish_folder(
+            self.args.output_dir, repo_id, token=token or self.args.hub_token,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision, commit_message=commit_message or "End of training",
+            allow_patterns=ARTIFACT_FILES, **kwargs,
+        )  # fmt: skip
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card from config and report; arguments of `Trainer.create_model_card` have no place in it."""
+        write_card(Path(self.args.output_dir))
+
+    def _new_report(self, rows: Sequence[Row], args: GradiendTrainingArguments) -> Report:
+        config = self.gradiend_config
+        digest = hashlib.sha256()
+        for row in rows:
+            digest.update("\x1f".join(asdict(row).values()).encode() + b"\x1e")
+        counts = {c: sum(row.factual_class == c for row in rows) for c in self._classes}
+        return Report(
+            feature_classes=list(self._classes),
+            base_model=str(config.base_model_name_or_path),
+            base_revision=config.revision,
+            scope=self.scope.summary(),
+            training={
+                "solver": "autoencoder", "source": config.source, "target": config.target,
+                "learning_rate": args.learning_rate, "rows_per_gradient": args.per_device_train_batch_size,
+                "epochs": args.num_train_epochs, "max_steps": args.max_steps, "seed": args.seed,
+            },
+            data={
+                "train_rows": counts, "eval_rows": len(self._eval_rows), "neutral_texts": len(self._texts),
+                "train_sha256": digest.hexdigest(),
+            },
+            versions={name: version(name) for name in ("gradiend_hub", "torch", "transformers", "peft")},
+        )  # fmt: skip
+
+
+def _require_unused(folder: Path) -> None:
+    """An output directory that holds something is either resumed or overwritten by choice, never by accident."""
+    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if not found:
+        return
+    checkpoint = any(name.startswith(PREFIX_CHECKPOINT_DIR) for name in found)
+    hint = "train(resume_from_checkpoint=True) to go on with its last checkpoint, " if checkpoint else ""
+    raise ConfigError(
+        f"The output directory {folder} is not empty ({', '.join(found[:4])}). Use {hint}overwrite_output_dir=True to "
+        "write into it, or another directory."
+    )
