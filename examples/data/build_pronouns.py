@@ -83,7 +83,8 @@ def wordnet_sentences(folder: Path) -> Iterator[str]:
             sys.exit(f"{path} is missing: install the Debian package wordnet-base and give its folder with --wordnet.")
         for line in path.read_text(encoding="utf-8").splitlines():
             for example in re.findall(r'"([^"]+)"', line.partition("|")[2]):
-                yield example.strip()
+                # a causal model needs a space before the slot
+                yield re.sub(r"\s*--\s*", " -- ", example.strip())
 
 
 def kjv_sentences(path: Path) -> Iterator[str]:
