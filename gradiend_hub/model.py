@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from .adapter import GradiendTuner, gradiend_layers
+from .adapter import GradiendTuner
 from .adapter.quantized import quantized_layers
 from .adapter.receipt import EditReceipt, receipt_of
 from .base_identity import base_commit, base_name, check_base_model, load_recorded_base
@@ -105,14 +105,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             base_model = load_recorded_base(config, base_model, **{**hub, **base_kwargs})
         elif base_kwargs:
             raise ConfigError(f"{sorted(base_kwargs)} would load a base model, but `base_model` is an object already.")
-        model = cls.from_direction(
-            base_model,
-            direction,
-            config,
-            strength=config.strength if strength is None else strength,
-            adapter_name=adapter_name,
-            allow_related=allow_related,
-        )
+        strength = config.strength if strength is None else strength
+        model = cls._from_checked(base_model, direction, config, strength, adapter_name, allow_related)
         model._folders[adapter_name] = folder
         model.eval()
         return model
@@ -138,8 +132,20 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             adapter_name: Name for this direction in the model.
             allow_related: Accept a fine-tuned relative of the base model, with a warning.
         """
+        return cls._from_checked(base_model, direction.check(), config, strength, adapter_name, allow_related)
+
+    @classmethod
+    def _from_checked(
+        cls,
+        base_model: nn.Module,
+        direction: Direction,
+        config: GradiendConfig,
+        strength: float,
+        adapter_name: str,
+        allow_related: bool,
+    ) -> GradiendModel:
+        """`from_direction` with values that were checked already."""
         _check_strength(strength)
-        direction.check()
         names = check_base_model(base_model, direction, allow_related=allow_related)
         model = cls(base_model, _describe(config, direction, base_model), adapter_name, low_cpu_mem_usage=True)
         try:
@@ -283,14 +289,14 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
     def _state(self, adapter_name: str) -> tuple[float, float]:
         """Strength and feature factor of a direction."""
-        layer = next(layer for layer in gradiend_layers(self) if adapter_name in layer.strength)
+        layer = next(layer for layer in self.base_model.layers if adapter_name in layer.strength)
         return layer.strength[adapter_name], layer.feature_factor[adapter_name]
 
     def _check_effect(self) -> None:
         """Raise `EditError` if a non-zero strength changes no weight; stops looking at the first one that changed."""
         if self._adapters_disabled or not any(self.strengths.values()):
             return
-        if not any(layer.has_effect() for layer in gradiend_layers(self)):
+        if not any(layer.has_effect() for layer in self.base_model.layers):
             raise EditError(
                 f"At strength {self.strengths} no weight changes: Δ is zero, or smaller than the spacing of the "
                 f"{self.base_model_torch_dtype} numbers. Use a larger strength, or load the base model in float32."
@@ -299,7 +305,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     @property
     def receipt(self) -> EditReceipt:
         """Account of the current edit, measured on the weights (one pass over the touched parameters)."""
-        return receipt_of(gradiend_layers(self))
+        return receipt_of(self.base_model.layers)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the base model with the edit.

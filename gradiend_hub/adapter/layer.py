@@ -27,14 +27,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from gradiend_hub.config import GradiendConfig
-from gradiend_hub.direction import check_indices, combine, index_dtype, sum_sparse
+from gradiend_hub.direction import check_indices, combine, index_dtype, peak, sum_sparse
 from gradiend_hub.errors import ArtifactError, EditError
 
 from .sites import Site
 
 __all__ = ["GradiendLayer", "Originals"]
 
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """Elements that are summed at a time when a dense direction is written; small enough for the cache."""
 
 _SWAP_LOCK = threading.RLock()
@@ -121,12 +121,17 @@ def write_entries(tensor: torch.Tensor, indices: torch.Tensor | None, values: to
 def write_dense(tensor: torch.Tensor, originals: torch.Tensor, part: Part) -> None:
     """`tensor = round(originals + Δ)` for one dense part, block by block: one pass over memory, no temporary tensor."""
     flat, dtype = tensor.detach().view(-1), sum_dtype(tensor.dtype)
+    room = torch.empty(2, min(BLOCK, flat.numel()), dtype=dtype, device=flat.device)
     for start in range(0, flat.numel(), BLOCK):
         block = slice(start, start + BLOCK)
-        bias = None if part.bias is None else part.bias[block]
-        delta = Part(part.weight[block], bias, None, part.c_w, part.c_b).delta(dtype)
-        torch.add(originals[block].to(dtype), delta, out=delta)
-        flat[block].copy_(delta)
+        target = flat[block]
+        delta, scaled_bias = room[:, : len(target)]
+        torch.mul(part.weight[block].to(dtype), part.c_w, out=delta)
+        if part.bias is not None:
+            delta.add_(torch.mul(part.bias[block].to(dtype), part.c_b, out=scaled_bias))
+        torch.add(originals[block].to(dtype), delta, out=delta if target.dtype != dtype else target)
+        if target.dtype != dtype:
+            target.copy_(delta)
 
 
 class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -234,32 +239,35 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def fill(
         self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
     ) -> None:
-        """Take over the values of an adapter, without a copy where they are on the right device."""
+        """Take over the checked values of a `Direction`, without a copy where they are on the right device."""
         device = self.device
         self.gradiend_weight[adapter_name] = nn.Parameter(weight.to(device), requires_grad=False)
         if bias is not None:
             self.gradiend_bias[adapter_name] = nn.Parameter(bias.to(device), requires_grad=False)
         if indices is not None:
             self.gradiend_indices[adapter_name] = indices.to(device)
-        self._peaks.pop(adapter_name, None)
+        self._peaks[adapter_name] = (peak(weight), 0.0 if bias is None else peak(bias))
 
-    def _check(self, adapter_name: str) -> None:
-        """Check an adapter's values before their first use: transformers' loader writes them without telling us."""
-        name, peaks = self.site.name, []
-        for values in (entry(self.gradiend_weight, adapter_name), entry(self.gradiend_bias, adapter_name)):
-            peaks.append(0.0 if values is None else float(torch.linalg.vector_norm(values.detach(), math.inf)))
-            if not math.isfinite(peaks[-1]):
-                raise ArtifactError(f"The direction of {name} holds NaN or infinite values; it is unusable.")
-        if adapter_name in self.gradiend_indices:
-            check_indices(name, self.gradiend_indices[adapter_name], self.shape.numel())
-        self._peaks[adapter_name] = (peaks[0], peaks[1])
+    def check(
+        self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
+    ) -> None:
+        """Check a stranger's values for an adapter, and note how large they are.
 
-    def _check_range(self, adapter_name: str, peak: float) -> None:
-        limit = torch.finfo(self.dtype).max / 2
-        if not peak <= limit:
+        Raises:
+            ArtifactError: If a value is NaN or infinite, or the indices are not sorted, unique and in range.
+        """
+        peaks = (peak(weight), 0.0 if bias is None else peak(bias))
+        if not all(map(math.isfinite, peaks)):
+            raise ArtifactError(f"The direction of {self.site.name} holds NaN or infinite values; it is unusable.")
+        if indices is not None:
+            check_indices(self.site.name, indices, self.shape.numel())
+        self._peaks[adapter_name] = peaks
+
+    def _check_range(self, adapter_name: str, largest: float) -> None:
+        if not largest <= torch.finfo(self.dtype).max / 2:
             raise EditError(
                 f"At strength {self.strength[adapter_name]} the direction {adapter_name!r} would change "
-                f"{self.site.name} by up to {peak:.3g}, beyond the numbers of its type. Use a smaller strength."
+                f"{self.site.name} by up to {largest:.3g}, beyond the numbers of its type. Use a smaller strength."
             )
 
     def _parts(self, adapter_names: Iterable[str]) -> list[Part]:
@@ -273,10 +281,12 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             bias = entry(self.gradiend_bias, name)
             if c_w == 0 and (c_b == 0 or bias is None):
                 continue
-            if name not in self._peaks:
-                self._check(name)
-            self._check_range(name, abs(c_w) * self._peaks[name][0] + abs(c_b) * self._peaks[name][1])
-            parts.append(Part(self.gradiend_weight[name], bias, entry(self.gradiend_indices, name), c_w, c_b))
+            weight, indices = self.gradiend_weight[name], entry(self.gradiend_indices, name)
+            if not torch.compiler.is_compiling():  # Dynamo cannot branch on values
+                if name not in self._peaks:  # transformers' loader writes values without telling us
+                    self.check(name, weight, bias, indices)
+                self._check_range(name, abs(c_w) * self._peaks[name][0] + abs(c_b) * self._peaks[name][1])
+            parts.append(Part(weight, bias, indices, c_w, c_b))
         return parts
 
     def rewritten(self, base: torch.Tensor, adapter_names: Iterable[str]) -> torch.Tensor:
@@ -293,8 +303,6 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def dense(self, adapter_name: str, kind: str) -> torch.Tensor:
         """One of an adapter's vectors ("gradiend_weight" or "gradiend_bias") in the parameter's shape, fp32."""
-        if adapter_name not in self._peaks:
-            self._check(adapter_name)
         values: torch.Tensor = getattr(self, kind)[adapter_name].float()
         indices = entry(self.gradiend_indices, adapter_name)
         shape = self.shape
@@ -379,17 +387,17 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 self.refresh()
         self._watch(not self.merged_adapters)
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Write the parameter again: the originals plus the merged adapters, unless adapters are disabled."""
         if self._originals is None:
             return
         parameter, originals = self.base_parameter, self._originals
-        parts = [] if self._disable_adapters else self._parts(self.merged_adapters)
-        if len(parts) == 1 and parts[0].indices is None and originals.indices is None and parameter.is_contiguous():
-            write_dense(parameter, originals.values, parts[0])
-        else:
-            write_entries(parameter, originals.indices, self._summed(originals, parts, parameter))
+        with torch.no_grad():
+            parts = [] if self._disable_adapters else self._parts(self.merged_adapters)
+            if len(parts) == 1 and parts[0].indices is None and originals.indices is None and parameter.is_contiguous():
+                write_dense(parameter, originals.values, parts[0])
+            else:
+                write_entries(parameter, originals.indices, self._summed(originals, parts, parameter))
 
     def _summed(self, originals: Originals, parts: list[Part], parameter: torch.Tensor) -> torch.Tensor:
         """`round(originals + Σ Δ_i)` over the entries of `originals`."""
@@ -441,6 +449,12 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def has_effect(self) -> bool:
         """Whether the current edit changes any value of this parameter."""
+        if self._originals is not None:
+            indices, values = self._originals.indices, self._originals.values
+            flat = self.base_parameter.detach().reshape(-1)
+            starts = range(0, len(values), 1024)  # the first few values settle it, unless the type swallows the edit
+            blocks = (slice(start, start + 1024) for start in starts)
+            return any(not torch.equal(flat[b] if indices is None else flat[indices[b]], values[b]) for b in blocks)
         edit = self._edit()
         return edit is not None and not torch.equal(edit[1], edit[2])
 

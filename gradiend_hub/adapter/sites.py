@@ -99,13 +99,20 @@ def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def resolve_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+def resolve_names(
+    model: nn.Module, names: Iterable[str], named: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, str]:
     """Map a direction's parameter names to those of a model, with or without the prefix of its backbone.
+
+    Args:
+        model: The model.
+        names: Names to map.
+        named: The model's `base_parameters`, if they are at hand.
 
     Raises:
         BaseModelMismatchError: If a parameter is missing, or two names mean the same (tied) parameter.
     """
-    named = base_parameters(model)
+    named = base_parameters(model) if named is None else named
     prefix = getattr(model, "base_model_prefix", "") or ""
     resolved: dict[str, str] = {}
     missing = []

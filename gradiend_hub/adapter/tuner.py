@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -18,7 +18,6 @@ from gradiend_hub.direction import (
     KEY_PREFIX,
     Direction,
     ParameterDirection,
-    check_indices,
     index_dtype,
     sidecar_name,
 )
@@ -49,6 +48,8 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
     peft_config: dict[str, GradiendConfig]
     active_adapters: list[str]
     model: nn.Module
+    layers: list[GradiendLayer]
+    _frozen: tuple[nn.Parameter, ...] = ()
 
     # ------------------------------------------------------------------------------------------------------ injection
 
@@ -73,7 +74,8 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
             raise ConfigError(f"Adapter name {adapter_name!r}: torch allows no '.' in it, nor an empty name. Use '_'.")
         self._check_new_adapter_config(config)
         self._prepare_adapter_config(config, self.get_model_config(model))
-        first = not any(True for _ in gradiend_layers(model))
+        if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            self._freeze_base(model)
         sites = SiteMap(model)
         for name, spec in (config.parameters or {}).items():
             site = sites[name]
@@ -84,12 +86,11 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
             assert isinstance(layer, GradiendLayer)
             with init_empty_weights() if low_cpu_mem_usage else nullcontext():
                 layer.add(adapter_name, config, spec["entries"])
+        self.layers = list(gradiend_layers(model))
         self.targeted_parameter_names = list(
             dict.fromkeys([*self.targeted_parameter_names, *(config.parameters or {})])
         )
-        if first:
-            self._freeze_base(model)
-        for layer in gradiend_layers(model):
+        for layer in self.layers:
             if adapter_name in layer.gradiend_weight:
                 trainable = adapter_name in self.active_adapters and not config.inference_mode
                 layer.set_requires_grad(adapter_name, requires_grad=trainable)
@@ -97,7 +98,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
 
     def _freeze_base(self, model: nn.Module) -> None:
         """Freeze the base model as PEFT does, and remember what has to be thawed when the adapters are unloaded."""
-        self._frozen = [parameter for parameter in base_parameters(model).values() if parameter.requires_grad]
+        self._frozen = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
@@ -114,9 +115,10 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
             peft_config.parameters = {
                 name: {"shape": list(parameter.shape), "entries": None} for name, parameter in selected.items()
             }
-        names = resolve_names(self.model, peft_config.parameters)
-        check_shapes(self.model, {names[name]: spec for name, spec in peft_config.parameters.items()})
+        named = base_parameters(self.model)
+        names = resolve_names(self.model, peft_config.parameters, named)
         peft_config.parameters = {names[name]: spec for name, spec in peft_config.parameters.items()}
+        check_shapes(self.model, named, peft_config.parameters)
         peft_config._stored_names = {found: stored for stored, found in names.items()}
         return peft_config
 
@@ -136,8 +138,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         if kwargs.get("strengths") is None:
             yield
             return
-        layers = list(gradiend_layers(self.model))
-        with row_strengths(self.model, layers, kwargs["strengths"], args, kwargs):
+        with row_strengths(self.model, self.layers, kwargs["strengths"], args, kwargs):
             yield
 
     def _check_merge_allowed(self) -> None:
@@ -150,7 +151,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        layers = list(gradiend_layers(self.model))
+        layers = self.layers
         if merge:
             refuse_quantized(self.model)
         for layer in tqdm(layers, disable=not progressbar, desc="Merging" if merge else "Unloading"):
@@ -178,13 +179,13 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
 
     def merge_exactly(self, adapter_names: list[str]) -> None:
         """Make these the merged adapters on all layers, and no others."""
-        for layer in gradiend_layers(self.model):
+        for layer in self.layers:
             layer.merge_exactly([name for name in adapter_names if name in layer.gradiend_weight])
 
     def _apply(self, fn: Any, recurse: bool = True) -> GradiendTuner:
         """After a move or a change of type, merged weights are summed and rounded again from the moved originals."""
         super()._apply(fn, recurse)
-        for layer in gradiend_layers(self.model):
+        for layer in self.layers:
             layer.refresh()
         return self
 
@@ -194,7 +195,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         """Set the strength of one adapter on all layers, merged or not."""
         if adapter_name not in self.peft_config:
             raise ConfigError(f"There is no adapter {adapter_name!r}; loaded are {list(self.peft_config)}.")
-        for layer in gradiend_layers(self.model):
+        for layer in self.layers:
             layer.set_strength(adapter_name, strength, feature_factor)
 
     def add_weighted_adapter(
@@ -228,7 +229,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
     @torch.no_grad()
     def _weighted(self, adapters: list[str], weights: list[float]) -> Direction:
         parameters = {}
-        for layer in gradiend_layers(self.model):
+        for layer in self.layers:
             parts = []
             for name, weight in zip(adapters, weights, strict=True):
                 for part in layer._parts([name]):
@@ -245,7 +246,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
 
     def fill(self, adapter_name: str, direction: Direction) -> None:
         """Put a direction's values into an attached adapter; parameter names are those of this model."""
-        for layer in gradiend_layers(self.model):
+        for layer in self.layers:
             part = direction.parameters.get(layer.site.name)
             if part is not None and adapter_name in layer.gradiend_weight:
                 bias = part.decoder_bias
@@ -294,12 +295,15 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
                 if adapter_name in layer.merged_adapters:
                     layer.unmerge()
                 key = sidecar_name(config._stored_names.get(layer.site.name, layer.site.name))
+                values: dict[str, torch.Tensor] = {}
                 for kind in VALUE_NAMES:
                     if adapter_name in getattr(layer, kind):
-                        tensor = stored.pop(f"{key}.{kind}", None)
                         room = getattr(layer, kind)[adapter_name]
-                        mapped[f"{path}.{kind}.{adapter_name}"] = _checked(layer, kind, tensor, room)
-                layer._peaks.pop(adapter_name, None)
+                        values[kind] = _fitting(layer, kind, stored.pop(f"{key}.{kind}", None), room)
+                        mapped[f"{path}.{kind}.{adapter_name}"] = values[kind]
+                weight, bias, indices = (values.get(kind) for kind in VALUE_NAMES)
+                assert weight is not None
+                layer.check(adapter_name, weight, bias, indices)
             if stored:
                 raise ArtifactError(
                     f"adapter_model.safetensors holds {len(stored)} tensors that its configuration does not name, e.g. "
@@ -311,13 +315,12 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         return mapped
 
 
-def check_shapes(model: nn.Module, parameters: dict[str, dict[str, Any]]) -> None:
-    """Compare the shapes that a direction names with the model's.
+def check_shapes(model: nn.Module, named: Mapping[str, torch.Tensor], parameters: dict[str, dict[str, Any]]) -> None:
+    """Compare the shapes that a direction names with those of the model's parameters.
 
     Raises:
         BaseModelMismatchError: With the first parameters that differ.
     """
-    named = base_parameters(model)
     wrong = {n: s for n, s in parameters.items() if tuple(named[n].shape) != tuple(s["shape"])}
     if wrong:
         name, spec = next(iter(wrong.items()))
@@ -333,8 +336,8 @@ def _named_layers(model: nn.Module) -> Iterator[tuple[str, GradiendLayer]]:
             yield path.removeprefix("_fsdp_wrapped_module."), module
 
 
-def _checked(layer: GradiendLayer, kind: str, tensor: torch.Tensor | None, room: torch.Tensor) -> torch.Tensor:
-    """A stored tensor that fits where it goes, and holds usable values."""
+def _fitting(layer: GradiendLayer, kind: str, tensor: torch.Tensor | None, room: torch.Tensor) -> torch.Tensor:
+    """A stored tensor that fits where it goes."""
     name = layer.site.name
     if tensor is None:
         raise ArtifactError(f"adapter_model.safetensors lacks {kind} of {name}; it does not match its configuration.")
@@ -342,10 +345,6 @@ def _checked(layer: GradiendLayer, kind: str, tensor: torch.Tensor | None, room:
         raise ArtifactError(
             f"{kind} of {name}: expected {room.dtype} {list(room.shape)}, found {tensor.dtype} {list(tensor.shape)}."
         )
-    if kind == "gradiend_indices":
-        check_indices(name, tensor, layer.shape.numel())
-    elif not bool(torch.isfinite(tensor).all()):
-        raise ArtifactError(f"{kind} of {name} holds NaN or infinite values; the direction is unusable.")
     return tensor
 
 
@@ -358,3 +357,6 @@ def _withdraw(model: nn.Module, adapter_name: str) -> None:
         if not layer.gradiend_weight:
             layer.detach()
     getattr(model, "peft_config", {}).pop(adapter_name, None)
+    for tuner in model.modules():
+        if isinstance(tuner, GradiendTuner):
+            tuner.layers = list(gradiend_layers(model))
