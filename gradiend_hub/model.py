@@ -471,6 +471,8 @@ def _describe(config: GradiendConfig, direction: Direction, model: nn.Module) ->
     """The configuration with the direction's tensors, and with the base model's identity where it has none yet."""
     import transformers
 
+    from . import __version__
+
     mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
     known = config.base_model_name_or_path is not None
     fields: dict[str, Any] = {
@@ -479,6 +481,7 @@ def _describe(config: GradiendConfig, direction: Direction, model: nn.Module) ->
         "base_model_name_or_path": config.base_model_name_or_path if known else base_name(model),
         "revision": config.revision if known else base_commit(model),
         "auto_mapping": config.auto_mapping or mapping,
+        "gradiend_version": config.gradiend_version or __version__,
         "transformers_version": config.transformers_version or transformers.__version__,
         "inference_mode": True,
     }

@@ -369,13 +369,23 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self.merge_exactly([*self.merged_adapters, *names], safe_merge)
 
     @torch.no_grad()
+    def check_merge(self, adapter_names: list[str], safe_merge: bool = False) -> None:
+        """Raise what merging these adapters would raise, and write nothing.
+
+        Raises:
+            ArtifactError: If an adapter holds unusable values.
+            EditError: If the edit overflows; with `safe_merge`, if a weight would be NaN or infinite in any other way.
+        """
+        self._parts(adapter_names)
+        if safe_merge and not bool(torch.isfinite(self.rewritten(self.original(), adapter_names)).all()):
+            raise EditError(f"Merging {adapter_names} would make weights of {self.site.name} NaN or infinite.")
+
+    @torch.no_grad()
     def merge_exactly(self, adapter_names: list[str], safe_merge: bool = False) -> None:
         """Make these the merged adapters, and no others."""
         if adapter_names == self.merged_adapters:
             return
-        if safe_merge and not bool(torch.isfinite(self.rewritten(self.original(), adapter_names)).all()):
-            raise EditError(f"Merging {adapter_names} would make weights of {self.site.name} NaN or infinite.")
-        parts_ready = self._parts(adapter_names)  # raises on damaged values, before anything is written
+        self.check_merge(adapter_names, safe_merge)
         if self._originals is not None:
             write_entries(self.base_parameter, self._originals.indices, self._originals.values)
         self.merged_adapters, self._originals = [], None
@@ -383,8 +393,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             support = _union([entry(self.gradiend_indices, name) for name in adapter_names])
             self._originals = Originals(support, read_entries(self.base_parameter, support))
             self.merged_adapters = list(adapter_names)
-            if parts_ready:
-                self.refresh()
+            self.refresh()
         self._watch(not self.merged_adapters)
 
     def refresh(self) -> None:

@@ -151,21 +151,19 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        layers = self.layers
+        wanted: list[list[str]] = [[] for _ in self.layers]
         if merge:
             refuse_quantized(self.model)
-        for layer in tqdm(layers, disable=not progressbar, desc="Merging" if merge else "Unloading"):
-            if not merge:
-                wanted = []
-            elif adapter_names is not None:
-                wanted = [name for name in adapter_names if name in layer.gradiend_weight]
-            else:
-                wanted = layer.merged_adapters or [n for n in layer.active_adapters if n in layer.gradiend_weight]
+            for layer, names in zip(self.layers, wanted, strict=True):
+                chosen = adapter_names or layer.merged_adapters or layer.active_adapters
+                names += [name for name in chosen if name in layer.gradiend_weight]
+                layer.check_merge(names, safe_merge)
+        plan = list(zip(self.layers, wanted, strict=True))
+        for layer, names in tqdm(plan, disable=not progressbar, desc="Merging" if merge else "Unloading"):
             if layer.disable_adapters:
                 layer.enable_adapters(True)
-            layer.merge_exactly(wanted, safe_merge)
-        for layer in layers:
-            layer.detach()
+            layer.merge_exactly(names)
+            layer.detach()  # drops the originals of one layer before the next one is touched
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         if hasattr(self.model, "peft_config"):

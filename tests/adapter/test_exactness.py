@@ -186,3 +186,20 @@ def test_safe_merge_refuses_infinite_weights() -> None:
     with pytest.raises(EditError, match="beyond the numbers"):
         model.merge_adapter(safe_merge=True)
     assert same_bits(bits(model.unload()), before)
+
+
+def test_a_failing_merge_and_unload_changes_nothing() -> None:
+    """One tensor overflows: no other tensor is merged either, and the model can go on."""
+    net = Net(torch.float16)
+    before = bits(net)
+    direction = random_direction(net, "dense")
+    last = list(direction.parameters)[-1]
+    direction.parameters[last].decoder.mul_(1e6)
+    model = GradiendModel.from_direction(net, direction, config_for(direction))
+    model.unmerge_adapter()
+    for layer in gradiend_layers(model):
+        layer.strength["default"] = 1.0
+    with pytest.raises(EditError, match="beyond the numbers"):
+        model.merge_and_unload()
+    assert same_bits(bits(net), before)
+    assert len(list(gradiend_layers(model))) == len(direction.parameters)

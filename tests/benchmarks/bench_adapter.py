@@ -113,7 +113,9 @@ def bench(model: nn.Module, share: float | None, bias: bool) -> None:
     direction = make_direction(model, share, bias)
     kind = "dense" if share is None else f"{share:.0%} sparse"
     print(
-        f"{kind} direction{' with bias' if bias else ''}: {direction.entries:,} entries in {len(direction.parameters)} tensors"
+        tensors = len(direction.parameters)
+        with_bias = " with bias" if bias else ""
+        print(f"{kind} direction{with_bias}: {direction.entries:,} entries in {tensors} tensors")
     )
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     flat = {name: weight.view(-1) for name, weight in weights.items()}
@@ -144,8 +146,9 @@ def bench(model: nn.Module, share: float | None, bias: bool) -> None:
         largest = max(weight.numel() * weight.element_size() for weight in weights.values())
         twin = copy.deepcopy(model)
         peak = peak_memory(lambda: GradiendModel.from_pretrained(folder, twin).merge_and_unload())
+        allowed = (file + largest) / 2**20
         print(
-            f"  {'peak memory of load and merge':44s} {peak / 2**20:9.1f} MB  artifact + largest tensor {(file + largest) / 2**20:9.1f} MB"
+            f"  {'peak memory of load and merge':44s} {peak / 2**20:9.1f} MB  file + largest tensor {allowed:9.1f} MB"
         )
     clean = copy.deepcopy(model)
     merged = GradiendModel.from_direction(model, direction, GradiendConfig(feature_classes=["a", "b"]), strength=1.0)
