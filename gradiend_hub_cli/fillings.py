@@ -1,0 +1,133 @@
+"""`apply`: what a model says at several strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradiend_hub import GradiendModel
+from gradiend_hub.constants import SLOT
+from gradiend_hub.data import require_classes
+from gradiend_hub.errors import ConfigError
+from gradiend_hub.objectives import Objective, make_objective
+
+from .quiet import quiet
+from .tables import strength_text
+
+__all__ = ["Guess", "class_styles", "guesses", "guesses_tables", "show_texts"]
+
+_COLUMN = 20
+"""Width of the guesses at one strength."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A word of the vocabulary and its probability at the slot."""
+
+    word: str
+    probability: float
+
+
+def show_texts(
+    direction: str,
+    texts: Sequence[str],
+    *,
+    base: str | None,
+    revision: str | None,
+    strengths: Sequence[float],
+    top: int,
+    tokens: int,
+    console: Console,
+) -> None:
+    """Print guesses and completions of every text.
+
+    Raises:
+        GradiendError: the direction or its base cannot be loaded, or a text has no slot that the model could fill.
+    """
+    with quiet():
+        model = GradiendModel.from_pretrained(direction, base_model=base, revision=revision, strength=0.0)
+        objective = make_objective(model.get_base_model(), model.tokenizer, name=model.active_peft_config.objective)
+        causal = objective.name == "causal_lm"
+        styles = class_styles(model)
+        for text in texts:
+            console.print(Text(f"\n{text}", style="bold"))
+            if SLOT in text or not causal:
+                at_slot = {s: guesses(model, objective, text, s, top=top) for s in strengths}
+                for table in guesses_tables(at_slot, styles, width=console.width):
+                    console.print(table)
+            if causal:
+                completed = {s: completion(model, objective, text.partition(SLOT)[0], s, tokens) for s in strengths}
+                console.print(_completions_table(completed))
+
+
+def guesses(model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int) -> list[Guess]:
+    """The likeliest words at the slot of `text`, at a strength."""
+    fillers = model.active_peft_config.fillers
+    if not fillers:
+        raise ConfigError("The direction's configuration names no fillers, so the slot cannot be read.")
+    filler = next(iter(fillers.values()))[0]
+    base = model.get_base_model()
+    slots = objective.collate([objective.tokenize(text, filler, filler).factual])
+    with model.strength_at(strength), torch.inference_mode():
+        probabilities = objective.log_probs(base, slots.to(next(base.parameters()).device))[0, 0].exp()
+    best = probabilities.topk(top)
+    words = [objective.tokenizer.decode([token]).strip() for token in best.indices.tolist()]
+    return [Guess(word, p) for word, p in zip(words, best.values.tolist(), strict=True)]
+
+
+def completion(model: GradiendModel, objective: Objective, text: str, strength: float, tokens: int) -> str:
+    """The greedy continuation of `text`, at a strength."""
+    tokenizer, base = objective.tokenizer, model.get_base_model()
+    inputs = tokenizer(text.rstrip(), return_tensors="pt", return_token_type_ids=False).to(base.device)
+    if not inputs.input_ids.shape[1]:
+        raise ConfigError("There is nothing to complete: give a text with words, or words before [MASK].")
+    with model.strength_at(strength), torch.inference_mode():
+        output = base.generate(**inputs, do_sample=False, max_new_tokens=tokens, pad_token_id=objective.pad_token_id)
+    return str(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+
+
+def class_styles(model: GradiendModel) -> dict[str, str]:
+    """A colour for the words of each class."""
+    config = model.active_peft_config
+    colours = zip(require_classes(config.feature_classes), ("cyan", "magenta"), strict=True)
+    return {word.lower(): colour for name, colour in colours for word in (config.fillers or {}).get(name, [])}
+
+
+def guesses_tables(
+    at_strength: Mapping[float, Sequence[Guess]], styles: Mapping[str, str], *, width: int
+) -> list[Table]:
+    """Strengths side by side, as many in a table as fit into `width`."""
+    strengths = list(at_strength)
+    per_table = max(1, width // _COLUMN)
+    return [
+        _guesses_table({s: at_strength[s] for s in strengths[i : i + per_table]}, styles)
+        for i in range(0, len(strengths), per_table)
+    ]
+
+
+def _guesses_table(at_strength: Mapping[float, Sequence[Guess]], styles: Mapping[str, str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    for strength in at_strength:
+        table.add_column(f"strength {strength_text(strength)}", width=_COLUMN - 3, no_wrap=True)
+    for rank in zip(*at_strength.values(), strict=True):
+        table.add_row(*(_cell(guess, styles) for guess in rank))
+    return table
+
+
+def _cell(guess: Guess, styles: Mapping[str, str]) -> Text:
+    return Text.assemble(f"{100 * guess.probability:5.1f} % ", (guess.word, styles.get(guess.word.lower(), "")))
+
+
+def _completions_table(completed: Mapping[float, str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("strength", justify="right")
+    table.add_column("goes on with", overflow="fold")
+    for strength, text in completed.items():
+        table.add_row(strength_text(strength), Text(text.strip()))
+    return table

@@ -1,0 +1,62 @@
+"""Tables that several commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from gradiend_hub.evaluation import SplitReport, StrengthPoint
+
+__all__ = ["curve_table", "encoder_line", "folder_size", "megabytes", "pairs_table", "strength_text"]
+
+
+def strength_text(strength: float) -> str:
+    """`-1`, `0`, `+0.5`."""
+    return f"{strength:+g}" if strength else "0"
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes as people read it."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def folder_size(folder: Path, pattern: str = "*") -> int:
+    """Bytes of the files of a folder."""
+    return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
+
+
+def pairs_table() -> Table:
+    """An empty table of names and values."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def encoder_line(split: SplitReport) -> str:
+    """What the encoder reads, in a line."""
+    encoder = split.encoder
+    neutral = encoder.neutral_abs_mean
+    quiet = "not measured" if neutral is None else f"{neutral:.2f}"
+    return f"correlation {encoder.correlation:.3f}, accuracy {encoder.accuracy:.3f}, |h| on neutral text {quiet}"
+
+
+def curve_table(split: SplitReport, classes: Sequence[str], strengths: Sequence[float] | None = None) -> Table:
+    """What each strength changes; all measured ones, or some."""
+    first, second = classes
+    points = [p for p in split.curve if strengths is None or p.strength in strengths]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("strength", justify="right")
+    for name in (f"P({first}) on {second} rows", f"P({second}) on {first} rows", "LM score"):
+        table.add_column(name, justify="right")
+    for point in points:
+        table.add_row(strength_text(point.strength), *_cells(point, first, second))
+    return table
+
+
+def _cells(point: StrengthPoint, first: str, second: str) -> tuple[str, str, str]:
+    score = "not measured" if point.lm_score is None else f"{100 * point.lm_score:.2f} %"
+    return f"{point.probability[second][first]:.3f}", f"{point.probability[first][second]:.3f}", score

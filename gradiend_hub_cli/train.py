@@ -1,0 +1,257 @@
+"""`train`: a YAML file says what to learn from what."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset, DatasetDict, load_dataset
+from huggingface_hub.errors import HfHubHTTPError
+from peft import PeftConfig
+from transformers.trainer_utils import get_last_checkpoint
+
+from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
+from gradiend_hub.errors import ConfigError, DataError, HubPushError
+from gradiend_hub.hub.retry import summary
+
+from .console import Interrupted, Story
+from .quiet import follow, quiet
+from .tables import curve_table, encoder_line, pairs_table
+
+__all__ = ["Recipe", "read_recipe", "run_recipe"]
+
+_MEASURED = {"parameters", "has_bias", "strength_unit", "strength", "safe_band", "break_point"}
+_DIRECTION = {
+    f.name
+    for f in fields(GradiendConfig)
+    if f.name not in {g.name for g in fields(PeftConfig)} | _MEASURED and not f.name.endswith("_version")
+}
+_ARGS = {f.name for f in fields(GradiendTrainingArguments) if f.init}
+_SOURCE = {"path", "name", "split", "revision"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; here it is the number that everybody means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run in words.
+
+    Attributes:
+        model: folder or Hub id of the base model.
+        train_dataset: the rows to learn from. A data set is a folder or Hub id, `ID:CONFIG`, or a mapping with `path`,
+            `name`, `split` and `revision`.
+        eval_dataset: rows on which the strength unit is chosen.
+        neutral_dataset: sentences without the feature, for the same purpose.
+        test_dataset: rows that only measure the result.
+        test_neutral_dataset: sentences that only measure the result.
+        direction: fields of `GradiendConfig`.
+        args: fields of `GradiendTrainingArguments`.
+    """
+
+    model: str
+    train_dataset: Any
+    eval_dataset: Any = None
+    neutral_dataset: Any = None
+    test_dataset: Any = None
+    test_neutral_dataset: Any = None
+    direction: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and replace values by `KEY=VALUE` with dots in the key.
+
+    Raises:
+        ConfigError: no such file, no YAML mapping, an unknown or a missing key.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). Expected a YAML file as examples/train.yaml.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: expected keys and values as in examples/train.yaml, found {type(content).__name__}."
+        )
+    for override in overrides:
+        _override(content, override)
+    known = {f.name for f in fields(Recipe)}
+    _check_keys(content, known, "")
+    for name, allowed in (("direction", _DIRECTION), ("args", _ARGS)):
+        section = content.setdefault(name, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"{path}: {name} must hold keys and values, found {section!r}.")
+        _check_keys(section, allowed, f"{name}.")
+    for name in ("model", "train_dataset"):
+        if not content.get(name):
+            raise ConfigError(f"{path}: {name} is missing. It is the folder or the Hub id to use.")
+    return Recipe(**content)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, given, text = override.partition("=")
+    *parents, last = key.split(".")
+    if not given or not all([*parents, last]):
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, e.g. --set args.learning_rate=0.05")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {override}: {parent} has a value of its own and no keys.")
+    content[last] = yaml.load(text, _Loader)
+
+
+def _check_keys(found: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    for key in found:
+        if key in known:
+            continue
+        nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+        hint = f"did you mean {where}{nearest[0]}?" if nearest else f"expected one of {', '.join(sorted(known)[:12])}."
+        raise ConfigError(f"Unknown key {where}{key}: {hint}")
+
+
+def load_split(source: Any, default_split: str, what: str) -> Dataset:
+    """The data set that a recipe names; without a split, the default one or the only one there is.
+
+    Raises:
+        ConfigError: the recipe's entry is unusable.
+        DataError: there is no such data set, configuration or split.
+    """
+    wanted = _parse_source(source, what)
+    try:
+        data = load_dataset(**wanted)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{what}: {wanted['path']!r} cannot be loaded as a data set. {_first_line(error)}") from error
+    if isinstance(data, DatasetDict):
+        split = default_split if default_split in data else next(iter(data))
+        if split != default_split and len(data) > 1:
+            raise DataError(
+                f"{what}: no split {default_split!r} in {wanted['path']!r}; name one of {list(data)} as `split`."
+            )
+        data = data[split]
+    return data
+
+
+def _parse_source(source: Any, what: str) -> dict[str, Any]:
+    if isinstance(source, str):
+        path, _, name = (source, "", "") if Path(source).exists() else source.partition(":")
+        return {"path": path, "name": name or None}
+    if not isinstance(source, dict) or not source.get("path"):
+        raise ConfigError(f"{what}: expected a folder, a Hub id, or a mapping with `path`, found {source!r}.")
+    _check_keys(source, _SOURCE, f"{what}.")
+    return source
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def run_recipe(path: Path, overrides: Sequence[str], resume: bool, story: Story) -> None:
+    """Train, measure, save and, if the recipe says so, push.
+
+    Raises:
+        GradiendError: something in the recipe cannot work; most of it is found before the training starts.
+        Interrupted: Ctrl-C, with the command that goes on.
+    """
+    recipe = read_recipe(path, overrides)
+    recipe.args.setdefault("output_dir", f"out/{path.stem}")
+    with quiet():
+        with story.step("Load") as step:
+            trainer = _trainer(recipe)
+            step.outcome = f"{len(trainer.train_dataset):,} training rows; {trainer.report.scope}"
+        folder = Path(trainer.args.output_dir)
+        if resume and (not folder.is_dir() or get_last_checkpoint(folder) is None):
+            raise ConfigError(f"There is no checkpoint in {folder} to resume from. Start without --resume.")
+        try:
+            with story.step("Learn") as step:
+                follow(trainer, step, keep_log=True)
+                trainer.train(resume_from_checkpoint=resume)
+                step.outcome = f"{trainer.state.global_step} steps"
+            _measure(trainer, recipe, story)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(_how_to_resume(folder, path, overrides)) from interrupt
+        _save(trainer, story)
+    _show(trainer, story)
+
+
+def _trainer(recipe: Recipe) -> GradiendTrainer:
+    # a mapping's own `split` wins; these are the usual names
+    data = {
+        name: load_split(getattr(recipe, name), split, name)
+        for name, split in (("train_dataset", "train"), ("eval_dataset", "validation"), ("neutral_dataset", "train"))
+        if getattr(recipe, name) is not None
+    }
+    try:
+        args = GradiendTrainingArguments(**{**recipe.args, "disable_tqdm": True})
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"args: {_first_line(error)}") from error
+    try:
+        return GradiendTrainer(recipe.model, GradiendConfig(**recipe.direction), args, **data)
+    except HfHubHTTPError as error:  # with push_to_hub, the repository is made before the training
+        raise HubPushError(
+            f"The repository {args.hub_model_id or args.output_dir} cannot be used ({summary(error)}). Nothing was "
+            "trained. Log in with `hf auth login`, name another args.hub_model_id, or set args.push_to_hub to false."
+        ) from error
+
+
+def _measure(trainer: GradiendTrainer, recipe: Recipe, story: Story) -> None:
+    if recipe.eval_dataset is not None:
+        with story.step("Evaluate") as step:
+            trainer.evaluate()
+            step.outcome = encoder_line(trainer.report.splits["eval"])
+    if recipe.test_dataset is not None:
+        with story.step("Test") as step:
+            texts = recipe.test_neutral_dataset
+            neutral = None if texts is None else load_split(texts, "test", "test_neutral_dataset")
+            rows = load_split(recipe.test_dataset, "test", "test_dataset")
+            trainer.evaluate(rows, metric_key_prefix="test", neutral_dataset=neutral)
+            step.outcome = encoder_line(trainer.report.splits["test"])
+
+
+def _save(trainer: GradiendTrainer, story: Story) -> None:
+    folder = trainer.args.output_dir
+    if trainer.args.push_to_hub:
+        with story.step("Push") as step:
+            commit = trainer.push_to_hub()
+            step.outcome = f"saved in {folder}, published: {commit.commit_url}"
+        return
+    with story.step("Save") as step:
+        trainer.save_model()
+        step.outcome = str(folder)
+
+
+def _how_to_resume(folder: Path, path: Path, overrides: Sequence[str]) -> str:
+    checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+    if checkpoint is None:
+        return "No checkpoint was written yet (args.save_steps says how often one is), so the run has to start over."
+    command = ["gradiend-hub", "train", str(path), *(part for o in overrides for part in ("--set", o)), "--resume"]
+    return f"Everything up to {checkpoint} is kept. To go on from there: {shlex.join(command)}"
+
+
+def _show(trainer: GradiendTrainer, story: Story) -> None:
+    splits = trainer.report.splits
+    name = next((n for n in ("test", "eval") if n in splits), None)
+    if name is None:
+        story.console.print("Nothing was measured, so strength 1 is no recommendation; name an eval_dataset.")
+    else:
+        story.console.print(f"\nWhat each strength changes ({name} split):")
+        story.console.print(curve_table(splits[name], trainer.report.feature_classes))
+    table = pairs_table()
+    table.add_row("card", str(Path(trainer.args.output_dir, "README.md")))
+    table.add_row("try it", f'gradiend-hub apply {trainer.args.output_dir} "TEXT WITH [MASK]"')
+    story.console.print(table)
