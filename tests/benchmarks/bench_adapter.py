@@ -112,11 +112,9 @@ def bench(model: nn.Module, share: float | None, bias: bool) -> None:
     """All measurements of one direction on one model."""
     direction = make_direction(model, share, bias)
     kind = "dense" if share is None else f"{share:.0%} sparse"
-    print(
-        tensors = len(direction.parameters)
-        with_bias = " with bias" if bias else ""
-        print(f"{kind} direction{with_bias}: {direction.entries:,} entries in {tensors} tensors")
-    )
+    tensors = len(direction.parameters)
+    with_bias = " with bias" if bias else ""
+    print(f"{kind} direction{with_bias}: {direction.entries:,} entries in {tensors} tensors")
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     flat = {name: weight.view(-1) for name, weight in weights.items()}
     indices = {n: p.indices.long() for n, p in direction.parameters.items() if p.indices is not None}
