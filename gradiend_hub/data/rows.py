@@ -54,7 +54,7 @@ def read_rows(
                 f"A row is a text with one {SLOT}, two fillers and their classes."
             )
         values = {c: record[c] for c in COLUMNS}
-        if wrong := [c for c, value in values.items() if not isinstance(value, str) or not value]:
+        if wrong := [c for c, value in values.items() if not isinstance(value, str) or not value.strip()]:
             raise DataError(f"{what}, row {number}: {wrong[0]!r} must be a non-empty text, found {values[wrong[0]]!r}.")
         rows.append(Row(**values))  # type: ignore[arg-type]
     if not rows:

@@ -109,10 +109,6 @@ class Objective(ABC):
     def scored_text(self, text: str, rng: random.Random) -> list[TokenizedSlots]:
         """The tokens of `text` on which the language-modelling score is read; special tokens are never among them."""
 
-    @abstractmethod
-    def filler_token(self, masked: str, filler: str) -> int:
-        """Id of `filler` at the slot of `masked`, in the tokenizer's own word-boundary form."""
-
     # -- what follows from it ---------------------------------------------------------------------------------------
 
     def collate(self, samples: Sequence[TokenizedSlots]) -> Slots:
@@ -161,6 +157,27 @@ class Objective(ABC):
             )
         return before, after
 
+    def filler_token(self, masked: str, filler: str) -> int:
+        """Id of `filler` at the slot of `masked`: the one token that it adds to the text on the left.
+
+        Only the tokenizer knows whether that is " he", "▁he", "he" or "##he".
+        """
+        before, _ = self.split_at_slot(masked)
+        prefix = before.rstrip()
+        ids = self.text_ids(prefix)
+        full = self.text_ids(prefix + (" " if before[len(prefix) :] else "") + filler)
+        if full[: len(ids)] != ids:
+            raise DataError(
+                f"The tokenizer of {self.name_or_path} merges the end of the prefix with {filler!r}, so the filler has "
+                f"no token of its own here. Put a space before the slot: {masked[:80]!r}."
+            )
+        return self.single_token(filler, full[len(ids) :])
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids without special tokens, however long the text is."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text else []
+        return ids
+
     def single_token(self, filler: str, ids: Sequence[int]) -> int:
         """The id of a filler that is one token; anything else is refused with the reason."""
         unknown = self.tokenizer.unk_token_id
@@ -186,9 +203,10 @@ def slot_logits(model: nn.Module, slots: Slots) -> Tensor:
     backbone = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
     if not isinstance(backbone, nn.Module) or backbone is model:
         return _widen(_at(model(**slots.inputs).logits, slots.positions))
-    with _only_slots_leave(backbone, slots.positions):
+    with _only_slots_leave(backbone, slots.positions) as calls:
         logits = model(**slots.inputs).logits
-    return _widen(logits)
+    # OPT reads the decoder within its backbone, past the backbone itself: its logits are those of every position
+    return _widen(logits if calls else _at(logits, slots.positions))
 
 
 def _widen(logits: Tensor) -> Tensor:
@@ -201,10 +219,15 @@ def _at(sequence: Tensor, positions: Tensor) -> Tensor:
 
 
 @contextmanager
-def _only_slots_leave(backbone: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Inside, the backbone's last hidden state holds the slots only, so whatever head follows does no other work."""
+def _only_slots_leave(backbone: nn.Module, positions: Tensor) -> Iterator[list[nn.Module]]:
+    """Inside, the backbone's last hidden state holds the slots only, so whatever head follows does no other work.
 
-    def keep_slots(_module: nn.Module, _args: Any, output: Any) -> Any:
+    Yields the list of calls that this happened in.
+    """
+    calls: list[nn.Module] = []
+
+    def keep_slots(module: nn.Module, _args: Any, output: Any) -> Any:
+        calls.append(module)
         hidden = _at(output[0], positions)
         if isinstance(output, Mapping):  # transformers' ModelOutput; written to a copy, callers may keep the original
             return type(output)(**{**output, "last_hidden_state": hidden})
@@ -212,6 +235,6 @@ def _only_slots_leave(backbone: nn.Module, positions: Tensor) -> Iterator[None]:
 
     handle = backbone.register_forward_hook(keep_slots)
     try:
-        yield
+        yield calls
     finally:
         handle.remove()

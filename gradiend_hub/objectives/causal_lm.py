@@ -28,7 +28,7 @@ class CausalLMObjective(Objective):
         )  # what the tokenizer puts before a text, usually BOS or nothing
 
     def tokenize(self, masked: str, factual: str, alternative: str) -> Example:
-        prefix, ids = self._prefix(masked)
+        ids = self.text_ids(self.split_at_slot(masked)[0].rstrip())
         if not self._start and not ids:
             raise DataError(
                 f"The slot is the first word, and the tokenizer of {self.name_or_path} has no start token that it could "
@@ -37,16 +37,12 @@ class CausalLMObjective(Objective):
         inputs = (*self._start, *ids[max(0, len(ids) + len(self._start) - self.max_length) :])
 
         def filled(filler: str) -> TokenizedSlots:
-            return TokenizedSlots(inputs, (len(inputs) - 1,), (self._continuation(prefix, ids, masked, filler),))
+            return TokenizedSlots(inputs, (len(inputs) - 1,), (self.filler_token(masked, filler),))
 
         return Example(filled(factual), filled(alternative))
 
-    def filler_token(self, masked: str, filler: str) -> int:
-        prefix, ids = self._prefix(masked)
-        return self._continuation(prefix, ids, masked, filler)
-
     def neutral_example(self, text: str, rng: random.Random) -> Example | None:
-        ids = (*self._start, *self._text_ids(text))
+        ids = (*self._start, *self._kept_ids(text))
         if len(ids) < 2:
             return None
         position = rng.randrange(len(self._start) or 1, len(ids))
@@ -54,27 +50,12 @@ class CausalLMObjective(Objective):
         return Example(slots, slots)
 
     def scored_text(self, text: str, rng: random.Random) -> list[TokenizedSlots]:
-        ids = (*self._start, *self._text_ids(text))
+        ids = (*self._start, *self._kept_ids(text))
         first = len(self._start) or 1
         if len(ids) <= first:
             return []
         return [TokenizedSlots(ids, tuple(range(first - 1, len(ids) - 1)), ids[first:])]
 
-    def _text_ids(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        kept: list[int] = ids[: self.max_length - len(self._start)]
-        return kept
-
-    def _prefix(self, masked: str) -> tuple[str, list[int]]:
-        prefix = self.split_at_slot(masked)[0].rstrip()
-        return prefix, self.tokenizer(prefix, add_special_tokens=False, verbose=False).input_ids if prefix else []
-
-    def _continuation(self, prefix: str, ids: list[int], masked: str, filler: str) -> int:
-        space = " " if masked[len(prefix) : len(prefix) + 1].isspace() else ""
-        full = self.tokenizer(prefix + space + filler, add_special_tokens=False, verbose=False).input_ids
-        if full[: len(ids)] != ids:
-            raise DataError(
-                f"The tokenizer of {self.name_or_path} merges the end of the prefix with {filler!r}, so the filler has "
-                f"no token of its own here. Put a space before the slot: {masked[:80]!r}."
-            )
-        return self.single_token(filler, full[len(ids) :])
+    def _kept_ids(self, text: str) -> list[int]:
+        """Token ids of the beginning of a text that the model can read."""
+        return self.text_ids(text)[: self.max_length - len(self._start)]

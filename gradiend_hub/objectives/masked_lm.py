@@ -28,7 +28,8 @@ class MaskedLMObjective(Objective):
 
     def tokenize(self, masked: str, factual: str, alternative: str) -> Example:
         before, after = self.split_at_slot(masked)
-        ids = self.tokenizer(before + self.tokenizer.mask_token + after).input_ids
+        # the space before the slot belongs to the filler's token, so the mask stands for both
+        ids = self.tokenizer(before.rstrip() + self.tokenizer.mask_token + after, verbose=False).input_ids
         position = ids.index(self.tokenizer.mask_token_id)
         if len(ids) > self.max_length:
             raise DataError(
@@ -40,11 +41,6 @@ class MaskedLMObjective(Objective):
             return TokenizedSlots(tuple(ids), (position,), (self.filler_token(masked, filler),))
 
         return Example(filled(factual), filled(alternative))
-
-    def filler_token(self, masked: str, filler: str) -> int:
-        before, _ = self.split_at_slot(masked)
-        space = " " if before[-1:].isspace() else ""
-        return self.single_token(filler, self.tokenizer(space + filler, add_special_tokens=False).input_ids)
 
     def neutral_example(self, text: str, rng: random.Random) -> Example | None:
         ids, content = self._content(text)

@@ -1,0 +1,81 @@
+"""Rows, and what they should become according to the tokenizer itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective, Objective, TokenizedSlots
+from tests.models import VOCABULARY
+
+ROWS = (
+    ("The dog barked because [MASK] was hungry.", "it", "they"),
+    ("[MASK] ran home.", "They", "It"),
+    ("I saw ([MASK]) there.", "they", "it"),
+    ('"[MASK] was," he said.', "it", "they"),
+    ("the children slept because\n[MASK] left", "they", "she"),
+    ("The dog barked because  [MASK]", "they", "it"),
+)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The text with its filler as the tokenizer encodes it, and which token the filler is, read from offsets."""
+
+    ids: list[int]
+    position: int
+
+    @property
+    def label(self) -> int:
+        return self.ids[self.position]
+
+
+def filled(tokenizer: PreTrainedTokenizerBase, masked: str, filler: str, *, after: bool = True) -> Filled:
+    masked = " ".join(masked.split())  # white space before a slot is one space to an objective
+    start = masked.index("[MASK]")
+    text = masked[:start] + filler + (masked[start + len("[MASK]") :] if after else "")
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    covering = [i for i, (a, b) in enumerate(encoded.offset_mapping) if a < start + len(filler) and b > start]
+    assert len(covering) == 1, (text, covering)
+    return Filled(encoded.input_ids, covering[0])
+
+
+def objective(architecture: str) -> Objective:
+    """An objective for a model of `tests.models`, whose samples are made of ids by `samples`."""
+    causal = architecture in ("gpt2", "gpt_neox", "opt", "llama", "llama_tied", "qwen3", "gemma2", "gemma3", "mistral")
+    tokenizer = _Ids()
+    return CausalLMObjective(tokenizer) if causal else MaskedLMObjective(tokenizer)
+
+
+class _Ids:
+    """As much of a tokenizer as an objective reads when it is given token ids."""
+
+    model_max_length, pad_token_id, eos_token_id, mask_token_id, unk_token_id = 40, 0, 2, 4, 3
+
+    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> Any:
+        return SimpleNamespace(input_ids=[1, *map(ord, text)] if add_special_tokens else [*map(ord, text)])
+
+
+def samples(
+    lengths: tuple[int, ...] = (7, 4, 12), slots: tuple[int, ...] = (1, 1, 1), seed: int = 3
+) -> list[TokenizedSlots]:
+    """Random inputs with random slots and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for length, count in zip(lengths, slots, strict=True):
+        ids = torch.randint(5, VOCABULARY, (length,), generator=generator).tolist()
+        positions = sorted(torch.randperm(length, generator=generator)[:count].tolist())
+        labels = torch.randint(5, VOCABULARY, (count,), generator=generator).tolist()
+        made.append(TokenizedSlots(tuple(ids), tuple(positions), tuple(labels)))
+    return made
+
+
+def plain_logits(model: nn.Module, sample: TokenizedSlots) -> torch.Tensor:
+    """Logits [S, V] of one unpadded row, from the model's ordinary forward pass."""
+    logits: torch.Tensor = model(input_ids=torch.tensor([sample.input_ids])).logits
+    return logits[0, list(sample.positions)]
