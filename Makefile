@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint bench format clean
+.PHONY: demo test test-slow test-lower-bounds lint bench format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tests.hub_server exec -- $(BIN)/gradiend-hub demo --repo-id alice/pronouns-3sg-3pl
@@ -13,8 +13,13 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+# The oldest releases that pyproject.toml admits, in an environment of their own.
+test-lower-bounds: $(VENV)-lower/.installed
+	$(VENV)-lower/bin/python -m pytest -m "not slow" tests/adapter tests/hub tests/test_config.py tests/test_direction.py \
+	    tests/test_model.py tests/test_trainer.py tests/gradients tests/objectives
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -35,5 +40,11 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+$(VENV)-lower/.installed: pyproject.toml tests/lower_bounds.txt
+	$(PYTHON) -m venv $(VENV)-lower
+	$(VENV)-lower/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-lower/bin/python -m pip install --quiet --editable ".[dev]" --constraint tests/lower_bounds.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) out build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lower out build dist *.egg-info

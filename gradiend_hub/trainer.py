@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .base_identity import base_commit
 from .base_models import load_base_model
 from .config import GradiendConfig
 from .constants import CARD_FILE, CONFIG_FILE, ENCODER_FILE, REPORT_FILE, WEIGHTS_FILE
@@ -92,7 +93,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         tokenizer = processing_class or AutoTokenizer.from_pretrained(base.name_or_path)
         self.objective = make_objective(base, tokenizer, name=config.objective, max_length=args.max_length)
         config.base_model_name_or_path = config.base_model_name_or_path or base.name_or_path
-        config.revision = config.revision or getattr(base.config, "_commit_hash", None)
+        config.revision = config.revision or base_commit(base)
         self.gradiend_config = config
         if config.density != 1.0:
             raise ConfigError(f"density={config.density}: training is dense so far; prune with Direction.to_sparse.")
