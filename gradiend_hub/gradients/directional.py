@@ -1,11 +1,13 @@
 """Encodings without gradients: ⟨w, ∇L_i(θ)⟩ is the derivative of L_i at θ in the direction w.
 
 Forward-mode differentiation gives it for every row of a batch in one pass, exactly, with no backward pass and no gradient
-vector: the cost and memory of about two forward passes.
+vector: the cost and memory of about two forward passes. Where a kernel has no forward-mode formula (mixtures of experts),
+it is one backward pass per row.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,15 +37,19 @@ def directional_derivatives(
         tangents: w by parameter name, in the parameters' shapes; parameters without one are constants.
         batch_size: samples per forward pass. Results do not depend on it beyond fp32 rounding.
     """
+    _load_formulas()
     device = next(model.parameters()).device
     out = torch.empty(len(samples))
     order = sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids))  # little padding, original order kept
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            out[rows] = _derivatives(
-                model, objective, objective.collate([samples[i] for i in rows]).to(device), tangents
-            )
+            chosen = [samples[i] for i in rows]
+            try:
+                out[rows] = _derivatives(model, objective, objective.collate(chosen).to(device), tangents)
+            except NotImplementedError:
+                slots = [objective.collate([sample]).to(device) for sample in chosen]
+                out[rows] = torch.stack([_by_backward(model, objective, row, tangents) for row in slots])
     return out
 
 
@@ -55,6 +61,23 @@ def _derivatives(model: nn.Module, objective: Objective, slots: Slots, tangents:
         losses = functional_call(_SlotLoss(model, objective), {f"model.{n}": p for n, p in dual.items()}, (slots,))
         derivative = forward_ad.unpack_dual(losses).tangent
     return torch.zeros(len(slots.labels)) if derivative is None else derivative.float().cpu()
+
+
+def _by_backward(model: nn.Module, objective: Objective, row: Slots, tangents: Mapping[str, Tensor]) -> Tensor:
+    """The same number for one row, from its gradient."""
+    parameters = {name: model.get_parameter(name).detach().requires_grad_() for name in tangents}
+    with torch.enable_grad():
+        (loss,) = functional_call(_SlotLoss(model, objective), {f"model.{n}": p for n, p in parameters.items()}, (row,))
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    products = [(g * tangents[n].to(g)).sum() for n, g in zip(parameters, gradients, strict=True)]
+    return torch.stack(products).sum().float().cpu()
+
+
+def _load_formulas() -> None:
+    """Some forward-mode formulas are registered when first needed, by means that torch itself calls deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 
 class _SlotLoss(nn.Module):

@@ -36,9 +36,11 @@ class GradientReader:
     def __enter__(self) -> GradientReader:
         self._modes = {module: module.training for module in self.model.modules()}
         self._required = {p: p.requires_grad for p in self.model.parameters()}
+        self._gradients = {p: p.grad for p in self._required}
         self.model.eval()
         for parameter in self._required:
             parameter.requires_grad_(False)
+            parameter.grad = None  # what a user had accumulated there is neither read nor lost
         self._handles = []
         for name, where in self.scope.slices().items():
             scoped = self.scope.parameters[name]
@@ -53,6 +55,7 @@ class GradientReader:
             handle.remove()
         for parameter, required in self._required.items():
             parameter.requires_grad_(required)
+            parameter.grad = self._gradients[parameter]
         for module, mode in self._modes.items():
             module.training = mode
 
