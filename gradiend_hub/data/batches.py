@@ -39,16 +39,17 @@ class TransitionDataset(Dataset[Example]):
         return self.examples[index]
 
     def sample(self, count: int) -> list[int]:
-        """Indices of up to `count` rows, evenly spread over the classes and the set."""
-        order = sorted(range(len(self)), key=lambda i: self.transitions[i])
-        return order[:: max(1, len(order) // count)]
+        """Indices of up to `count` rows, as many of each class as there are, evenly spread over the set."""
+        groups = [[i for i, t in enumerate(self.transitions) if t == kind] for kind in sorted(set(self.transitions))]
+        each = max(1, count // len(groups))
+        return [i for group in groups for i in group[:: -(-len(group) // each)]]
 
 
 class TransitionBatchSampler(Sampler[list[int]]):
     """One training vector is the gradient of one batch, so a batch holds rows of one transition only.
 
-    Transitions take turns; the smaller ones are cycled until the largest is through. The order depends on (seed, epoch)
-    alone, so an interrupted run finds the batches that it has not seen yet.
+    Transitions take turns; the smaller ones are cycled until the largest is through. A batch never holds a row twice.
+    The order depends on (seed, epoch) alone, so an interrupted run finds the batches that it has not seen yet.
     """
 
     def __init__(self, dataset: TransitionDataset, batch_size: int, *, seed: int = 0) -> None:
@@ -76,16 +77,18 @@ class TransitionBatchSampler(Sampler[list[int]]):
             yield from turn
 
     def _batches(self, group: list[int], rng: random.Random) -> list[list[int]]:
-        size, needed = self.batch_size, self._batches_per_group
+        size = min(self.batch_size, len(group))
+        needed = self._batches_per_group * size
         order: list[int] = []
-        while len(order) < needed * min(size, len(group)):  # a batch never holds a row twice
-            order += rng.sample(group, len(group))
-        size = min(size, len(group))
-        order = order[: needed * size]
-        window = _LENGTH_WINDOW * size
-        batches: list[list[int]] = []
-        for start in range(0, len(order), window):
-            rows = sorted(order[start : start + window], key=lambda i: self.dataset.examples[i].length)
-            batches += [rows[i : i + size] for i in range(0, len(rows), size)]
+        while len(order) < needed:
+            unfinished = order[len(order) // size * size :]  # rows of a batch that this cycle completes come last in it
+            cycle = [i for i in rng.sample(group, len(group)) if i not in unfinished]
+            order += self._by_length(cycle, _LENGTH_WINDOW * size) + unfinished
+        batches = [order[i : i + size] for i in range(0, needed, size)]
         rng.shuffle(batches)
         return batches
+
+    def _by_length(self, rows: list[int], window: int) -> list[int]:
+        """Rows sorted by length within each window, so that batches are of about equal length."""
+        windows = (rows[start : start + window] for start in range(0, len(rows), window))
+        return [row for rows in windows for row in sorted(rows, key=lambda i: self.dataset.examples[i].length)]

@@ -73,7 +73,7 @@ class AutoencoderSolver(Solver):
         loss = torch.linalg.vector_norm(residual, dim=1) ** 2 / n
         # ∂loss/∂z = (2/n)⟨r, u_d⟩(1 − h²); the derivatives of the vectors are handed over times n
         dz = 2 / n * (residual * self.decoder).sum(1) * (1 - h.square())
-        self.encoder_bias.grad = dz
+        self.encoder_bias.grad = _BIAS_RATE * dz
         self.encoder.grad = dz.unsqueeze(1) * s
         self.decoder.grad = residual * (2 * h.unsqueeze(1))
         self.decoder_bias.grad = residual.mul_(2)

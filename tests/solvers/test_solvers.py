@@ -1,0 +1,218 @@
+"""The solver's closed forms against autograd, its invariances, and the gain of a solution."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gradiend_hub.solvers import AutoencoderSolver, Solution, calibrated
+
+SIZE = 200
+
+
+def stream(steps: int, *, scale: float = 1.0, size: int = SIZE, seed: int = 0) -> list[tuple[Tensor, Tensor, float]]:
+    """Gradient pairs of two classes in turn: a shared, heavy-tailed part, the class's part, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    shared, feature = torch.randn(2, size, generator=generator).pow(3)
+    pairs = []
+    for step in range(steps):
+        label = 1.0 if step % 2 else -1.0
+        noise = torch.randn(2, size, generator=generator)
+        s = shared + label * feature + noise[0]
+        t = 0.3 * shared - 2 * label * feature + noise[1]
+        pairs.append((s * scale, t * scale, label))
+    return pairs
+
+
+def trained(solver: AutoencoderSolver, pairs: list[tuple[Tensor, Tensor, float]], rate: float = 0.1) -> list[Tensor]:
+    """AdamW with a linearly falling rate, as the trainer has it; losses [k] by step."""
+    optimizer = torch.optim.AdamW(solver.parameters(), lr=rate, weight_decay=0.0)
+    losses = []
+    for step, (s, t, _) in enumerate(pairs):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - step / len(pairs))
+        losses.append(solver.observe(s, t))
+        optimizer.step()
+    return losses
+
+
+def correlation(solution: Solution, pairs: list[tuple[Tensor, Tensor, float]]) -> float:
+    h = [solution.encode(s) for s, _, _ in pairs]
+    return float(np.corrcoef(h, [label for *_, label in pairs])[0, 1])
+
+
+def written_loss(u_e: Tensor, v_e: Tensor, u_d: Tensor, u_b: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """The loss in the module's docstring, of one run; s and t are divided by their scales already."""
+    n = len(s)
+    h = torch.tanh((u_e * s).sum() / n + 0.1 * v_e)
+    return (u_d * h + u_b - t).square().sum() / n
+
+
+def test_derivatives_are_those_of_the_written_loss() -> None:
+    """Derivatives of vectors are handed over times n."""
+    solver = AutoencoderSolver(SIZE, seeds=(0, 1, 5))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in solver.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    sums = torch.zeros(2, dtype=torch.float64)
+    for step, (s, t, _) in enumerate(stream(3), start=1):
+        losses = solver.observe(s, t)
+        sums += torch.stack([s.abs().mean().double(), t.abs().mean().double()])
+        rho_s, rho_t = (sums / step).tolist()
+        for k in range(3):
+            names = ("encoder", "encoder_bias", "decoder", "decoder_bias")
+            leaves = [getattr(solver, name)[k].detach().double().requires_grad_() for name in names]
+            loss = written_loss(*leaves, s.double() / rho_s, t.double() / rho_t)
+            assert float(losses[k]) == pytest.approx(loss.item(), rel=1e-5)
+            for name, expected in zip(names, torch.autograd.grad(loss, leaves), strict=True):
+                times = 1 if name == "encoder_bias" else SIZE
+                got = getattr(solver, name).grad[k].double()
+                torch.testing.assert_close(got, expected * times, rtol=1e-4, atol=1e-5)
+
+
+def test_solution_is_the_state_in_raw_units() -> None:
+    """h and t̂ of raw gradients are those of the normalised ones."""
+    solver = AutoencoderSolver(SIZE, seeds=(2,))
+    pairs = stream(7)
+    trained(solver, pairs)
+    s, t, _ = pairs[3]
+    rho_s = sum(float(s.abs().mean()) for s, *_ in pairs) / 7
+    rho_t = sum(float(t.abs().mean()) for _, t, _ in pairs) / 7
+    (solution,) = solver.solutions()
+    with torch.no_grad():
+        h = math.tanh(float((solver.encoder[0] * s).sum()) / SIZE / rho_s + 0.1 * float(solver.encoder_bias[0]))
+        predicted = (solver.decoder[0] * h + solver.decoder_bias[0]) * rho_t
+        loss = written_loss(
+            solver.encoder[0], solver.encoder_bias[0], solver.decoder[0], solver.decoder_bias[0], s / rho_s, t / rho_t
+        )
+    assert solution.encode(s) == pytest.approx(h, rel=1e-5)
+    torch.testing.assert_close(solution.decode(h), predicted)
+    assert float((predicted - t).square().mean()) / rho_t**2 == pytest.approx(float(loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e4])
+def test_scale_of_the_gradients_does_not_matter(scale: float) -> None:
+    solutions = []
+    for factor in (1.0, scale):
+        solver = AutoencoderSolver(SIZE, seeds=(0,))
+        trained(solver, stream(60, scale=factor))
+        solutions += solver.solutions()
+    plain, scaled = solutions
+    assert scaled.encoder_bias == pytest.approx(plain.encoder_bias, rel=1e-3)
+    torch.testing.assert_close(scaled.encoder * scale, plain.encoder, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(scaled.decoder / scale, plain.decoder, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(scaled.decoder_bias / scale, plain.decoder_bias, rtol=1e-3, atol=1e-4)
+
+
+def test_runs_on_one_stream_are_single_runs() -> None:
+    pairs = stream(40)
+    together = AutoencoderSolver(SIZE, seeds=(0, 1, 2))
+    losses = torch.stack(trained(together, pairs))
+    for seed, found in enumerate(together.solutions()):
+        alone = AutoencoderSolver(SIZE, seeds=(seed,))
+        single_losses = torch.stack(trained(alone, pairs))
+        (expected,) = alone.solutions()
+        torch.testing.assert_close(losses[:, seed], single_losses[:, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.encoder, expected.encoder, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found.decoder, expected.decoder, rtol=1e-3, atol=1e-4)
+    first, second, _ = together.solutions()
+    assert not torch.equal(first.encoder, second.encoder)
+
+
+def test_state_dict_is_the_whole_state() -> None:
+    pairs = stream(30)
+    through, stopped = AutoencoderSolver(SIZE, seeds=(4,)), AutoencoderSolver(SIZE, seeds=(4,))
+    other = AutoencoderSolver(SIZE, seeds=(9,))
+    optimizers = [torch.optim.AdamW(s.parameters(), lr=0.1) for s in (through, stopped, other)]
+    for s, t, _ in pairs[:20]:
+        for solver, optimizer in zip((through, stopped), optimizers, strict=False):
+            solver.observe(s, t)
+            optimizer.step()
+    other.load_state_dict(stopped.state_dict())
+    optimizers[2].load_state_dict(optimizers[1].state_dict())
+    for s, t, _ in pairs[20:]:
+        for solver, optimizer in ((through, optimizers[0]), (other, optimizers[2])):
+            solver.observe(s, t)
+            optimizer.step()
+    (expected,), (found,) = through.solutions(), other.solutions()
+    for name in ("encoder", "decoder", "decoder_bias"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert found.encoder_bias == expected.encoder_bias
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rate", [0.03, 0.1, 0.3])
+def test_converges_over_a_range_of_learning_rates(rate: float, seed: int) -> None:
+    solver = AutoencoderSolver(2000, seeds=(seed,))
+    losses = trained(solver, stream(120, size=2000), rate)
+    (solution,) = solver.solutions()
+    held_out = stream(160, size=2000)[120:]
+    assert abs(correlation(solution, held_out)) > 0.98
+    assert float(torch.cat(losses[-10:]).mean()) < 0.75 * float(torch.cat(losses[:10]).mean())
+    decoded = solution.decode(solution.encode(held_out[1][0]))
+    assert float(torch.cosine_similarity(decoded, held_out[1][1], dim=0)) > 0.6
+
+
+def test_an_untrained_solver_has_a_finite_solution() -> None:
+    (solution,) = AutoencoderSolver(SIZE).solutions()
+    assert all(bool(v.isfinite().all()) for v in (solution.encoder, solution.decoder, solution.decoder_bias))
+
+
+def solution_and_rows(seed: int = 0) -> tuple[Solution, Tensor, Tensor, Tensor]:
+    """A solution, source gradients [N, n], their pre-activations [N] and labels [N]."""
+    generator = torch.Generator().manual_seed(seed)
+    encoder, decoder, bias, feature = torch.randn(4, SIZE, generator=generator)
+    labels = torch.tensor([1.0, -1.0] * 20)
+    rows = torch.randn(40, SIZE, generator=generator) + labels[:, None] * feature
+    solution = Solution(encoder * 1e-3 + feature * 1e-3, 0.01, decoder, bias)
+    return solution, rows, rows @ solution.encoder + solution.encoder_bias, labels
+
+
+@pytest.mark.parametrize("gain", [1.0, 1e-6, 300.0])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_calibrated_orientation_and_level(gain: float, flipped: bool) -> None:
+    solution, rows, _, labels = solution_and_rows()
+    start = solution.with_gain(-gain if flipped else gain)
+    found = calibrated(start, rows @ start.encoder + start.encoder_bias, labels)
+    h = torch.tensor([found.encode(row) for row in rows])
+    assert float(h.abs().mean()) == pytest.approx(0.9, abs=1e-4)
+    assert float(h[labels > 0].mean()) > 0 > float(h[labels < 0].mean())
+    assert torch.equal(found.decoder_bias, solution.decoder_bias)  # b_d stays, whatever is flipped
+
+
+def test_calibrated_predicts_the_same_target_for_the_mean_feature_value() -> None:
+    solution, rows, z, labels = solution_and_rows()
+    found = calibrated(solution, z, labels, level=0.8)
+    mean = float(torch.tanh(z).abs().mean())
+    torch.testing.assert_close(found.decode(0.8), solution.decode(mean), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.decode(-0.8), solution.decode(-mean), rtol=1e-3, atol=1e-3)
+    turned = calibrated(solution, z, -labels, level=0.8)
+    torch.testing.assert_close(turned.decode(0.8), found.decode(-0.8), rtol=1e-5, atol=1e-5)
+    assert turned.encode(rows[0]) == pytest.approx(-found.encode(rows[0]))
+
+
+def test_a_flip_does_not_change_what_is_decoded() -> None:
+    solution, rows, _, _ = solution_and_rows()
+    flipped = solution.with_gain(-1.0)
+    for row in rows[:5]:
+        assert flipped.encode(row) == pytest.approx(-solution.encode(row))
+        torch.testing.assert_close(flipped.decode(flipped.encode(row)), solution.decode(solution.encode(row)))
+
+
+def test_calibrated_of_an_encoder_that_reads_nothing() -> None:
+    solution, _, z, labels = solution_and_rows()
+    assert calibrated(solution, torch.zeros_like(z), labels) is solution
+
+
+def test_calibrated_with_one_outlier_and_many_small_values() -> None:
+    """A gain is found whatever the spread of the rows."""
+    solution, _, _, labels = solution_and_rows()
+    z = torch.cat([torch.full((39,), 1e-5), torch.tensor([50.0])]) * labels
+    found = calibrated(solution, z, labels)
+    gain = float(found.encoder[0] / solution.encoder[0])
+    assert float(torch.tanh(gain * z.double()).abs().mean()) == pytest.approx(0.9, abs=1e-3)
