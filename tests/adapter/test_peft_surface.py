@@ -266,7 +266,9 @@ def test_gradient_checkpointing(tmp_path: Path, reentrant: bool) -> None:
         model = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, is_trainable=True)
         model.train()
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            renamed = hasattr(model, "activation_checkpointing_enable")  # transformers ≥ 5.23
+            enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+            enable({"use_reentrant": reentrant})
             model.enable_input_require_grads()
         model(**inputs("llama"), labels=inputs("llama")["input_ids"]).loss.backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
