@@ -56,14 +56,17 @@ def show_texts(
         causal = objective.name == "causal_lm"
         styles = class_styles(model)
         for text in texts:
-            console.print(Text(f"\n{text}", style="bold"))
-            if SLOT in text or not causal:
+            tables: list[Table] = []
+            before, slot, _ = text.partition(SLOT)
+            if causal and not slot and not before.strip():
+                raise ConfigError("There is nothing to complete: give a text with words or with [MASK].")
+            if slot or not causal:
                 at_slot = {s: guesses(model, objective, text, s, top=top) for s in strengths}
-                for table in guesses_tables(at_slot, styles, width=console.width):
-                    console.print(table)
-            if causal:
-                completed = {s: completion(model, objective, text.partition(SLOT)[0], s, tokens) for s in strengths}
-                console.print(_completions_table(completed))
+                tables += guesses_tables(at_slot, styles, width=console.width)
+            if causal and before.strip():
+                completed = {s: completion(model, objective, before, s, tokens) for s in strengths}
+                tables.append(_completions_table(completed))
+            console.print(Text(f"\n{text}", style="bold"), *tables, sep="\n")
 
 
 def guesses(model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int) -> list[Guess]:
@@ -71,7 +74,9 @@ def guesses(model: GradiendModel, objective: Objective, text: str, strength: flo
     fillers = model.active_peft_config.fillers
     if not fillers:
         raise ConfigError("The direction's configuration names no fillers, so the slot cannot be read.")
-    filler = next(iter(fillers.values()))[0]
+    filler = next(iter(fillers.values()))[0]  # the slot's label, which is not read
+    if not text.partition(SLOT)[0].strip():
+        filler = filler.capitalize()
     base = model.get_base_model()
     slots = objective.collate([objective.tokenize(text, filler, filler).factual])
     with model.strength_at(strength), torch.inference_mode():
@@ -85,8 +90,6 @@ def completion(model: GradiendModel, objective: Objective, text: str, strength: 
     """The greedy continuation of `text`, at a strength."""
     tokenizer, base = objective.tokenizer, model.get_base_model()
     inputs = tokenizer(text.rstrip(), return_tensors="pt", return_token_type_ids=False).to(base.device)
-    if not inputs.input_ids.shape[1]:
-        raise ConfigError("There is nothing to complete: give a text with words, or words before [MASK].")
     with model.strength_at(strength), torch.inference_mode():
         output = base.generate(**inputs, do_sample=False, max_new_tokens=tokens, pad_token_id=objective.pad_token_id)
     return str(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))

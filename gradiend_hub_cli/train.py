@@ -37,9 +37,14 @@ _SOURCE = {"path", "name", "split", "revision"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; here it is the number that everybody means."""
+    """YAML 1.1 reads `1e-3` as a text and `no` as false; here they are what everybody means, as in YAML 1.2."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
@@ -96,6 +101,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if not isinstance(section, dict):
             raise ConfigError(f"{path}: {name} must hold keys and values, found {section!r}.")
         _check_keys(section, allowed, f"{name}.")
+    _check_numbers(content["args"])
     for name in ("model", "train_dataset"):
         if not content.get(name):
             raise ConfigError(f"{path}: {name} is missing. It is the folder or the Hub id to use.")
@@ -121,6 +127,14 @@ def _check_keys(found: Mapping[str, Any], known: Iterable[str], where: str) -> N
         nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
         hint = f"did you mean {where}{nearest[0]}?" if nearest else f"expected one of {', '.join(sorted(known)[:12])}."
         raise ConfigError(f"Unknown key {where}{key}: {hint}")
+
+
+def _check_numbers(args: Mapping[str, Any]) -> None:
+    """`TrainingArguments` takes any text for a number, and fails on it much later."""
+    for f in fields(GradiendTrainingArguments):
+        if isinstance(f.default, (int, float)) and isinstance(args.get(f.name), str):
+            expected = "true or false" if isinstance(f.default, bool) else "a number"
+            raise ConfigError(f"args.{f.name}: expected {expected}, found {args[f.name]!r}.")
 
 
 def load_split(source: Any, default_split: str, what: str) -> Dataset:
@@ -183,6 +197,7 @@ def run_recipe(path: Path, overrides: Sequence[str], resume: bool, story: Story)
             _measure(trainer, recipe, story)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(_how_to_resume(folder, path, overrides)) from interrupt
+    with quiet():  # again, because with push_to_hub the training ends with progress bars switched on
         _save(trainer, story)
     _show(trainer, story)
 

@@ -1,0 +1,217 @@
+"""`info`, `apply`, `merge` and `push` on a direction that `train` has made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from rich.console import Console
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from gradiend_hub import GradiendModel
+from gradiend_hub_cli.fillings import Guess, guesses_tables
+from tests.hub_server import HubServer
+
+from .conftest import Run, Trained
+
+SENTENCE = "The players ran home because [MASK] were hungry."
+
+
+def words(text: str) -> str:
+    """Text without the layout of a table."""
+    return " ".join(text.split())
+
+
+# ------------------------------------------------------------------------------------------------------------------ info
+
+
+def test_info_shows_what_the_files_say(run: Run, trained: Trained) -> None:
+    result = run("info", trained.folder)
+    shown = words(result.stdout)
+    assert result.exit_code == 0
+    for expected in (
+        "strength > 0 3SG:",
+        "strength < 0 3PL: they",
+        "masked_lm",
+        "stored: all",
+        "Measured on the test split",
+    ):
+        assert expected in shown
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_info_as_json_holds_the_same_facts(run: Run, trained: Trained) -> None:
+    facts = json.loads(run("info", trained.folder, "--json").stdout)
+    assert facts["config"]["feature_classes"] == ["3SG", "3PL"]
+    assert facts["measured"] == "test" and facts["commit"] is None
+    assert facts["entries"] == facts["weights"] > 1_000_000
+    assert facts["sizes"]["adapter_model.safetensors"] == (trained.folder / "adapter_model.safetensors").stat().st_size
+    assert {point["strength"] for point in facts["report"]["curve"]} >= {-1, 0, 1}
+
+
+def test_info_of_an_unmeasured_direction_says_so(run: Run, causal_direction: Path) -> None:
+    shown = words(run("info", causal_direction).stdout)
+    assert "encoder not measured" in shown and "What each strength changes: not measured." in shown
+    assert json.loads(run("info", causal_direction, "--json").stdout)["report"] is None
+
+
+def test_info_of_another_adapter_is_refused(run: Run, trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained.folder, tmp_path / "lora", ignore=shutil.ignore_patterns("checkpoint-*"))
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    result = run("info", folder)
+    assert result.exit_code == 1 and "LORA" in result.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------------- apply
+
+
+def test_apply_shows_the_guesses_that_the_model_makes(run: Run, trained: Trained) -> None:
+    result = run("apply", trained.folder, SENTENCE, "--strengths", "-2, 0,2", "--top", "3")
+    assert result.exit_code == 0, result.stderr
+    for heading in ("strength -2", "strength 0", "strength +2"):
+        assert heading in result.stdout
+    base = AutoModelForMaskedLM.from_pretrained(trained.recipe["model"], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(trained.recipe["model"])
+    ids = tokenizer(SENTENCE, return_tensors="pt")
+    slot = ids.input_ids[0].tolist().index(tokenizer.mask_token_id)
+    with torch.inference_mode():
+        best = base(**ids).logits[0, slot].softmax(-1).topk(3)
+    rows = [line for line in result.stdout.splitlines() if line.count(" % ") == 3]
+    assert len(rows) == 3
+    for row, token, p in zip(rows, best.indices, best.values, strict=True):
+        assert f"{100 * float(p):.1f} % {tokenizer.decode([token])}" in words(row)
+
+
+def test_apply_completes_with_a_causal_model(run: Run, causal_direction: Path) -> None:
+    result = run("apply", causal_direction, "The king went to the", "The men said that [MASK] came", "--tokens", "4")
+    assert result.exit_code == 0, result.stderr
+    plain, with_slot = result.stdout.split("The men said that [MASK] came")
+    assert "goes on with" in plain and " % " not in plain
+    assert "goes on with" in with_slot and with_slot.count(" % ") == 15
+
+
+@pytest.mark.parametrize("strengths", ["nan", "0,inf", "one", "", "1,,2"])
+def test_a_strength_that_is_no_number_is_refused(run: Run, trained: Trained, strengths: str) -> None:
+    result = run("apply", trained.folder, SENTENCE, "--strengths", strengths)
+    assert result.exit_code == 2 and "finite number" in words(result.stderr)
+
+
+def test_a_text_without_a_slot_is_refused(run: Run, trained: Trained) -> None:
+    result = run("apply", trained.folder, "They ran.")
+    assert result.exit_code == 1 and "exactly one [MASK]" in result.stderr and result.stdout == ""
+
+
+def test_nothing_to_complete_is_refused(run: Run, causal_direction: Path) -> None:
+    result = run("apply", causal_direction, "  ")
+    assert result.exit_code == 1 and "nothing to complete" in result.stderr and result.stdout == ""
+
+
+def test_a_slot_at_the_start_of_a_text_has_guesses_and_no_completion(run: Run, causal_direction: Path) -> None:
+    result = run("apply", causal_direction, "[MASK] ran.", "--strengths", "0", "--top", "2")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count(" % ") == 2 and "goes on with" not in result.stdout
+
+
+def test_a_foreign_base_model_is_refused(run: Run, trained: Trained, causal_path: Path) -> None:
+    result = run("apply", trained.folder, SENTENCE, "--base", causal_path)
+    assert result.exit_code == 1 and "is not the base model of the direction" in result.stderr
+
+
+def test_many_strengths_go_into_several_tables() -> None:
+    at_strength = {float(s): [Guess("they", 0.5), Guess("[he]", 0.25)] for s in range(6)}
+    console = Console(width=80, record=True, markup=False)
+    tables = guesses_tables(at_strength, {"they": "cyan"}, width=console.width)
+    assert [len(table.columns) for table in tables] == [4, 2]
+    with console.capture() as capture:
+        console.print(*tables)
+    text = capture.get()
+    assert text.count("50.0 % they") == 6 and text.count("25.0 % [he]") == 6
+
+
+# ----------------------------------------------------------------------------------------------------------------- merge
+
+
+def test_merge_writes_a_plain_checkpoint_and_its_receipt(run: Run, trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    result = run("merge", trained.folder, out, "--strength", "-1")
+    assert result.exit_code == 0, result.stderr
+    edited = GradiendModel.from_pretrained(trained.folder, strength=-1.0)
+    shown = words(result.stdout)
+    assert f"{edited.receipt.entries:,} weights in {edited.receipt.tensors} tensors" in shown
+    assert f"{edited.receipt.relative_norm:.3g}" in shown and "at strength -1" in shown
+    inputs = AutoTokenizer.from_pretrained(out)(SENTENCE, return_tensors="pt")
+    plain = AutoModelForMaskedLM.from_pretrained(out)
+    with torch.inference_mode():
+        assert torch.equal(plain(**inputs).logits, edited(**inputs).logits)
+
+
+def test_merge_in_half_precision_says_what_is_lost(run: Run, trained: Trained, tmp_path: Path) -> None:
+    result = run("merge", trained.folder, tmp_path / "merged", "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.stderr
+    assert "torch.bfloat16" in words(result.stdout) and "lost to dtype 0.00%" not in words(result.stdout)
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
+
+
+def test_merge_keeps_off_folders_in_use(run: Run, trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "used"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    refused = run("merge", trained.folder, out)
+    assert refused.exit_code == 1 and "is not empty (notes.txt)" in refused.stderr
+    assert list(out.iterdir()) == [out / "notes.txt"]
+    assert run("merge", trained.folder, out, "--overwrite").exit_code == 0
+    assert (out / "notes.txt").read_text() == "mine" and (out / "model.safetensors").is_file()
+
+    assert run("merge", trained.folder, out / "notes.txt").exit_code == 1
+    onto_itself = run("merge", trained.folder, trained.folder, "--overwrite")
+    assert onto_itself.exit_code == 1 and "the direction itself" in onto_itself.stderr
+    onto_base = run("merge", trained.folder, trained.recipe["model"], "--overwrite")
+    assert onto_base.exit_code == 1 and "the base model itself" in onto_base.stderr
+
+
+def test_merge_at_a_strength_that_is_no_number_is_refused(run: Run, trained: Trained, tmp_path: Path) -> None:
+    assert run("merge", trained.folder, tmp_path / "merged", "--strength", "nan").exit_code == 2
+    assert not (tmp_path / "merged").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------------ push
+
+
+def test_a_pushed_direction_is_found_by_the_other_commands(
+    run: Run, trained: Trained, hub: HubServer, repo_id: str
+) -> None:
+    result = run("push", trained.folder, repo_id, "--private", "--message", "First")
+    assert result.exit_code == 0, result.stderr
+    assert hub.url in result.stdout and HfApi().repo_info(repo_id).private
+    assert HfApi().list_repo_commits(repo_id)[0].title == "First"
+    facts = json.loads(run("info", repo_id, "--json").stdout)
+    assert facts["commit"] == HfApi().repo_info(repo_id).sha
+
+    branch = run("push", trained.folder, repo_id, "--revision", "tried")
+    assert branch.exit_code == 0 and run("info", repo_id, "--revision", "tried").exit_code == 0
+    (trained.folder / "README.md").touch()
+    request = run("push", trained.folder, f"{repo_id}-2", "--create-pr")
+    assert request.exit_code == 0 and "/discussions/1" in request.stdout
+
+
+def test_a_push_without_permission_says_how_to_repeat_it(run: Run, trained: Trained, hub: HubServer) -> None:
+    result = run("push", trained.folder, "bob/of-bob")
+    assert result.exit_code == 1
+    assert f"gradiend-hub push {trained.folder} bob/of-bob" in result.stderr
+
+
+def test_a_folder_that_is_no_direction_is_not_pushed(run: Run, tmp_path: Path, hub: HubServer, repo_id: str) -> None:
+    result = run("push", tmp_path, repo_id)
+    assert result.exit_code == 1 and "not a saved direction" in result.stderr
+    assert not HfApi().repo_exists(repo_id)
+
+
+def test_a_repository_that_is_no_direction_is_refused(run: Run, hub: HubServer, repo_id: str) -> None:
+    HfApi().create_repo(repo_id)
+    HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=repo_id)
+    result = run("apply", repo_id, SENTENCE)
+    assert result.exit_code == 1 and "There is no direction in" in result.stderr
