@@ -172,9 +172,13 @@ def _scored_samples(objective: Objective, texts: Sequence[str], seed: int) -> li
     """At least `SCORED_TOKENS` tokens to score, if the texts have them: masked texts are masked again until it is so."""
     rng = random.Random(seed)
     samples: list[TokenizedSlots] = []
+    drawn: list[TokenizedSlots] = []
     for _ in range(_MOST_DRAWS):
-        samples += [s for text in texts for s in objective.scored_text(text, rng)]
-        if not samples or sum(len(s.positions) for s in samples) >= SCORED_TOKENS:
+        former, drawn = drawn, [s for text in texts for s in objective.scored_text(text, rng)]
+        if drawn == former:  # a causal model scores every token at once; the same ones again would say nothing new
+            break
+        samples += drawn
+        if sum(len(s.positions) for s in samples) >= SCORED_TOKENS:
             break
     return samples
 

@@ -1,0 +1,138 @@
+"""Encoder reports with known answers, and encodings against plain gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+
+from gradiend_hub.config import GradiendConfig
+from gradiend_hub.direction import Direction, ParameterDirection
+from gradiend_hub.errors import ArtifactError, ConfigError, DataError
+from gradiend_hub.evaluation import encode_rows, encoder_report, flat_encoder, neutral_source, preactivations
+from gradiend_hub.gradients import GradientReader, Scope, read_pair, select_parameters
+from gradiend_hub.model import GradiendModel
+from gradiend_hub.objectives import make_objective
+
+CLASSES = ["3SG", "3PL"]
+
+
+def test_known_answers() -> None:
+    h = torch.tensor([0.9, 0.7, -0.1, -0.8, -0.6, 0.2])
+    labels = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
+    report = encoder_report(h, labels, CLASSES, neutral=torch.tensor([0.1, -0.3]))
+    assert report.correlation == pytest.approx(stats.pearsonr(h.numpy(), labels.numpy()).statistic)
+    assert report.accuracy == pytest.approx(4 / 6)
+    positive, negative = h[:3].numpy(), h[3:].numpy()
+    wins = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
+    assert report.auc == pytest.approx(wins / 9)
+    assert report.class_means == pytest.approx({"3SG": 0.5, "3PL": -0.4})
+    assert report.class_stds == pytest.approx({"3SG": positive.std(ddof=1), "3PL": negative.std(ddof=1)})
+    assert report.neutral_abs_mean == pytest.approx(0.2)
+    assert report.rows == {"3SG": 3, "3PL": 3}
+    assert report.neutral_rows == 2
+    flat = flat_encoder(report)
+    assert flat["mean_3SG"] == pytest.approx(0.5)
+    assert flat.keys() == {"correlation", "accuracy", "auc", "mean_3SG", "mean_3PL", "neutral_abs_mean"}
+
+
+def test_report_without_neutral_text_and_of_a_constant_encoder() -> None:
+    labels = torch.tensor([1.0, -1.0])
+    report = encoder_report(torch.tensor([0.5, 0.5]), labels, CLASSES)
+    assert (report.correlation, report.auc, report.accuracy) == (0.0, 0.5, 0.5)
+    assert report.neutral_abs_mean is None
+    assert report.neutral_rows == 0
+    assert report.class_stds == {"3SG": 0.0, "3PL": 0.0}
+    assert "neutral_abs_mean" not in flat_encoder(report)
+    perfect = encoder_report(torch.tensor([1.0, -1.0]), labels, CLASSES)
+    assert perfect.correlation == pytest.approx(1.0)
+    assert perfect.auc == perfect.accuracy == 1.0
+
+
+def test_values_that_are_not_finite_are_named() -> None:
+    with pytest.raises(DataError, match=r"not finite for rows \[1\]"):
+        encoder_report(torch.tensor([0.1, math.nan, 0.2]), torch.tensor([1.0, -1.0, 1.0]), CLASSES)
+
+
+@pytest.fixture(scope="module")
+def base(masked_path: Any) -> Any:
+    from gradiend_hub.base_models import load_base_model
+
+    return load_base_model(masked_path)
+
+
+def direction_on(base: Any, *, scale: float = 0.02) -> Direction:
+    generator = torch.Generator().manual_seed(1)
+
+    def part(parameter: torch.Tensor) -> ParameterDirection:
+        values = torch.randn(3, parameter.numel(), generator=generator) * scale
+        return ParameterDirection(tuple(parameter.shape), values[0], values[1], values[2])
+
+    return Direction({n: part(p) for n, p in select_parameters(base, layers="3", scope="*.output.*").items()}, 0.25)
+
+
+@pytest.mark.parametrize("source", ["alternative", "factual", "diff"])
+def test_encodings_are_the_written_formula(base: Any, pronouns: Any, source: str) -> None:
+    """h = tanh(⟨w_e, s⟩ + b_e) with s from a backward pass, whatever strength is applied at the moment."""
+    direction = direction_on(base)
+    config = GradiendConfig(feature_classes=CLASSES, fillers={"3SG": ["it"], "3PL": ["they"]}, source=source)
+    rows = pronouns["test"].select(range(6))
+    model = GradiendModel.from_direction(base, direction, config, strength=0.01)
+    objective = make_objective(base, model.tokenizer)
+    expected = []
+    with model.strength_at(0.0):
+        scope = Scope.dense({n: base.get_parameter(n) for n in direction.parameters})
+        encoder = torch.cat([p.encoder for p in direction.parameters.values()])
+        with GradientReader(base, scope) as reader:
+            for row in rows:
+                batch = objective.collate_pairs(
+                    [objective.tokenize(*(row[c] for c in ("masked", "factual", "alternative")))]
+                )
+                s, _ = read_pair(reader, objective, batch, source=source)
+                expected.append(math.tanh(float(encoder @ s) + 0.25))
+    found = encode_rows(model, rows, batch_size=4)
+    assert model.strengths == {"default": 0.01}
+    assert torch.equal(model.encode(rows, batch_size=4), found)
+    model.unload()
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    assert (
+        0.05 < float(found.abs().mean()) < 0.99
+    )  # neither silent nor saturated, so that the comparison says something
+
+
+def test_preactivations_read_the_factual_minus_the_alternative_for_diff(base: Any, pronouns: Any) -> None:
+    from transformers import AutoTokenizer
+
+    objective = make_objective(base, AutoTokenizer.from_pretrained(base.name_or_path))
+    row = pronouns["test"][0]
+    examples = [objective.tokenize(row["masked"], row["factual"], row["alternative"])]
+    encoder = {n: p.dense(p.encoder) for n, p in direction_on(base).parameters.items()}
+    z = {
+        s: float(preactivations(base, objective, examples, encoder, 0.0, source=s))
+        for s in ("factual", "alternative", "diff")
+    }
+    assert z["diff"] == pytest.approx(z["factual"] - z["alternative"], rel=1e-4)
+    assert z["factual"] != z["alternative"]
+    assert [neutral_source(s) for s in ("factual", "alternative", "diff")] == ["factual", "alternative", "factual"]
+
+
+def test_what_cannot_be_encoded(base: Any, pronouns: Any) -> None:
+    direction = direction_on(base)
+    bare = Direction(
+        {n: ParameterDirection(p.shape, p.decoder, p.decoder_bias) for n, p in direction.parameters.items()}
+    )
+    rows = pronouns["test"].select(range(2))
+    config = GradiendConfig(feature_classes=CLASSES)
+    for held, named, chosen, error, message in (
+        (bare, config, rows, ArtifactError, "no encoder"),
+        (direction, config, [], DataError, "rows has no rows"),
+        (direction, GradiendConfig(), rows, ConfigError, "must name two classes"),
+        (direction, GradiendConfig(feature_classes=["a", "b"]), rows, DataError, "unknown class '3"),
+    ):
+        model = GradiendModel.from_direction(base, held, named)
+        with pytest.raises(error, match=message):
+            encode_rows(model, chosen)
+        model.unload()

@@ -1,0 +1,296 @@
+"""What strengths change: hand-computed probabilities and scores, the search for the unit, and the safe band."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from gradiend_hub.base_models import load_base_model
+from gradiend_hub.config import GradiendConfig
+from gradiend_hub.data import Row, read_rows
+from gradiend_hub.direction import Direction, ParameterDirection
+from gradiend_hub.errors import DataError, EditError
+from gradiend_hub.evaluation import StrengthPoint, StrengthProbe, calibrate, evaluate_direction, safe_band
+from gradiend_hub.evaluation import strength as strength_module
+from gradiend_hub.model import GradiendModel
+from gradiend_hub.objectives import Objective, make_objective
+
+CLASSES = ["3SG", "3PL"]
+FILLERS = {"3SG": ["he", "she", "it"], "3PL": ["they"]}
+TEXTS = ["a wizened little man with frizzy grey hair", "on different sides of the issue", "the cat sat on the mat"]
+
+
+@pytest.fixture(params=["masked", "causal"])
+def bundled(request: pytest.FixtureRequest) -> Any:
+    return load_base_model(request.getfixturevalue(f"{request.param}_path"))
+
+
+@pytest.fixture
+def masked(masked_path: Any) -> Any:
+    return load_base_model(masked_path)
+
+
+@pytest.fixture
+def rows(pronouns: Any) -> list[Row]:
+    return read_rows(pronouns["validation"].select(range(10)), CLASSES)
+
+
+def word_direction(base: Any, tokenizer: Any, *, plural: float = -1.0, rest: float = 0.0) -> Direction:
+    """A decoder on the word embeddings (which are the head's, too): +1 pushes the singular words, and noise."""
+    name, parameter = next((n, p) for n, p in base.named_parameters() if "word_embeddings" in n or "embed_tokens" in n)
+    decoder = torch.zeros_like(parameter)
+    mean = parameter.detach().norm(dim=-1).mean()
+    decoder[:] = rest * torch.randn(decoder.shape, generator=torch.Generator().manual_seed(0)) * mean / 15
+    for word in ("he", "she", "it"):
+        for form in (word, f"Ġ{word}"):
+            if (token := tokenizer.convert_tokens_to_ids(form)) not in (None, tokenizer.unk_token_id):
+                decoder[token] = 0.3 * parameter.detach()[token]
+    for form in ("they", "Ġthey"):
+        if (token := tokenizer.convert_tokens_to_ids(form)) not in (None, tokenizer.unk_token_id):
+            decoder[token] = plural * 0.3 * parameter.detach()[token]
+    return Direction({name: ParameterDirection(tuple(parameter.shape), decoder.flatten())})
+
+
+@pytest.fixture
+def opened() -> Iterator[list[GradiendModel]]:
+    models: list[GradiendModel] = []
+    yield models
+    for model in models:
+        model.unload()
+
+
+def model_of(base: Any, *, unit: float = 1.0, **options: float) -> tuple[GradiendModel, Objective]:
+    tokenizer = AutoTokenizer.from_pretrained(base.name_or_path)
+    config = GradiendConfig(feature_classes=CLASSES, fillers=FILLERS, strength_unit=unit, decoder_sign=1)
+    model = GradiendModel.from_direction(base, word_direction(base, tokenizer, **options), config)
+    return model, make_objective(base, tokenizer)
+
+
+def by_hand(model: Any, tokenizer: Any, row: Row, *, causal: bool) -> dict[str, float]:
+    """P(class) at the slot of one row, from an ordinary forward pass."""
+    before, after = row.masked.split("[MASK]")
+    if causal:
+        logits = model(**tokenizer(before.rstrip(), return_tensors="pt")).logits[0, -1]
+        forms = ["Ġ{}" if before.endswith(" ") else "{}"]
+    else:
+        encoded = tokenizer(before + tokenizer.mask_token + after, return_tensors="pt")
+        logits = model(**encoded).logits[0, encoded.input_ids[0].tolist().index(tokenizer.mask_token_id)]
+        forms = ["{}"]
+    probabilities = logits.softmax(-1)
+    capital = row.factual[:1].isupper() and causal
+    return {
+        name: sum(
+            float(probabilities[tokenizer.convert_tokens_to_ids(forms[0].format(w.capitalize() if capital else w))])
+            for w in words
+        )
+        for name, words in FILLERS.items()
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strength", [0.0, 0.7, -1.3])
+def test_a_point_is_what_ordinary_forward_passes_give(bundled: Any, rows: list[Row], strength: float) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(bundled.name_or_path)
+    causal = tokenizer.mask_token is None
+    plain = copy.deepcopy(bundled)
+    model, objective = model_of(bundled, unit=0.5)
+    probe = StrengthProbe(model, objective, rows, TEXTS, batch_size=4)
+    point = probe.measure(strength)
+    assert point.strength == strength
+    for name, parameter in plain.named_parameters():
+        if name in model.direction.parameters:
+            part = model.direction.parameters[name]
+            parameter.add_(0.5 * strength * part.dense(part.decoder))
+    values = [by_hand(plain, tokenizer, row, causal=causal) for row in rows]
+    for of in CLASSES:
+        chosen = [v for v, row in zip(values, rows, strict=True) if row.factual_class == of]
+        for name in CLASSES:
+            assert point.probability[of][name] == pytest.approx(sum(v[name] for v in chosen) / len(chosen), rel=1e-3)
+    if causal:  # every token is scored, so the mean can be computed by the model's own loss
+        encoded = [tokenizer(text, return_tensors="pt").input_ids for text in TEXTS]
+        total = sum(float(plain(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1) for ids in encoded)
+        tokens = sum(ids.shape[1] - 1 for ids in encoded)
+        assert probe.scored_tokens == tokens  # once each, however few they are
+        assert point.nll == pytest.approx(total / tokens, rel=1e-4)
+        correct = sum(int((plain(ids).logits[0, :-1].argmax(-1) == ids[0, 1:]).sum()) for ids in encoded)
+        assert point.accuracy == pytest.approx(correct / tokens)
+        base = probe.measure(0.0).nll
+        assert base is not None
+        assert point.lm_score == pytest.approx(base / (total / tokens), rel=1e-4)
+    model.unload()
+
+
+def test_measuring_leaves_the_model_bit_identical(masked: Any, rows: list[Row]) -> None:
+    before = {n: p.clone() for n, p in masked.state_dict().items()}
+    model, objective = model_of(masked)
+    probe = StrengthProbe(model, objective, rows, TEXTS)
+    zero = probe.measure(0.0)
+    assert (zero.lm_score, zero.lm_score_low) == (1.0, 1.0)
+    for strength in (1.0, -2.0, 1e3):
+        probe.measure(strength)
+    assert model.strengths == {"default": 0.0}
+    again = StrengthProbe(model, objective, rows, TEXTS).measure(0.0)
+    assert again == zero
+    model.set_strength(0.5)
+    half = {n: p.clone() for n, p in masked.state_dict().items()}
+    probe.measure(-1.0)
+    assert all(torch.equal(p, half[n]) for n, p in masked.state_dict().items())
+    restored = model.unload()
+    assert all(torch.equal(p, before[n]) for n, p in restored.state_dict().items())
+    assert not any(p.grad is not None for p in restored.parameters())
+
+
+def test_a_masked_model_is_scored_on_enough_tokens_that_the_seed_decides(
+    masked: Any, rows: list[Row], opened: list[GradiendModel]
+) -> None:
+    model, objective = model_of(masked)
+    opened.append(model)
+    first, again, other = (StrengthProbe(model, objective, rows, TEXTS * 20, seed=s) for s in (1, 1, 2))
+    per_draw = sum(max(1, round(0.15 * (len(objective.tokenizer(t).input_ids) - 2))) for t in TEXTS * 20)
+    assert first.scored_tokens == per_draw * min(strength_module._MOST_DRAWS, -(-2000 // per_draw))
+    assert first.measure(0.0) == again.measure(0.0) != other.measure(0.0)
+
+
+def test_without_neutral_text_nothing_is_claimed_about_it(
+    masked: Any, rows: list[Row], opened: list[GradiendModel]
+) -> None:
+    model, objective = model_of(masked)
+    opened.append(model)
+    probe = StrengthProbe(model, objective, rows)
+    point = probe.measure(1.0)
+    assert (point.nll, point.accuracy, point.lm_score, point.lm_score_low) == (None, None, None, None)
+    assert safe_band([point]) is None
+    config = model.active_peft_config
+    del config.__dict__["fillers"]
+    config.fillers = None
+    with pytest.raises(DataError, match="names no fillers"):
+        StrengthProbe(model, objective, rows)
+
+
+def test_lower_bound_is_that_of_a_paired_difference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(500, generator=generator, dtype=torch.float64) * 5
+    edited = base + 0.05 + 0.1 * torch.randn(500, generator=generator, dtype=torch.float64)
+    score, low = strength_module._relative_score(base, edited)
+    difference = (edited - base).numpy()
+    upper = difference.mean() + 1.645 * difference.std(ddof=1) / math.sqrt(500)
+    assert score == pytest.approx(float(base.mean()) / float(edited.mean()))
+    assert low == pytest.approx(float(base.mean()) / (float(base.mean()) + upper))
+    assert low < score < 1
+
+
+def test_the_unit_is_the_safe_dose_with_the_best_effect(
+    masked: Any, rows: list[Row], opened: list[GradiendModel]
+) -> None:
+    model, objective = model_of(masked, rest=1.0)
+    opened.append(model)
+    probe = StrengthProbe(model, objective, rows, TEXTS * 2)
+    search = calibrate(probe, floor=0.97)
+    unit = model.active_peft_config.strength_unit
+    by_dose: dict[float, list[StrengthPoint]] = {}
+    for point in search:
+        by_dose.setdefault(round(abs(point.strength), 9), []).append(point)
+    assert all(len(pair) == 2 for pair in by_dose.values())
+
+    def safe(pair: list[StrengthPoint]) -> bool:
+        return all(p.lm_score_low is not None and p.lm_score_low >= 0.97 for p in pair)
+
+    effects = {
+        dose: up.probability["3PL"]["3SG"] + down.probability["3SG"]["3PL"] for dose, (down, up) in by_dose.items()
+    }
+    allowed = {dose for dose, pair in by_dose.items() if safe(pair)}
+    assert 1.0 in allowed
+    assert effects[1.0] == max(effects[dose] for dose in allowed)
+    assert not all(map(safe, by_dose.values()))  # the search went up to where damage begins
+    assert min(dose for dose in by_dose if dose not in allowed) / max(allowed) < 1.2
+    # what was measured during the search is what the new unit gives
+    fresh = StrengthProbe(model, objective, rows, TEXTS * 2)
+    recommended = next(p for p in search if p.strength == pytest.approx(1.0))
+    again = fresh.measure(1.0)
+    assert again.lm_score == pytest.approx(recommended.lm_score, rel=1e-6)
+    assert again.probability["3PL"] == pytest.approx(recommended.probability["3PL"], rel=1e-4)
+    assert unit > 0
+    assert model.strengths == {"default": 0.0}
+
+
+def test_search_ends_without_neutral_text(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:
+    model, objective = model_of(masked)
+    opened.append(model)
+    search = calibrate(StrengthProbe(model, objective, rows))
+    at = {p.strength: p for p in search}
+    assert at[1.0].probability["3PL"]["3SG"] > at[min(at, key=abs)].probability["3PL"]["3SG"]
+
+
+def test_a_direction_that_only_damages_is_refused(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:
+    model, objective = model_of(masked)
+    opened.append(model)
+    with pytest.raises(EditError, match=r"Even an edit of .* lowers the language-modelling score under 100000.0% of"):
+        calibrate(StrengthProbe(model, objective, rows, TEXTS), floor=1000.0)
+    assert model.active_peft_config.strength_unit == 1.0
+
+
+def test_strength_in_force_follows_the_new_unit(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:
+    """Strength 0.5 stays 0.5, in the new unit, as if it were set anew."""
+    model, objective = model_of(masked, rest=1.0)
+    opened.append(model)
+    model.set_strength(0.5)
+    calibrate(StrengthProbe(model, objective, rows, TEXTS), floor=0.97)
+    held = {n: p.clone() for n, p in masked.state_dict().items()}
+    assert model.strengths == {"default": 0.5}
+    assert model.active_peft_config.strength_unit != 1.0
+    model.set_strength(0.0)
+    model.set_strength(0.5)
+    assert all(torch.equal(p, held[n]) for n, p in masked.state_dict().items())
+
+
+def point(strength: float, score: float | None) -> StrengthPoint:
+    return StrengthPoint(strength, {}, None if score is None else 1.0, 0.5, score, score)
+
+
+@pytest.mark.parametrize(
+    ("scores", "band"),
+    [
+        ({-2: 0.9, -1: 1.0, 0: 1.0, 1: 0.995, 2: 0.99}, [-1.0, 2.0]),
+        ({-2: 1.0, -1: 0.98, 0: 1.0, 1: 0.98, 2: 1.0}, [0.0, 0.0]),  # not beyond the first damage
+        ({2: 1.0, 0: 1.0, -2: 1.0, 1: 1.0, -1: 1.0}, [-2.0, 2.0]),
+        ({0: 1.0}, [0.0, 0.0]),
+        ({-1: 1.0, 0: 1.0, 1: None}, None),
+    ],
+)
+def test_safe_band(scores: dict[int, float | None], band: list[float] | None) -> None:
+    assert safe_band([point(float(s), score) for s, score in scores.items()], floor=0.99) == band
+
+
+def test_evaluate_direction_uses_the_unit_that_is_there_unless_told_to_choose(
+    masked: Any, rows: list[Row], opened: list[GradiendModel]
+) -> None:
+    model, objective = model_of(masked, unit=0.25, rest=1.0)
+    direction = model.direction
+    encoded = {
+        n: ParameterDirection(p.shape, p.decoder, encoder=torch.zeros_like(p.decoder))
+        for n, p in direction.parameters.items()
+    }
+    config = model.active_peft_config
+    model.unload()
+    model = GradiendModel.from_direction(masked, Direction(encoded, 0.3), config)
+    opened.append(model)
+    used = evaluate_direction(model, objective, rows, TEXTS, strengths=(0.0, 1.0))
+    assert (model.active_peft_config.strength_unit, used.search) == (0.25, [])
+    assert [p.strength for p in used.curve] == [0.0, 1.0]
+    assert used.at(1.0).strength == 1.0
+    assert used.encoder.class_means["3SG"] == pytest.approx(math.tanh(0.3))
+    assert used.encoder.neutral_rows == len(TEXTS)
+    chosen = evaluate_direction(model, objective, rows, TEXTS, strengths=(-1.0, 0.0, 1.0), choose_unit=True, floor=0.97)
+    assert chosen.search
+    assert model.active_peft_config.strength_unit != 0.25
+    assert model.active_peft_config.safe_band == safe_band(chosen.curve, floor=0.97) == [-1.0, 1.0]
+    flat = chosen.flat()
+    assert flat["lm_score"] == min(chosen.at(s).lm_score or 0 for s in (-1.0, 1.0))
+    assert flat["probability_3SG"] == chosen.at(1.0).probability["3PL"]["3SG"]
+    assert flat["probability_3PL"] == chosen.at(-1.0).probability["3SG"]["3PL"]
