@@ -34,7 +34,11 @@ CLASSES = ["3SG", "3PL"]
 SENTENCES = (
     "The players ran home because [MASK] wanted to eat.",
     "The girl opened the door when [MASK] heard the bell.",
-    "My brother bought the horses, and [MASK] slept in the barn.",
+    "We bought the lamp because [MASK] looked beautiful.",
+)
+INTRODUCTION = (
+    "The feature of this demo is the number of a pronoun. Its two classes are 3SG (he, she, it) and 3PL (they); a "
+    "positive strength makes the first one likelier, a negative strength the second."
 )
 STRENGTHS = (-1.0, 0.0, 1.0)
 CHECKED_ROWS = 8
@@ -88,6 +92,7 @@ def run_demo(options: DemoOptions, story: Story) -> None:
     examples = _find_examples(options)
     out = options.out or Path("out", f"demo-{options.base}-{datetime.now():%Y%m%d-%H%M%S}")
     require_empty(out, "another --out")
+    story.console.print(f"\n{INTRODUCTION}\n", style="italic")
     try:
         with quiet():
             material = _load(examples, options, story)
