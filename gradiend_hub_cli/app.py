@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,6 +59,8 @@ def main() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"gradiend-hub {version('gradiend_hub')}")
         raise typer.Exit
 
