@@ -445,12 +445,18 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
                     shutil.copyfile(source, target)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Publish the active direction in one commit; arguments as of `gradiend_hub.hub.publish.publish_folder`."""
+        """Publish the active direction in one commit; arguments as of `gradiend_hub.hub.publish.publish_folder`.
+
+        Raises:
+            HubPushError: the upload failed; the message names the folder where the artifact is kept.
+        """
         from .hub.publish import publish_folder
 
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return publish_folder(folder, repo_id, **kwargs)
+        folder = tempfile.mkdtemp(prefix="gradiend-")
+        self.save_pretrained(folder)
+        commit = publish_folder(folder, repo_id, **kwargs)
+        shutil.rmtree(folder)
+        return commit
 
 
 Strengths = Mapping[str, Any] | list[float] | torch.Tensor | Callable[..., Any]

@@ -20,7 +20,7 @@ from gradiend_hub.objectives.base import IGNORED
 if TYPE_CHECKING:
     from gradiend_hub.model import GradiendModel
 
-CURVE = (-2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
+CURVE = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 """Strengths of the published curve, in units of the recommended dose."""
 
 LM_SCORE_FLOOR = 0.99
