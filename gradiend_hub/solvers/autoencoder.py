@@ -70,7 +70,7 @@ class AutoencoderSolver(Solver):
 
         h = torch.tanh(self.encoder @ s / n + _BIAS_RATE * self.encoder_bias)  # [k]
         residual = torch.addcmul(self.decoder_bias - t, self.decoder, h.unsqueeze(1))  # r, [k, n]
-        loss = torch.linalg.vector_norm(residual, dim=1) ** 2 / n
+        loss: Tensor = torch.linalg.vector_norm(residual, dim=1) ** 2 / n
         # ∂loss/∂z = (2/n)⟨r, u_d⟩(1 − h²); the derivatives of the vectors are handed over times n
         dz = 2 / n * (residual * self.decoder).sum(1) * (1 - h.square())
         self.encoder_bias.grad = _BIAS_RATE * dz
