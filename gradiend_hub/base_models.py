@@ -27,7 +27,7 @@ def load_base_model(
             and coarse there) and an accelerator in the checkpoint's own type.
 
     Raises:
-        BaseModelError: nothing there, or nothing with a language-modelling head.
+        BaseModelError: nothing there, no weights, or nothing with a language-modelling head.
     """
     name = str(name_or_path)
     options = {k: kwargs[k] for k in ("token", "cache_dir", "local_files_only") if k in kwargs}
@@ -44,6 +44,8 @@ def load_base_model(
     kwargs.setdefault("dtype", torch.float32 if not torch.accelerator.is_available() else "auto")
     try:
         model: nn.Module = _AUTO_CLASSES[objective].from_pretrained(name, revision=revision or "main", **kwargs)
+    except OSError as error:
+        raise BaseModelError(f"The base model {name!r} has no weights to load: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise BaseModelError(
             f"{name!r} is a {config.model_type} checkpoint that {_AUTO_CLASSES[objective].__name__} cannot load, so it "

@@ -42,7 +42,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
         super().__post_init__()
         if self.hub_strategy != HubStrategy.END:
             raise ConfigError(
-                f"hub_strategy={self.hub_strategy!r}: a direction is published whole and measured, so only 'end' is "
+                f"hub_strategy={HubStrategy(self.hub_strategy).value!r}: a direction is published whole and measured, so only 'end' is "
                 "supported. Checkpoints stay in output_dir."
             )
         if self.gradient_accumulation_steps != 1:
