@@ -42,8 +42,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
         super().__post_init__()
         if self.hub_strategy != HubStrategy.END:
             raise ConfigError(
-                f"hub_strategy={HubStrategy(self.hub_strategy).value!r}: a direction is published whole and measured, so only 'end' is "
-                "supported. Checkpoints stay in output_dir."
+                f"hub_strategy={HubStrategy(self.hub_strategy).value!r}: a direction is published whole and measured, so "
+                "only 'end' is supported. Checkpoints stay in output_dir."
             )
         if self.gradient_accumulation_steps != 1:
             raise ConfigError("gradient_accumulation_steps: a direction needs none; raise per_device_train_batch_size.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -16,17 +17,28 @@ from gradiend_hub.config import GradiendConfig
 from gradiend_hub.constants import CARD_FILE, HUB_TAGS, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.evaluation import Report, SplitReport
 
-_MARKER = "<!-- gradiend-hub card -->"
-"""Cards with this mark are ours to write anew; a card without it was written by a person and is kept."""
+_MARKER = "<!-- gradiend-hub card {} -->"
+_MARKED = re.compile(r"<!-- gradiend-hub card (\w*) -->")
 
 
 def write_card(folder: str | Path) -> Path:
-    """Write `README.md` into the folder of a saved direction; a card that a person has written is left alone."""
+    """Write `README.md` into the folder of a saved direction; a card that a person wrote or edited is left alone."""
     path = Path(folder, CARD_FILE)
-    if not path.is_file() or _MARKER in path.read_text(encoding="utf-8"):
+    if not path.is_file() or _is_untouched(path.read_text(encoding="utf-8")):
         card = render_card(folder)
         card.save(path)
     return path
+
+
+def _is_untouched(text: str) -> bool:
+    """Whether a card has our mark, and the mark the digest of the card."""
+    mark = _MARKED.search(text)
+    return mark is not None and mark[1] == _digest(text)
+
+
+def _digest(text: str) -> str:
+    """Of everything but the mark and white space, which editors and git change on their own."""
+    return hashlib.sha256("".join(_MARKED.sub("", text).split()).encode()).hexdigest()[:16]
 
 
 def render_card(folder: str | Path) -> ModelCard:
@@ -35,7 +47,9 @@ def render_card(folder: str | Path) -> ModelCard:
     report = Report.load(folder) if Path(folder, REPORT_FILE).is_file() else None
     first, second = config.feature_classes or ("first", "second")
     base_id = hub_id(config.base_model_name_or_path)
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     environment.filters["cell"] = _cell
     template = environment.from_string(
         files("gradiend_hub.model_cards").joinpath("direction.md.jinja").read_text("utf-8")
@@ -43,7 +57,7 @@ def render_card(folder: str | Path) -> ModelCard:
     splits = report.splits if report else {}
     text = template.render(
         card_data=_metadata(config, splits, base_id).to_yaml(),
-        marker=_MARKER,
+        marker=_MARKER.format(""),
         config=config,
         report=report,
         first=first,
@@ -53,7 +67,7 @@ def render_card(folder: str | Path) -> ModelCard:
         shown=next((n for n in ("test", "eval") if n in splits), None),
         size=Path(folder, WEIGHTS_FILE).stat().st_size,
     )
-    return ModelCard(text)
+    return ModelCard(text.replace(_MARKER.format(""), _MARKER.format(_digest(text))))
 
 
 def hub_id(base_model: str | None) -> str | None:
@@ -97,6 +111,9 @@ def _metadata(config: GradiendConfig, splits: dict[str, SplitReport], base_id: s
     )
 
 
+_SPECIAL = {ord(c): f"&#{ord(c)};" for c in "&<>|[]*`~\\:"}
+
+
 def _cell(text: object) -> str:
-    """Text that cannot break out of a Markdown table cell or start HTML."""
-    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("\n", " ")
+    """Text of a stranger on one line, without the characters that begin HTML, links, emphasis, code or table cells."""
+    return " ".join(str(text).split()).translate(_SPECIAL)
