@@ -2,7 +2,7 @@
 
 With ŝ = s/ρ_s and t/ρ_t, where ρ is the running mean absolute value of a coordinate, and parameters of order one,
 
-    z = ⟨u_e, ŝ⟩/n + 0.1·v_e,   h = tanh(z),   r = u_d·h + u_b − t/ρ_t,   loss = ‖r‖²/n
+    z = ⟨u_e, ŝ⟩/n + 0.01·v_e,   h = tanh(z),   r = u_d·h + u_b − t/ρ_t,   loss = ‖r‖²/n
 
 Raw gradients would put the derivatives (about 1e-12 for n = 1e8) far below Adam's epsilon, where the useful learning rate
 depends on model, batch and n. In these units every derivative is of order one, and a step that agrees with ŝ moves z by
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .base import Solution, Solver
 
-_BIAS_RATE = 0.1
-"""b_e = 0.1·v_e, so that it moves slower than ⟨u_e, ŝ⟩: otherwise it swings z away before the classes are found."""
+_BIAS_RATE = 0.01
+"""b_e = 0.01·v_e, so that it moves slower than ⟨u_e, ŝ⟩: otherwise it swings z away before the classes are found."""
 
 
 class AutoencoderSolver(Solver):
@@ -67,6 +67,11 @@ class AutoencoderSolver(Solver):
         self.source_size += torch.linalg.vector_norm(source, 1, dtype=torch.float64) / n
         self.target_size += torch.linalg.vector_norm(target, 1, dtype=torch.float64) / n
         s, t = source / self._scale(self.source_size), target / self._scale(self.target_size)
+
+        if self.observed == 1:
+            # ∂loss/∂z needs a decoder that tells the classes apart. From noise alone its first signs are chance, and now
+            # and then z runs off to one side for both classes, where tanh is flat, and stays there.
+            self.decoder += 0.1 * t
 
         h = torch.tanh(self.encoder @ s / n + _BIAS_RATE * self.encoder_bias)  # [k]
         residual = torch.addcmul(self.decoder_bias - t, self.decoder, h.unsqueeze(1))  # r, [k, n]

@@ -168,6 +168,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
 
     def interrupted(trainer: GradiendTrainer, *arguments: Any, **options: Any) -> Any:
         if trainer.state.global_step == 3:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
             signal.raise_signal(signal.SIGINT)  # what the terminal does on Ctrl-C
         return step(trainer, *arguments, **options)
 

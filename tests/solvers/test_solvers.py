@@ -48,7 +48,7 @@ def correlation(solution: Solution, pairs: list[tuple[Tensor, Tensor, float]]) -
 def written_loss(u_e: Tensor, v_e: Tensor, u_d: Tensor, u_b: Tensor, s: Tensor, t: Tensor) -> Tensor:
     """The loss in the module's docstring, of one run; s and t are divided by their scales already."""
     n = len(s)
-    h = torch.tanh((u_e * s).sum() / n + 0.1 * v_e)
+    h = torch.tanh((u_e * s).sum() / n + 0.01 * v_e)
     return (u_d * h + u_b - t).square().sum() / n
 
 
@@ -85,7 +85,7 @@ def test_solution_is_the_state_in_raw_units() -> None:
     rho_t = sum(float(t.abs().mean()) for _, t, _ in pairs) / 7
     (solution,) = solver.solutions()
     with torch.no_grad():
-        h = math.tanh(float((solver.encoder[0] * s).sum()) / SIZE / rho_s + 0.1 * float(solver.encoder_bias[0]))
+        h = math.tanh(float((solver.encoder[0] * s).sum()) / SIZE / rho_s + 0.01 * float(solver.encoder_bias[0]))
         predicted = (solver.decoder[0] * h + solver.decoder_bias[0]) * rho_t
         loss = written_loss(
             solver.encoder[0], solver.encoder_bias[0], solver.decoder[0], solver.decoder_bias[0], s / rho_s, t / rho_t
