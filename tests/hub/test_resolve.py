@@ -53,7 +53,7 @@ def test_a_folder_without_a_direction_names_what_it_has(tmp_path: Path) -> None:
         resolve_folder(tmp_path, required=["adapter_config.json", WEIGHTS])
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./out", "a/b/c", "no such thing"])
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder", "a/b/c", "no such thing"])
 def test_what_cannot_be_a_repository_is_not_looked_up(name: str, hub: HubServer) -> None:
     with pytest.raises(ArtifactNotFoundError, match=f"There is no folder {name}, and this is not a repository id"):
         resolve_folder(name)
