@@ -173,18 +173,6 @@ def test_positive_strength_is_the_first_class(class_gradients: Any, pronouns: An
     check_signs(base, Direction(parts), config, pronouns)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("source", KINDS)
-@pytest.mark.parametrize("target", KINDS)
-def test_signs_of_trained_directions(masked: Any, pronouns: Any, tmp_path: Path, source: str, target: str) -> None:
-    args = arguments(tmp_path, max_steps=-1)
-    trainer = trainer_of(
-        masked, tmp_path, pronouns, train_dataset=pronouns["train"], args=args, source=source, target=target
-    )
-    trainer.train()
-    check_signs(masked, trainer.direction, trainer.gradiend_config, pronouns)
-
-
 def label_of(source: str, factual_class: str) -> float:
     other = CLASSES[1 - CLASSES.index(factual_class)]
     return Row("[MASK]", "f", "a", factual_class, other).label(CLASSES, source)
