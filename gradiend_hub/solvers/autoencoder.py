@@ -71,7 +71,7 @@ class AutoencoderSolver(Solver):
         if self.observed == 1:
             # ∂loss/∂z needs a decoder that tells the classes apart. From noise alone its first signs are chance, and now
             # and then z runs off to one side for both classes, where tanh is flat, and stays there.
-            self.decoder += 0.1 * t
+            self.decoder.add_(0.1 * t)
 
         h = torch.tanh(self.encoder @ s / n + _BIAS_RATE * self.encoder_bias)  # [k]
         residual = torch.addcmul(self.decoder_bias - t, self.decoder, h.unsqueeze(1))  # r, [k, n]
