@@ -59,6 +59,7 @@ def decoder_sign(source: str, target: str) -> int:
 
     The label of a training row is the sign of the class whose token gives the source gradient, and adding the target
     `g_f - g_a` to the weights lowers the probability of the factual token. Both choices may flip the orientation.
+    The sign of the bias `b_d` follows from the target alone, see `GradiendConfig.coefficients`.
     """
     return (1 if source == "alternative" else -1) * (-1 if target == "alternative" else 1)
 
@@ -238,12 +239,15 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
     def coefficients(self, strength: float, feature_factor: float | None = None) -> tuple[float, float]:
         """Factors `(c_w, c_b)` of the decoder's weight and bias: the edit is `Δ = c_w·w_d + c_b·b_d`.
 
-        This is `σ·|s|·dec(ff)` of METHOD.md (section 3) with the sign of `ff` chosen so that a positive strength makes
-        the first class likelier.
+        With the target `"diff"` this is `σ·|s|·dec(ff)`, the sign of `ff` chosen so that a positive strength makes the
+        first class likelier: adding g_f − g_a lowers one token and raises the other. The target `"factual"` or
+        `"alternative"` is the gradient of one token, and adding it only lowers that token; the edit is then
+        `−σ·|s|·dec(ff)`, with the `ff` that stands for the wanted class: a step down its loss.
         """
         factor = self.feature_factor if feature_factor is None else feature_factor
         sign = -1 if self.decoder_sign == -1 else 1
-        return self.strength_unit * strength * factor * sign, self.strength_unit * abs(strength)
+        bias_sign = 1 if self.target == "diff" else -1
+        return self.strength_unit * strength * factor * sign, self.strength_unit * abs(strength) * bias_sign
 
     @classmethod
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:

@@ -43,6 +43,9 @@ def test_coefficients() -> None:
     assert config.coefficients(3.0, feature_factor=0.0) == (0.0, 6.0)
     flipped = GradiendConfig(feature_classes=CLASSES, source="factual", feature_factor=0.5)
     assert flipped.coefficients(1.0) == (-0.5, 1.0)
+    one_token = GradiendConfig(feature_classes=CLASSES, target="factual", strength_unit=2.0)
+    assert one_token.coefficients(0.5) == (1.0, -1.0)  # −dec(−1): down the loss of the first class's tokens
+    assert one_token.coefficients(-0.5) == (-1.0, -1.0)
 
 
 BAD: list[tuple[str, Any]] = [

@@ -173,6 +173,18 @@ def test_positive_strength_is_the_first_class(class_gradients: Any, pronouns: An
     check_signs(base, Direction(parts), config, pronouns)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("source", KINDS)
+@pytest.mark.parametrize("target", KINDS)
+def test_positive_strength_is_the_first_class_after_training(
+    masked_path: Path, pronouns: Any, tmp_path: Path, source: str, target: str
+) -> None:
+    """What a trained encoder and decoder make of it; the dose is a fixed share of the weights, not a chosen one."""
+    trainer = trainer_of(masked_path, tmp_path, pronouns, source=source, target=target)
+    trainer.train()
+    check_signs(trainer.base_model, trainer.direction, trainer.gradiend_config, pronouns)
+
+
 def label_of(source: str, factual_class: str) -> float:
     other = CLASSES[1 - CLASSES.index(factual_class)]
     return Row("[MASK]", "f", "a", factual_class, other).label(CLASSES, source)
@@ -199,9 +211,8 @@ def check_signs(base: Any, direction: Direction, config: GradiendConfig, pronoun
     up, zero, down = chances(1.0), chances(0.0), chances(-1.0)
     for of in CLASSES:
         assert up[of, "3SG"] / up[of, "3PL"] > down[of, "3SG"] / down[of, "3PL"]
-    if config.target == "diff":
-        assert up["3PL", "3SG"] > zero["3PL", "3SG"]
-        assert down["3SG", "3PL"] > zero["3SG", "3PL"]
+    assert up["3PL", "3SG"] > zero["3PL", "3SG"]
+    assert down["3SG", "3PL"] > zero["3SG", "3PL"]
 
 
 # ------------------------------------------------------------------------------------------- stopping and going on
