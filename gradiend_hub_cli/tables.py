@@ -41,7 +41,8 @@ def encoder_line(split: SplitReport) -> str:
     encoder = split.encoder
     neutral = encoder.neutral_abs_mean
     quiet = "not measured" if neutral is None else f"{neutral:.2f}"
-    return f"correlation {encoder.correlation:.3f}, accuracy {encoder.accuracy:.3f}, |h| on neutral text {quiet}"
+    fit = "not measured" if encoder.correlation is None else f"{encoder.correlation:.3f}"
+    return f"correlation {fit}, accuracy {encoder.accuracy:.3f}, |h| on neutral text {quiet}"
 
 
 def curve_table(split: SplitReport, classes: Sequence[str], strengths: Sequence[float] | None = None) -> Table:

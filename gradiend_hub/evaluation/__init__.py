@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from .encoder import EncoderReport, encode_rows, encoder_report, neutral_source, preactivations
-from .report import Report, SplitReport, evaluate_direction, flat_encoder
-from .strength import StrengthPoint, StrengthProbe, calibrate, safe_band
+from .encoder import encode_rows, encoder_report, neutral_source, preactivations
+from .measure import evaluate_direction
+from .report import (
+    BenchmarkResult,
+    Completion,
+    EncoderReport,
+    FillerReport,
+    LayerShare,
+    Report,
+    Sample,
+    SplitReport,
+    StrengthPoint,
+    flat_encoder,
+)
+from .strength import StrengthProbe, calibrate, safe_band
 
 __all__ = [
+    "BenchmarkResult",
+    "Completion",
     "EncoderReport",
+    "FillerReport",
+    "LayerShare",
     "Report",
+    "Sample",
     "SplitReport",
     "StrengthPoint",
     "StrengthProbe",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,33 +15,10 @@ from gradiend_hub.errors import ArtifactError, DataError
 from gradiend_hub.gradients import directional_derivatives
 from gradiend_hub.objectives import Example, Objective, make_objective
 
+from .report import EncoderReport
+
 if TYPE_CHECKING:
     from gradiend_hub.model import GradiendModel
-
-
-@dataclass(frozen=True)
-class EncoderReport:
-    """How well feature values h separate the classes.
-
-    Attributes:
-        correlation: Pearson's r of h and the labels ±1. It rises with saturation alone; read it beside `neutral_abs_mean`.
-        accuracy: share of rows whose h has the label's sign.
-        auc: area under the ROC curve; 1 is a perfect order whatever the scale.
-        class_means: mean h by class (the class whose token gives the source gradient).
-        class_stds: standard deviation of h by class.
-        neutral_abs_mean: mean |h| on neutral text, which should be near 0; `None` when not measured.
-        rows: number of rows by class.
-        neutral_rows: number of neutral slots.
-    """
-
-    correlation: float
-    accuracy: float
-    auc: float
-    class_means: dict[str, float]
-    class_stds: dict[str, float]
-    neutral_abs_mean: float | None
-    rows: dict[str, int]
-    neutral_rows: int
 
 
 def encoder_report(

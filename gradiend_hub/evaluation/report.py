@@ -1,26 +1,173 @@
-"""The record of everything measured; cards, plots and tables are rendered from it and from nothing else."""
+"""The record of everything measured; cards, plots and tables are rendered from it and from nothing else.
+
+Every field that was not measured is `None` or empty. Fields are only ever added, with such a default, so that a report of
+an older version of this library is read by a newer one.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from gradiend_hub.constants import REPORT_FILE, SCHEMA_VERSION
-from gradiend_hub.data import Row, neutral_examples, require_classes, tokenize_rows
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
-from gradiend_hub.objectives import Example, Objective
 
-from .encoder import EncoderReport, encoder_report, encoder_tensors, neutral_source, preactivations
-from .strength import CURVE, LM_SCORE_FLOOR, StrengthPoint, StrengthProbe, calibrate, safe_band
+from .schema import read_as
 
-if TYPE_CHECKING:
-    from gradiend_hub.model import GradiendModel
+Interval = list[float]
+"""[lower, upper] end of a 95 % interval."""
+
+
+@dataclass(frozen=True)
+class FillerReport:
+    """What the encoder reads at one word.
+
+    Attributes:
+        feature_class: class whose word it is (the class whose token gives the source gradient).
+        rows: rows in which the word gives the source gradient.
+        mean: mean h.
+        std: standard deviation of h (n − 1).
+        accuracy: share of rows whose h has the sign of the class.
+    """
+
+    feature_class: str
+    rows: int
+    mean: float
+    std: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One encoded slot, for plots that show the sentence behind a point.
+
+    Attributes:
+        text: the text with `[MASK]` at the slot.
+        filler: the word (or token) that fills it.
+        kind: name of the feature class, "neutral" (neutral text) or "other" (another token of a feature row's text).
+        h: its feature value.
+    """
+
+    text: str
+    filler: str
+    kind: str
+    h: float
+
+
+@dataclass(frozen=True)
+class EncoderReport:
+    """How well feature values h separate the classes.
+
+    Attributes:
+        correlation: Pearson's r of h and the labels ±1; `None` with rows of one class only. It rises with saturation alone;
+            read it beside `neutral_abs_mean`.
+        accuracy: share of rows whose h has the label's sign.
+        auc: area under the ROC curve; 1 is a perfect order whatever the scale; `None` with rows of one class only.
+        class_means: mean h by class (the class whose token gives the source gradient).
+        class_stds: standard deviation of h by class (n − 1).
+        neutral_abs_mean: mean |h| on neutral text, which should be near 0; `None` when not measured.
+        rows: number of rows by class.
+        neutral_rows: number of slots in neutral text.
+        correlation_with_neutral: Pearson's r with the neutral slots as label 0.
+        spearman: Spearman's rank correlation of h and the labels.
+        ternary_accuracy: share of rows and neutral slots that are sorted right by the thresholds ±0.5 into the two classes
+            and neutral.
+        other_token_abs_mean: mean |h| on other tokens of the feature rows' texts, and `other_token_rows` their number.
+        intervals: bootstrap 95 % intervals of "correlation", "accuracy", "neutral_abs_mean" and "mean CLASS".
+        fillers: the figures by word, most frequent first.
+        held_out: the report on the rows whose word no training row had; `None` if there are none.
+        samples: some of the encoded slots.
+    """
+
+    correlation: float | None
+    accuracy: float
+    auc: float | None
+    class_means: dict[str, float]
+    class_stds: dict[str, float]
+    neutral_abs_mean: float | None
+    rows: dict[str, int]
+    neutral_rows: int
+    correlation_with_neutral: float | None = None
+    spearman: float | None = None
+    ternary_accuracy: float | None = None
+    other_token_abs_mean: float | None = None
+    other_token_rows: int = 0
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    fillers: dict[str, FillerReport] = field(default_factory=dict)
+    held_out: EncoderReport | None = None
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StrengthPoint:
+    """One measured strength.
+
+    Attributes:
+        strength: in units of the recommended dose.
+        probability: `probability[c][d]` is the mean probability of the words of class d on rows whose factual class is c.
+            A class without rows has no entry c.
+        nll: mean negative log-likelihood per scored token of neutral text, in nats (for a masked model, the negative
+            pseudo-log-likelihood per masked token).
+        accuracy: share of those tokens that the model ranks first.
+        lm_score: the base model's nll divided by this nll; 1 is undamaged.
+        lm_score_low: lower end of its one-sided 95 % interval (paired over the same tokens).
+        kl: mean KL(base‖edited) of the whole next-word distribution per scored token, in nats.
+        intervals: 95 % intervals of "d on c" (the probability of d's words on c's rows), "nll", "lm_score" and "kl".
+    """
+
+    strength: float
+    probability: dict[str, dict[str, float]]
+    nll: float | None
+    accuracy: float | None
+    lm_score: float | None
+    lm_score_low: float | None
+    kl: float | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+
+    @property
+    def effect(self) -> float | None:
+        """P(c₊) on rows of c₋ at a positive strength, P(c₋) on rows of c₊ at a negative one; `None` where not measured."""
+        return None if (name := self._effect_of()) is None else self.probability[name[1]][name[0]]
+
+    @property
+    def effect_interval(self) -> Interval | None:
+        """95 % interval of `effect`."""
+        return None if (name := self._effect_of()) is None else self.intervals.get(f"{name[0]} on {name[1]}")
+
+    def _effect_of(self) -> tuple[str, str] | None:
+        """The class that this strength makes likelier, and the other one, on whose rows that shows."""
+        classes = next((list(of) for of in self.probability.values()), [])
+        if self.strength == 0 or len(classes) != 2:
+            return None
+        wanted, other = classes if self.strength > 0 else classes[::-1]
+        return (wanted, other) if other in self.probability else None
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(nll): of use for causal models, whose nll is a likelihood of the text. Infinite where it overflows."""
+        if self.nll is None:
+            return None
+        try:
+            return math.exp(self.nll)
+        except OverflowError:
+            return math.inf
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model writes at one slot, by strength.
+
+    Attributes:
+        text: the text with `[MASK]` (masked models), or the beginning that is continued (causal models).
+        by_strength: strength as text ("-1.0", "0.0", …) to the likeliest fillers with their probabilities
+            `[[word, p], …]` (masked) or to the greedy continuation (causal).
+    """
+
+    text: str
+    by_strength: dict[str, list[list[str | float]] | str]
 
 
 @dataclass(frozen=True)
@@ -29,15 +176,24 @@ class SplitReport:
 
     Attributes:
         encoder: what the encoder reads.
-        curve: what each strength changes.
+        curve: what each strength changes, from the lowest to the highest strength.
         search: the doses that were tried to find the strength unit; empty where it was only used.
         scored_tokens: neutral tokens behind each language-modelling score.
+        control: curves of random directions of equal norm and sparsity.
+        break_point: the nearest negative and positive strength at which the language-modelling score is under
+            `strength.BREAK_SCORE`; `None` on a side where that was not seen.
+        completions: what the model writes at some strengths.
+        missing: what could not be measured and why, in words.
     """
 
     encoder: EncoderReport
     curve: list[StrengthPoint]
     search: list[StrengthPoint]
     scored_tokens: int
+    control: list[list[StrengthPoint]] = field(default_factory=list)
+    break_point: list[float | None] | None = None
+    completions: list[Completion] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     def at(self, strength: float) -> StrengthPoint:
         """The measured point at `strength`."""
@@ -50,62 +206,60 @@ class SplitReport:
         if scores:
             values["lm_score"] = min(scores)
         for point in self.curve:
-            if abs(point.strength) == 1:
-                first, second = self.encoder.rows
-                wanted, other = (first, second) if point.strength > 0 else (second, first)
-                values[f"probability_{wanted}"] = point.probability[other][wanted]
+            named = point._effect_of()
+            if abs(point.strength) == 1 and named is not None:
+                values[f"probability_{named[0]}"] = point.probability[named[1]][named[0]]
         return values
 
 
 def flat_encoder(encoder: EncoderReport) -> dict[str, float]:
-    """The scalars of an encoder report."""
-    values = {"correlation": encoder.correlation, "accuracy": encoder.accuracy, "auc": encoder.auc}
-    values |= {f"mean_{name}": mean for name, mean in encoder.class_means.items()}
-    if encoder.neutral_abs_mean is not None:
-        values["neutral_abs_mean"] = encoder.neutral_abs_mean
-    return values
+    """The scalars of an encoder report, as far as they were measured."""
+    figures = {"correlation": encoder.correlation, "accuracy": encoder.accuracy, "auc": encoder.auc}
+    figures |= {f"mean_{name}": mean for name, mean in encoder.class_means.items()}
+    figures["neutral_abs_mean"] = encoder.neutral_abs_mean
+    return {name: value for name, value in figures.items() if value is not None}
 
 
-def evaluate_direction(
-    model: GradiendModel,
-    objective: Objective,
-    rows: Sequence[Row],
-    texts: Sequence[str] = (),
-    *,
-    choose_unit: bool = False,
-    floor: float = LM_SCORE_FLOOR,
-    strengths: Sequence[float] = CURVE,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> SplitReport:
-    """Measure the active direction of `model` on `rows` and neutral `texts`; the model is left as it was.
+@dataclass(frozen=True)
+class LayerShare:
+    """How much of the edit at strength 1 falls on one transformer layer (or module outside of the layers).
 
-    Args:
-        choose_unit: first search the dose that becomes strength 1 (do this on validation rows only).
-        floor: lowest relative language-modelling score that counts as safe.
-        strengths: grid of the curve.
-        seed: decides which neutral tokens are masked or encoded.
+    Attributes:
+        layer: its name in the base model.
+        tensors: parameters with a non-zero Δ.
+        entries: weights with a non-zero Δ.
+        share: of ‖Δ‖².
+        relative_norm: ‖Δ‖ / ‖W‖ within the layer.
     """
-    config = model.active_peft_config
-    classes = require_classes(config.feature_classes)
-    base = model.get_base_model()
-    encoder, bias = encoder_tensors(model)
 
-    def encode(examples: Sequence[Example], source: str) -> Tensor:
-        z = preactivations(base, objective, examples, encoder, bias, source=source, batch_size=batch_size)
-        return torch.tanh(z)
+    layer: str
+    tensors: int
+    entries: int
+    share: float
+    relative_norm: float
 
-    with model.strength_at(0.0):
-        h = encode(tokenize_rows(objective, rows), config.source)
-        quiet = neutral_examples(objective, texts, seed=seed)
-        neutral = encode(quiet, neutral_source(config.source)) if quiet else None
-    labels = torch.tensor([row.label(classes, config.source) for row in rows])
-    probe = StrengthProbe(model, objective, rows, texts, batch_size=batch_size, seed=seed)
-    search = calibrate(probe, floor=floor) if choose_unit else []
-    curve = [probe.measure(strength) for strength in strengths]
-    if choose_unit:
-        config.safe_band = safe_band(curve, floor=floor)
-    return SplitReport(encoder_report(h, labels, classes, neutral), curve, search, probe.scored_tokens)
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """One bias benchmark at one strength.
+
+    Attributes:
+        name: of the benchmark, e.g. "StereoSet intrasentence".
+        strength: of the edit; 0 is the base model.
+        scores: its figures by their published names.
+        intervals: bootstrap 95 % intervals of the scores, where they have one.
+        rows: number of items behind them.
+        source: where the data came from: a Hub id with its revision, or the file's name with its digest.
+        citation: BibTeX of the benchmark.
+    """
+
+    name: str
+    strength: float
+    scores: dict[str, float]
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    rows: int = 0
+    source: str = ""
+    citation: str = ""
 
 
 @dataclass
@@ -122,6 +276,14 @@ class Report:
         splits: measurements by split; the strength unit was chosen on "eval".
         seconds: wall time by phase.
         versions: of the libraries that took part.
+        layers: where the edit at strength 1 falls.
+        dtype_loss: share of the edit that is lost when the base is stored in "float16", "bfloat16" or "int8".
+        history: the training log: one record per logging step.
+        seeds: one record per training run, where several were compared.
+        side_effects: results of bias benchmarks; empty if none was run.
+        examples: three rows of the data.
+        energy_kwh: energy of the training, if it was metered.
+        usage: code that was run on the saved artifact, "code", and what it printed, "output".
     """
 
     feature_classes: list[str]
@@ -135,6 +297,14 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+    layers: list[LayerShare] = field(default_factory=list)
+    dtype_loss: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seeds: list[dict[str, Any]] = field(default_factory=list)
+    side_effects: list[BenchmarkResult] = field(default_factory=list)
+    examples: list[dict[str, str]] = field(default_factory=list)
+    energy_kwh: float | None = None
+    usage: dict[str, str] | None = None
 
     def save(self, folder: str | Path) -> None:
         """Write `gradiend_report.json`."""
@@ -143,7 +313,7 @@ class Report:
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
-        """Read `gradiend_report.json`.
+        """Read `gradiend_report.json`. Names and types of all fields are checked: it may be a stranger's.
 
         Raises:
             SchemaVersionError: written by a newer version of this library.
@@ -152,22 +322,13 @@ class Report:
         path = Path(folder, REPORT_FILE)
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            version = fields["schema_version"]
+            version, _ = fields["schema_version"], fields["splits"]
             if version > SCHEMA_VERSION:
                 raise SchemaVersionError(
                     f"{path} has schema {version}; this version of gradiend_hub reads {SCHEMA_VERSION}."
                 )
-            splits = {
-                name: SplitReport(
-                    EncoderReport(**split["encoder"]),
-                    [StrengthPoint(**p) for p in split["curve"]],
-                    [StrengthPoint(**p) for p in split["search"]],
-                    split["scored_tokens"],
-                )
-                for name, split in fields.pop("splits").items()
-            }
-            return cls(**fields, splits=splits)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, SchemaVersionError):
-                raise
+            return read_as(cls, fields)
+        except SchemaVersionError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ArtifactError(f"{path} is missing or not a report of this library: {error!r}.") from error

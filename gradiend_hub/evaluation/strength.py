@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,8 @@ from gradiend_hub.errors import DataError, EditError
 from gradiend_hub.gradients.directional import evaluating
 from gradiend_hub.objectives import Objective, Slots, TokenizedSlots, slot_nll
 from gradiend_hub.objectives.base import IGNORED
+
+from .report import StrengthPoint
 
 if TYPE_CHECKING:
     from gradiend_hub.model import GradiendModel
@@ -31,27 +33,6 @@ SCORED_TOKENS = 2000
 
 _MOST_DRAWS = 8
 _WIDEST_SEARCH = 2**10
-
-
-@dataclass(frozen=True)
-class StrengthPoint:
-    """One measured strength.
-
-    Attributes:
-        strength: in units of the recommended dose.
-        probability: `probability[c][d]` is the mean probability of the words of class d on rows whose factual class is c.
-        nll: mean negative log-likelihood per scored token of neutral text, in nats.
-        accuracy: share of those tokens that the model ranks first.
-        lm_score: the base model's nll divided by this nll; 1 is undamaged.
-        lm_score_low: lower end of its one-sided 95 % interval (paired over the same tokens).
-    """
-
-    strength: float
-    probability: dict[str, dict[str, float]]
-    nll: float | None
-    accuracy: float | None
-    lm_score: float | None
-    lm_score_low: float | None
 
 
 class StrengthProbe:

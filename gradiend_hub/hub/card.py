@@ -99,6 +99,7 @@ def _metadata(config: GradiendConfig, splits: dict[str, SplitReport], base_id: s
             ("pearsonr", "Encoder correlation", measured.encoder.correlation),
             ("accuracy", "Encoder accuracy", measured.encoder.accuracy),
         )
+        if value is not None
     ]
     extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_id else {}
     return ModelCardData(

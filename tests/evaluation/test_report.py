@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,42 @@ import pytest
 
 from gradiend_hub.constants import REPORT_FILE
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
-from gradiend_hub.evaluation import EncoderReport, Report, SplitReport, StrengthPoint
+from gradiend_hub.evaluation import (
+    BenchmarkResult,
+    Completion,
+    EncoderReport,
+    FillerReport,
+    LayerShare,
+    Report,
+    Sample,
+    SplitReport,
+    StrengthPoint,
+)
 
 
 def report() -> Report:
-    encoder = EncoderReport(0.98, 1.0, 1.0, {"a": 0.9, "ß": -0.8}, {"a": 0.1, "ß": 0.2}, 0.12, {"a": 3, "ß": 4}, 7)
+    words = {"der": FillerReport("a", 3, 0.9, 0.1, 1.0)}
+    held_out = EncoderReport(None, 1.0, None, {"a": 0.9}, {"a": 0.1}, None, {"a": 1}, 0)
+    encoder = EncoderReport(
+        0.98, 1.0, 1.0, {"a": 0.9, "ß": -0.8}, {"a": 0.1, "ß": 0.2}, 0.12, {"a": 3, "ß": 4}, 7, spearman=0.9,
+        intervals={"mean a": [0.8, 1.0]}, fillers=words, held_out=held_out, samples=[Sample("[MASK] Tag", "der", "a", 0.9)],
+    )  # fmt: skip
     chances = {"a": {"a": 0.5, "ß": 0.1}, "ß": {"a": 0.2, "ß": 0.6}}
     curve = [
         StrengthPoint(-1.0, chances, 3.1, 0.4, 0.99, 0.985),
         StrengthPoint(0.0, chances, 3.0, 0.41, 1.0, 1.0),
         StrengthPoint(1.0, chances, None, None, None, None),
     ]
+    completions = [
+        Completion("[MASK] ist da", {"-1.0": [["der", 0.5], ["die", 0.1]], "0.0": [["die", 0.4]]}),
+        Completion("Da ist", {"0.0": "der Tag"}),
+    ]
     return Report(
         ["a", "ß"], "org/base", "0123abcd", "3 tensors", 12, {"seed": 0}, {"train_rows": {"a": 3}},
-        {"eval": SplitReport(encoder, curve, curve[:1], 2048)}, {"train": 1.5}, {"torch": "2"},
+        {"eval": SplitReport(encoder, curve, curve[:1], 2048, [curve, curve[1:]], [None, 3.5], completions, ["x"])},
+        {"train": 1.5}, {"torch": "2"}, layers=[LayerShare("h.0", 2, 10, 1.0, 0.01)], dtype_loss={"int8": 0.5},
+        history=[{"step": 1, "loss": 0.5}], examples=[{"masked": "[MASK] Tag"}], usage={"code": "1", "output": "1"},
+        side_effects=[BenchmarkResult("WEAT", 0.0, {"effect_size": 1.2}, {"effect_size": [0.9, 1.4]}, 16, "file")],
     )  # fmt: skip
 
 
@@ -69,6 +92,12 @@ def test_report_of_a_newer_version(tmp_path: Path) -> None:
         lambda fields: json.dumps({**fields, "unknown": 1}),
         lambda fields: json.dumps({**fields, "splits": {"eval": {"encoder": {}}}}),
         lambda fields: json.dumps({**fields, "splits": []}),
+        lambda fields: json.dumps({**fields, "steps": "many"}),
+        lambda fields: json.dumps({**fields, "steps": True}),
+        lambda fields: json.dumps({**fields, "energy_kwh": math.nan}),
+        lambda fields: json.dumps({**fields, "energy_kwh": 10**400}),
+        lambda fields: json.dumps({**fields, "layers": [{"layer": "a"}]}),
+        lambda fields: json.dumps({**fields, "usage": {"code": 3}}),
         lambda fields: "\ud800" and b"\xff\xfe\x00".decode("latin1"),
     ],
 )
@@ -83,3 +112,44 @@ def test_damaged_reports(tmp_path: Path, change: Any) -> None:
 def test_missing_report(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is missing or not a report"):
         Report.load(tmp_path)
+
+
+def test_a_report_of_an_older_version_lacks_the_newer_fields(tmp_path: Path) -> None:
+    """Only the fields of the first published report, which had no defaults for what was added since."""
+    encoder = {
+        "correlation": 0.9, "accuracy": 1.0, "auc": 1.0, "class_means": {"a": 1, "b": -0.5}, "rows": {"a": 2, "b": 2},
+        "class_stds": {"a": 0.0, "b": 0.0}, "neutral_abs_mean": None, "neutral_rows": 0,
+    }  # fmt: skip
+    point = {"strength": 0.0, "probability": {}, "nll": None, "accuracy": None, "lm_score": None, "lm_score_low": None}
+    split = {"encoder": encoder, "curve": [point], "search": [], "scored_tokens": 0}
+    fields = {"feature_classes": ["a", "b"], "base_model": "org/base", "splits": {"eval": split}, "schema_version": 1}
+    (tmp_path / REPORT_FILE).write_text(json.dumps(fields))
+    loaded = Report.load(tmp_path)
+    measured = loaded.splits["eval"]
+    assert (measured.control, measured.completions, measured.break_point, loaded.side_effects) == ([], [], None, [])
+    assert measured.encoder.spearman is None
+    assert type(measured.encoder.class_means["a"]) is float
+
+
+def test_wrong_values_are_named_with_their_place(tmp_path: Path) -> None:
+    report().save(tmp_path)
+    path = tmp_path / REPORT_FILE
+    fields = json.loads(path.read_text())
+    fields["splits"]["eval"]["curve"][1]["intervals"] = {"kl": [0.1, "high"]}
+    path.write_text(json.dumps(fields))
+    place = r"report.splits.eval.curve\[1\].intervals.kl\[1\]: expected float, found 'high' \(str\)"
+    with pytest.raises(ArtifactError, match=place):
+        Report.load(tmp_path)
+
+
+def test_what_follows_from_a_point() -> None:
+    chances = {"a": {"a": 0.5, "b": 0.1}, "b": {"a": 0.2, "b": 0.6}}
+    up, zero, down = (
+        StrengthPoint(s, chances, 2.0, None, None, None, intervals={"b on a": [0.0, 0.3]}) for s in (2.0, 0.0, -1.0)
+    )
+    assert (up.effect, zero.effect, down.effect) == (0.2, None, 0.1)
+    assert (up.effect_interval, down.effect_interval) == (None, [0.0, 0.3])
+    assert up.perplexity == pytest.approx(7.389056)
+    one_class = StrengthPoint(1.0, {"a": {"a": 0.5, "b": 0.1}}, 1e4, None, None, None)
+    assert one_class.effect is None  # there are no rows of b
+    assert one_class.perplexity == math.inf
