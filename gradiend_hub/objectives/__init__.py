@@ -58,7 +58,19 @@ def make_objective(
 ) -> Objective:
     """The objective of `model` with its tokenizer; inputs never exceed what tokenizer and model can read."""
     config = getattr(model, "config", None)
-    limits = [int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", None), max_length]
+    limits = [int(tokenizer.model_max_length), _most_positions(model), max_length]
     longest = min(limit for limit in limits if limit)
     label = getattr(config, "name_or_path", "") or type(model).__name__
     return OBJECTIVES[objective_name(model, name)](tokenizer, max_length=longest, name_or_path=label)
+
+
+def _most_positions(model: nn.Module) -> int | None:
+    """Longest input that the model has positions for; `None` if its config names none.
+
+    RoBERTa and its kin count from padding_idx + 1, so that many of the config's positions are never used.
+    """
+    limit: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return limit

@@ -202,11 +202,17 @@ def slot_logits(model: nn.Module, slots: Slots) -> Tensor:
     """Logits at the slots: [B, S, V] in fp32. The vocabulary head sees the slots only, never the whole sequence."""
     backbone = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
     if not isinstance(backbone, nn.Module) or backbone is model:
-        return _widen(_at(model(**slots.inputs).logits, slots.positions))
+        return _widen(_at(_logits(model(**slots.inputs)), slots.positions))
     with _only_slots_leave(backbone, slots.positions) as calls:
-        logits = model(**slots.inputs).logits
+        logits = _logits(model(**slots.inputs))
     # OPT reads the decoder within its backbone, past the backbone itself: its logits are those of every position
     return _widen(logits if calls else _at(logits, slots.positions))
+
+
+def _logits(output: Any) -> Tensor:
+    """Vocabulary logits; models "for pre-training" have a second head and call them otherwise."""
+    logits: Tensor = output.logits if "logits" in output else output.prediction_logits
+    return logits
 
 
 def _widen(logits: Tensor) -> Tensor:

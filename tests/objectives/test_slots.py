@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForPreTraining
 
 from gradiend_hub.objectives import CausalLMObjective, Example, MaskedLMObjective, TokenizedSlots, slot_logits
 from gradiend_hub.objectives.base import IGNORED
-from tests.models import BUILDERS, VOCABULARY, build
+from tests.models import BUILDERS, TEXT, VOCABULARY, build
 from tests.objectives.support import objective, plain_logits, samples
 
 LANGUAGE_MODELS = [
@@ -47,6 +47,17 @@ def test_soft_capping_is_part_of_the_logits() -> None:
     with torch.no_grad():
         model.lm_head.weight.mul_(1e3)
         assert float(slot_logits(model, objective("gemma2").collate(samples())).abs().max()) == pytest.approx(30, 0.01)
+
+
+def test_a_model_for_pre_training_has_a_second_head() -> None:
+    torch.manual_seed(0)
+    model = BertForPreTraining(BertConfig(**TEXT)).eval()
+    rows = samples()
+    with torch.no_grad():
+        found = slot_logits(model, objective("bert").collate(rows))
+        for i, row in enumerate(rows):
+            whole = model(torch.tensor([row.input_ids])).prediction_logits[0, list(row.positions)]
+            torch.testing.assert_close(found[i, : len(row.positions)], whole, rtol=1e-5, atol=1e-6)
 
 
 def test_half_precision_is_widened_and_double_is_kept() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from gradiend_hub.errors import BaseModelError, ConfigError, DataError
@@ -191,3 +192,13 @@ def test_longest_input_is_what_everybody_can_read() -> None:
     assert make_objective(build("bert"), tokenizer).max_length == 40
     assert make_objective(build("bert"), tokenizer, max_length=12).max_length == 12
     assert make_objective(build("bert"), tokenizer, max_length=4000).max_length == 40
+
+
+def test_positions_that_begin_behind_the_padding_index_are_counted() -> None:
+    """RoBERTa's first position is padding_idx + 1, so one of the 40 is never used and a 40th token has none."""
+    model = build("roberta")
+    objective = make_objective(model, masked_tokenizer("word_piece"))
+    assert objective.max_length == 39
+    model(torch.full((1, 39), 5))
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        model(torch.full((1, 40), 5))
