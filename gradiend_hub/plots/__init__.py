@@ -1,0 +1,13 @@
+"""Figures of a report. Each function takes a `Report` and returns a matplotlib figure.
+
+matplotlib is imported when a figure is drawn.
+"""
+
+from __future__ import annotations
+
+from .encoder import plot_encodings, plot_fillers
+from .save import FIGURES, save_plots
+from .strength import plot_strength
+from .training import plot_layers, plot_training
+
+__all__ = ["FIGURES", "plot_encodings", "plot_fillers", "plot_layers", "plot_strength", "plot_training", "save_plots"]

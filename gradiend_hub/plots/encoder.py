@@ -1,0 +1,123 @@
+"""What the encoder reads: every slot as a point, and the words side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation import EncoderReport, Report, Sample
+
+from .style import figure, label, legend, look_of, shown_split, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["KINDS", "plot_encodings", "plot_fillers", "spread"]
+
+KINDS = {"neutral": "neutral text", "other": "other tokens"}
+"""Names of the two kinds of slots that belong to no class."""
+
+MOST_FILLERS = 24
+
+
+def spread(values: Sequence[float], *, bins: int = 60) -> list[float]:
+    """Where to put points beside their line so that they show how many there are: offsets in [−1, 1].
+
+    Points of a bin are laid out evenly, and the fullest bin fills the width. The result depends on the values alone.
+    """
+    places: dict[int, list[int]] = {}
+    for i, value in enumerate(values):
+        places.setdefault(min(int((value + 1) / 2 * bins), bins - 1), []).append(i)
+    fullest = max(map(len, places.values()), default=1)
+    offsets = [0.0] * len(values)
+    for members in places.values():
+        for rank, i in enumerate(members):
+            side = (rank + 1) // 2 * (1 if rank % 2 else -1)
+            offsets[i] = 2 * side / max(fullest, 8)
+    return offsets
+
+
+def plot_encodings(report: Report, split: str | None = None) -> Figure:
+    """Feature values of both classes and of slots that belong to neither: points, mean and 95 % interval of the mean.
+
+    Raises:
+        ConfigError: no slot was kept in the report.
+    """
+    name, measured = shown_split(report, split)
+    encoder = measured.encoder
+    first, second = report.feature_classes
+    kinds = [kind for kind in (second, "other", "neutral", first) if any(s.kind == kind for s in encoder.samples)]
+    if not kinds:
+        raise ConfigError(f"The report keeps no encoded slots of the {name} split, so there is nothing to draw.")
+    drawing, axes = figure(7.0, 0.9 + 0.85 * len(kinds))
+    tidy(
+        axes,
+        x="feature value h (line: mean of a class, cap: its 95 % interval)",
+        title=f"What the encoder reads ({label(name)} split)",
+        grid="x",
+    )
+    for row, kind in enumerate(kinds):
+        _row(axes, row, [s for s in encoder.samples if s.kind == kind], kind, report.feature_classes, encoder)
+    axes.set_yticks(range(len(kinds)), [_name(kind, encoder) for kind in kinds])
+    axes.set_xlim(-1.05, 1.05)
+    axes.set_ylim(-0.6, len(kinds) - 0.4)
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    return drawing
+
+
+def _row(
+    axes: Axes, row: int, samples: Sequence[Sample], kind: str, classes: list[str], encoder: EncoderReport
+) -> None:
+    look, h = look_of(kind, classes), [s.h for s in samples]
+    edge: dict[str, Any] = (
+        {"edgecolors": look.colour, "facecolors": look.face} if look.marker != "x" else {"c": look.colour}
+    )
+    axes.scatter(
+        h, [row + 0.38 * offset for offset in spread(h)], s=13, marker=look.marker, linewidths=0.7, alpha=0.75, **edge
+    )
+    if kind in encoder.class_means:
+        mean, bounds = encoder.class_means[kind], encoder.intervals.get(f"mean {kind}")
+        axes.plot([mean, mean], [row - 0.45, row + 0.45], color="black", linewidth=1.6)
+        if bounds is not None:
+            axes.plot(bounds, [row + 0.45] * 2, color="black", linewidth=1.6)
+
+
+def _name(kind: str, encoder: EncoderReport) -> str:
+    numbers = {**encoder.rows, "neutral": encoder.neutral_rows, "other": encoder.other_token_rows}
+    shown, measured = sum(s.kind == kind for s in encoder.samples), numbers.get(kind, 0)
+    part = f"{shown:,} of {measured:,}" if shown < measured else f"{shown:,}"
+    return f"{label(KINDS.get(kind, kind))}\n{part} slots"
+
+
+def plot_fillers(report: Report, split: str | None = None) -> Figure:
+    """Mean feature value of each word, with the standard deviation of its rows; the most frequent words.
+
+    Raises:
+        ConfigError: words were not told apart.
+    """
+    name, measured = shown_split(report, split)
+    found = list(measured.encoder.fillers.items())[:MOST_FILLERS]
+    if not found:
+        raise ConfigError(f"The report has no figures by word for the {name} split.")
+    found.sort(key=lambda item: (-report.feature_classes.index(item[1].feature_class), item[1].mean))
+    drawing, axes = figure(7.0, 1.3 + 0.3 * len(found))
+    tidy(
+        axes, x="feature value h: mean ± standard deviation", title=f"Encoding by word ({label(name)} split)", grid="x"
+    )
+    seen: set[str] = set()
+    for row, (_, filler) in reversed([*enumerate(found)]):
+        look = look_of(filler.feature_class, report.feature_classes)
+        text = None if filler.feature_class in seen else label(filler.feature_class)
+        seen.add(filler.feature_class)
+        axes.errorbar(
+            filler.mean, row, xerr=filler.std, color=look.colour, marker=look.marker, markerfacecolor=look.face,
+            markersize=6, linewidth=1.3, capsize=3, linestyle="none", label=text,
+        )  # fmt: skip
+    axes.set_yticks(range(len(found)), [f"{label(word)} ({filler.rows:,})" for word, filler in found])
+    axes.set_ylim(-0.7, len(found) - 0.3)
+    axes.set_xlim(-1.05, 1.05)
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    legend(drawing)
+    return drawing

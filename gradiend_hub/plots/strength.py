@@ -1,0 +1,91 @@
+"""The strength curve: effect, damage, what chance does, and where it is safe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gradiend_hub.evaluation import Report, SplitReport, StrengthPoint
+
+from .style import FIRST, NEUTRAL, SECOND, SUBTLE, Look, figure, label, legend, shown_split, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_strength"]
+
+
+def plot_strength(report: Report, split: str | None = None, safe_band: Sequence[float] | None = None) -> Figure:
+    """Effect (left axis) and damage (right axis) at every measured strength.
+
+    Args:
+        split: which measurement; by default the test split, or what there is.
+        safe_band: lowest and highest safe strength, shaded.
+
+    Raises:
+        ConfigError: no curve was measured.
+    """
+    name, measured = shown_split(report, split)
+    first, second = report.feature_classes
+    drawing, axes = figure(7.2, 4.6)
+    tidy(axes, x="strength", y="probability", title=f"What each strength changes ({label(name)} split)")
+    for wanted, other, look in ((first, second, FIRST), (second, first, SECOND)):
+        for curve in measured.control:
+            _line(axes, curve, wanted, other, Look(look.colour, "", "--", False), width=0.9)
+        _line(axes, measured.curve, wanted, other, look, f"P({label(wanted)}) on {label(other)} rows")
+    axes.set_ylim(-0.03, 1.03)
+    _damage(axes, measured)
+    if measured.control:
+        number = len(measured.control)
+        axes.plot([], [], "--", color="black", linewidth=0.9, label=f"the same under {number} random directions")
+    if safe_band is not None:
+        axes.axvspan(*safe_band, color="#e9eef2", zorder=0, label="safe band")
+    for side in measured.break_point or []:
+        if side is not None:
+            axes.axvline(side, color="black", linewidth=1, dashes=(6, 2, 1, 2))
+            axes.annotate(
+                "breaks", (side, 0.35), rotation=90, fontsize=8.5, va="center", ha="right" if side > 0 else "left",
+                xytext=(-3 if side > 0 else 3, 0), textcoords="offset points", backgroundcolor="white",
+            )  # fmt: skip
+    legend(drawing)
+    return drawing
+
+
+def _line(
+    axes: Axes,
+    curve: Sequence[StrengthPoint],
+    wanted: str,
+    other: str,
+    look: Look,
+    text: str | None = None,
+    width: float = 1.8,
+) -> None:
+    points = [p for p in curve if wanted in p.probability.get(other, {})]
+    x, y = [p.strength for p in points], [p.probability[other][wanted] for p in points]
+    axes.plot(
+        x, y, look.dash, color=look.colour, marker=look.marker, markerfacecolor=look.face, markersize=5,
+        linewidth=width, label=text,
+    )  # fmt: skip
+    bounds = [p.intervals.get(f"{wanted} on {other}") for p in points]
+    if look.marker and points and all(bounds):
+        low, high = zip(*(b for b in bounds if b), strict=True)
+        axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
+
+
+def _damage(axes: Axes, split: SplitReport) -> None:
+    """How much the negative log-likelihood of neutral text rises, in per cent of the base model's."""
+    base = next((p.nll for p in split.curve if p.strength == 0), None)
+    if not base:
+        return
+    twin = axes.twinx()
+    rises = [(p.strength, 100 * (p.nll / base - 1)) for p in split.curve if p.nll is not None]
+    x, y = zip(*rises, strict=True)
+    twin.plot(
+        x, y, NEUTRAL.dash, color="black", marker=NEUTRAL.marker, markerfacecolor="white", markersize=5, linewidth=1.4,
+        label="damage: rise of neutral NLL (right axis)",
+    )  # fmt: skip
+    twin.set_ylabel("rise of the NLL of neutral text, %")
+    twin.set_ylim(min(0.0, *y) - 0.03 * max(*y, 2.0), 1.05 * max(*y, 2.0))
+    twin.axhline(0, color=SUBTLE, linewidth=0.8, zorder=0)
+    twin.spines[["top", "left"]].set_visible(False)

@@ -1,0 +1,179 @@
+"""The figures show the report's values, all of them, and stand what strangers write."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation import Report
+from gradiend_hub.plots import (
+    FIGURES,
+    plot_encodings,
+    plot_fillers,
+    plot_layers,
+    plot_strength,
+    plot_training,
+    save_plots,
+)
+from gradiend_hub.plots.encoder import spread
+from gradiend_hub.plots.style import FIRST, NEUTRAL, SECOND
+from tests.reports import full_report
+
+CLASSES = ["3SG", "3PL"]
+FILLERS = {"3SG": ["he", "she", "it"], "3PL": ["they"]}
+
+
+@pytest.fixture
+def report() -> Report:
+    return full_report(CLASSES, FILLERS)
+
+
+def bare(report: Report) -> Report:
+    """The same without anything that an older report lacks."""
+    splits = {}
+    for name, split in report.splits.items():
+        old = split.encoder
+        encoder = type(old)(
+            old.correlation, old.accuracy, old.auc, old.class_means, old.class_stds, None, old.rows, 0
+        )  # fmt: skip
+        curve = [
+            replace(p, nll=None, accuracy=None, lm_score=None, lm_score_low=None, kl=None, intervals={})
+            for p in split.curve
+        ]
+        splits[name] = type(split)(encoder, curve, [], 0)
+    return Report(report.feature_classes, report.base_model, splits=splits)
+
+
+def line(axes: Any, label: str) -> tuple[list[float], list[float]]:
+    """Data of the line with this label."""
+    found = next(part for part in axes.get_lines() if part.get_label() == label)
+    return [*found.get_xdata()], [*found.get_ydata()]
+
+
+def test_the_strength_curve_is_the_reports(report: Report) -> None:
+    drawing = plot_strength(report, "test", safe_band=[-1.0, 1.5])
+    axes, twin = drawing.axes
+    curve = report.splits["test"].curve
+    strengths = [p.strength for p in curve]
+    assert line(axes, "P(3SG) on 3PL rows") == (strengths, [p.probability["3PL"]["3SG"] for p in curve])
+    assert line(axes, "P(3PL) on 3SG rows") == (strengths, [p.probability["3SG"]["3PL"] for p in curve])
+    base = report.splits["test"].at(0.0).nll
+    assert base
+    x, rises = line(twin, "damage: rise of neutral NLL (right axis)")
+    assert x == strengths
+    assert rises == pytest.approx([100 * (p.nll / base - 1) for p in curve if p.nll])
+    dashed = [part for part in axes.get_lines() if part.get_linestyle() == "--" and len(part.get_xdata()) > 2]
+    assert len(dashed) == 2 * 3
+    band = next(patch for patch in axes.patches if patch.get_label() == "safe band")
+    assert (band.get_x(), band.get_x() + band.get_width()) == (-1.0, 1.5)
+    assert [text.get_text() for text in axes.texts] == ["breaks"]
+    assert axes.texts[0].xy[0] == 3.0
+
+
+def test_a_curve_without_damage_control_and_band(report: Report) -> None:
+    drawing = plot_strength(bare(report))
+    (axes,) = drawing.axes
+    assert len(axes.get_lines()) == 2
+    assert not axes.patches
+    assert not axes.texts
+
+
+def test_every_kept_slot_is_a_point(report: Report) -> None:
+    drawing = plot_encodings(report)
+    (axes,) = drawing.axes
+    kept = report.splits["test"].encoder.samples
+    drawn = sorted(float(x) for part in axes.collections for x in part.get_offsets()[:, 0])
+    assert drawn == pytest.approx(sorted(s.h for s in kept))
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == [
+        "3PL\n60 of 587 slots", "other tokens\n60 of 377 slots", "neutral text\n60 of 402 slots", "3SG\n60 of 611 slots",
+    ]  # fmt: skip
+
+
+def test_words_with_their_means(report: Report) -> None:
+    drawing = plot_fillers(report)
+    (axes,) = drawing.axes
+    found = report.splits["test"].encoder.fillers
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    means = {int(c.lines[0].get_ydata()[0]): float(c.lines[0].get_xdata()[0]) for c in axes.containers}
+    assert {text: means[row] for row, text in enumerate(labels)} == {
+        f"{word} ({f.rows})": f.mean for word, f in found.items()
+    }
+
+
+def test_training_and_layers(report: Report) -> None:
+    axes, twin = plot_training(report).axes
+    losses = [(r["step"], r["loss"]) for r in report.history if "loss" in r]
+    assert [*zip(*line(axes, "loss (left axis)"), strict=True)] == losses
+    assert line(twin, "correlation (right axis)") == ([300, 612], [0.93, 0.967])
+    axes, twin = plot_layers(report).axes
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([40, 30, 20, 10])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "1", "2", "3"]
+    assert line(twin, "‖Δ‖ / ‖W‖ of the layer (right axis)")[1] == pytest.approx([0.31, 0.38, 0.45, 0.52])
+
+
+@pytest.mark.parametrize("draw", [plot_encodings, plot_fillers, plot_training, plot_layers])
+def test_what_was_not_measured_is_not_drawn(report: Report, draw: Any) -> None:
+    with pytest.raises(ConfigError, match="The report"):
+        draw(bare(report))
+    with pytest.raises(ConfigError, match=r"no split at all|The report"):
+        draw(Report(CLASSES, "base"))
+
+
+def test_files_of_a_former_report_go(report: Report, tmp_path: Path) -> None:
+    assert save_plots(report, tmp_path) == [*FIGURES]
+    pictures = {path.stem: path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert set(pictures) == set(FIGURES)
+    for name in FIGURES:
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert min(picture.size) > 250
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 10  # something is drawn
+    save_plots(report, tmp_path)
+    assert {path.stem: path.read_bytes() for path in tmp_path.glob("*.png")} == pictures
+    assert save_plots(bare(report), tmp_path) == ["strength"]
+    assert [path.name for path in tmp_path.iterdir()] == ["strength.png"]
+    assert save_plots(Report(CLASSES, "base"), tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["$x_1$ 名詞 🙂", r"$\nope{$ \$ ^{", "a\nb\x00\u2028c" + "_" * 300])
+def test_names_of_strangers_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
+    """A formula or a letter without a glyph neither fails nor warns."""
+    report = full_report([name, "second"], {name: [name, "w"], "second": [f"{name}2"]})
+    report.layers = [replace(layer, layer=f"{name}.{layer.layer}.{name}") for layer in report.layers]
+    assert save_plots(report, tmp_path, safe_band=[-1, 1]) == [*FIGURES]
+
+
+def test_series_differ_without_colour() -> None:
+    looks = [FIRST, SECOND, NEUTRAL]
+    grey = [float(np.dot(to_rgb(look.colour), (0.2126, 0.7152, 0.0722))) for look in looks]
+    for a, b in itertools.combinations(range(3), 2):
+        assert looks[a].marker != looks[b].marker
+        assert (looks[a].filled, looks[a].dash) != (looks[b].filled, looks[b].dash)
+        assert abs(grey[a] - grey[b]) > 0.1
+
+
+def test_points_lie_beside_each_other() -> None:
+    values = [0.5] * 30 + [-0.2] * 3 + [1.0, -1.0]
+    offsets = spread(values)
+    assert len({*zip(values, offsets, strict=True)}) == len(values)
+    assert max(map(abs, offsets)) <= 1
+    assert offsets[-1] == offsets[-2] == 0
+    assert spread(values) == offsets
+    assert spread([]) == []
+
+
+def test_matplotlib_is_imported_when_a_figure_is_drawn() -> None:
+    script = "import sys, gradiend_hub.plots; assert 'matplotlib' not in sys.modules"
+    script += "; gradiend_hub.plots.style.figure(); assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
