@@ -71,14 +71,8 @@ def show_texts(
 
 def guesses(model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int) -> list[Guess]:
     """The likeliest words at the slot of `text`, at a strength."""
-    fillers = model.active_peft_config.fillers
-    if not fillers:
-        raise ConfigError("The direction's configuration names no fillers, so the slot cannot be read.")
-    filler = next(iter(fillers.values()))[0]  # the slot's label, which is not read
-    if not text.partition(SLOT)[0].strip():
-        filler = filler.capitalize()
     base = model.get_base_model()
-    slots = objective.collate([objective.tokenize(text, filler, filler).factual])
+    slots = objective.collate(objective.slots(text, [(objective.pad_token_id,)]))  # one slot, whose label is not read
     with model.strength_at(strength), torch.inference_mode():
         probabilities = objective.log_probs(base, slots.to(next(base.parameters()).device))[0, 0].exp()
     best = probabilities.topk(top)

@@ -79,12 +79,21 @@ def _check_classes(rows: Sequence[Row], feature_classes: Sequence[str], what: st
 
 
 def class_fillers(rows: Iterable[Row], feature_classes: Sequence[str]) -> dict[str, list[str]]:
-    """The words that fill the slot, by class, most frequent first; upper and lower case count as one word."""
+    """The words that fill the slot, by class, most frequent first.
+
+    Upper and lower case count as one word, written in lower case unless it never is (a name, a German noun).
+    """
     counts: dict[str, Counter[str]] = {c: Counter() for c in feature_classes}
+    forms: dict[str, Counter[str]] = {}
     for row in rows:
-        counts[row.factual_class][row.factual.lower()] += 1
-        counts[row.alternative_class][row.alternative.lower()] += 0
-    return {c: [word for word, _ in counts[c].most_common()] for c in feature_classes}
+        for name, word, factual in (
+            (row.factual_class, row.factual, 1),
+            (row.alternative_class, row.alternative, 0),
+        ):
+            counts[name][word.lower()] += factual
+            forms.setdefault(word.lower(), Counter())[word] += 1
+    written = {word: word if word in found else found.most_common(1)[0][0] for word, found in forms.items()}
+    return {c: [written[word] for word, _ in counts[c].most_common()] for c in feature_classes}
 
 
 def tokenize_rows(objective: Objective, rows: Sequence[Row], *, what: str = "dataset") -> list[Example]:

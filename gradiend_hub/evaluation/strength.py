@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,11 +63,12 @@ class StrengthProbe:
         if not fillers:
             raise DataError("The direction's config names no fillers, so class probabilities cannot be read.")
         self._fillers: dict[str, list[str]] = fillers
-        samples = [objective.tokenize(r.masked, r.factual, r.alternative).factual for r in rows]
-        order = sorted(range(len(rows)), key=lambda i: len(samples[i].input_ids))
-        self._row_classes = [rows[i].factual_class for i in order]
-        self._batches = self._collate([samples[i] for i in order], batch_size)
-        self._words = [self._word_ids(rows[i]) for i in order]
+        self._row_classes = [row.factual_class for row in rows]
+        self._readings = sorted(
+            (reading for number, row in enumerate(rows) for reading in self._row_readings(number, row)),
+            key=lambda reading: len(reading.sample.input_ids),
+        )
+        self._batches = self._collate([reading.sample for reading in self._readings], batch_size)
         scored = _scored_samples(objective, texts, seed)
         self._scored = self._collate(sorted(scored, key=lambda s: len(s.input_ids)), batch_size)
         self.scored_tokens = sum(len(s.positions) for s in scored)
@@ -77,13 +78,26 @@ class StrengthProbe:
     def _collate(self, samples: Sequence[TokenizedSlots], batch_size: int) -> list[Slots]:
         return [self.objective.collate(samples[i : i + batch_size]) for i in range(0, len(samples), batch_size)]
 
-    def _word_ids(self, row: Row) -> dict[str, list[int]]:
-        """Token ids of each class's words, in the case of the word that the row had."""
-        cased = str.capitalize if row.factual[:1].isupper() else str
-        return {
-            name: sorted({self.objective.filler_token(row.masked, cased(word)) for word in words})
-            for name, words in self._fillers.items()
-        }
+    def _row_readings(self, number: int, row: Row) -> list[_Reading]:
+        """The inputs in which the classes' words are read, in the case of the word that the row had.
+
+        Words of one token share one input. A longer word's probability is the product over its slots: of as many masks
+        in a masked model, of each token after the ones before it in a causal one.
+        """
+        cased = _capitalised if row.factual[:1].isupper() else str
+        fillers = sorted(
+            {
+                (name, self.objective.filler_tokens(row.masked, cased(word)))
+                for name, words in self._fillers.items()
+                for word in words
+            }
+        )
+        samples = self.objective.slots(row.masked, [tokens for _, tokens in fillers])
+        readings: dict[tuple[int, ...], _Reading] = {}
+        for (name, tokens), sample in zip(fillers, samples, strict=True):
+            reading = readings.setdefault(sample.input_ids, _Reading(number, sample, {}))
+            reading.words.setdefault(name, []).append(tokens)
+        return list(readings.values())
 
     def measure(self, strength: float) -> StrengthPoint:
         """One point of the curve. The model's strength is restored, bit for bit."""
@@ -110,13 +124,14 @@ class StrengthProbe:
 
     def _probabilities(self, device: torch.device) -> dict[str, dict[str, float]]:
         sums = {c: dict.fromkeys(self.classes, 0.0) for c in self.classes}
-        row = 0
+        readings = iter(self._readings)
         for slots in self._batches:
-            probs = self.objective.log_probs(self.model.get_base_model(), slots.to(device))[:, 0].exp().cpu()
-            for p in probs:
-                for name, ids in self._words[row].items():
-                    sums[self._row_classes[row]][name] += float(p[ids].sum())
-                row += 1
+            for log_probs in self.objective.log_probs(self.model.get_base_model(), slots.to(device)).cpu():
+                reading = next(readings)
+                for name, words in reading.words.items():
+                    tokens = torch.tensor(words).T
+                    of_tokens = log_probs[: len(tokens)].gather(1, tokens)  # [tokens of a word, words]
+                    sums[self._row_classes[reading.row]][name] += float(of_tokens.sum(0).exp().sum())
         return {c: {d: total / self._row_classes.count(c) for d, total in sums[c].items()} for c in self.classes}
 
     def _neutral(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
@@ -138,6 +153,19 @@ class StrengthProbe:
         """P(c₊) on rows of c₋ at a positive strength plus P(c₋) on rows of c₊ at the negative one."""
         first, second = self.classes
         return up.probability[second][first] + down.probability[first][second]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One input of a row, and the words by class whose tokens are read at its slots."""
+
+    row: int
+    sample: TokenizedSlots
+    words: dict[str, list[tuple[int, ...]]]
+
+
+def _capitalised(word: str) -> str:
+    return word[:1].upper() + word[1:]
 
 
 def _relative_score(base: Tensor, edited: Tensor) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def directional_derivatives(
 
     Args:
         model: the base model; left as it was.
-        samples: inputs with labelled slots; L_i is the mean cross entropy over the slots of sample i.
+        samples: inputs with labelled slots; L_i is the summed cross entropy of the slots of sample i.
         tangents: w by parameter name, in the parameters' shapes; parameters without one are constants.
         batch_size: samples per forward pass. Results do not depend on it beyond fp32 rounding.
     """

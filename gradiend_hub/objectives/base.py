@@ -98,8 +98,12 @@ class Objective(ABC):
     # -- what an objective must say ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def tokenize(self, masked: str, factual: str, alternative: str) -> Example:
-        """Tokenise one row. Raises `DataError` when the row has no usable slot or a filler is not one token."""
+    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[TokenizedSlots]:
+        """The slot of `masked`, filled with each of some words' token ids: one input per word, one slot per token.
+
+        Words of equally many tokens share a masked model's input; words of one token share a causal model's, too.
+        Raises `DataError` when the row has no usable slot.
+        """
 
     @abstractmethod
     def neutral_example(self, text: str, rng: random.Random) -> Example | None:
@@ -110,6 +114,11 @@ class Objective(ABC):
         """The tokens of `text` on which the language-modelling score is read; special tokens are never among them."""
 
     # -- what follows from it ---------------------------------------------------------------------------------------
+
+    def tokenize(self, masked: str, factual: str, alternative: str) -> Example:
+        """Tokenise one row. Raises `DataError` when the row has no usable slot or a filler is unknown."""
+        fillers = [self.filler_tokens(masked, filler) for filler in (factual, alternative)]
+        return Example(*self.slots(masked, fillers))
 
     def collate(self, samples: Sequence[TokenizedSlots]) -> Slots:
         """Pad to the longest sample (to the right; positions are explicit)."""
@@ -142,7 +151,7 @@ class Objective(ABC):
         return slot_logits(model, slots).log_softmax(-1)
 
     def losses(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Cross entropy of the factual and of the alternative filling, each [B]; one forward when inputs are equal."""
+        """−log P of the factual and of the alternative filling, each [B]; one forward when inputs are equal."""
         factual = self.log_probs(model, batch.factual)
         alternative = factual if batch.shared else self.log_probs(model, batch.alternative)
         return slot_nll(factual, batch.factual.labels), slot_nll(alternative, batch.alternative.labels)
@@ -157,10 +166,13 @@ class Objective(ABC):
             )
         return before, after
 
-    def filler_token(self, masked: str, filler: str) -> int:
-        """Id of `filler` at the slot of `masked`: the one token that it adds to the text on the left.
+    def filler_tokens(self, masked: str, filler: str) -> tuple[int, ...]:
+        """Ids of `filler` at the slot of `masked`: the tokens that it adds to the text on the left.
 
-        Only the tokenizer knows whether that is " he", "▁he", "he" or "##he".
+        Only the tokenizer knows whether that is " he", "▁he", "he" or "##he", and how many tokens it takes.
+
+        Raises:
+            DataError: the text on the left and the filler share a token, or the tokenizer does not know the filler.
         """
         before, _ = self.split_at_slot(masked)
         prefix = before.rstrip()
@@ -171,31 +183,29 @@ class Objective(ABC):
                 f"The tokenizer of {self.name_or_path} merges the end of the prefix with {filler!r}, so the filler has "
                 f"no token of its own here. Put a space before the slot: {masked[:80]!r}."
             )
-        return self.single_token(filler, full[len(ids) :])
+        found = tuple(full[len(ids) :])
+        unknown = self.tokenizer.unk_token_id
+        if not found or (unknown is not None and unknown in found):
+            raise DataError(
+                f"The filler {filler!r} is unknown to the tokenizer of {self.name_or_path}. Choose another filler or a "
+                "base model whose vocabulary can write it."
+            )
+        return found
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids without special tokens, however long the text is."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text else []
         return ids
 
-    def single_token(self, filler: str, ids: Sequence[int]) -> int:
-        """The id of a filler that is one token; anything else is refused with the reason."""
-        unknown = self.tokenizer.unk_token_id
-        if len(ids) == 1 and ids[0] != unknown:
-            return ids[0]
-        pieces = self.tokenizer.convert_ids_to_tokens(list(ids))
-        reason = "unknown to" if unknown is not None and unknown in ids else f"{len(ids)} tokens ({pieces}) in"
-        raise DataError(
-            f"The filler {filler!r} is {reason} the tokenizer of {self.name_or_path}; fillers of one token are "
-            "supported so far. Choose another filler or a base model whose vocabulary holds it."
-        )
-
 
 def slot_nll(log_probs: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood over each row's slots. log_probs: [B, S, V], labels: [B, S] → [B]."""
-    real = labels != IGNORED
+    """Negative log-likelihood of each row's word: the sum over its slots. log_probs: [B, S, V], labels: [B, S] → [B].
+
+    The sum, not the mean: it is −log P(word), so that a class's gradient is that of its words' log-likelihood and does
+    not depend on how finely a tokenizer happens to cut them.
+    """
     nll = -log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return (nll * real).sum(-1) / real.sum(-1)
+    return (nll * (labels != IGNORED)).sum(-1)
 
 
 def slot_logits(model: nn.Module, slots: Slots) -> Tensor:

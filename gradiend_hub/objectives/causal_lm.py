@@ -1,8 +1,9 @@
-"""Causal language modelling: the slot is the next token after the text on its left."""
+"""Causal language modelling: the slot is what comes next after the text on its left."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from gradiend_hub.errors import DataError
@@ -13,8 +14,9 @@ from .base import Example, Objective, TokenizedSlots
 class CausalLMObjective(Objective):
     """The slot is predicted from the text before it; what follows the slot is not read.
 
-    The filler's token is the one that continues the prefix, so " he", "▁he" and "he" are each right for their tokenizer.
-    A prefix that is too long loses its beginning, never the slot.
+    The filler's first token is the one that continues the prefix, so " he", "▁he" and "he" are each right for their
+    tokenizer; each further token is predicted from the ones before it. A prefix that is too long loses its beginning,
+    never the slot.
     """
 
     name = "causal_lm"
@@ -27,19 +29,19 @@ class CausalLMObjective(Objective):
             full[: full.index(bare[0])]
         )  # what the tokenizer puts before a text, usually BOS or nothing
 
-    def tokenize(self, masked: str, factual: str, alternative: str) -> Example:
+    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[TokenizedSlots]:
         ids = self.text_ids(self.split_at_slot(masked)[0].rstrip())
         if not self._start and not ids:
             raise DataError(
                 f"The slot is the first word, and the tokenizer of {self.name_or_path} has no start token that it could "
                 f"be predicted from. Leave such rows out or give them left context: {masked[:80]!r}."
             )
-        inputs = (*self._start, *ids[max(0, len(ids) + len(self._start) - self.max_length) :])
-
-        def filled(filler: str) -> TokenizedSlots:
-            return TokenizedSlots(inputs, (len(inputs) - 1,), (self.filler_token(masked, filler),))
-
-        return Example(filled(factual), filled(alternative))
+        room = self.max_length - len(self._start) - max(map(len, fillers)) + 1  # the last token is never read
+        prefix = (*self._start, *ids[max(0, len(ids) - room) :])
+        last = len(prefix) - 1
+        return [
+            TokenizedSlots((*prefix, *word[:-1]), tuple(range(last, last + len(word))), tuple(word)) for word in fillers
+        ]
 
     def neutral_example(self, text: str, rng: random.Random) -> Example | None:
         ids = (*self._start, *self._kept_ids(text))

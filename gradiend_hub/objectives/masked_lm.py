@@ -1,8 +1,9 @@
-"""Masked language modelling: the slot is one mask token, read with both contexts."""
+"""Masked language modelling: the slot is as many mask tokens as its filler has tokens, read with both contexts."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from gradiend_hub.errors import BaseModelError, DataError
@@ -14,7 +15,10 @@ MASKED_SHARE = 0.15
 
 
 class MaskedLMObjective(Objective):
-    """The slot is filled with the tokenizer's mask token; factual and alternative differ in the label only."""
+    """The slot holds one mask token for each token of its filler.
+
+    Factual and alternative fillers of equally many tokens differ in their labels only and share one forward pass.
+    """
 
     name = "masked_lm"
 
@@ -26,21 +30,23 @@ class MaskedLMObjective(Objective):
                 "Use objective='causal_lm' for a causal language model, or a masked language model as the base."
             )
 
-    def tokenize(self, masked: str, factual: str, alternative: str) -> Example:
+    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[TokenizedSlots]:
         before, after = self.split_at_slot(masked)
         # the space before the slot belongs to the filler's token, so the mask stands for both
+        mask = self.tokenizer.mask_token_id
         ids = self.tokenizer(before.rstrip() + self.tokenizer.mask_token + after, verbose=False).input_ids
-        position = ids.index(self.tokenizer.mask_token_id)
-        if len(ids) > self.max_length:
+        position = ids.index(mask)
+        longest = len(ids) - 1 + max(map(len, fillers))
+        if longest > self.max_length:
             raise DataError(
-                f"The row has {len(ids)} tokens and its slot is token {position}, but {self.name_or_path} reads "
+                f"The row has {longest} tokens and its slot is token {position}, but {self.name_or_path} reads "
                 f"{self.max_length}: truncation could cut the slot off. Shorten the text around the slot: {masked[:80]!r}."
             )
-
-        def filled(filler: str) -> TokenizedSlots:
-            return TokenizedSlots(tuple(ids), (position,), (self.filler_token(masked, filler),))
-
-        return Example(filled(factual), filled(alternative))
+        inputs = {n: (*ids[:position], *[mask] * n, *ids[position + 1 :]) for n in set(map(len, fillers))}
+        return [
+            TokenizedSlots(inputs[len(word)], tuple(range(position, position + len(word))), tuple(word))
+            for word in fillers
+        ]
 
     def neutral_example(self, text: str, rng: random.Random) -> Example | None:
         ids, content = self._content(text)

@@ -104,8 +104,8 @@ def test_tokenize_rows_names_the_first_and_counts_all() -> None:
         DataError, match=r"1 of 2 rows.*row 1: The row has \d+ tokens.*truncation could cut the slot off"
     ):
         tokenize_rows(objective, read_rows([good, long], CLASSES))
-    with pytest.raises(DataError, match=r"row 0: The filler 'itself' is \d tokens"):
-        tokenize_rows(objective, read_rows([record(0, factual="itself"), record(1)], CLASSES))
+    with pytest.raises(DataError, match=r"1 of 2 rows.*row 0: The filler 'é漢' is unknown to the tokenizer of tiny"):
+        tokenize_rows(objective, read_rows([record(0, factual="é漢"), record(1)], CLASSES))
 
 
 def test_fillers_by_class_most_frequent_first() -> None:
@@ -113,6 +113,11 @@ def test_fillers_by_class_most_frequent_first() -> None:
         [record(0, factual="she"), record(0, factual="It"), record(2), record(1, alternative="he")], CLASSES
     )
     assert class_fillers(rows, CLASSES) == {"3SG": ["it", "she", "he"], "3PL": ["they"]}
+    names = [record(0, factual="McCoy"), record(0, factual="McCoy"), record(0, factual="MCCOY", alternative="We")]
+    assert class_fillers(read_rows([*names, record(1)], CLASSES), CLASSES) == {
+        "3SG": ["McCoy", "it"],  # a name keeps its capitals
+        "3PL": ["they", "We"],
+    }
 
 
 def test_texts() -> None:

@@ -294,3 +294,36 @@ def test_evaluate_direction_uses_the_unit_that_is_there_unless_told_to_choose(
     assert flat["lm_score"] == min(chosen.at(s).lm_score or 0 for s in (-1.0, 1.0))
     assert flat["probability_3SG"] == chosen.at(1.0).probability["3PL"]["3SG"]
     assert flat["probability_3PL"] == chosen.at(-1.0).probability["3SG"]["3PL"]
+
+
+@torch.no_grad()
+def test_words_of_several_tokens_are_read_slot_by_slot(bundled: Any, opened: list[GradiendModel]) -> None:
+    """P(class) with a long word, from ordinary forward passes: a product over masks, or a chain of next tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(bundled.name_or_path)
+    causal = tokenizer.mask_token is None
+    fillers = {"3SG": ["he", "unhelpful"], "3PL": ["they", "ourselves", "we"]}
+    plain = copy.deepcopy(bundled)
+    model, objective = model_of(bundled)
+    opened.append(model)
+    model.active_peft_config.fillers = fillers
+    rows = [
+        Row("The boys were home because [MASK] left.", "unhelpful", "they", "3SG", "3PL"),
+        Row("The boys were [MASK] then.", "they", "he", "3PL", "3SG"),
+    ]
+    point = StrengthProbe(model, objective, rows, batch_size=3).measure(0.0)
+    for row in rows:
+        before, after = row.masked.split("[MASK]")
+        for name, words in fillers.items():
+            total = 0.0
+            for word in words:
+                prefix = tokenizer(before.rstrip()).input_ids if causal else []
+                ids = tokenizer(f"{before}{word}" if causal else word, add_special_tokens=causal).input_ids[
+                    len(prefix) :
+                ]
+                if causal:
+                    logits = plain(torch.tensor([[*prefix, *ids]])).logits[0, len(prefix) - 1 : -1]
+                else:
+                    encoded = tokenizer(before + tokenizer.mask_token * len(ids) + after, return_tensors="pt")
+                    logits = plain(**encoded).logits[0, encoded.input_ids[0] == tokenizer.mask_token_id]
+                total += float(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().exp())
+            assert point.probability[row.factual_class][name] == pytest.approx(total, rel=1e-3)

@@ -24,7 +24,7 @@ def tangents_of(model: nn.Module, **scope: str) -> dict[str, torch.Tensor]:
 def by_backward(model: nn.Module, rows: list[TokenizedSlots], tangents: dict[str, torch.Tensor]) -> torch.Tensor:
     values = []
     for row in rows:
-        loss = cross_entropy(plain_logits(model, row), torch.tensor(row.labels))
+        loss = cross_entropy(plain_logits(model, row), torch.tensor(row.labels), reduction="sum")
         gradients = torch.autograd.grad(loss, [model.get_parameter(n) for n in tangents])
         values.append(sum((g * t).sum() for g, t in zip(gradients, tangents.values(), strict=True)))
     return torch.stack(values)

@@ -37,7 +37,7 @@ def plain_gradient(model: nn.Module, scope: Scope, rows: Sequence[TokenizedSlots
     parameters = list(scope.parameters.values())
     total = torch.zeros(sum(p.numel() for p in parameters))
     for row in rows:
-        loss = cross_entropy(plain_logits(model, row), torch.tensor(row.labels))
+        loss = cross_entropy(plain_logits(model, row), torch.tensor(row.labels), reduction="sum")
         total += torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
     return total / len(rows)
 

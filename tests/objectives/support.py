@@ -45,6 +45,21 @@ def filled(tokenizer: PreTrainedTokenizerBase, masked: str, filler: str, *, afte
     return Filled(encoded.input_ids, covering[0])
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """The filled text as the tokenizer encodes it, and which tokens are the filler's, read from offsets."""
+
+    ids: list[int]
+    positions: list[int]
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, masked: str, word: str) -> Pieces:
+    start = masked.index("[MASK]")
+    encoded = tokenizer(masked.replace("[MASK]", word), return_offsets_mapping=True)
+    covering = [i for i, (a, b) in enumerate(encoded.offset_mapping) if a < start + len(word) and b > start]
+    return Pieces(encoded.input_ids, covering)
+
+
 def objective(architecture: str) -> Objective:
     """An objective for a model of `tests.models`, whose samples are made of ids by `samples`."""
     causal = architecture in ("gpt2", "gpt_neox", "opt", "llama", "llama_tied", "qwen3", "gemma2", "gemma3", "mistral")

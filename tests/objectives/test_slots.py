@@ -82,7 +82,7 @@ def test_the_model_is_as_before_afterwards() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "llama", "opt"])
-def test_losses_are_mean_cross_entropies_of_single_rows(architecture: str) -> None:
+def test_losses_are_summed_cross_entropies_of_single_rows(architecture: str) -> None:
     model, how = build(architecture), objective(architecture)
     factual = samples(slots=(2, 1, 3))
     alternative = [TokenizedSlots(s.input_ids, s.positions, tuple(label + 1 for label in s.labels)) for s in factual]
@@ -91,7 +91,9 @@ def test_losses_are_mean_cross_entropies_of_single_rows(architecture: str) -> No
         assert batch.shared
         losses = how.losses(model, batch)
         for loss, rows in zip(losses, (factual, alternative), strict=True):
-            expected = [cross_entropy(plain_logits(model, row), torch.tensor(row.labels)) for row in rows]
+            expected = [
+                cross_entropy(plain_logits(model, row), torch.tensor(row.labels), reduction="sum") for row in rows
+            ]
             torch.testing.assert_close(loss, torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -110,7 +112,9 @@ def test_different_inputs_are_not_shared(change: str) -> None:
     with torch.no_grad():
         losses = how.losses(model, batch)
         for loss, rows in zip(losses, (factual, alternative), strict=True):
-            expected = [cross_entropy(plain_logits(model, row), torch.tensor(row.labels)) for row in rows]
+            expected = [
+                cross_entropy(plain_logits(model, row), torch.tensor(row.labels), reduction="sum") for row in rows
+            ]
             torch.testing.assert_close(loss, torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -160,3 +164,33 @@ def test_padding_side_of_the_tokenizer_does_not_matter(masked_path: object, caus
                     encoded, at = tokenizer(before.rstrip(), return_tensors="pt"), -1
                 alone = model(**encoded).logits[0, at].log_softmax(-1)
                 torch.testing.assert_close(together[i, 0], alone, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_causal_word_of_several_tokens_has_the_probability_of_the_continuation(causal_path: object) -> None:
+    """exp(−loss) is the chain of next-token probabilities, read from one ordinary forward pass over the whole text."""
+    model = AutoModelForCausalLM.from_pretrained(causal_path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(causal_path)
+    how = CausalLMObjective(tokenizer)
+    rows = [how.tokenize("The boys washed [MASK] and left.", word, "it") for word in ("themselves", "ourselves", "it")]
+    (losses, _) = how.losses(model, how.collate_pairs(rows))
+    for loss, word in zip(losses, ("themselves", "ourselves", "it"), strict=True):
+        prefix = tokenizer("The boys washed").input_ids
+        ids = tokenizer(f"The boys washed {word}", return_tensors="pt").input_ids
+        steps = model(ids).logits[0].log_softmax(-1)[len(prefix) - 1 : -1]
+        chain = steps.gather(1, ids[0, len(prefix) :, None]).sum()
+        torch.testing.assert_close(loss, -chain, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_masked_word_of_several_tokens_has_the_product_over_its_masks(masked_path: object) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(masked_path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(masked_path)
+    how = MaskedLMObjective(tokenizer)
+    ids = tokenizer("unhelpful", add_special_tokens=False).input_ids
+    assert len(ids) > 1
+    (loss,), _ = how.losses(model, how.collate_pairs([how.tokenize("He was [MASK] then.", "unhelpful", "it")]))
+    encoded = tokenizer("He was " + "[MASK]" * len(ids) + " then.", return_tensors="pt")
+    at = encoded.input_ids[0] == tokenizer.mask_token_id
+    expected = model(**encoded).logits[0, at].log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum()
+    torch.testing.assert_close(loss, -expected, rtol=1e-4, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import chain
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer
 from gradiend_hub.errors import BaseModelError, ConfigError, DataError
 from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective, make_objective, objective_name
 from tests.models import build
-from tests.objectives.support import ROWS, filled
+from tests.objectives.support import ROWS, filled, pieces
 from tests.objectives.tokenizers import CAUSAL, CORPUS, MASKED, causal_tokenizer, masked_tokenizer
 
 LONG = "the children slept because they were tired " * 9
@@ -67,7 +68,7 @@ def test_word_boundary_forms() -> None:
 
     def pieces(kind: str, *texts: str) -> list[str]:
         objective = MaskedLMObjective(masked_tokenizer(kind))
-        return objective.tokenizer.convert_ids_to_tokens([objective.filler_token(t, "it") for t in texts])
+        return objective.tokenizer.convert_ids_to_tokens([*chain(*(objective.filler_tokens(t, "it") for t in texts))])
 
     texts = ("[MASK] ran", "because [MASK] ran", "([MASK])")
     assert pieces("word_piece", *texts) == ["it", "it", "it"]
@@ -83,13 +84,11 @@ def test_what_is_no_slot_or_no_filler(kind: str) -> None:
         objective.tokenize("They ran.", "they", "it")
     with pytest.raises(DataError, match="More than one slot"):
         objective.tokenize("[MASK] and [MASK]", "they", "it")
-    with pytest.raises(DataError, match=r"'itthey' is \d tokens \(.*\) in the tokenizer of tiny; fillers of one token"):
-        objective.tokenize("because [MASK] ran", "itthey", "it")
 
 
 def test_unknown_filler() -> None:
     with pytest.raises(DataError, match=r"'é漢' is unknown to the tokenizer of tiny"):
-        MaskedLMObjective(masked_tokenizer("word_piece"), name_or_path="tiny").filler_token("a [MASK]", "é漢")
+        MaskedLMObjective(masked_tokenizer("word_piece"), name_or_path="tiny").filler_tokens("a [MASK]", "é漢")
 
 
 def test_masked_row_that_is_too_long_is_refused_wherever_its_slot_is() -> None:
@@ -98,6 +97,52 @@ def test_masked_row_that_is_too_long_is_refused_wherever_its_slot_is() -> None:
         objective.tokenize(LONG + "[MASK]", "it", "they")
     with pytest.raises(DataError, match="slot is token 1, but tiny reads 20"):
         objective.tokenize("[MASK] " + LONG, "it", "they")
+
+
+LONG_WORDS = ("itself", "themselves", "it")
+
+
+@pytest.mark.parametrize("kind", MASKED)
+@pytest.mark.parametrize("masked", ["because [MASK] ran.", "I saw ([MASK])"])
+def test_masked_slot_has_a_mask_for_every_token_of_its_word(kind: str, masked: str) -> None:
+    tokenizer = masked_tokenizer(kind)
+    objective = MaskedLMObjective(tokenizer)
+    for word in LONG_WORDS:
+        expected = pieces(tokenizer, masked, word)
+        sample = objective.tokenize(masked, word, "it").factual
+        assert list(sample.positions) == expected.positions
+        assert list(sample.labels) == [expected.ids[p] for p in expected.positions]
+        assert [sample.input_ids[p] for p in sample.positions] == [tokenizer.mask_token_id] * len(sample.labels)
+        assert sample.input_ids.count(tokenizer.mask_token_id) == len(sample.labels)
+        assert sample.input_ids[: expected.positions[0]] == tuple(expected.ids[: expected.positions[0]])
+    example = objective.tokenize(masked, "themselves", "it")
+    assert len(example.factual.labels) > 1
+    assert not objective.collate_pairs([example]).shared
+    assert objective.collate_pairs([objective.tokenize(masked, "it", "they")]).shared
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_causal_slots_are_the_tokens_of_the_continued_text(kind: str) -> None:
+    tokenizer = causal_tokenizer(kind)
+    objective = CausalLMObjective(tokenizer)
+    for word in LONG_WORDS:
+        expected = pieces(tokenizer, "they saw [MASK]", word)
+        sample = objective.tokenize("they saw [MASK] there", word, "it").factual
+        assert [*sample.input_ids, sample.labels[-1]] == expected.ids
+        assert [p + 1 for p in sample.positions] == expected.positions
+        assert list(sample.labels) == [expected.ids[p] for p in expected.positions]
+
+
+def test_long_words_count_for_the_longest_input() -> None:
+    row = ("the dog " * 5 + "[MASK]", "it", "xyzxyzxyz")  # 12 tokens with one slot
+    masked = MaskedLMObjective(masked_tokenizer("word_piece"), max_length=14)
+    with pytest.raises(DataError, match=r"The row has 21 tokens .* reads 14"):
+        masked.tokenize(*row)
+    causal = CausalLMObjective(causal_tokenizer("byte_bpe"), max_length=10)
+    example = causal.tokenize(*row)
+    assert len(example.alternative.input_ids) == 10
+    prefix = example.factual.input_ids
+    assert example.alternative.input_ids[: len(prefix)] == prefix  # both read the same context
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
