@@ -7,37 +7,69 @@ forward pass serves both backward passes, and the head sees the slots only.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gradiend_hub.errors import TrainingError
-from gradiend_hub.objectives import Objective, PairBatch
+from gradiend_hub.errors import ConfigError, TrainingError
+from gradiend_hub.objectives import Objective, PairBatch, Slots, slot_nll
 
-from .scope import Scope
+from .scope import Scope, names_of
+
+logger = logging.getLogger(__name__)
 
 
 class GradientReader:
     """Reads ∇L at the scope's coordinates into one flat fp32 vector.
 
-    A context manager. Inside, the model is in eval mode and only the scope's parameters require gradients; each
-    gradient is gathered and freed as it arrives, so the model's own `.grad` never holds more than one tensor. On exit the
-    model is as it was.
+    A context manager. Inside, no dropout is active, nothing is cached for generation, and only the scope's parameters
+    require gradients; each gradient is gathered and freed as it arrives, so the model's own `.grad` never holds more than
+    one tensor. Layers with gradient checkpointing enabled are recomputed as in training. On exit the model is as it was.
+
+    Attributes:
+        silent: names of parameters whose coordinates in scope had no gradient but zero so far.
+
+    Raises:
+        ConfigError: on entry, when a parameter in scope is offloaded, so that it has no values to differentiate.
     """
 
     def __init__(self, model: nn.Module, scope: Scope) -> None:
         self.model = model
         self.scope = scope
+        self.silent = dict.fromkeys(scope.parameters)
         self._vector: Tensor | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go and vectors are: the device of the model's first parameter."""
+        return next(self.model.parameters()).device
+
+    def zeros(self) -> Tensor:
+        """A vector [n], fp32, to read into."""
+        return torch.zeros(self.scope.size, device=self.device)
+
     def __enter__(self) -> GradientReader:
+        if offloaded := [n for n, p in self.scope.parameters.items() if p.is_meta]:
+            raise ConfigError(
+                f"{len(offloaded)} parameters in scope are offloaded to disk or CPU and have no gradient here "
+                f"({names_of(offloaded)}). Choose a scope or a device_map that keeps them on a device."
+            )
         self._modes = {module: module.training for module in self.model.modules()}
         self._required = {p: p.requires_grad for p in self.model.parameters()}
         self._gradients = {p: p.grad for p in self._required}
+        self._config = getattr(self.model, "config", None)
+        self._use_cache = getattr(self._config, "use_cache", None)
+        if self._use_cache:
+            self._config.use_cache = False  # type: ignore[union-attr]
         self.model.eval()
+        self._checkpointing = _checkpoint_without_dropout(self.model)
         for parameter in self._required:
             parameter.requires_grad_(False)
             parameter.grad = None  # what a user had accumulated there is neither read nor lost
@@ -53,30 +85,37 @@ class GradientReader:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+        for layer, function in self._checkpointing.items():
+            layer._gradient_checkpointing_func = function
         for parameter, required in self._required.items():
             parameter.requires_grad_(required)
             parameter.grad = self._gradients[parameter]
         for module, mode in self._modes.items():
             module.training = mode
+        if self._use_cache:
+            self._config.use_cache = self._use_cache  # type: ignore[union-attr]
 
     def _gatherer(self, name: str, where: slice) -> Callable[[Tensor], None]:
         kept = self.scope.kept.get(name)
+        if kept is not None:
+            kept = kept.to(self.scope.parameters[name].device)
 
         def gather(parameter: Tensor) -> None:
             grad, parameter.grad = parameter.grad, None
             assert grad is not None and self._vector is not None
             values = grad.flatten()
             if kept is not None:
-                values = values[kept.to(values.device)]
-            # += and not =: gradient checkpointing and shared modules deliver a parameter's gradient in parts
-            self._vector[where] += values.to(self._vector.device, torch.float32)
+                values = values[kept]
+            if name in self.silent and bool(values.any()):
+                del self.silent[name]
+            # += and not =: reentrant checkpointing may deliver the gradient of a shared parameter in parts
+            self._vector[where] += values.to(self._vector.device)
 
         return gather
 
-    def read(self, loss: Tensor, *, retain_graph: bool = False) -> Tensor:
-        """∇loss as a flat vector [n], fp32, on the CPU or the model's own device."""
-        device = next(iter(self.scope.parameters.values())).device
-        self._vector = torch.zeros(self.scope.size, device=device)
+    def read(self, loss: Tensor, *, retain_graph: bool = False, into: Tensor | None = None) -> Tensor:
+        """∇loss as a flat vector [n], fp32, on the reader's device; added to the vector `into` if one is given."""
+        self._vector = self.zeros() if into is None else into
         try:
             torch.autograd.backward(loss, retain_graph=retain_graph)
             return self._vector
@@ -84,29 +123,140 @@ class GradientReader:
             self._vector = None
 
 
+def _checkpoint_without_dropout(model: nn.Module) -> dict[nn.Module, Any]:
+    """Make layers with gradient checkpointing recompute themselves, with dropout off in both passes.
+
+    transformers recomputes a layer only in training mode. So the layer itself says that it is training, its children do
+    not, and while its forward runs it does not either.
+
+    Returns:
+        The layers and their own checkpointing functions, to be put back.
+    """
+    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    functions: dict[nn.Module, Any] = {}
+    for layer in layers:
+        if isinstance(layer, GradientCheckpointingLayer):
+            functions[layer] = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = partial(_checkpointed, layer, functions[layer])
+            layer.training = True
+    if layers and not functions:
+        logger.warning(
+            "%s checkpoints gradients in a way that needs dropout to be active, so its layers are not recomputed and "
+            "need their full memory. Lower the batch size instead.",
+            type(model).__name__,
+        )
+    return functions
+
+
+def _checkpointed(layer: nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *args: Any) -> Any:
+    def without_dropout(*inputs: Any) -> Any:
+        layer.training = False
+        try:
+            return forward(*inputs)
+        finally:
+            layer.training = True
+
+    return checkpoint(without_dropout, *args)
+
+
+def slot_losses(model: nn.Module, objective: Objective, batch: PairBatch, gradient: str) -> Tensor:
+    """Loss of each row, [B]: L_f ("factual"), L_a ("alternative") or L_f − L_a ("diff")."""
+    if gradient == "diff":
+        factual, alternative = objective.losses(model, batch)
+        return factual - alternative
+    return _losses(model, objective, batch.factual if gradient == "factual" else batch.alternative)
+
+
+def _losses(model: nn.Module, objective: Objective, slots: Slots) -> Tensor:
+    return slot_nll(objective.log_probs(model, slots), slots.labels)
+
+
 def read_pair(
     reader: GradientReader, objective: Objective, batch: PairBatch, *, source: str = "alternative", target: str = "diff"
 ) -> tuple[Tensor, Tensor]:
     """Source and target gradient (s, t) of the mean loss over the rows of one batch; each [n], fp32.
 
-    `source` and `target` are "factual" (g_f), "alternative" (g_a) or "diff" (g_f − g_a).
+    `source` and `target` are "factual" (g_f), "alternative" (g_a) or "diff" (g_f − g_a). If they are the same, s and t are
+    one tensor.
+
+    One backward pass per gradient is run, and `diff` is read as one. Only when the inputs of the two fillings differ,
+    g_f and g_a are read one after the other, each with a forward pass of its own, so that one graph is held at a time.
 
     Raises:
-        TrainingError: a loss or gradient that is not finite, or a gradient that is zero everywhere.
+        TrainingError: a loss or gradient that is not finite, or a gradient that is zero everywhere. `SkippedRows` leaves
+            out single rows instead.
     """
+    gradients = _read_shared(reader, objective, batch, {source, target}) if batch.shared else {}
+    if not batch.shared:
+        gradients = _read_apart(reader, objective, batch, {source, target})
+    for name, vector in gradients.items():
+        norm = float(vector.norm())
+        if not math.isfinite(norm):
+            raise NotFiniteError(
+                f"The {name} gradient is not finite on all coordinates in scope ({reader.scope.summary()}). Load the base "
+                "model in float32 or bfloat16, or look for the row with a smaller batch.",
+            )
+        if norm == 0.0:
+            raise TrainingError(_zero_message(reader, name))
+    return gradients[source], gradients[target]
+
+
+class NotFiniteError(TrainingError):
+    """A loss or gradient is not finite. `rows` are the rows of the batch that it comes from, if they are known."""
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+def _require_finite(losses: Tensor) -> None:
+    finite = losses.detach().isfinite()
+    if not bool(finite.all()):
+        bad = tuple((~finite).nonzero().flatten().tolist())
+        raise NotFiniteError(
+            f"The base model's loss is not finite for rows {list(bad)} of the batch; check these texts.", bad
+        )
+
+
+def _read_shared(reader: GradientReader, objective: Objective, batch: PairBatch, wanted: set[str]) -> dict[str, Tensor]:
     factual, alternative = objective.losses(reader.model, batch)
-    if not bool((factual + alternative).isfinite().all()):
-        bad = (~(factual + alternative).isfinite()).nonzero().flatten().tolist()
-        raise TrainingError(f"The base model's loss is not finite for rows {bad} of the batch; check these texts.")
+    _require_finite(factual + alternative)
     losses = {"factual": factual.mean(), "alternative": alternative.mean()}
     losses["diff"] = losses["factual"] - losses["alternative"]
-    s = reader.read(losses[source], retain_graph=source != target)
-    t = s if source == target else reader.read(losses[target])
-    for name, vector in ((source, s), (target, t)):
-        norm = float(vector.norm())
-        if norm == 0.0 or not math.isfinite(norm):
-            raise TrainingError(
-                f"The {name} gradient is {'zero' if norm == 0.0 else 'not finite'} on all coordinates in scope "
-                f"({reader.scope.summary()}). Is the scope used by the loss, and do factual and alternative differ?"
-            )
-    return s, t
+    last = max(wanted)
+    return {name: reader.read(losses[name], retain_graph=name != last) for name in sorted(wanted)}
+
+
+def _read_apart(reader: GradientReader, objective: Objective, batch: PairBatch, wanted: set[str]) -> dict[str, Tensor]:
+    sides = {"factual": batch.factual, "alternative": batch.alternative}
+    gradients: dict[str, Tensor] = {}
+    for name, slots in sides.items():
+        if name in wanted or "diff" in wanted:
+            losses = _losses(reader.model, objective, slots)
+            _require_finite(losses)
+            gradients[name] = reader.read(losses.mean())
+    if "diff" in wanted:
+        spare = "factual" not in wanted
+        gradients["diff"] = (
+            gradients["factual"].sub_(gradients["alternative"])
+            if spare
+            else gradients["factual"] - gradients["alternative"]
+        )
+    return {name: gradients[name] for name in sorted(wanted)}
+
+
+def _zero_message(reader: GradientReader, name: str) -> str:
+    return (
+        f"The {name} gradient is zero on all coordinates in scope ({reader.scope.summary()}). Is the scope used by the "
+        f"loss, and do factual and alternative differ? {silence(reader)}"
+    )
+
+
+def silence(reader: GradientReader) -> str:
+    """Which parameters in scope have never had a gradient, as one sentence; empty if all had one."""
+    if not reader.silent:
+        return ""
+    return (
+        f"{len(reader.silent)} of {len(reader.scope.parameters)} parameters in scope never had a gradient other than zero: "
+        f"{names_of(reader.silent)}."
+    )

@@ -147,20 +147,6 @@ class Scope:
         return f"{len(self.parameters)} tensors, {self.size:,} of {total:,} weights ({self.size / max(total, 1):.2%})"
 
 
-def top_k(importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The `count` most important coordinates over all parameters: sorted flat indices by name.
-
-    The threshold is exact; ties at the threshold go to the earlier coordinate.
-    """
-    flat = torch.cat([values.flatten() for values in importance.values()])
-    threshold = flat.kthvalue(len(flat) - count + 1).values
-    above = flat > threshold
-    ties = (flat == threshold).nonzero().squeeze(1)[: count - int(above.sum())]
-    above[ties] = True
-    masks = above.split([values.numel() for values in importance.values()])
-    return {name: mask.nonzero().squeeze(1) for name, mask in zip(importance, masks, strict=True)}
-
-
 def names_of(parameters: Iterable[str], limit: int = 3) -> str:
     """A few names for a message."""
     names = list(parameters)

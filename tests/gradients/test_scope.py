@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.gradients import Scope, select_parameters
-from gradiend_hub.gradients.scope import names_of, top_k
+from gradiend_hub.gradients.scope import names_of
 from tests.models import ConvNet, build
 
 
@@ -127,23 +124,6 @@ def test_kept_coordinates() -> None:
     assert tensors[third].flatten()[[0, 7]].tolist() == [2, 3]
     numel = dense.parameters[first].numel() + dense.parameters[third].numel()
     assert scope.summary() == f"2 tensors, 3 of {numel:,} weights ({3 / numel:.2%})"
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=7), min_size=1, max_size=4), st.data())
-def test_top_k_is_a_stable_sort(values: list[list[int]], data: st.DataObject) -> None:
-    importance = {f"p{i}": torch.tensor(row, dtype=torch.float32) for i, row in enumerate(values)}
-    flat = np.concatenate([np.array(row) for row in values])
-    count = data.draw(st.integers(1, len(flat)))
-    best = np.sort(np.argsort(-flat, kind="stable")[:count])
-    chosen = top_k(importance, count)
-    offsets = dict(zip(importance, np.cumsum([0, *map(len, values)]), strict=False))
-    assert [int(i) + int(offsets[name]) for name, indices in chosen.items() for i in indices] == best.tolist()
-
-
-def test_top_k_of_matrices_is_in_flat_indices() -> None:
-    importance = {"a": torch.tensor([[1.0, 9.0], [3.0, 0.0]]), "b": torch.tensor([[5.0]])}
-    assert {n: i.tolist() for n, i in top_k(importance, 3).items()} == {"a": [1, 2], "b": [0]}
 
 
 def test_names_in_messages() -> None:
