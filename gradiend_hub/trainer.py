@@ -140,15 +140,16 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
-    def _collate(self, examples: list[Example]) -> dict[str, PairBatch]:
-        return {"pairs": self.objective.collate_pairs(examples)}  # `Trainer` looks for names in its batches
+    def _collate(self, rows: list[tuple[Example, float]]) -> dict[str, PairBatch | float]:
+        examples, labels = zip(*rows, strict=True)  # of one transition, and so of one label
+        return {"pairs": self.objective.collate_pairs(examples), "label": labels[0]}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One gradient pair of the base model, handed to the solver. Returns the solver's mean loss."""
         config = self.gradiend_config
         batch = inputs["pairs"].to(self.args.device)
         source, target = read_pair(self._reader, self.objective, batch, source=config.source, target=config.target)
-        loss: Tensor = model.observe(source, target).mean()  # type: ignore[operator]
+        loss: Tensor = model.observe(source, target, inputs["label"]).mean()  # type: ignore[operator]
         return loss
 
     @property
@@ -174,7 +175,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def _calibrated_solution(self) -> Solution:
         solution: Solution = self.accelerator.unwrap_model(self.model).solutions()[0]
         chosen = self.train_dataset.sample(_CALIBRATION_ROWS)
-        z = self._preactivations(solution, [self.train_dataset[i] for i in chosen])
+        z = self._preactivations(solution, [self.train_dataset.examples[i] for i in chosen])
         return calibrated(solution, z, torch.tensor([self.train_dataset.labels[i] for i in chosen]))
 
     def _preactivations(self, solution: Solution, examples: Sequence[Example]) -> Tensor:

@@ -15,7 +15,7 @@ _LENGTH_WINDOW = 8
 """Batches whose rows are sorted by length together: little padding, and still a random order."""
 
 
-class TransitionDataset(Dataset[Example]):
+class TransitionDataset(Dataset[tuple[Example, float]]):
     """Tokenised rows, with the transition (factual → alternative class) and the label ±1 of each.
 
     Args:
@@ -35,8 +35,8 @@ class TransitionDataset(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+    def __getitem__(self, index: int) -> tuple[Example, float]:
+        return self.examples[index], self.labels[index]
 
     def sample(self, count: int) -> list[int]:
         """Indices of up to `count` rows, as many of each class as there are, evenly spread over the set."""

@@ -2,7 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradiend_hub.errors import ConfigError
+
 from .autoencoder import AutoencoderSolver
 from .base import Solution, Solver, calibrated
+from .closed_form import ClosedFormSolver
+from .report import RunReport, SeedReport, seed_report
+from .ridge import RidgeSolver
 
-__all__ = ["AutoencoderSolver", "Solution", "Solver", "calibrated"]
+__all__ = [
+    "SOLVERS",
+    "AutoencoderSolver",
+    "ClosedFormSolver",
+    "RidgeSolver",
+    "RunReport",
+    "SeedReport",
+    "Solution",
+    "Solver",
+    "calibrated",
+    "make_solver",
+    "seed_report",
+]
+
+SOLVERS: dict[str, type[Solver]] = {
+    "autoencoder": AutoencoderSolver,
+    "closed_form": ClosedFormSolver,
+    "ridge": RidgeSolver,
+}
+
+
+def make_solver(
+    name: str,
+    size: int,
+    *,
+    seeds: Sequence[int] = (0,),
+    rates: Sequence[float] | None = None,
+    folder: str | Path | None = None,
+) -> Solver:
+    """The solver called `name` for gradients of `size` coordinates.
+
+    Args:
+        seeds: one run each; solvers without a random start make one run whatever the seeds.
+        rates: learning rate of each run relative to the optimizer's, of the autoencoder.
+        folder: where ridge keeps its vectors, instead of in memory.
+
+    Raises:
+        ConfigError: unknown name, or several runs or rates for a solver that has neither.
+    """
+    if name not in SOLVERS:
+        raise ConfigError(f"Unknown solver {name!r}; expected one of {sorted(SOLVERS)}.")
+    if name == "autoencoder":
+        return AutoencoderSolver(size, seeds, rates)
+    if len(seeds) > 1 or rates is not None:
+        raise ConfigError(f"Solver {name!r} has no seeds and no learning rates; its one run needs neither.")
+    return RidgeSolver(size, folder=folder) if name == "ridge" else ClosedFormSolver(size)

@@ -2,97 +2,158 @@
 
 With ŝ = s/ρ_s and t/ρ_t, where ρ is the running mean absolute value of a coordinate, and parameters of order one,
 
-    z = ⟨u_e, ŝ⟩/n + 0.01·v_e,   h = tanh(z),   r = u_d·h + u_b − t/ρ_t,   loss = ‖r‖²/n
+    z = ⟨u_e, ŝ⟩/n + 0.01·v_e,   h = tanh(z),   r = u_d·h + u_b − t/ρ_t,   loss = ‖r‖²/2n
 
 Raw gradients would put the derivatives (about 1e-12 for n = 1e8) far below Adam's epsilon, where the useful learning rate
 depends on model, batch and n. In these units every derivative is of order one, and a step that agrees with ŝ moves z by
 just the learning rate, however heavy the tails of the gradient. (Root mean squares in place of mean absolute values
 would let the tails decide: on one bundled model z then moved six times slower than on another.) The scales are folded
 back into the solution.
+
+k runs share one stream. A run of learning rate f times the optimizer's stores its weights divided by f: Adam's step does
+not depend on the size of a derivative, so these move as any others, and the weights f times as far.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
+
+from gradiend_hub.errors import ConfigError
 
 from .base import Solution, Solver
 
 _BIAS_RATE = 0.01
 """b_e = 0.01·v_e, so that it moves slower than ⟨u_e, ŝ⟩: otherwise it swings z away before the classes are found."""
 
+_CHUNK = 2**16
+"""Values of all runs that a CPU works on at a time: what a chunk reads more than once then stays in a core's cache."""
+
 
 class AutoencoderSolver(Solver):
-    """State: encoder, decoder and decoder bias [k, n] and encoder bias [k] for k runs with their own seeds.
+    """State: encoder, decoder and decoder bias [k, n] and encoder bias [k] for k runs.
+
+    Labels are not read, except that neutral rows (label 0) do not count in the target's scale.
 
     Args:
         size: n, the number of coordinates.
-        seeds: one initialisation per run. All runs see the same stream, so that k runs cost one.
+        seeds: one initialisation per run.
+        rates: learning rate of each run, relative to the optimizer's; default: 1 for all.
+
+    Raises:
+        ConfigError: no run, or rates that are not one positive number per run.
     """
 
-    def __init__(self, size: int, seeds: tuple[int, ...] = (0,)) -> None:
+    needs_optimizer: ClassVar[bool] = True
+
+    def __init__(self, size: int, seeds: Sequence[int] = (0,), rates: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.num_runs = len(seeds)
+        self.seeds = tuple(seeds)
+        self.rates = tuple(rates or [1.0] * len(self.seeds))
+        if not self.seeds or len(self.rates) != len(self.seeds) or min(self.rates) <= 0:
+            raise ConfigError(f"Expected one positive learning-rate factor per seed, found {seeds=} and {rates=}.")
+        self.num_runs = len(self.seeds)
 
         def initial(stream: int) -> Tensor:
-            rows = [
-                torch.randn(size, generator=torch.Generator().manual_seed(2 * seed + stream)).mul_(0.1)
-                for seed in seeds
-            ]
-            return torch.stack(rows)
+            values = torch.empty(self.num_runs, size)
+            for row, seed, rate in zip(values, self.seeds, self.rates, strict=True):
+                row.normal_(generator=torch.Generator().manual_seed(2 * seed + stream)).mul_(0.1 / rate)
+            return values
 
         self.encoder = nn.Parameter(initial(0))
         self.encoder_bias = nn.Parameter(torch.zeros(self.num_runs))
         self.decoder = nn.Parameter(initial(1))
         self.decoder_bias = nn.Parameter(torch.zeros(self.num_runs, size))
+        # sums over the stream: Σ 1 and Σ‖s‖₁/n; Σ 1, Σ‖t‖₁/n and Σ‖t‖²/n of rows that have a target.
         # fp64 so that the running means do not depend on how often a run was stopped and resumed
-        self.register_buffer("observed", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("source_size", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("target_size", torch.zeros((), dtype=torch.float64))
-        self.observed: Tensor
-        self.source_size: Tensor
-        self.target_size: Tensor
+        self.register_buffer("source_sums", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("target_sums", torch.zeros(3, dtype=torch.float64))
+        self.source_sums: Tensor
+        self.target_sums: Tensor
+        self._gradients: tuple[Tensor, ...] = ()
 
     @property
     def size(self) -> int:
         return int(self.encoder.shape[1])
 
-    def _scale(self, total: Tensor) -> float:
-        return float(total / self.observed.clamp(min=1))
+    def _scales(self) -> tuple[float, float]:
+        """ρ_s and ρ_t."""
+        sums = [self.source_sums, self.target_sums]
+        source, target = (float(x[1] / x[0]) if x[0] > 0 else 0.0 for x in sums)
+        return max(source, 1e-30), max(target, 1e-30)
+
+    def _chunks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The same coordinates of vectors [n] and matrices [k, n], as many as a cache holds; all at once on a GPU."""
+        length = max(1, _CHUNK // self.num_runs) if self.encoder.device.type == "cpu" else self.size
+        return zip(*(tensor.split(length, dim=-1) for tensor in tensors), strict=True)
 
     @torch.no_grad()
-    def observe(self, source: Tensor, target: Tensor) -> Tensor:
-        n = self.size
-        self.observed += 1
-        self.source_size += torch.linalg.vector_norm(source, 1, dtype=torch.float64) / n
-        self.target_size += torch.linalg.vector_norm(target, 1, dtype=torch.float64) / n
-        s, t = source / self._scale(self.source_size), target / self._scale(self.target_size)
-
-        if self.observed == 1:
+    def observe(self, source: Tensor, target: Tensor, label: float) -> Tensor:
+        n, rates = self.size, self.encoder_bias.new_tensor(self.rates)
+        dots, mean_square = self._read(source, target, has_target=label != 0)
+        source_scale, target_scale = self._scales()
+        if label != 0 and self.target_sums[0] == 1:
             # ∂loss/∂z needs a decoder that tells the classes apart. From noise alone its first signs are chance, and now
             # and then z runs off to one side for both classes, where tanh is flat, and stays there.
-            self.decoder.add_(0.1 * t)
+            self.decoder.addr_(1 / rates, target, alpha=0.1 / target_scale)
 
-        h = torch.tanh(self.encoder @ s / n + _BIAS_RATE * self.encoder_bias)  # [k]
-        residual = torch.addcmul(self.decoder_bias - t, self.decoder, h.unsqueeze(1))  # r, [k, n]
-        loss: Tensor = torch.linalg.vector_norm(residual, dim=1) ** 2 / n
-        # ∂loss/∂z = (2/n)⟨r, u_d⟩(1 − h²); the derivatives of the vectors are handed over times n
-        dz = 2 / n * (residual * self.decoder).sum(1) * (1 - h.square())
+        h = torch.tanh(rates * (dots / (n * source_scale) + _BIAS_RATE * self.encoder_bias))  # [k]
+        if not self._gradients:  # kept, for fresh memory costs more than what is written to it
+            self._gradients = tuple(torch.empty_like(p) for p in (self.encoder, self.decoder, self.decoder_bias))
+        for_encoder, for_decoder, for_bias = self._gradients
+        squares, slopes = torch.zeros_like(h), torch.zeros_like(h)  # ‖r‖² and ⟨r, u_d⟩
+        column, plain = h.unsqueeze(1), all(rate == 1 for rate in self.rates)
+        parts = self._chunks(target, self.decoder, self.decoder_bias, for_decoder, for_bias)
+        for t, decoder, bias, to_decoder, residual in parts:  # ∂loss/∂u_b = r/n; derivatives are handed over times n
+            torch.addcmul(bias, decoder, column, out=residual)
+            if not plain:
+                residual.mul_(rates.unsqueeze(1))
+            residual.sub_(t, alpha=1 / target_scale)
+            torch.mul(residual, column, out=to_decoder)
+            squares += torch.linalg.vecdot(residual, residual)
+            slopes += torch.linalg.vecdot(residual, decoder)
+        dz = rates * slopes * (1 - h.square()) / n  # ∂loss/∂z
+        factor = (dz / source_scale).unsqueeze(1)
+        for s, to_encoder in self._chunks(source, for_encoder):
+            torch.mul(s, factor, out=to_encoder)
+        self.encoder.grad, self.decoder.grad, self.decoder_bias.grad = self._gradients
         self.encoder_bias.grad = _BIAS_RATE * dz
-        self.encoder.grad = dz.unsqueeze(1) * s
-        self.decoder.grad = residual * (2 * h.unsqueeze(1))
-        self.decoder_bias.grad = residual.mul_(2)
-        return loss
+        return squares * (target_scale**2 / (n * mean_square))
+
+    def _read(self, source: Tensor, target: Tensor, *, has_target: bool) -> tuple[Tensor, float]:
+        """Take (s, t) into the running scales.
+
+        Returns:
+            ⟨q_e, s⟩ by run, where q_e is the stored encoder: [k]; and ‖t‖²/n, of neutral rows the mean of the others'.
+        """
+        dots = torch.zeros_like(self.encoder_bias)
+        sums = torch.zeros(3, dtype=torch.float64, device=source.device)  # ‖s‖₁, ‖t‖₁, ‖t‖²
+        for s, t, encoder in self._chunks(source, target, self.encoder):
+            dots += encoder @ s
+            sums[0] += torch.linalg.vector_norm(s, 1)
+            if has_target:
+                sums[1] += torch.linalg.vector_norm(t, 1)
+                sums[2] += t @ t
+        sums /= self.size
+        one = torch.ones_like(sums[:1])
+        self.source_sums += torch.cat([one, sums[:1]])
+        if has_target:
+            self.target_sums += torch.cat([one, sums[1:]])
+            return dots, float(sums[2])
+        return dots, float(self.target_sums[2] / self.target_sums[0]) if self.target_sums[0] > 0 else 1.0
 
     @torch.no_grad()
     def solutions(self) -> list[Solution]:
-        source_scale, target_scale = self._scale(self.source_size), self._scale(self.target_size)
+        source_scale, target_scale = self._scales()
         return [
             Solution(
-                encoder=self.encoder[k] / (self.size * max(source_scale, 1e-30)),
-                encoder_bias=_BIAS_RATE * float(self.encoder_bias[k]),
-                decoder=self.decoder[k] * target_scale,
-                decoder_bias=self.decoder_bias[k] * target_scale,
+                encoder=self.encoder[k] * (rate / (self.size * source_scale)),
+                encoder_bias=_BIAS_RATE * rate * float(self.encoder_bias[k]),
+                decoder=self.decoder[k] * (rate * target_scale),
+                decoder_bias=self.decoder_bias[k] * (rate * target_scale),
             )
-            for k in range(self.num_runs)
+            for k, rate in enumerate(self.rates)
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from scipy.optimize import brentq
@@ -69,17 +70,33 @@ def calibrated(solution: Solution, z: Tensor, labels: Tensor, *, level: float = 
 
 
 class Solver(nn.Module, ABC):
-    """Turns a stream of (s, t) into solutions. `num_runs` solutions advance together on one stream.
+    """Turns a stream of (s, t, label) into solutions. `num_runs` solutions advance together on one stream.
 
     A solver is a module, so that trainers save, resume and move it like any other: everything it has learned is in its
     `state_dict`.
+
+    Attributes:
+        num_runs: number of solutions k.
+        needs_optimizer: whether an optimizer moves the solver's parameters after each `observe`. Without one, there are
+            no parameters: learning rate and its schedule have no meaning.
     """
 
-    num_runs: int
+    num_runs: int = 1
+    needs_optimizer: ClassVar[bool] = False
 
     @abstractmethod
-    def observe(self, source: Tensor, target: Tensor) -> Tensor:
-        """Take in one gradient pair, each [n]; set `.grad` of parameters that an optimizer moves. Returns losses [k]."""
+    def observe(self, source: Tensor, target: Tensor, label: float) -> Tensor:
+        """Take in one gradient pair; set `.grad` of parameters that an optimizer moves.
+
+        Args:
+            source: s, [n], fp32.
+            target: t, [n], fp32.
+            label: sign of the class whose token gives s: +1 or −1; 0 for neutral and identity rows, whose t is zero.
+
+        Returns:
+            ‖t̂ − t‖²/‖t‖² by run, [k], before this pair is learned from: 1 is the error of predicting nothing. For neutral
+            rows, which have no ‖t‖, the mean of the others takes its place.
+        """
 
     @abstractmethod
     def solutions(self) -> list[Solution]:

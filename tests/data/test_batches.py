@@ -30,7 +30,7 @@ def test_labels_and_transitions() -> None:
     assert sorted(data.transitions) == [0, 0, 1]
     assert [label == 1.0 for label in data.labels] == [t == 0 for t in data.transitions]
     assert [label == -1.0 for label in dataset(2, 1).labels] == [t == 0 for t in data.transitions]
-    assert data[1] is data.examples[1]
+    assert data[1] == (data.examples[1], data.labels[1])
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -76,9 +76,9 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 def test_rows_of_a_batch_have_similar_lengths() -> None:
     data = dataset(320, 320)
     batches = list(TransitionBatchSampler(data, 8, seed=0))
-    spread = [max(data[i].length for i in b) - min(data[i].length for i in b) for b in batches]
+    spread = [max(data.examples[i].length for i in b) - min(data.examples[i].length for i in b) for b in batches]
     assert sum(spread) / len(spread) < 6  # of lengths 1…20; random batches have about 16
-    means = [sum(data[i].length for i in b) / 8 for b in batches]
+    means = [sum(data.examples[i].length for i in b) / 8 for b in batches]
     assert sorted(means) != means
 
 
