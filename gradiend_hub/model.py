@@ -22,10 +22,12 @@ from .base_identity import base_commit, base_name, check_base_model, load_record
 from .config import GradiendConfig, is_number
 from .constants import CARD_FILE, CONFIG_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from .direction import Direction
-from .errors import BaseModelError, ConfigError, EditError
+from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, EditError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from .hub.verify import Verification
 
 __all__ = ["EditReceipt", "GradiendModel"]
 
@@ -420,6 +422,22 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
         return encode_rows(self, rows, batch_size=batch_size)
 
+    def verify(self) -> Verification:
+        """Measure the active direction's self-test again: its encodings, probabilities, files and base model.
+
+        Raises:
+            ArtifactNotFoundError: the direction was not loaded from an artifact, or that has no self-test.
+            ArtifactError: the self-test is damaged.
+        """
+        from .hub.verify import verify
+
+        name = self._only_active()
+        if name not in self._folders:
+            raise ArtifactNotFoundError(
+                f"The direction {name!r} was not loaded from files, so there is nothing to verify."
+            )
+        return verify(self, self._folders[name])
+
     # ---------------------------------------------------------------------------------------------------------- saving
 
     def save_pretrained(self, save_directory: str | Path, adapter_name: str | None = None, **_: Any) -> None:
@@ -439,10 +457,14 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         direction.save(folder, dtype=config.dtype)
         replace(config, parameters=direction.spec(), has_bias=direction.has_bias).save_pretrained(str(folder))
         if name in self._folders:
-            for companion in (REPORT_FILE, PROBES_FILE, CARD_FILE):
+            for companion in (REPORT_FILE, CARD_FILE, PROBES_FILE):
                 source, target = self._folders[name] / companion, folder / companion
                 if source.is_file() and not target.exists():
                     shutil.copyfile(source, target)
+                    if companion == PROBES_FILE:
+                        from .hub.verify import renew_digests
+
+                        renew_digests(folder)  # the values may be stored in another type now
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Publish the active direction in one commit; arguments as of `gradiend_hub.hub.publish.publish_folder`.

@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .base_identity import base_commit
 from .base_models import load_base_model
 from .config import GradiendConfig
-from .constants import CARD_FILE, CONFIG_FILE, ENCODER_FILE, REPORT_FILE, WEIGHTS_FILE
+from .constants import CARD_FILE, CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from .data import (
     Row,
     TransitionBatchSampler,
@@ -39,6 +39,7 @@ from .fingerprint import Fingerprint
 from .gradients import GradientReader, Scope, read_pair, select_parameters
 from .hub.card import write_card
 from .hub.publish import publish_folder
+from .hub.verify import write_probes
 from .model import GradiendModel
 from .objectives import Example, PairBatch, make_objective, objective_name
 from .solvers import AutoencoderSolver, Solution, calibrated
@@ -46,7 +47,7 @@ from .training_args import GradiendTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-ARTIFACT_FILES = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, CARD_FILE)
+ARTIFACT_FILES = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE)
 
 _CALIBRATION_ROWS = 128
 """Training rows from which orientation and gain of a solution are read."""
@@ -102,7 +103,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         )
         logger.info("Scope: %s", self.scope.summary())
 
-        rows = read_rows(train_dataset, self._classes, what="train_dataset")
+        rows = self._train_rows = read_rows(train_dataset, self._classes, what="train_dataset")
         config.fillers = config.fillers or class_fillers(rows, self._classes)
         examples = tokenize_rows(self.objective, rows, what="train_dataset")
         self._eval_rows = [] if eval_dataset is None else read_rows(eval_dataset, self._classes, what="eval_dataset")
@@ -248,12 +249,13 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         if not self.args.should_save:
             return
         folder.mkdir(parents=True, exist_ok=True)
+        self.report.save(folder)
         model = GradiendModel.from_direction(self.base_model, self.direction, self.gradiend_config)
         try:
             model.save_pretrained(folder)
+            write_probes(folder, model, self._eval_rows or self._train_rows, self.objective)
         finally:
             model.unload()
-        self.report.save(folder)
         write_card(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")

@@ -178,6 +178,15 @@ def apply(
 
 
 @app.command()
+def verify(direction: Direction, base: Base = None, revision: Revision = None) -> None:
+    """Measure a direction's self-test again and compare; exit status 1 if anything differs."""
+    from .verify import show_verification
+
+    if not show_verification(direction, base=base, revision=revision, console=output()):
+        raise typer.Exit(1)
+
+
+@app.command()
 def merge(
     direction: Direction,
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for the model.")],

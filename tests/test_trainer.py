@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
 from gradiend_hub import Direction, GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.base_models import load_base_model
-from gradiend_hub.constants import CARD_FILE, CONFIG_FILE, ENCODER_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.constants import CARD_FILE, CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.data import Row
 from gradiend_hub.direction import ParameterDirection
 from gradiend_hub.errors import (
@@ -34,7 +34,7 @@ from tests.objectives.tokenizers import causal_tokenizer
 from tests.training import CLASSES, STEPS, arguments, trainer_of
 
 KINDS = ("factual", "alternative", "diff")
-ARTIFACT = {CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, CARD_FILE}
+ARTIFACT = {CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE}
 
 
 @pytest.fixture(autouse=True)

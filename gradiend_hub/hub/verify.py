@@ -1,0 +1,249 @@
+"""The self-test of an artifact: a few rows with the values that its author measured, and what is measured here.
+
+`gradiend_probes.jsonl` holds digests of the artifact's content, rows with their encodings, and class probabilities of
+these rows at three strengths. `verify` needs the artifact and the base model, and no other data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+
+from gradiend_hub.base_identity import original_parameters
+from gradiend_hub.config import GradiendConfig
+from gradiend_hub.constants import (
+    CONFIG_FILE,
+    ENCODER_FILE,
+    PROBES_FILE,
+    REPORT_FILE,
+    SCHEMA_VERSION,
+    WEIGHTS_FILE,
+)
+from gradiend_hub.data import Row
+from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
+from gradiend_hub.evaluation import StrengthProbe
+from gradiend_hub.evaluation.encoder import encode_rows
+from gradiend_hub.evaluation.schema import read_as
+from gradiend_hub.fingerprint import BaseModelRelation
+from gradiend_hub.objectives import Objective, make_objective
+
+if TYPE_CHECKING:
+    from gradiend_hub.model import GradiendModel
+
+__all__ = ["Check", "Probes", "Verification", "content_digests", "verify", "write_probes"]
+
+STRENGTHS = (-1.0, 0.0, 1.0)
+ROWS_PER_CLASS = 4
+MOST_BYTES = 2**20
+MOST_ROWS = 256
+
+TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
+"""Largest difference of an encoding or a probability, by the coarsest type that took part. In fp32 other kernels and
+batch sizes move them by about 1e-5."""
+
+_FREE_FIELDS = (
+    "auto_mapping", "base_model_name_or_path", "gradiend_version", "inference_mode", "peft_type", "peft_version",
+    "task_type", "transformers_version",
+)  # fmt: skip
+"""Fields of `adapter_config.json` that a save through another version or to another place may change."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """`gradiend_probes.jsonl`: a line of identity, then a line per row.
+
+    Attributes:
+        sha256: digest of the content of each file of the artifact; see `content_digests`.
+        dtype: type of the base model's weights when the values were measured.
+        probability: strength (as text) → class of the rows → class of the words → mean probability.
+        rows: the rows, and `encodings` their feature values; empty if the direction has no encoder.
+    """
+
+    sha256: dict[str, str]
+    dtype: str
+    probability: dict[str, dict[str, dict[str, float]]]
+    rows: list[Row] = field(default_factory=list)
+    encodings: list[float] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    def save(self, folder: Path) -> None:
+        """Write `gradiend_probes.jsonl`."""
+        head = {name: value for name, value in asdict(self).items() if name not in ("rows", "encodings")}
+        lines = [head, *(asdict(row) for row in self.rows)]
+        for line, h in zip(lines[1:], self.encodings, strict=bool(self.encodings)):
+            line["h"] = h
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        (folder / PROBES_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Probes:
+        """Read and check `gradiend_probes.jsonl`.
+
+        Raises:
+            ArtifactNotFoundError: the direction was published without one.
+            ArtifactError: it is damaged, or not one of this library.
+        """
+        path = folder / PROBES_FILE
+        if not path.is_file():
+            raise ArtifactNotFoundError(
+                f"{folder} has no {PROBES_FILE}, so the direction has no self-test. Measure it yourself with "
+                "`gradiend-hub evaluate`."
+            )
+        try:
+            if path.stat().st_size > MOST_BYTES:
+                raise ValueError(f"it is larger than {MOST_BYTES} bytes")
+            head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            encodings = [line.pop("h") for line in lines if "h" in line]
+            probes = read_as(cls, {**head, "rows": lines, "encodings": encodings}, PROBES_FILE)
+            if len(lines) > MOST_ROWS or len(encodings) not in (0, len(lines)):
+                raise ValueError(f"it has {len(lines)} rows, {len(encodings)} of them with an encoding")
+            if probes.schema_version > SCHEMA_VERSION or probes.dtype not in TOLERANCES:
+                raise ValueError(f"schema {probes.schema_version} and dtype {probes.dtype!r} are unknown here")
+            if not probes.rows or any(float(s) not in STRENGTHS for s in probes.probability):
+                raise ValueError(f"expected rows, and probabilities at strengths {STRENGTHS}")
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ArtifactError(f"{path} is not a self-test of this library: {error}.") from error
+        return probes
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verification: what was claimed, what was found, and whether that is the same."""
+
+    name: str
+    claimed: str
+    found: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        checks: one line per file, for the base model, and for each value.
+        tolerance: largest difference of a value that passes.
+    """
+
+    checks: list[Check]
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+
+def content_digests(folder: Path) -> dict[str, str]:
+    """sha256 of what each file says: names, types, shapes and bytes of tensors, and sorted JSON.
+
+    The same content written by another version of safetensors or PEFT, or with other white space, has the same digest.
+    """
+    digests = {}
+    config = GradiendConfig.from_pretrained(str(folder)).to_dict()
+    digests[CONFIG_FILE] = _digest_json({name: v for name, v in config.items() if name not in _FREE_FIELDS})
+    for name in (WEIGHTS_FILE, ENCODER_FILE):
+        if (folder / name).is_file():
+            digests[name] = _digest_tensors(folder / name)
+    if (folder / REPORT_FILE).is_file():
+        digests[REPORT_FILE] = _digest_json(json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")))
+    return digests
+
+
+def _digest_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _digest_tensors(path: Path) -> str:
+    digest = hashlib.sha256()
+    with safe_open(str(path), framework="pt") as file:
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], objective: Objective) -> None:
+    """Measure a few rows and write `gradiend_probes.jsonl` into the folder of the saved direction.
+
+    Args:
+        folder: where `save_pretrained` has written, and the report if there is one; their digests are taken here.
+        model: the base model with the direction.
+        rows: candidates; the first few of each class are taken, the shortest texts first.
+        objective: of the base model.
+    """
+    classes = {row.factual_class for row in rows}
+    chosen = [
+        row
+        for name in sorted(classes)
+        for row in sorted((r for r in rows if r.factual_class == name), key=lambda r: len(r.masked))[:ROWS_PER_CLASS]
+    ]
+    encodings, probability = _measure(model, chosen, objective)
+    Probes(content_digests(Path(folder)), _dtype(model), probability, chosen, encodings).save(Path(folder))
+
+
+def renew_digests(folder: Path) -> None:
+    """After an artifact was loaded and saved again on purpose: the digests of what was saved."""
+    probes = Probes.load(folder)
+    Probes(content_digests(folder), probes.dtype, probes.probability, probes.rows, probes.encodings).save(folder)
+
+
+def _measure(
+    model: GradiendModel, rows: Sequence[Row], objective: Objective
+) -> tuple[list[float], dict[str, dict[str, dict[str, float]]]]:
+    encodings = encode_rows(model, [asdict(row) for row in rows]).tolist() if model.direction.has_encoder else []
+    probe = StrengthProbe(model, objective, rows)
+    return encodings, {str(strength): probe.measure(strength).probability for strength in STRENGTHS}
+
+
+def _dtype(model: GradiendModel) -> str:
+    """The coarsest type of the base model's weights in which the direction works."""
+    names = {str(p.dtype).removeprefix("torch.") for p in model.get_base_model().parameters()}
+    return max(names & TOLERANCES.keys(), key=lambda name: TOLERANCES[name], default="float32")
+
+
+def verify(model: GradiendModel, folder: str | Path) -> Verification:
+    """Measure the self-test of an artifact again, and compare the digests of its files.
+
+    Raises:
+        ArtifactNotFoundError: the artifact has no self-test.
+        ArtifactError: the self-test is damaged.
+    """
+    folder = Path(folder)
+    probes = Probes.load(folder)
+    found_digests = content_digests(folder)
+    checks = [
+        Check(name, probes.sha256.get(name, "none")[:16], found_digests.get(name, "none")[:16],
+              probes.sha256.get(name) == found_digests.get(name))
+        for name in sorted(probes.sha256.keys() | found_digests.keys())
+    ]  # fmt: skip
+    if (fingerprint := model.direction.fingerprint) is not None:
+        relation = fingerprint.compare(original_parameters(model.get_base_model())).relation
+        same = relation in (BaseModelRelation.SAME, BaseModelRelation.ROUNDED)
+        checks.append(Check("base model", "same", relation.value, same))
+
+    tolerance = max(TOLERANCES[probes.dtype], TOLERANCES[_dtype(model)], TOLERANCES[model.active_peft_config.dtype])
+    base = model.get_base_model()
+    objective = make_objective(base, model.tokenizer, name=model.active_peft_config.objective)
+    encodings, probability = _measure(model, probes.rows, objective)
+    for row, claimed, found in zip(probes.rows, probes.encodings, encodings, strict=bool(probes.encodings)):
+        name = f"h: {row.masked.replace('[MASK]', f'[{row.factual}]')}"
+        checks.append(_compare(name, claimed, found, tolerance))
+    for strength, by_class in probes.probability.items():
+        for of, wanted in by_class.items():
+            for name, value in wanted.items():
+                found = probability[str(float(strength))].get(of, {}).get(name, float("nan"))
+                checks.append(_compare(f"P({name}) on {of} rows at {float(strength):+g}", value, found, tolerance))
+    return Verification(checks, tolerance)
+
+
+def _compare(name: str, claimed: float, found: float, tolerance: float) -> Check:
+    return Check(name, f"{claimed:+.4f}", f"{found:+.4f}", abs(claimed - found) <= tolerance)

@@ -1,0 +1,42 @@
+"""`verify`: the self-test of a published direction, claimed and found."""
+
+from __future__ import annotations
+
+import warnings
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradiend_hub import GradiendModel
+
+from .quiet import quiet
+
+__all__ = ["show_verification"]
+
+
+def show_verification(direction: str, *, base: str | None, revision: str | None, console: Console) -> bool:
+    """Print the table of what is claimed and what was found; whether all of it agrees.
+
+    Raises:
+        GradiendError: the direction or its base cannot be loaded, or there is no self-test.
+    """
+    with quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*to a relative of its base model")  # a line of the table says so
+        model = GradiendModel.from_pretrained(
+            direction, base_model=base, revision=revision, strength=0.0, allow_related=base is not None
+        )
+        result = model.verify()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("check", overflow="fold")
+    for name in ("claimed", "found", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for check in result.checks:
+        verdict = Text("ok", style="green") if check.passed else Text("DIFFERS", style="bold red")
+        table.add_row(Text(check.name), Text(check.claimed), Text(check.found), verdict)
+    console.print(table)
+    wrong = sum(not check.passed for check in result.checks)
+    tolerance = f"values may differ by {result.tolerance:g}"
+    console.print(f"\n{len(result.checks)} checks, {tolerance}: " + (f"{wrong} differ." if wrong else "all agree."))
+    return result.passed

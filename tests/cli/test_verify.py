@@ -1,0 +1,135 @@
+"""The self-test of an artifact: it passes where nothing was touched, and fails at every kind of tampering."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from gradiend_hub import GradiendModel
+from gradiend_hub.base_models import load_base_model
+from gradiend_hub.constants import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
+from gradiend_hub.hub.verify import Probes, content_digests
+from tests.cli.conftest import Run, Trained
+
+
+@pytest.fixture
+def copy(trained: Trained, tmp_path: Path) -> Path:
+    """A copy of a published direction that a test may tamper with."""
+    files = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE)
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in files:
+        shutil.copyfile(trained.folder / name, folder / name)
+    return folder
+
+
+def failures(folder: Path) -> list[str]:
+    model = GradiendModel.from_pretrained(folder, strength=0.5)
+    before = model.receipt
+    names = [check.name for check in model.verify().checks if not check.passed]
+    assert model.strength == 0.5 and model.receipt == before  # the model is as it was
+    return names
+
+
+def test_it_passes_and_the_table_says_so(run: Run, trained: Trained) -> None:
+    result = run("verify", trained.folder)
+    assert result.exit_code == 0
+    assert "all agree" in result.stdout and "DIFFERS" not in result.stdout
+    assert re.search(r"base model +same +same +ok", result.stdout)
+    assert re.search(r"P\(3PL\) on 3SG rows at -1 +\+0\.\d{4} +\+0\.\d{4} +ok", result.stdout)
+
+
+def test_one_changed_value_of_the_decoder(run: Run, copy: Path) -> None:
+    tensors = load_file(copy / WEIGHTS_FILE)
+    key = sorted(tensors)[0]
+    tensors[key].view(-1)[3] *= -1
+    save_file(tensors, copy / WEIGHTS_FILE, {"format": "pt"})
+    assert failures(copy) == [WEIGHTS_FILE]
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert "1 differ." in result.stdout
+
+
+def test_a_decoder_of_other_sign_shows_in_what_it_does(copy: Path) -> None:
+    tensors = load_file(copy / WEIGHTS_FILE)
+    save_file({name: -value for name, value in tensors.items()}, copy / WEIGHTS_FILE, {"format": "pt"})
+    probes = Probes.load(copy)
+    Probes(content_digests(copy), probes.dtype, probes.probability, probes.rows, probes.encodings).save(copy)
+    found = failures(copy)  # the digests were forged, too
+    assert found and all(name.startswith("P(") for name in found)
+
+
+def test_an_encoder_of_other_gain_shows_in_what_it_reads(copy: Path) -> None:
+    tensors = load_file(copy / ENCODER_FILE)
+    doubled = {n: v * (2 if n.startswith("encoder.") else 1) for n, v in tensors.items()}
+    save_file(doubled, copy / ENCODER_FILE, {"base_dtype": "bfloat16"})
+    found = failures(copy)
+    assert ENCODER_FILE in found and any(name.startswith("h: ") for name in found)
+
+
+def test_an_edited_report(copy: Path) -> None:
+    report = json.loads((copy / REPORT_FILE).read_text())
+    report["splits"]["test"]["encoder"]["correlation"] = 0.999
+    (copy / REPORT_FILE).write_text(json.dumps(report))
+    assert failures(copy) == [REPORT_FILE]
+
+
+def test_an_edited_config(copy: Path) -> None:
+    config = json.loads((copy / CONFIG_FILE).read_text())
+    config["strength_unit"] *= 50
+    (copy / CONFIG_FILE).write_text(json.dumps(config))
+    assert failures(copy)[0] == CONFIG_FILE
+
+
+def test_another_base_model(run: Run, copy: Path, masked_path: Path, tmp_path: Path) -> None:
+    base = load_base_model(masked_path)
+    for parameter in base.parameters():
+        parameter.data += 0.05 * parameter.data.std() * torch.randn(parameter.shape)
+    base.save_pretrained(tmp_path / "tuned")
+    shutil.copytree(masked_path, tmp_path / "tuned", ignore=shutil.ignore_patterns("*.safetensors", "config.json"),
+                    dirs_exist_ok=True)  # fmt: skip
+    result = run("verify", copy, "--base", tmp_path / "tuned")
+    assert result.exit_code == 1
+    assert re.search(r"base model +same +related +DIFFERS", result.stdout)
+    for parameter in base.parameters():
+        parameter.data = torch.randn(parameter.shape)
+    base.save_pretrained(tmp_path / "tuned")
+    result = run("verify", copy, "--base", tmp_path / "tuned")
+    assert result.exit_code == 1
+    assert "is not the base model of the direction" in result.stderr
+
+
+def test_no_or_a_damaged_self_test(run: Run, copy: Path, masked_path: Path) -> None:
+    lines = (copy / PROBES_FILE).read_text().splitlines()
+    for text in ("", "{}", "[1]\n", "\n".join([lines[0], '{"masked": 1}']), lines[0], "{" * 100_000,
+                 "\n".join([lines[0].replace('"float32"', '"int4"'), *lines[1:]])):  # fmt: skip
+        (copy / PROBES_FILE).write_text(text)
+        with pytest.raises(ArtifactError, match="is not a self-test of this library"):
+            Probes.load(copy)
+    (copy / PROBES_FILE).unlink()
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert "has no gradiend_probes.jsonl" in result.stderr
+    model = GradiendModel.from_pretrained(copy)
+    unsaved = GradiendModel.from_direction(load_base_model(masked_path), model.direction, model.active_peft_config)
+    with pytest.raises(ArtifactNotFoundError, match="was not loaded from files"):
+        unsaved.verify()
+
+
+def test_it_passes_after_saving_again(copy: Path, masked_path: Path, tmp_path: Path) -> None:
+    model = GradiendModel.from_pretrained(copy)
+    model.active_peft_config.dtype = "float16"
+    model.save_pretrained(tmp_path / "half")
+    assert (tmp_path / "half" / WEIGHTS_FILE).stat().st_size < 0.6 * (copy / WEIGHTS_FILE).stat().st_size
+    assert failures(tmp_path / "half") == []
+    plain = PeftModel.from_pretrained(load_base_model(masked_path), str(copy))
+    plain.save_pretrained(str(tmp_path / "peft"))
+    assert failures(tmp_path / "peft") == []
