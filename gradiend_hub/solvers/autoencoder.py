@@ -29,7 +29,7 @@ from .base import Solution, Solver
 _BIAS_RATE = 0.01
 """b_e = 0.01·v_e, so that it moves slower than ⟨u_e, ŝ⟩: otherwise it swings z away before the classes are found."""
 
-_CHUNK = 2**16
+_CHUNK = 2**15
 """Values of all runs that a CPU works on at a time: what a chunk reads more than once then stays in a core's cache."""
 
 
@@ -101,7 +101,7 @@ class AutoencoderSolver(Solver):
             self.decoder.addr_(1 / rates, target, alpha=0.1 / target_scale)
 
         h = torch.tanh(rates * (dots / (n * source_scale) + _BIAS_RATE * self.encoder_bias))  # [k]
-        if not self._gradients:  # kept, for fresh memory costs more than what is written to it
+        if not self._gradients or self._gradients[0].device != self.encoder.device:  # kept: fresh memory is slow memory
             self._gradients = tuple(torch.empty_like(p) for p in (self.encoder, self.decoder, self.decoder_bias))
         for_encoder, for_decoder, for_bias = self._gradients
         squares, slopes = torch.zeros_like(h), torch.zeros_like(h)  # ‖r‖² and ⟨r, u_d⟩
@@ -113,8 +113,8 @@ class AutoencoderSolver(Solver):
                 residual.mul_(rates.unsqueeze(1))
             residual.sub_(t, alpha=1 / target_scale)
             torch.mul(residual, column, out=to_decoder)
-            squares += torch.linalg.vecdot(residual, residual)
-            slopes += torch.linalg.vecdot(residual, decoder)
+            squares += _dot(residual, residual)
+            slopes += _dot(residual, decoder)
         dz = rates * slopes * (1 - h.square()) / n  # ∂loss/∂z
         factor = (dz / source_scale).unsqueeze(1)
         for s, to_encoder in self._chunks(source, for_encoder):
@@ -130,14 +130,11 @@ class AutoencoderSolver(Solver):
             ⟨q_e, s⟩ by run, where q_e is the stored encoder: [k]; and ‖t‖²/n, of neutral rows the mean of the others'.
         """
         dots = torch.zeros_like(self.encoder_bias)
-        sums = torch.zeros(3, dtype=torch.float64, device=source.device)  # ‖s‖₁, ‖t‖₁, ‖t‖²
+        parts = []  # ‖s‖₁, ‖t‖₁ and ‖t‖² by chunk; abs().sum() is five times faster than a 1-norm on a CPU
         for s, t, encoder in self._chunks(source, target, self.encoder):
             dots += encoder @ s
-            sums[0] += torch.linalg.vector_norm(s, 1)
-            if has_target:
-                sums[1] += torch.linalg.vector_norm(t, 1)
-                sums[2] += t @ t
-        sums /= self.size
+            parts += [s.abs().sum(), t.abs().sum(), t @ t] if has_target else [s.abs().sum()]
+        sums = torch.stack(parts).double().view(-1, 3 if has_target else 1).sum(0) / self.size
         one = torch.ones_like(sums[:1])
         self.source_sums += torch.cat([one, sums[:1]])
         if has_target:
@@ -157,3 +154,8 @@ class AutoencoderSolver(Solver):
             )
             for k, rate in enumerate(self.rates)
         ]
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products of the rows of two matrices: [k, n], [k, n] → [k]. One row needs no memory for the products."""
+    return (left[0] @ right[0]).reshape(1) if len(left) == 1 else torch.linalg.vecdot(left, right)

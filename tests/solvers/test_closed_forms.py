@@ -51,8 +51,10 @@ def test_class_means_encode_to_their_level() -> None:
     for sign in (1, -1):
         mean = torch.from_numpy(s[labels == sign].mean(0)).float()
         assert solution.encode(mean) == pytest.approx(0.9 * sign, abs=1e-4)
-    difference = s[labels > 0].mean(0) - s[labels < 0].mean(0)
-    cosine = torch.cosine_similarity(solution.encoder.double(), torch.from_numpy(difference), dim=0)
+    classes = [s[labels == sign] for sign in (1, -1)]
+    variance = sum(np.square(rows - rows.mean(0)).sum(0) for rows in classes)
+    expected = (classes[0].mean(0) - classes[1].mean(0)) / (variance + 0.1 * variance.mean())
+    cosine = torch.cosine_similarity(solution.encoder.double(), torch.from_numpy(expected), dim=0)
     assert float(cosine) == pytest.approx(1, abs=1e-6)
 
 
