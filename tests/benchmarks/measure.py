@@ -1,0 +1,73 @@
+"""What all benchmarks share: interleaved repetitions, medians, and the lines of the table."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Times:
+    """CPU seconds of works that took turns; the first one is what the others are compared with."""
+
+    medians: dict[str, float]
+    ratios: dict[str, float]
+
+
+def interleaved(works: Mapping[str, Callable[[], Any]], repetitions: int) -> Times:
+    """Run works in turn, `repetitions` times after one warm-up.
+
+    Returns:
+        Medians of the CPU time of each, and medians of its ratio to the first work of the same turn. CPU time and not
+        wall time, and ratios within a turn: both hold on a machine that others use at the same time.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    for _ in range(repetitions):
+        gc.collect()
+        for name, work in works.items():
+            start = time.process_time()
+            work()
+            seconds[name].append(time.process_time() - start)
+    first = next(iter(seconds.values()))
+    return Times(
+        {name: statistics.median(values) for name, values in seconds.items()},
+        {n: statistics.median(a / b for a, b in zip(v, first, strict=True)) for n, v in seconds.items()},
+    )
+
+
+def line(what: str, value: float, unit: str, target: str = "", **details: Any) -> dict[str, Any]:
+    """A line of the table.
+
+    Args:
+        target: such as "≤ 1.15"; empty for a figure without one.
+        **details: `model`, `ours`, `other` (what it is compared with), `note`, …
+    """
+    return {"what": what, "value": value, "unit": unit, "target": target, **details}
+
+
+def skipped(what: str, reason: str, **details: Any) -> dict[str, Any]:
+    """A line that could not be measured here."""
+    return {"what": what, "value": None, "unit": "", "target": "", "skipped": reason, **details}
+
+
+def peak_growth(work: Callable[[], Any]) -> float:
+    """MiB that the process grew at most while the work ran (Linux)."""
+
+    def status(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(text.split()[1]) for text in lines if text.startswith(field))
+
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    kept = work()
+    peak = status("VmHWM") - before
+    del kept
+    return peak / 1024
