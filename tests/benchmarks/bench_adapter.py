@@ -1,19 +1,13 @@
 """Speed and memory of loading, applying and changing a direction, as ratios to the bare work in the same run.
 
-    python -m tests.benchmarks.bench_adapter [FOLDER OF A MASKED LM]
-
-Without a folder, models of 22.6M and 135M parameters with random weights are built. Nothing is asserted: times are a
-matter of the machine, and the targets are those of the project.
+Models of 22.6M and 135M parameters with random weights are built. Nothing is asserted: times are a matter of the machine,
+and the targets are those of the project.
 """
 
 from __future__ import annotations
 
 import copy
-import gc
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +23,7 @@ from gradiend_hub.direction import Direction, ParameterDirection
 from gradiend_hub.fingerprint import Fingerprint
 from gradiend_hub.model import GradiendModel
 
-ROUNDS = 15
+from .measure import interleaved, line, peak_growth
 
 
 def bert_22m() -> nn.Module:
@@ -72,50 +66,22 @@ def make_direction(model: nn.Module, share: float | None, bias: bool) -> Directi
     return Direction(parameters, fingerprint=Fingerprint.of(dict(model.named_parameters())))
 
 
-def compare(name: str, target: float, ours: Callable[[], Any], bare: Callable[[], Any]) -> None:
-    """Time both alternately; print medians and the median of the ratios of neighbours."""
-    ours()
-    bare()
-    pairs = []
-    for _ in range(ROUNDS):
-        gc.collect()
-        start = time.perf_counter()
-        ours()
-        middle = time.perf_counter()
-        bare()
-        pairs.append((middle - start, time.perf_counter() - middle))
-    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
-    mark = "" if ratio <= target else "  above"
-    print(
-        f"  {name:44s} {mine * 1e3:9.2f} ms  bare {theirs * 1e3:9.2f} ms  ratio {ratio:5.2f}  (target {target}){mark}"
+def bench(base: nn.Module, share: float | None, bias: bool, rounds: int, **details: Any) -> list[dict[str, Any]]:
+    """All measurements of one direction on one model."""
+    direction = make_direction(base, share, bias)
+    kind = "dense" if share is None else f"{share:.0%} sparse"
+    with_bias = " with bias" if bias else ""
+    lines: list[dict[str, Any]] = []
+    details["note"] = (
+        f"{kind} direction{with_bias}, {direction.entries:,} entries in {len(direction.parameters)} tensors"
     )
 
+    def compare(what: str, target: float, ours: Callable[[], Any], bare: Callable[[], Any]) -> None:
+        times = interleaved({"bare": bare, "ours": ours}, rounds)
+        mine, theirs = (f"{times.medians[name] * 1e3:.2f} ms" for name in ("ours", "bare"))
+        lines.append(line(what, times.ratios["ours"], "×", f"≤ {target}", ours=mine, other=theirs, **details))
 
-def peak_memory(work: Callable[[], Any]) -> int:
-    """Bytes that the process grew at most while the work ran (Linux)."""
-
-    def status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    kept = work()
-    peak = status("VmHWM") - before
-    del kept
-    return peak
-
-
-def bench(model: nn.Module, share: float | None, bias: bool) -> None:
-    """All measurements of one direction on one model."""
-    direction = make_direction(model, share, bias)
-    kind = "dense" if share is None else f"{share:.0%} sparse"
-    tensors = len(direction.parameters)
-    with_bias = " with bias" if bias else ""
-    print(f"{kind} direction{with_bias}: {direction.entries:,} entries in {tensors} tensors")
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in base.named_parameters()}
     flat = {name: weight.view(-1) for name, weight in weights.items()}
     indices = {n: p.indices.long() for n, p in direction.parameters.items() if p.indices is not None}
     with tempfile.TemporaryDirectory() as directory:
@@ -126,7 +92,7 @@ def bench(model: nn.Module, share: float | None, bias: bool) -> None:
         )
 
         def load() -> None:
-            GradiendModel.from_pretrained(folder, model).unload()
+            GradiendModel.from_pretrained(folder, base).unload()
 
         def read_and_touch() -> None:
             tensors = load_file(folder / WEIGHTS_FILE)
@@ -142,14 +108,14 @@ def bench(model: nn.Module, share: float | None, bias: bool) -> None:
         compare("load, apply, take off again / read, add", 1.15, load, read_and_touch)
         file = sum(path.stat().st_size for path in folder.iterdir())
         largest = max(weight.numel() * weight.element_size() for weight in weights.values())
-        twin = copy.deepcopy(model)
-        peak = peak_memory(lambda: GradiendModel.from_pretrained(folder, twin).merge_and_unload())
+        twin = copy.deepcopy(base)
+        peak = peak_growth(lambda: GradiendModel.from_pretrained(folder, twin).merge_and_unload())
         allowed = (file + largest) / 2**20
-        print(
-            f"  {'peak memory of load and merge':44s} {peak / 2**20:9.1f} MB  file + largest tensor {allowed:9.1f} MB"
-        )
-    clean = copy.deepcopy(model)
-    merged = GradiendModel.from_direction(model, direction, GradiendConfig(feature_classes=["a", "b"]), strength=1.0)
+        what = "peak memory of load and merge / file + largest tensor"
+        cells = {"ours": f"{peak:.1f} MiB", "other": f"{allowed:.1f} MiB"}
+        lines.append(line(what, peak / allowed, "×", "≤ 1", **cells, **details))
+    clean = copy.deepcopy(base)
+    merged = GradiendModel.from_direction(base, direction, GradiendConfig(feature_classes=["a", "b"]), strength=1.0)
     strengths = iter([0.5 + 0.01 * step for step in range(10_000)])
 
     scratch = {name: weight.clone().view(-1) for name, weight in weights.items()}
@@ -175,21 +141,17 @@ def bench(model: nn.Module, share: float | None, bias: bool) -> None:
     with torch.no_grad():
         compare("forward of the merged model / of the base", 1.0, lambda: merged(**ids), lambda: clean(**ids))
     merged.unload()
+    return lines
 
 
-def main() -> None:
-    """Run everything."""
-    torch.set_num_threads(1)
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """All lines of this module."""
     models: dict[str, Callable[[], nn.Module]] = {"BERT, 22.6M": bert_22m, "Llama, 135M": llama_135m}
-    if len(sys.argv) > 1:
-        models = {sys.argv[1]: lambda: tf.AutoModelForMaskedLM.from_pretrained(sys.argv[1], dtype=torch.float32)}
-    for name, build in models.items():
+    lines: list[dict[str, Any]] = []
+    for name, build in list(models.items())[: 1 if quick else None]:
         for dtype in (torch.float32, torch.bfloat16):
             model = build().to(dtype).eval()
-            print(f"\n{name}, {sum(p.numel() for p in model.parameters()):,} parameters, {dtype}")
+            title = f"{name}, {str(dtype).removeprefix('torch.')}"
             for share, bias in ((0.01, True), (0.01, False), (None, True), (None, False)):
-                bench(model, share, bias)
-
-
-if __name__ == "__main__":
-    main()
+                lines += bench(model, share, bias, 3 if quick else 15, model=title)
+    return lines
