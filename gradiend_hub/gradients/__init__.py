@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from .directional import directional_derivatives
+from .faults import SkippedRows
 from .importance import prune
+from .memory import Estimate, estimate, memory_advised
 from .pairs import GradientReader, read_pair
 from .scope import Scope, select_parameters
 
-__all__ = ["GradientReader", "Scope", "directional_derivatives", "prune", "read_pair", "select_parameters"]
+__all__ = [
+    "Estimate",
+    "GradientReader",
+    "Scope",
+    "SkippedRows",
+    "directional_derivatives",
+    "estimate",
+    "memory_advised",
+    "prune",
+    "read_pair",
+    "select_parameters",
+]

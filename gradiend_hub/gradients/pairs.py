@@ -117,7 +117,8 @@ class GradientReader:
         """∇loss as a flat vector [n], fp32, on the reader's device; added to the vector `into` if one is given."""
         self._vector = self.zeros() if into is None else into
         try:
-            torch.autograd.backward(loss, retain_graph=retain_graph)
+            if loss.requires_grad:  # else nothing in scope is used
+                torch.autograd.backward(loss, retain_graph=retain_graph)
             return self._vector
         finally:
             self._vector = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradiend_hub.errors import ConfigError
 
-_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
+BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def select_parameters(
@@ -47,15 +47,15 @@ def select_parameters(
         prefix = getattr(model, "base_model_prefix", "")
         backbone = [n for n in names if n.startswith(f"{prefix}.")] if prefix else []
         backbone = backbone or names
-        names = [n for n in backbone if _BLOCK.search(n)] or backbone
+        names = [n for n in backbone if BLOCK.search(n)] or backbone
     else:
         names = _matching(names, _as_list(scope), owners, "scope")
     if layers is not None:
         wanted = _layer_numbers(layers)
-        found = {int(m[1]) for n in names if (m := _BLOCK.search(n))}
+        found = {int(m[1]) for n in names if (m := BLOCK.search(n))}
         if missing := sorted(wanted - found):
             raise ConfigError(f"layers={layers!r}: no block {missing} in scope; found blocks {sorted(found)}.")
-        names = [n for n in names if (m := _BLOCK.search(n)) and int(m[1]) in wanted]
+        names = [n for n in names if (m := BLOCK.search(n)) and int(m[1]) in wanted]
     if exclude is not None:
         left_out = set(_matching(names, _as_list(exclude), owners, "exclude"))
         names = [n for n in names if n not in left_out]

@@ -75,6 +75,9 @@ class _Ids:
     def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> Any:
         return SimpleNamespace(input_ids=[1, *map(ord, text)] if add_special_tokens else [*map(ord, text)])
 
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
 
 def samples(
     lengths: tuple[int, ...] = (7, 4, 12), slots: tuple[int, ...] = (1, 1, 1), seed: int = 3

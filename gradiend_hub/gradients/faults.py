@@ -1,0 +1,112 @@
+"""Rows that a base model cannot differentiate: named, left out once with a warning, and an error when they are many."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gradiend_hub.errors import TrainingError
+from gradiend_hub.objectives import Objective, PairBatch, Slots
+from gradiend_hub.objectives.base import IGNORED
+
+from .pairs import GradientReader, NotFiniteError, read_pair
+
+logger = logging.getLogger(__name__)
+
+
+class SkippedRows:
+    """Reads gradient pairs without the rows whose loss or gradient is not finite, and remembers these rows.
+
+    Args:
+        total: rows of the data set.
+        share: largest share of them that may be left out; one row always may.
+
+    Attributes:
+        rows: the rows left out so far, and why.
+    """
+
+    def __init__(self, total: int, *, share: float = 0.01) -> None:
+        self.total = total
+        self.allowed = max(1, int(share * total))
+        self.rows: dict[str, str] = {}
+
+    def read_pair(
+        self,
+        reader: GradientReader,
+        objective: Objective,
+        batch: PairBatch,
+        *,
+        source: str = "alternative",
+        target: str = "diff",
+    ) -> tuple[Tensor, Tensor] | None:
+        """As `read_pair`, over the usable rows of the batch; None if there is none.
+
+        Raises:
+            TrainingError: more rows than allowed are unusable, or a gradient is zero everywhere.
+        """
+        while len(batch.factual.labels):
+            try:
+                return read_pair(reader, objective, batch, source=source, target=target)
+            except NotFiniteError as error:
+                bad, reason = error.rows, "its loss is not finite"
+                if not bad:
+                    bad, reason = _bad_gradients(reader, objective, batch, source, target), "its gradient is not finite"
+                if not bad:
+                    raise
+            for row in bad:
+                self._skip(_describe(objective, batch, row), reason)
+            batch = select_rows(batch, [i for i in range(len(batch.factual.labels)) if i not in bad])
+        return None
+
+    def _skip(self, row: str, reason: str) -> None:
+        if row in self.rows:
+            return
+        self.rows[row] = reason
+        if len(self.rows) > self.allowed:
+            listed = "; ".join(f"{name} ({why})" for name, why in list(self.rows.items())[:3])
+            raise TrainingError(
+                f"{len(self.rows)} of {self.total} rows have no finite loss and gradient, more than the {self.allowed} that "
+                f"may be left out. The first are: {listed}. Check these texts, or load the base model in float32."
+            )
+        logger.warning("Row left out, %s: %s", reason, row)
+
+
+def _bad_gradients(
+    reader: GradientReader, objective: Objective, batch: PairBatch, source: str, target: str
+) -> tuple[int, ...]:
+    bad = []
+    for row in range(len(batch.factual.labels)):
+        try:
+            read_pair(reader, objective, select_rows(batch, [row]), source=source, target=target)
+        except NotFiniteError:
+            bad.append(row)
+        except TrainingError:
+            pass  # the gradient of one row may be zero
+    return tuple(bad)
+
+
+def select_rows(batch: PairBatch, rows: Sequence[int]) -> PairBatch:
+    """Some rows of a batch, padded as before."""
+
+    def of(slots: Slots) -> Slots:
+        chosen = list(rows)
+        return Slots({k: v[chosen] for k, v in slots.inputs.items()}, slots.positions[chosen], slots.labels[chosen])
+
+    factual, alternative = of(batch.factual), of(batch.alternative)
+    if batch.shared:
+        alternative = Slots(factual.inputs, factual.positions, alternative.labels)
+    return PairBatch(factual, alternative)
+
+
+def _describe(objective: Objective, batch: PairBatch, row: int) -> str:
+    """The text of a row as the model reads it, and the tokens of its slots."""
+
+    def words(ids: Tensor) -> str:
+        return repr(objective.tokenizer.decode(ids.tolist()))
+
+    slots = batch.factual
+    text = words(slots.inputs["input_ids"][row][slots.inputs["attention_mask"][row].bool()])
+    factual, alternative = (s.labels[row][s.labels[row] != IGNORED] for s in (slots, batch.alternative))
+    return f"{text} with {words(factual)} or {words(alternative)}"

@@ -1,0 +1,200 @@
+"""What reading gradients costs in time and memory: predicted before a run, and explained when memory ran out."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from gradiend_hub.errors import TrainingError
+from gradiend_hub.objectives import Objective, PairBatch
+
+from .faults import select_rows
+from .pairs import GradientReader, read_pair
+from .scope import BLOCK, Scope
+
+_TIMED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted cost of a training.
+
+    Attributes:
+        steps: number of gradient pairs.
+        step_seconds: time of one.
+        base_bytes: parameters and buffers of the base model.
+        activation_bytes: what the forward pass of the largest batch keeps for its backward passes.
+        gradient_bytes: source and target vector, and the largest gradient of one parameter.
+        state_bytes: the solver's vectors.
+        store_bytes: a gradient store on disk; 0 without one.
+    """
+
+    steps: int
+    step_seconds: float
+    base_bytes: int
+    activation_bytes: int
+    gradient_bytes: int
+    state_bytes: int
+    store_bytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.step_seconds
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory, all devices together; without the interpreter, libraries and data."""
+        return self.base_bytes + self.activation_bytes + self.gradient_bytes + self.state_bytes
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds), 60)
+        lines = {
+            "time": f"{minutes // 60}:{minutes % 60:02}:{seconds:02} ({self.steps:,} steps of {self.step_seconds:.3g} s)",
+            "base model": format_bytes(self.base_bytes),
+            "activations": format_bytes(self.activation_bytes),
+            "gradients": format_bytes(self.gradient_bytes),
+            "solver": format_bytes(self.state_bytes),
+            "peak memory": format_bytes(self.peak_bytes),
+        }
+        if self.store_bytes:
+            lines["on disk"] = format_bytes(self.store_bytes)
+        return "\n".join(f"{name:<12} {value}" for name, value in lines.items())
+
+
+def estimate(
+    reader: GradientReader,
+    objective: Objective,
+    batch: PairBatch,
+    *,
+    steps: int,
+    state_vectors: int,
+    largest: PairBatch | None = None,
+    observe: Callable[[Tensor, Tensor], object] | None = None,
+    store_bytes: int = 0,
+    source: str = "alternative",
+    target: str = "diff",
+) -> Estimate:
+    """Predict the cost of a training from a batch that is read three times, twice against the clock.
+
+    Args:
+        reader: an open reader; `batch` and `largest` are on its device.
+        batch: a typical batch, which is timed.
+        steps: batches of the whole training.
+        state_vectors: fp32 vectors [n] that solver and optimizer hold per run, times the number of runs.
+        largest: the batch with the most tokens, of which activations are counted; default: the timed one.
+        observe: what the solver does with a pair, if its time is to count; it is called three times.
+        store_bytes: `GradientStore.required_bytes`, if there is one.
+    """
+
+    def step() -> float:
+        start = time.perf_counter()
+        pair = read_pair(reader, objective, batch, source=source, target=target)
+        if observe is not None:
+            observe(*pair)
+        return time.perf_counter() - start
+
+    step()  # kernels are chosen and memory is mapped the first time
+    scope, vectors = reader.scope, len({source, target})
+    tensors = [*reader.model.parameters(), *reader.model.buffers()]
+    return Estimate(
+        steps=steps,
+        step_seconds=median(step() for _ in range(_TIMED_STEPS)),
+        base_bytes=sum(t.numel() * t.element_size() for t in tensors),
+        activation_bytes=activation_bytes(reader, objective, largest or batch),
+        gradient_bytes=4 * vectors * scope.size + max(p.numel() * p.element_size() for p in scope.parameters.values()),
+        state_bytes=4 * state_vectors * scope.size,
+        store_bytes=store_bytes,
+    )
+
+
+def activation_bytes(reader: GradientReader, objective: Objective, batch: PairBatch) -> int:
+    """What the forward pass of a batch keeps for its backward passes, parameters aside. Shared memory counts once.
+
+    With gradient checkpointing, these are the inputs of the layers; one layer at a time adds its own.
+    """
+    known = {t.untyped_storage().data_ptr() for t in (*reader.model.parameters(), *reader.model.buffers())}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = objective.losses(reader.model, batch)
+    del losses  # the graph lived until here, so no address was counted for two tensors
+    return sum(saved.values())
+
+
+@contextmanager
+def memory_advised(
+    reader: GradientReader, objective: Objective, batch: PairBatch, *, state_vectors: int, density: float = 1.0
+) -> Iterator[None]:
+    """Inside, running out of memory is a `TrainingError` that says what to lower and what it would save."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        rows, tokens = len(batch.factual.labels), next(iter(batch.factual.inputs.values())).shape[1]
+        activations = rows * activation_bytes(reader, objective, select_rows(batch, [0]))
+        advice = memory_advice(
+            reader.scope, rows=rows, activations=activations, state_vectors=state_vectors, density=density
+        )
+        raise TrainingError(f"Out of memory with {rows} rows of {tokens} tokens per gradient. {advice}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a device or on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError)
+        and re.search(r"not enough memory|out of memory|can't allocate memory", str(error)) is not None
+    )
+
+
+def memory_advice(scope: Scope, *, rows: int, activations: int, state_vectors: int, density: float = 1.0) -> str:
+    """What to lower, the largest saving first, and what each saves.
+
+    Args:
+        scope: the coordinates in use.
+        rows: rows per gradient.
+        activations: bytes that a forward pass of that many rows keeps.
+        state_vectors: fp32 vectors [n] that are held: source, target, and those of solver and optimizer.
+        density: share of the scope's coordinates that are kept at present.
+    """
+    state = 4 * state_vectors * scope.size
+    advice = {f"density={density / 10:g} in place of {density:g}": (9 * state // 10, "of vectors")}
+    if rows > 1:
+        advice[f"per_device_train_batch_size={rows // 2} in place of {rows}"] = (
+            activations * (rows - rows // 2) // rows,
+            "of activations",
+        )
+    blocks = {int(m[1]) for name in scope.parameters if (m := BLOCK.search(name))}
+    if len(blocks) > 1:
+        upper = sorted(blocks)[(len(blocks) + 1) // 2 :]
+        lower = [n for n in scope.parameters if (m := BLOCK.search(n)) and int(m[1]) not in upper]
+        vectors = 4 * state_vectors * sum(scope.sizes[n] for n in lower)
+        graph = activations * (len(blocks) - len(upper)) // len(blocks)
+        layers = f"{upper[0]}-{upper[-1]}" if len(upper) > 1 else str(upper[0])
+        advice[f'layers="{layers}" as scope'] = (vectors + graph, "of vectors and activations")
+    ranked = sorted(advice.items(), key=lambda item: -item[1][0])
+    return (
+        "Use one of: " + "; ".join(f"{what} (saves {format_bytes(size)} {kind})" for what, (size, kind) in ranked) + "."
+    )
+
+
+def format_bytes(size: float) -> str:
+    """A number of bytes for people, e.g. "1.5 GB" for 1.5e9."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
