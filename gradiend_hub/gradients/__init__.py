@@ -8,12 +8,15 @@ from .importance import prune
 from .memory import Estimate, estimate, memory_advised
 from .pairs import GradientReader, read_pair
 from .scope import Scope, select_parameters
+from .store import GradientStore, StoreKey
 
 __all__ = [
     "Estimate",
     "GradientReader",
+    "GradientStore",
     "Scope",
     "SkippedRows",
+    "StoreKey",
     "directional_derivatives",
     "estimate",
     "memory_advised",
