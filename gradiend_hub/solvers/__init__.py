@@ -10,10 +10,12 @@ from gradiend_hub.errors import ConfigError
 from .autoencoder import AutoencoderSolver
 from .base import Solution, Solver, calibrated
 from .closed_form import ClosedFormSolver
+from .fisher import DAMPINGS, choose_damping, diagonal_fisher, effect_shares, kinder
 from .report import RunReport, SeedReport, seed_report
 from .ridge import RidgeSolver
 
 __all__ = [
+    "DAMPINGS",
     "SOLVERS",
     "AutoencoderSolver",
     "ClosedFormSolver",
@@ -23,6 +25,10 @@ __all__ = [
     "Solution",
     "Solver",
     "calibrated",
+    "choose_damping",
+    "diagonal_fisher",
+    "effect_shares",
+    "kinder",
     "make_solver",
     "seed_report",
 ]

@@ -1,0 +1,126 @@
+"""The kinder decoder: its Fisher information against the definition, and its formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gradiend_hub.errors import ConfigError, DataError
+from gradiend_hub.gradients import GradientReader, Scope, select_parameters
+from gradiend_hub.objectives import Objective, make_objective
+from gradiend_hub.solvers import Solution, choose_damping, diagonal_fisher, effect_shares, kinder
+from tests.models import DECODER
+from tests.objectives.tokenizers import causal_tokenizer
+
+TEXTS = ["The dog barked.", "They ran home."]
+
+
+@pytest.fixture(scope="module")
+def reading() -> Iterator[tuple[GradientReader, Objective]]:
+    tokenizer = causal_tokenizer("unigram_first")
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**{**DECODER, "vocab_size": len(tokenizer)}))
+    with torch.no_grad():
+        base.lm_head.weight.mul_(20)  # far from a uniform distribution, where every label would weigh the same
+    scope = Scope.dense(select_parameters(base, layers="1"))
+    with GradientReader(base, scope) as reader:
+        yield reader, make_objective(base, tokenizer)
+
+
+def by_definition(reader: GradientReader, objective: Objective) -> Tensor:
+    """Σ_y p(y)·(∇log p(y))² over the whole vocabulary, mean over all tokens: one gradient by token and label."""
+    total, tokens = torch.zeros(reader.scope.size), 0
+    for text in TEXTS:
+        ids = objective.tokenizer(text).input_ids
+        log_probs = reader.model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        for row in log_probs:
+            for log_p in row:
+                total += float(log_p.detach().exp()) * reader.read(log_p, retain_graph=True).square()
+            tokens += 1
+    return total / tokens
+
+
+def test_fisher_is_its_definition(reading: tuple[GradientReader, Objective]) -> None:
+    """On average over draws: the sum to a few percent, and each coordinate as well as its noise allows."""
+    reader, objective = reading
+    expected = by_definition(reader, objective)
+    for batch_size in (1, 2):
+        found = diagonal_fisher(reader, objective, TEXTS, batch_size=batch_size, draws=120)
+        assert float(found.sum() / expected.sum()) == pytest.approx(1, abs=0.1)
+        assert float(np.corrcoef(found.numpy(), expected.numpy())[0, 1]) > 0.97
+
+
+def test_fisher_depends_on_the_seed_alone(reading: tuple[GradientReader, Objective]) -> None:
+    reader, objective = reading
+    first, again, other = (diagonal_fisher(reader, objective, TEXTS, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert bool((first >= 0).all())
+
+
+def test_fisher_of_kept_coordinates_is_a_part_of_it(reading: tuple[GradientReader, Objective]) -> None:
+    reader, objective = reading
+    kept = {name: torch.tensor([1, 5]) for name, p in reader.scope.parameters.items() if p.numel() > 5}
+    whole = reader.scope.split(diagonal_fisher(reader, objective, TEXTS))
+    expected = torch.cat([whole[name][indices] for name, indices in kept.items()])
+    reader.__exit__(None, None, None)
+    try:
+        with GradientReader(reader.model, reader.scope.keep(kept)) as part:
+            found = diagonal_fisher(part, objective, TEXTS)
+    finally:
+        reader.__enter__()
+    torch.testing.assert_close(found, expected)
+
+
+def test_fisher_needs_a_token(reading: tuple[GradientReader, Objective]) -> None:
+    with pytest.raises(DataError, match="None of the 1 neutral texts"):
+        diagonal_fisher(*reading, [""])
+
+
+SOLUTION = Solution(torch.ones(4), 0.3, torch.tensor([1.0, -2.0, 3.0, 0.5]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+FISHER = torch.tensor([0.0, 1.0, 4.0, 3.0])
+
+
+def test_kinder_divides_by_the_damped_fisher() -> None:
+    found = kinder(SOLUTION, FISHER, 0.5)
+    weights = 1 / (FISHER + 0.5 * 2)
+    torch.testing.assert_close(found.decoder / found.decoder[0], SOLUTION.decoder * weights / weights[0])
+    torch.testing.assert_close(found.decoder_bias / found.decoder, SOLUTION.decoder_bias / SOLUTION.decoder)
+    assert float(found.decoder.norm()) == pytest.approx(float(SOLUTION.decoder.norm()))
+    assert found.encoder is SOLUTION.encoder and found.encoder_bias == SOLUTION.encoder_bias
+    torch.testing.assert_close(kinder(SOLUTION, FISHER, 1e9).decoder, SOLUTION.decoder)
+    with pytest.raises(ConfigError, match="positive"):
+        kinder(SOLUTION, FISHER, 0.0)
+
+
+@pytest.mark.parametrize("damping", [1e-3, 1.0])
+def test_no_other_edit_of_equal_cost_has_more_effect(damping: float) -> None:
+    """⟨w_d, Δ⟩ at ½·Σ(F + δF̄)Δ² = 1; and of all sparse edits, those at the largest shares have the most."""
+    cost = (FISHER + damping * FISHER.mean()).double()
+
+    def effect(delta: Tensor) -> float:
+        return float(SOLUTION.decoder.double() @ delta / (cost * delta.square()).sum().sqrt())
+
+    best = kinder(SOLUTION, FISHER, damping).decoder.double()
+    generator = torch.Generator().manual_seed(0)
+    for other in torch.randn(200, 4, generator=generator).double():
+        assert effect(other) <= effect(best) + 1e-9
+    shares = effect_shares(SOLUTION, FISHER, damping)
+    order = shares.argsort(descending=True).tolist()
+    pairs = {(i, j): effect(best * torch.eye(4)[[i, j]].sum(0)) for i in range(4) for j in range(i)}
+    assert set(max(pairs, key=lambda pair: pairs[pair])) == set(order[:2])
+
+
+def test_damping_is_chosen_by_effect() -> None:
+    wanted = kinder(SOLUTION, FISHER, 0.1)
+    found, measured = choose_damping(
+        SOLUTION, FISHER, lambda s: -float((s.decoder - wanted.decoder).norm()), (1e-2, 1e-1, 1.0)
+    )
+    assert torch.equal(found.decoder, wanted.decoder)
+    assert max(measured, key=lambda damping: measured[damping]) == 0.1
+    _, tied = choose_damping(SOLUTION, FISHER, lambda s: 0.0, (1e-2, 1e-1))
+    assert tied == {1e-2: 0.0, 1e-1: 0.0}
