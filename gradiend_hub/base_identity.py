@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from .adapter import gradiend_layers
-from .adapter.sites import base_parameters, quantized_linears, resolve_names
+from .adapter.sites import SiteMap, resolve_names
 from .config import GradiendConfig
 from .direction import Direction
 from .errors import BaseModelError, BaseModelMismatchError
@@ -43,8 +43,11 @@ def base_commit(model: nn.Module) -> str | None:
 
 def original_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     """The base model's parameters by name, without the edits that directions have made; no quantised weights."""
-    quantized = quantized_linears(model)
-    tensors = {name: value.detach() for name, value in base_parameters(model).items() if name not in quantized}
+    return _original_parameters(model, SiteMap(model))
+
+
+def _original_parameters(model: nn.Module, sites: SiteMap) -> dict[str, torch.Tensor]:
+    tensors = {name: value.detach() for name, value in sites.parameters.items() if name not in sites.quantized}
     return tensors | {layer.site.name: layer.original() for layer in gradiend_layers(model) if layer.merged}
 
 
@@ -95,8 +98,9 @@ def check_base_model(model: nn.Module, direction: Direction, *, allow_related: b
         BaseModelMismatchError: If a parameter is missing, or the values are those of another model; of a fine-tuned
             relative only without `allow_related`.
     """
-    names = resolve_names(model, direction.parameters)
-    parameters = original_parameters(model)
+    sites = SiteMap(model)
+    names = resolve_names(model, direction.parameters, sites.parameters)
+    parameters = _original_parameters(model, sites)
     if offloaded := [name for name in names.values() if name in parameters and parameters[name].device.type == "meta"]:
         raise BaseModelError(
             f"{offloaded[0]} (and {len(offloaded) - 1} more) has no values in memory: it is offloaded, and cannot be "

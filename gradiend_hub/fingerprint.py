@@ -6,6 +6,7 @@ model from a rounded copy, a fine-tuned relative and a stranger, without downloa
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Iterable, Mapping
@@ -59,6 +60,7 @@ class BaseMatch:
         )
 
 
+@functools.lru_cache(maxsize=256)
 def sample_positions(numel: int) -> torch.Tensor:
     """Flat positions that are sampled of a tensor with `numel` elements: sorted int64, the same on every machine."""
     if numel <= SAMPLES:
@@ -73,8 +75,7 @@ def sample(tensor: torch.Tensor) -> torch.Tensor:
     positions = sample_positions(tensor.numel()).to(tensor.device)
     data = tensor.detach()
     flat = data.view(-1) if data.is_contiguous() else data.reshape(-1)
-    values: torch.Tensor = flat[positions].float().cpu()
-    return values
+    return flat.index_select(0, positions).float().cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,18 +106,29 @@ class Fingerprint:
         """The samples of some parameters."""
         return Fingerprint({name: self.samples[name] for name in names if name in self.samples}, self.dtype)
 
+    def _equals(self, samples: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the samples of a model are these, all of them; the usual case, settled in one comparison."""
+        if samples.keys() != self.samples.keys() or not samples:
+            return not self.samples
+        stored = [self.samples[name] for name in samples]
+        if any(mine.shape != theirs.shape for mine, theirs in zip(stored, samples.values(), strict=True)):
+            return False
+        return torch.equal(torch.cat(stored), torch.cat(list(samples.values())))
+
     def compare(self, tensors: Mapping[str, torch.Tensor]) -> BaseMatch:
         """Compare the stored samples with the tensors of a model.
 
         A tensor that the model lacks, or whose number of samples differs, counts as entirely different.
         """
+        samples = {name: sample(tensors[name]) for name in self.samples if name in tensors}
+        if self._equals(samples):
+            return BaseMatch(BaseModelRelation.SAME, 0.0, (next(iter(samples), "no tensor"), 0.0), len(samples))
         distances: dict[str, float] = {}
         equal = rounded = True
         dtype = DTYPES.get(self.dtype, torch.float32)
         for name, stored in self.samples.items():
-            tensor = tensors.get(name)
-            found = sample(tensor) if tensor is not None else torch.empty(0)
-            if tensor is None or found.shape != stored.shape:
+            tensor, found = tensors.get(name), samples.get(name)
+            if tensor is None or found is None or found.shape != stored.shape:
                 distances[name], equal, rounded = math.inf, False, False
                 continue
             distances[name] = _distance(stored, found)

@@ -16,7 +16,6 @@ from peft import PeftModel
 from torch import nn
 
 from .adapter import GradiendTuner
-from .adapter.quantized import quantized_layers
 from .adapter.receipt import EditReceipt, receipt_of
 from .base_identity import base_commit, base_name, check_base_model, load_recorded_base
 from .config import GradiendConfig, is_number
@@ -52,9 +51,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             super().__init__(model, peft_config, adapter_name, **kwargs)
         self.special_peft_forward_args = {*self.special_peft_forward_args, "strengths"}
-        self._merged = not quantized_layers(
-            self
-        )  # whether active directions are merged; plain PEFT's merge_adapter changes it, too
+        # Whether active directions are merged; plain PEFT's merge_adapter changes it, too.
+        self._merged = not self.base_model.quantized_layers
         self._directions: dict[str, Direction] = {}
         self._folders: dict[str, Path] = {}
 
@@ -149,12 +147,17 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         """`from_direction` with values that were checked already."""
         _check_strength(strength)
         names = check_base_model(base_model, direction, allow_related=allow_related)
-        model = cls(base_model, _describe(config, direction, base_model), adapter_name, low_cpu_mem_usage=True)
+        config = _describe(config, direction, base_model)
+        config._merge_next = True
+        model = cls(base_model, config, adapter_name, autocast_adapter_dtype=False)
         try:
-            model._take(adapter_name, direction.renamed(names))
+            model._directions[adapter_name] = direction.renamed(names)
+            model.base_model.set_strength(adapter_name, strength)
             if model._merged:
                 model.base_model.merge_exactly([adapter_name])
-            model.set_strength(strength)
+            else:
+                model.base_model.watch()
+            model._check_effect()
         except BaseException:
             model.unload()
             raise
@@ -189,9 +192,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             raise ConfigError(f"There is a direction {adapter_name!r} already; delete it first, or use `swap`.")
         base = self.get_base_model()
         names = check_base_model(base, direction.check(), allow_related=allow_related)
-        self.add_adapter(adapter_name, _describe(config, direction, base), low_cpu_mem_usage=True)
-        self._take(adapter_name, direction.renamed(names))
-        if self._merged and quantized_layers(self):
+        self._attach(adapter_name, _describe(config, direction, base), direction.renamed(names))
+        if self._merged and self.base_model.quantized_layers:
             self.unmerge_adapter()
 
     def swap(
@@ -211,18 +213,18 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         self.load_adapter(model_id, temporary, **hub)
         folder, direction, config = self._folders[temporary], self._directions[temporary], self.peft_config[temporary]
         config.parameters = {config._stored_names[name]: spec for name, spec in config.parameters.items()}
+        config._direction = direction.renamed(config._stored_names)
         self._set_active([name for name in active if name != adapter_name])
         self._delete(adapter_name)
-        self.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
-        self._take(adapter_name, direction)
+        self._attach(adapter_name, config, direction)
         self._delete(temporary)
         self._folders[adapter_name] = folder
         self._set_active(active)
         self.set_strength({adapter_name: current if strength is None else strength})
 
-    def _take(self, adapter_name: str, direction: Direction) -> None:
-        """Fill an attached adapter with values, at strength 0."""
-        self.base_model.fill(adapter_name, direction)
+    def _attach(self, adapter_name: str, config: GradiendConfig, direction: Direction) -> None:
+        """Attach a further direction (under this model's names), at strength 0."""
+        self.add_adapter(adapter_name, config, autocast_adapter_dtype=False)
         self.base_model.set_strength(adapter_name, 0.0)
         self._directions[adapter_name] = direction
 
@@ -514,5 +516,5 @@ def _describe(config: GradiendConfig, direction: Direction, model: nn.Module) ->
         "inference_mode": True,
     }
     described = replace(config, **fields)
-    described._source = config._source
+    described._source, described._direction = config._source, direction
     return described

@@ -16,9 +16,8 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -27,111 +26,26 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from gradiend_hub.config import GradiendConfig
-from gradiend_hub.direction import check_indices, combine, index_dtype, peak, sum_sparse
+from gradiend_hub.direction import ParameterDirection, check_indices, index_dtype, peak
 from gradiend_hub.errors import ArtifactError, EditError
 
+from .arithmetic import (
+    Changes,
+    Edit,
+    Originals,
+    Part,
+    read_entries,
+    sum_dtype,
+    total_delta,
+    union,
+    write_edits,
+    write_entries,
+)
 from .sites import Site
 
-__all__ = ["GradiendLayer", "Originals"]
-
-BLOCK = 1 << 17
-"""Elements that are summed at a time when a dense direction is written; small enough for the cache."""
+__all__ = ["GradiendLayer"]
 
 _SWAP_LOCK = threading.RLock()
-
-
-class Part(NamedTuple):
-    """One adapter's share of a sum: `Δ = c_w·weight + c_b·bias` at flat `indices` (everywhere if `None`)."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    indices: torch.Tensor | None
-    c_w: float
-    c_b: float
-
-    def delta(self, dtype: torch.dtype) -> torch.Tensor:
-        """Δ of the stored entries, `[k]`."""
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return combine(self.weight.to(dtype), bias, self.c_w, self.c_b)
-
-
-class Changes(NamedTuple):
-    """What an edit does to one parameter: counts and squared norms."""
-
-    entries: int
-    swallowed: int
-    delta_square: float
-    weight_square: float
-
-
-@dataclass
-class Originals:
-    """Values of the base model under a merged edit: at sorted flat `indices` `[k]`, or all of them (`None`)."""
-
-    indices: torch.Tensor | None
-    values: torch.Tensor
-
-
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type in which an edit of a parameter of this type is summed."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def total_delta(parts: list[Part], numel: int, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Σ Δ_i as `(flat indices, values)`, or `(None, values [numel])` as soon as one part is dense."""
-    if len(parts) == 1:
-        return parts[0].indices, parts[0].delta(dtype)
-    if all(part.indices is not None for part in parts):
-        return sum_sparse((part.indices, part.delta(dtype)) for part in parts if part.indices is not None)
-    total: torch.Tensor | None = None
-    for part in parts:
-        delta = part.delta(dtype)
-        if part.indices is not None:
-            delta = torch.zeros(numel, dtype=dtype, device=delta.device).index_copy(0, part.indices.long(), delta)
-        total = delta if total is None else total + delta
-    assert total is not None
-    return None, total
-
-
-def entry(store: Any, name: str) -> torch.Tensor | None:
-    """An entry of a ParameterDict or BufferDict (which has no `get`)."""
-    return store[name] if name in store else None  # noqa: SIM401
-
-
-def read_entries(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
-    """A copy of the entries at flat indices, `[k]`; of all entries, flat, if `indices` is `None`."""
-    if indices is None:
-        return tensor.detach().clone().reshape(-1)
-    if tensor.is_contiguous():
-        return tensor.detach().view(-1).index_select(0, indices)
-    return tensor.detach()[torch.unravel_index(indices.long(), tensor.shape)]
-
-
-def write_entries(tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.Tensor) -> None:
-    """Write `[k]` values to flat indices, in place; all entries if `indices` is `None`."""
-    data = tensor.detach()
-    if indices is None:
-        data.copy_(values.view(data.shape))
-    elif data.is_contiguous():
-        data.view(-1).index_copy_(0, indices.long(), values)
-    else:
-        data.index_put_(torch.unravel_index(indices.long(), data.shape), values)
-
-
-def write_dense(tensor: torch.Tensor, originals: torch.Tensor, part: Part) -> None:
-    """`tensor = round(originals + Δ)` for one dense part, block by block: one pass over memory, no temporary tensor."""
-    flat, dtype = tensor.detach().view(-1), sum_dtype(tensor.dtype)
-    room = torch.empty(2, min(BLOCK, flat.numel()), dtype=dtype, device=flat.device)
-    for start in range(0, flat.numel(), BLOCK):
-        block = slice(start, start + BLOCK)
-        target = flat[block]
-        delta, scaled_bias = room[:, : len(target)]
-        torch.mul(part.weight[block].to(dtype), part.c_w, out=delta)
-        if part.bias is not None:
-            delta.add_(torch.mul(part.bias[block].to(dtype), part.c_b, out=scaled_bias))
-        torch.add(originals[block].to(dtype), delta, out=delta if target.dtype != dtype else target)
-        if target.dtype != dtype:
-            target.copy_(delta)
 
 
 class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -150,28 +64,43 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     merged: bool
     set_requires_grad: Callable[..., None]
     _active_adapter: list[str]
+    gradiend_weight: nn.ParameterDict
+    gradiend_bias: nn.ParameterDict
+    gradiend_indices: BufferDict
+    configs: dict[str, GradiendConfig]
+    strength: dict[str, float]
+    feature_factor: dict[str, float]
+    merged_adapters: list[str]
+    _site: tuple[Site]
+    _originals: Originals | None
+    _peaks: dict[str, tuple[float, float]]
+    _disable_adapters: bool
+    _depth: int
+    _stash: torch.Tensor | None
+    _handles: list[RemovableHandle]
 
     adapter_layer_names = ("gradiend_weight", "gradiend_bias")
     other_param_names = ("gradiend_indices", "configs", "strength", "feature_factor", "_peaks")
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        # In a tuple, so that torch does not register the base model's modules as children of the side-car.
-        self._site = (site,)
-        self.gradiend_weight = nn.ParameterDict({})
-        self.gradiend_bias = nn.ParameterDict({})
-        self.gradiend_indices = BufferDict({}, persistent=True)
-        self.configs: dict[str, GradiendConfig] = {}
-        self.strength: dict[str, float] = {}
-        self.feature_factor: dict[str, float] = {}
-        self.merged_adapters: list[str] = []
-        self._originals: Originals | None = None
-        self._peaks: dict[str, tuple[float, float]] = {}  # largest |w_d| and |b_d| of the adapters that were checked
-        self._disable_adapters = False
-        self._depth = 0
-        self._stash: torch.Tensor | None = None
-        self._handles: list[RemovableHandle] = []
-        self._watch(True)
+        self._modules["gradiend_weight"] = nn.ParameterDict()
+        self._modules["gradiend_bias"] = nn.ParameterDict()
+        self._modules["gradiend_indices"] = BufferDict(persistent=True)
+        # Past nn.Module's assignment, which looks at every value three times: a direction has hundreds of side-cars.
+        self.__dict__ |= {
+            "_site": (site,),  # in a tuple, so that torch does not take the base model's modules for children
+            "configs": {},
+            "strength": {},
+            "feature_factor": {},
+            "merged_adapters": [],
+            "_originals": None,
+            "_peaks": {},  # bounds of |w_d| and |b_d| of the adapters that were checked
+            "_disable_adapters": False,
+            "_depth": 0,
+            "_stash": None,
+            "_handles": [],
+        }
 
     def __repr__(self) -> str:
         return f"gradiend.GradiendLayer({self.site.name!r}, adapters={list(self.gradiend_weight)})"
@@ -222,31 +151,46 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------------ adapters
 
-    def add(self, adapter_name: str, config: GradiendConfig, entries: int | None) -> None:
-        """Make room for an adapter: zero values, and the first `entries` positions (all if `None`)."""
-        size = self.shape.numel() if entries is None else entries
-        dtype, device = getattr(torch, config.dtype), self.device
-        self.gradiend_weight[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
-        if config.has_bias:
-            self.gradiend_bias[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
-        if entries is not None:
-            positions = torch.arange(size, dtype=index_dtype(self.shape.numel()), device=device)
-            self.gradiend_indices[adapter_name] = positions
+    def attach(self, adapter_name: str, config: GradiendConfig) -> None:
+        """Take note of an adapter; its values come by `add` or `fill`."""
         self.configs[adapter_name] = config
         self.strength[adapter_name] = config.strength
         self.feature_factor[adapter_name] = config.feature_factor
 
-    def fill(
-        self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
-    ) -> None:
-        """Take over the checked values of a `Direction`, without a copy where they are on the right device."""
-        device = self.device
-        self.gradiend_weight[adapter_name] = nn.Parameter(weight.to(device), requires_grad=False)
+    def add(self, adapter_name: str, entries: int | None) -> None:
+        """Make room for an adapter: zero values, and the first `entries` positions (all if `None`)."""
+        size = self.shape.numel() if entries is None else entries
+        dtype, device = getattr(torch, self.configs[adapter_name].dtype), self.device
+        self.gradiend_weight[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
+        if self.configs[adapter_name].has_bias:
+            self.gradiend_bias[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
+        if entries is not None:
+            positions = torch.arange(size, dtype=index_dtype(self.shape.numel()), device=device)
+            self.gradiend_indices[adapter_name] = positions
+
+    def fill(self, adapter_name: str, values: ParameterDirection, peaks: tuple[float, float]) -> None:
+        """Take over the checked values of a `Direction`, without a copy where they are on the right device.
+
+        Args:
+            adapter_name: An attached adapter.
+            values: Its values.
+            peaks: Bounds of the values' size, for weight and bias.
+        """
+        device, bias = self.device, values.decoder_bias
+        self.gradiend_weight[adapter_name] = nn.Parameter(values.decoder.to(device), requires_grad=False)
+        if bias is None and self.configs[adapter_name].has_bias:
+            bias = torch.zeros_like(values.decoder)
         if bias is not None:
             self.gradiend_bias[adapter_name] = nn.Parameter(bias.to(device), requires_grad=False)
-        if indices is not None:
-            self.gradiend_indices[adapter_name] = indices.to(device)
-        self._peaks[adapter_name] = (peak(weight), 0.0 if bias is None else peak(bias))
+        if values.indices is not None:
+            self.gradiend_indices[adapter_name] = values.indices.to(device)
+        self._peaks[adapter_name] = peaks
+
+    def values(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Weight, bias and indices of an adapter."""
+        weight = _entry(self.gradiend_weight, adapter_name)
+        assert weight is not None
+        return weight, _entry(self.gradiend_bias, adapter_name), _entry(self.gradiend_indices, adapter_name)
 
     def check(
         self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
@@ -256,40 +200,45 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         Raises:
             ArtifactError: If a value is NaN or infinite, or the indices are not sorted, unique and in range.
         """
-        peaks = (peak(weight), 0.0 if bias is None else peak(bias))
+        peaks = (peak([weight]), 0.0 if bias is None else peak([bias]))
         if not all(map(math.isfinite, peaks)):
             raise ArtifactError(f"The direction of {self.site.name} holds NaN or infinite values; it is unusable.")
         if indices is not None:
-            check_indices(self.site.name, indices, self.shape.numel())
+            check_indices({self.site.name: (indices, self.shape.numel())})
         self._peaks[adapter_name] = peaks
 
-    def _check_range(self, adapter_name: str, largest: float) -> None:
-        if not largest <= torch.finfo(self.dtype).max / 2:
+    def _check_range(self, part: Part, adapter_name: str) -> None:
+        limit, (weight, bias) = torch.finfo(self.dtype).max / 2, self._peaks[adapter_name]
+        if abs(part.c_w) * weight + abs(part.c_b) * bias <= limit:
+            return
+        largest = abs(part.c_w) * peak([part.weight]) + (
+            0.0 if part.bias is None else abs(part.c_b) * peak([part.bias])
+        )
+        if not largest <= limit:
             raise EditError(
                 f"At strength {self.strength[adapter_name]} the direction {adapter_name!r} would change "
                 f"{self.site.name} by up to {largest:.3g}, beyond the numbers of its type. Use a smaller strength."
             )
 
-    def _parts(self, adapter_names: Iterable[str]) -> list[Part]:
+    def _parts(self, adapter_names: Collection[str]) -> list[Part]:
         """The shares of some adapters in the sum, in the order in which they were added; zero strength adds nothing."""
-        wanted = set(adapter_names)
         parts = []
-        for name in self.gradiend_weight:
-            if name not in wanted:
+        for name, config in self.configs.items():
+            if name not in adapter_names:
                 continue
-            c_w, c_b = self.configs[name].coefficients(self.strength[name], self.feature_factor[name])
-            bias = entry(self.gradiend_bias, name)
+            c_w, c_b = config.coefficients(self.strength[name], self.feature_factor[name])
+            weight, bias, indices = self.values(name)
             if c_w == 0 and (c_b == 0 or bias is None):
                 continue
-            weight, indices = self.gradiend_weight[name], entry(self.gradiend_indices, name)
+            part = Part(weight, bias, indices, c_w, c_b)
             if not torch.compiler.is_compiling():  # Dynamo cannot branch on values
                 if name not in self._peaks:  # transformers' loader writes values without telling us
                     self.check(name, weight, bias, indices)
-                self._check_range(name, abs(c_w) * self._peaks[name][0] + abs(c_b) * self._peaks[name][1])
-            parts.append(Part(weight, bias, indices, c_w, c_b))
+                self._check_range(part, name)
+            parts.append(part)
         return parts
 
-    def rewritten(self, base: torch.Tensor, adapter_names: Iterable[str]) -> torch.Tensor:
+    def rewritten(self, base: torch.Tensor, adapter_names: Collection[str]) -> torch.Tensor:
         """`round(base + Σ Δ_i)` as a new tensor; differentiable with respect to the adapters' values."""
         parts = self._parts(adapter_names)
         if not parts:
@@ -298,13 +247,16 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         indices, delta = total_delta(parts, base.numel(), dtype)
         if indices is None:
             return (base.to(dtype) + delta.view(base.shape)).to(base.dtype)
-        flat, indices = base.reshape(-1), indices.long()
-        return flat.index_copy(0, indices, (flat[indices].to(dtype) + delta).to(base.dtype)).view(base.shape)
+        if base.is_contiguous():
+            flat, indices = base.view(-1), indices.long()
+            return flat.index_copy(0, indices, (flat[indices].to(dtype) + delta).to(base.dtype)).view(base.shape)
+        places = torch.unravel_index(indices.long(), base.shape)  # keeps the layout, and with it the order of sums
+        return base.index_put(places, (base[places].to(dtype) + delta).to(base.dtype))
 
     def dense(self, adapter_name: str, kind: str) -> torch.Tensor:
         """One of an adapter's vectors ("gradiend_weight" or "gradiend_bias") in the parameter's shape, fp32."""
         values: torch.Tensor = getattr(self, kind)[adapter_name].float()
-        indices = entry(self.gradiend_indices, adapter_name)
+        indices = self.values(adapter_name)[2]
         shape = self.shape
         if indices is not None:
             zeros = torch.zeros(shape.numel(), device=values.device)
@@ -315,7 +267,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """Δ of one adapter at its current strength, dense, in the type of the sum."""
         return self.dense_delta([adapter_name])
 
-    def dense_delta(self, adapter_names: Iterable[str]) -> torch.Tensor:
+    def dense_delta(self, adapter_names: Collection[str]) -> torch.Tensor:
         """Σ Δ_i at the current strengths, in the parameter's shape and the type of the sum."""
         shape, dtype, parts = self.shape, sum_dtype(self.dtype), self._parts(adapter_names)
         if not parts:
@@ -330,13 +282,16 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def set_strength(self, adapter_name: str, strength: float, feature_factor: float | None = None) -> None:
         """Set the strength of one adapter (and the feature factor, if given), also while it is merged."""
-        if adapter_name not in self.strength:
-            return
-        self.strength[adapter_name] = float(strength)
-        if feature_factor is not None:
-            self.feature_factor[adapter_name] = float(feature_factor)
-        if adapter_name in self.merged_adapters:
+        if self.note_strength(adapter_name, strength, feature_factor):
             self.refresh()
+
+    def note_strength(self, adapter_name: str, strength: float, feature_factor: float | None = None) -> bool:
+        """Set the strength of one adapter, and write nothing; whether the merged parameter has to be written now."""
+        if adapter_name in self.strength:
+            self.strength[adapter_name] = float(strength)
+            if feature_factor is not None:
+                self.feature_factor[adapter_name] = float(feature_factor)
+        return adapter_name in self.merged_adapters
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """PEFT's way to scale: relative to the strength that the artifact recommends."""
@@ -386,44 +341,30 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if adapter_names == self.merged_adapters:
             return
         self.check_merge(adapter_names, safe_merge)
+        self.keep(adapter_names)
+        self.refresh()
+        self.watch()
+
+    @torch.no_grad()
+    def keep(self, adapter_names: list[str]) -> None:
+        """Give the parameter its original bits back, and keep those that the merged adapters will touch."""
         if self._originals is not None:
             write_entries(self.base_parameter, self._originals.indices, self._originals.values)
-        self.merged_adapters, self._originals = [], None
+        self.merged_adapters, self._originals = list(adapter_names), None
         if adapter_names:
-            support = _union([entry(self.gradiend_indices, name) for name in adapter_names])
+            support = union([self.values(name)[2] for name in adapter_names])
             self._originals = Originals(support, read_entries(self.base_parameter, support))
-            self.merged_adapters = list(adapter_names)
-            self.refresh()
-        self._watch(not self.merged_adapters)
+
+    def edit(self) -> Edit | None:
+        """What the parameter has to hold: the originals plus the merged adapters, unless adapters are disabled."""
+        if self._originals is None:
+            return None
+        parts = [] if self._disable_adapters else self._parts(self.merged_adapters)
+        return Edit(self.base_parameter, self._originals, parts)
 
     def refresh(self) -> None:
-        """Write the parameter again: the originals plus the merged adapters, unless adapters are disabled."""
-        if self._originals is None:
-            return
-        parameter, originals = self.base_parameter, self._originals
-        with torch.no_grad():
-            parts = [] if self._disable_adapters else self._parts(self.merged_adapters)
-            if len(parts) == 1 and parts[0].indices is None and originals.indices is None and parameter.is_contiguous():
-                write_dense(parameter, originals.values, parts[0])
-            else:
-                write_entries(parameter, originals.indices, self._summed(originals, parts, parameter))
-
-    def _summed(self, originals: Originals, parts: list[Part], parameter: torch.Tensor) -> torch.Tensor:
-        """`round(originals + Σ Δ_i)` over the entries of `originals`."""
-        if not parts:
-            return originals.values
-        dtype = sum_dtype(parameter.dtype)
-        indices, delta = total_delta(parts, parameter.numel(), dtype)
-        if len(delta) == len(originals.values):
-            return (originals.values.to(dtype) + delta).to(parameter.dtype)
-        assert indices is not None
-        # Some merged adapter has strength zero; its entries keep their bits (-0.0 + 0.0 would not).
-        where = (
-            indices.long()
-            if originals.indices is None
-            else torch.searchsorted(originals.indices.long(), indices.long())
-        )
-        return originals.values.index_copy(0, where, (originals.values[where].to(dtype) + delta).to(parameter.dtype))
+        """Write the merged parameter again, after a change of strength."""
+        write_edits(edit for edit in [self.edit()] if edit is not None)
 
     def unmerge(self) -> None:
         """Give the parameter its original bits back."""
@@ -480,16 +421,22 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     # --------------------------------------------------------------------------------------------- unmerged: the swap
 
-    def _watch(self, on: bool) -> None:
-        """Hang the hooks on the readers, or take them off."""
-        if on and not self._handles:
-            for reader in self.site.readers:
-                self._handles.append(reader.register_forward_pre_hook(self._enter))
-                self._handles.append(reader.register_forward_hook(self._leave, always_call=True))
-        elif not on:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
+    def watch(self) -> None:
+        """Hang the hooks on the readers, or take them off if the edit is merged."""
+        if self.merged_adapters:
+            self._unwatch()
+        elif not self._handles:
+            self._hang_hooks()
+
+    def _hang_hooks(self) -> None:
+        for reader in self.site.readers:
+            self._handles.append(reader.register_forward_pre_hook(self._enter))
+            self._handles.append(reader.register_forward_hook(self._leave, always_call=True))
+
+    def _unwatch(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     # The counter goes up before anything can raise: hooks with always_call also run when a pre-hook raised (the early
     # stop of torch.utils.checkpoint does that). Concurrent forwards share one swap; Dynamo cannot trace the lock.
@@ -534,7 +481,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def detach(self) -> None:
         """Take the side-car and its hooks off the model; the parameter keeps its current values for good."""
-        self._watch(False)
+        self._unwatch()
         self._originals, self.merged_adapters = None, []
         for name, child in list(self.site.host._modules.items()):
             if child is self:
@@ -564,9 +511,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return False
 
 
-def _union(supports: list[torch.Tensor | None]) -> torch.Tensor | None:
-    """Sorted union of index vectors; `None` (everything) if one of them is."""
-    vectors = [support for support in supports if support is not None]
-    if len(vectors) < len(supports):
-        return None
-    return vectors[0] if len(vectors) == 1 else torch.unique(torch.cat(vectors))
+def _entry(store: nn.Module, name: str) -> torch.Tensor | None:
+    """An entry of a ParameterDict or BufferDict, past their slow look-up."""
+    found: torch.Tensor | None = store._parameters.get(name)
+    return store._buffers.get(name) if found is None else found

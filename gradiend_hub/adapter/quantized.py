@@ -14,7 +14,8 @@ from torch import nn
 
 from gradiend_hub.errors import EditError
 
-from .layer import Changes, GradiendLayer
+from .arithmetic import Changes
+from .layer import GradiendLayer
 from .sites import Site
 
 __all__ = ["QuantizedGradiendLayer", "make_layer", "quantized_layers", "refuse_quantized"]
@@ -57,11 +58,8 @@ class QuantizedGradiendLayer(GradiendLayer):
             return Changes(0, 0, 0.0, 0.0)
         return Changes(int(self.dense_delta(self.active_adapters).count_nonzero()), 0, 0.0, 0.0)
 
-    def _watch(self, on: bool) -> None:
-        if not on:
-            super()._watch(False)
-        elif not self._handles:
-            self._handles.append(self.site.owner.register_forward_hook(self._add))
+    def _hang_hooks(self) -> None:
+        self._handles.append(self.site.owner.register_forward_hook(self._add))
 
     def _add(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         if self._disable_adapters or not self._parts(self.active_adapters):

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .layer import Changes, GradiendLayer
+from .arithmetic import Changes
+from .layer import GradiendLayer
 
 __all__ = ["EditReceipt", "receipt_of"]
 

@@ -53,7 +53,7 @@ class Site:
     readers: tuple[nn.Module, ...]
     quantized: torch.Size | None = None
 
-    @property
+    @functools.cached_property
     def leaf(self) -> str:
         """Name of the parameter in its owner."""
         return self.name.rpartition(".")[2]
@@ -64,17 +64,7 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     The weight of a quantised linear layer is stood in for by an empty parameter of its shape, on the meta device.
     """
-    found = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        plain = name.replace(WRAPPED, "")
-        if SIDECAR in name or (plain != name and plain in found):
-            continue
-        found[plain] = parameter
-    for name, module in quantized_linears(model).items():
-        shape = quantized_shape(module)
-        assert shape is not None
-        found[name] = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
-    return found
+    return SiteMap(model).parameters
 
 
 def quantized_shape(module: nn.Module) -> torch.Size | None:
@@ -84,19 +74,10 @@ def quantized_shape(module: nn.Module) -> torch.Size | None:
     """
     weight = module._parameters.get("weight")
     packed = any(name in module._parameters or name in module._buffers for name in PACKED)
-    if not packed and (weight is None or weight.element_size() > 1):
+    if not packed and (weight is None or weight.itemsize > 1):
         return None
     sizes = [(module.__dict__.get(out), module.__dict__.get(into)) for out, into in FEATURES]
     return next((torch.Size(pair) for pair in sizes if all(isinstance(size, int) for size in pair)), None)  # type: ignore[arg-type]
-
-
-def quantized_linears(model: nn.Module) -> dict[str, nn.Module]:
-    """Quantised linear layers of a model by the name that their weight would have."""
-    return {
-        f"{name}.weight".replace(WRAPPED, ""): module
-        for name, module in model.named_modules()
-        if SIDECAR not in name and quantized_shape(module) is not None
-    }
 
 
 def resolve_names(
@@ -143,54 +124,68 @@ def resolve_names(
 
 
 class SiteMap:
-    """The sites of a model's parameters; built once, then asked by name."""
+    """The sites of a model's parameters; built in one walk over its modules, then asked by name.
+
+    Attributes:
+        parameters: As `base_parameters` returns them.
+        quantized: Quantised linear layers by the name that their weight would have.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.quantized: dict[str, nn.Module] = {}
         self._model = model
-        self._slots: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
         self._modules: dict[str, nn.Module] = {}
+        self._names: dict[int, str] = {}
+        self._slots: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
         self._raw_names: dict[str, str] = {}
-        self._extra_readers: dict[int, list[nn.Module]] = defaultdict(list)
-        modules = dict(model.named_modules())
-        for name, module in modules.items():
+        for name, module in model.named_modules(remove_duplicate=False):
             if SIDECAR in name:
                 continue
             self._modules[name] = module
+            first = self._names.setdefault(id(module), name) == name
             for leaf, parameter in module._parameters.items():
-                if parameter is not None:
+                if parameter is None:
+                    continue
+                if first:
                     self._slots[id(parameter)].append((module, leaf))
-            self._note_readers(modules, name, module)
-        for name, _ in model.named_parameters(remove_duplicate=False):
-            if SIDECAR not in name:
-                self._raw_names.setdefault(name.replace(WRAPPED, ""), name)
-        self._quantized = quantized_linears(model)
+                raw = f"{name}.{leaf}" if name else leaf
+                plain = raw.replace(WRAPPED, "")
+                if plain not in self.parameters:
+                    self.parameters[plain], self._raw_names[plain] = parameter, raw
+            if first and (shape := quantized_shape(module)) is not None:
+                weight = f"{name}.weight".replace(WRAPPED, "")
+                self.quantized[weight] = module
+                self.parameters[weight] = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 
-    def _note_readers(self, modules: Mapping[str, nn.Module], name: str, module: nn.Module) -> None:
+    def _readers_besides(self, module: nn.Module) -> list[nn.Module]:
+        """Modules that read the parameters of a module without calling it."""
+        name = self._names[id(module)]
         parts = name.split(".") if name else []
-        ancestors = [modules[".".join(parts[:depth])] for depth in range(len(parts))]
-        self._extra_readers[id(module)] += [ancestor for ancestor in ancestors if isinstance(ancestor, FUSED)]
+        ancestors = [self._modules[".".join(parts[:depth])] for depth in range(len(parts))]
+        readers: list[nn.Module] = [ancestor for ancestor in ancestors if isinstance(ancestor, FUSED)]
         # Hooks of a checkpointed layer run outside of the recomputed region; its own children cover it.
         if len(parts) > 1 and not isinstance(ancestors[-1], GradientCheckpointingLayer):
             read = _children_read_by(type(ancestors[-1]))  # type: ignore[arg-type]
             if read is None or parts[-1] in read:
-                self._extra_readers[id(module)].append(ancestors[-1])
+                readers.append(ancestors[-1])
         # Heads may read the embedding matrix of the input directly, wherever they are (DeBERTa's masked-LM head).
         if isinstance(module, nn.Embedding):
-            self._extra_readers[id(module)].append(self._model)
+            readers.append(self._model)
+        return readers
 
     def __getitem__(self, name: str) -> Site:
         """The site of a parameter, by one of its names (as `resolve_names` returns them)."""
         host = self._modules[name.rpartition(".")[0]]
-        if name in self._quantized:
-            owner = self._quantized[name]
+        if name in self.quantized:
+            owner = self.quantized[name]
             return Site(name, host, owner, ((owner, "weight"),), (owner,), quantized_shape(owner))
         owner_name, _, leaf = self._raw_names[name].rpartition(".")
         owner = self._modules[owner_name]
-        parameter = owner._parameters[leaf]
-        slots = tuple(self._slots[id(parameter)])
+        slots = tuple(self._slots[id(owner._parameters[leaf])])
         readers: dict[int, nn.Module] = {}
         for module, _ in slots:
-            for reader in (module, *self._extra_readers[id(module)]):
+            for reader in (module, *self._readers_besides(module)):
                 readers[id(reader)] = reader
         return Site(name, host, owner, slots, tuple(readers.values()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -23,10 +23,11 @@ from gradiend_hub.direction import (
 )
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
 
-from .layer import GradiendLayer, total_delta
-from .quantized import make_layer, refuse_quantized
+from .arithmetic import total_delta, write_edits
+from .layer import GradiendLayer
+from .quantized import QuantizedGradiendLayer, make_layer, refuse_quantized
 from .rows import row_strengths
-from .sites import SiteMap, base_parameters, resolve_names
+from .sites import Site, SiteMap, resolve_names
 
 __all__ = ["GradiendTuner", "gradiend_layers"]
 
@@ -73,28 +74,41 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         if "." in adapter_name or not adapter_name:
             raise ConfigError(f"Adapter name {adapter_name!r}: torch allows no '.' in it, nor an empty name. Use '_'.")
         self._check_new_adapter_config(config)
-        self._prepare_adapter_config(config, self.get_model_config(model))
+        sites = SiteMap(model)
+        self._settle_parameters(config, sites)
         if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             self._freeze_base(model)
-        sites = SiteMap(model)
-        for name, spec in (config.parameters or {}).items():
-            site = sites[name]
-            child = sidecar_name(site.leaf)
-            if child not in site.host._modules:
-                site.host.add_module(child, make_layer(site))
-            layer = site.host._modules[child]
-            assert isinstance(layer, GradiendLayer)
-            with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-                layer.add(adapter_name, config, spec["entries"])
         self.layers = list(gradiend_layers(model))
+        direction, config._direction = config._direction, None
+        merge_next, config._merge_next = config._merge_next, False
+        trainable = adapter_name in self.active_adapters and not config.inference_mode
+        for name, spec in (config.parameters or {}).items():
+            layer = self._sidecar(sites[name])
+            layer.attach(adapter_name, config)
+            if direction is not None:
+                assert direction.peaks is not None, "checked directions only"
+                layer.fill(adapter_name, direction.parameters[config._stored_names[name]], direction.peaks)
+            else:
+                with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+                    layer.add(adapter_name, spec["entries"])
+                layer.set_requires_grad(adapter_name, requires_grad=trainable)
+            layer._active_adapter = list(self.active_adapters)
+            if not merge_next:
+                layer.watch()
         self.targeted_parameter_names = list(
             dict.fromkeys([*self.targeted_parameter_names, *(config.parameters or {})])
         )
-        for layer in self.layers:
-            if adapter_name in layer.gradiend_weight:
-                trainable = adapter_name in self.active_adapters and not config.inference_mode
-                layer.set_requires_grad(adapter_name, requires_grad=trainable)
-                layer._active_adapter = list(self.active_adapters)
+
+    def _sidecar(self, site: Site) -> GradiendLayer:
+        """The side-car of a parameter, attached now if there is none yet."""
+        child = sidecar_name(site.leaf)
+        layer = site.host._modules.get(child)
+        if layer is None:
+            layer = make_layer(site)
+            site.host.add_module(child, layer)
+            self.layers.append(layer)
+        assert isinstance(layer, GradiendLayer)
+        return layer
 
     def _freeze_base(self, model: nn.Module) -> None:
         """Freeze the base model as PEFT does, and remember what has to be thawed when the adapters are unloaded."""
@@ -102,25 +116,20 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
-    def _prepare_adapter_config(self, peft_config: GradiendConfig, model_config: dict[str, Any]) -> GradiendConfig:
+    def _settle_parameters(self, config: GradiendConfig, sites: SiteMap) -> None:
         """Settle which parameters the adapter has: those of the artifact, or those in scope of a fresh one."""
-        if peft_config.parameters is None:
-            from gradiend_hub.gradients.scope import (
-                select_parameters,
-            )  # nothing else of training is needed to apply a direction
+        if config.parameters is None:
+            # Nothing else of training is needed to apply a direction.
+            from gradiend_hub.gradients.scope import select_parameters
 
-            selected = select_parameters(
-                self.model, scope=peft_config.scope, exclude=peft_config.exclude, layers=peft_config.layers
-            )
-            peft_config.parameters = {
+            selected = select_parameters(self.model, scope=config.scope, exclude=config.exclude, layers=config.layers)
+            config.parameters = {
                 name: {"shape": list(parameter.shape), "entries": None} for name, parameter in selected.items()
             }
-        named = base_parameters(self.model)
-        names = resolve_names(self.model, peft_config.parameters, named)
-        peft_config.parameters = {names[name]: spec for name, spec in peft_config.parameters.items()}
-        check_shapes(self.model, named, peft_config.parameters)
-        peft_config._stored_names = {found: stored for stored, found in names.items()}
-        return peft_config
+        names = resolve_names(self.model, config.parameters, sites.parameters)
+        config.parameters = {names[name]: spec for name, spec in config.parameters.items()}
+        check_shapes(self.model, sites.parameters, config.parameters)
+        config._stored_names = {found: stored for stored, found in names.items()}
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         """PEFT's way to attach an adapter by modules; `inject_adapter` does it by parameters."""
@@ -162,7 +171,9 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         for layer, names in tqdm(plan, disable=not progressbar, desc="Merging" if merge else "Unloading"):
             if layer.disable_adapters:
                 layer.enable_adapters(True)
-            layer.merge_exactly(names)
+            if names != layer.merged_adapters:
+                layer.keep(names)
+                layer.refresh()
             layer.detach()  # drops the originals of one layer before the next one is touched
         for parameter in self._frozen:
             parameter.requires_grad_(True)
@@ -176,16 +187,36 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def merge_exactly(self, adapter_names: list[str]) -> None:
-        """Make these the merged adapters on all layers, and no others."""
-        for layer in self.layers:
-            layer.merge_exactly([name for name in adapter_names if name in layer.gradiend_weight])
+        """Make these the merged adapters on all layers, and no others. Nothing is written if one of them cannot be."""
+        wanted = [[name for name in adapter_names if name in layer.configs] for layer in self.layers]
+        plan = [pair for pair in zip(self.layers, wanted, strict=True) if pair[0].merged_adapters != pair[1]]
+        for layer, names in plan:
+            layer.check_merge(names)
+        for layer, names in plan:
+            layer.keep(names)
+            layer.watch()
+        self._write(layer for layer, _ in plan)
+
+    @staticmethod
+    def _write(layers: Iterable[GradiendLayer]) -> None:
+        """Write the merged edits of layers; all sums are known to be in range before the first one is written."""
+        write_edits([edit for layer in layers for edit in [layer.edit()] if edit is not None])
 
     def _apply(self, fn: Any, recurse: bool = True) -> GradiendTuner:
         """After a move or a change of type, merged weights are summed and rounded again from the moved originals."""
         super()._apply(fn, recurse)
-        for layer in self.layers:
-            layer.refresh()
+        self._write(self.layers)
         return self
+
+    @property
+    def quantized_layers(self) -> list[GradiendLayer]:
+        """The side-cars of quantised layers, whose edits cannot be merged."""
+        return [layer for layer in self.layers if isinstance(layer, QuantizedGradiendLayer)]
+
+    def watch(self) -> None:
+        """Show the edits that are not merged to the modules that read the parameters."""
+        for layer in self.layers:
+            layer.watch()
 
     # -------------------------------------------------------------------------------------------------------- strength
 
@@ -193,8 +224,8 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         """Set the strength of one adapter on all layers, merged or not."""
         if adapter_name not in self.peft_config:
             raise ConfigError(f"There is no adapter {adapter_name!r}; loaded are {list(self.peft_config)}.")
-        for layer in self.layers:
-            layer.set_strength(adapter_name, strength, feature_factor)
+        merged = [layer for layer in self.layers if layer.note_strength(adapter_name, strength, feature_factor)]
+        self._write(merged)
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
@@ -219,9 +250,9 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         config.parameters, config.has_bias, config.dtype, config._source = direction.spec(), False, "float32", None
         config.decoder_sign, config.strength_unit, config.strength, config.feature_factor = 1, 1.0, 1.0, 1.0
         config.safe_band = config.break_point = None
+        config._direction = direction.check()
         self.peft_config[adapter_name] = config
         self.inject_adapter(self.model, adapter_name)
-        self.fill(adapter_name, direction)
         return direction
 
     @torch.no_grad()
@@ -241,16 +272,6 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         if not parameters:
             raise EditError("add_weighted_adapter: all strengths are zero, so there is nothing to combine.")
         return Direction(parameters)
-
-    def fill(self, adapter_name: str, direction: Direction) -> None:
-        """Put a direction's values into an attached adapter; parameter names are those of this model."""
-        for layer in self.layers:
-            part = direction.parameters.get(layer.site.name)
-            if part is not None and adapter_name in layer.gradiend_weight:
-                bias = part.decoder_bias
-                if bias is None and adapter_name in layer.gradiend_bias:
-                    bias = torch.zeros_like(part.decoder)
-                layer.fill(adapter_name, part.decoder, bias, part.indices)
 
     # ------------------------------------------------------------------------------------------------------ state dict
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
@@ -21,11 +22,16 @@ pytestmark = [
 DTYPES = [torch.float32, torch.bfloat16]
 
 
+def frozen(architecture: str, dtype: torch.dtype) -> nn.Module:
+    """A model whose weights are frozen, as under an adapter: torch has another convolution for weights that learn."""
+    return build(architecture, dtype).requires_grad_(False)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_plain_peft(architecture: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """PEFT's own calls: load, scale, disable, merge, unmerge, save, reload, merge and unload."""
-    base = build(architecture, dtype)
+    base = frozen(architecture, dtype)
     before = bits(base)
     direction = random_direction(base)
     config = config_for(direction, strength=0.5, strength_unit=2.0)
@@ -67,7 +73,7 @@ def test_plain_peft(architecture: str, dtype: torch.dtype, tmp_path: Path) -> No
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradiend_model(architecture: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Our own calls: merged by default, exact at every strength, saved with everything, persistent when merged."""
-    base = build(architecture, dtype)
+    base = frozen(architecture, dtype)
     before = bits(base)
     direction = random_direction(base, seed=1)
     config = config_for(direction)
@@ -90,7 +96,7 @@ def test_gradiend_model(architecture: str, dtype: torch.dtype, tmp_path: Path) -
     assert same_bits(merged.state_dict(), target.state_dict())
     if hasattr(merged, "save_pretrained"):
         merged.save_pretrained(tmp_path / "merged")
-        reloaded = type(base).from_pretrained(tmp_path / "merged", dtype=dtype).eval()
+        reloaded = type(base).from_pretrained(tmp_path / "merged", dtype=dtype).eval().requires_grad_(False)
         assert torch.equal(output(reloaded, architecture, dtype), output(target, architecture, dtype))
 
 
@@ -98,7 +104,7 @@ def test_gradiend_model(architecture: str, dtype: torch.dtype, tmp_path: Path) -
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "convnet"])
 def test_transformers_integration(architecture: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """`model.load_adapter` of transformers, two directions, switching, saving."""
-    base = build(architecture, dtype)
+    base = frozen(architecture, dtype)
     first, second = random_direction(base, seed=2), random_direction(base, seed=3)
     config = config_for(first)
     save(tmp_path / "a", first)

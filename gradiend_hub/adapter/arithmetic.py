@@ -1,0 +1,195 @@
+"""The arithmetic of an edit, on tensors: `W' = round(W + Σ Δ_i)`, and the kept values that undo it.
+
+The sum is taken in fp32 (fp64 for an fp64 model), in the order of the parts, and rounded once. Nothing here knows modules.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from gradiend_hub.direction import combine, sum_sparse
+
+__all__ = ["Changes", "Edit", "Originals", "Part", "read_entries", "sum_dtype", "total_delta", "union", "write_edits"]
+
+BLOCK = 1 << 17
+"""Elements that are summed at a time; small enough for the cache."""
+
+
+class Part(NamedTuple):
+    """One adapter's share of a sum: `Δ = c_w·weight + c_b·bias` at flat `indices` (everywhere if `None`)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    indices: torch.Tensor | None
+    c_w: float
+    c_b: float
+
+    def delta(self, dtype: torch.dtype) -> torch.Tensor:
+        """Δ of the stored entries, `[k]`."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return combine(self.weight.to(dtype), bias, self.c_w, self.c_b)
+
+
+class Changes(NamedTuple):
+    """What an edit does to one parameter: counts and squared norms."""
+
+    entries: int
+    swallowed: int
+    delta_square: float
+    weight_square: float
+
+
+@dataclass
+class Originals:
+    """Values of the base model under a merged edit: at sorted flat `indices` `[k]`, or all of them (`None`)."""
+
+    indices: torch.Tensor | None
+    values: torch.Tensor
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type in which an edit of a parameter of this type is summed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def total_delta(parts: list[Part], numel: int, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Σ Δ_i as `(flat indices, values)`, or `(None, values [numel])` as soon as one part is dense."""
+    if len(parts) == 1:
+        return parts[0].indices, parts[0].delta(dtype)
+    if all(part.indices is not None for part in parts):
+        return sum_sparse((part.indices, part.delta(dtype)) for part in parts if part.indices is not None)
+    total: torch.Tensor | None = None
+    for part in parts:
+        delta = part.delta(dtype)
+        if part.indices is not None:
+            delta = torch.zeros(numel, dtype=dtype, device=delta.device).index_copy(0, part.indices.long(), delta)
+        total = delta if total is None else total + delta
+    assert total is not None
+    return None, total
+
+
+def read_entries(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    """A copy of the entries at flat indices, `[k]`; of all entries, flat, if `indices` is `None`."""
+    if indices is None:
+        return tensor.detach().clone().reshape(-1)
+    if tensor.is_contiguous():
+        return tensor.detach().view(-1).index_select(0, indices)
+    return tensor.detach()[torch.unravel_index(indices.long(), tensor.shape)]
+
+
+def write_entries(tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.Tensor) -> None:
+    """Write `[k]` values to flat indices, in place; all entries if `indices` is `None`."""
+    data = tensor.detach()
+    if indices is None:
+        data.copy_(values.view(data.shape))
+    elif data.is_contiguous():
+        data.view(-1).index_copy_(0, indices.long(), values)
+    else:
+        data.index_put_(torch.unravel_index(indices.long(), data.shape), values)
+
+
+def union(supports: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Sorted union of index vectors; `None` (everything) if one of them is."""
+    vectors = [support for support in supports if support is not None]
+    if len(vectors) < len(supports):
+        return None
+    return vectors[0] if len(vectors) == 1 else torch.unique(torch.cat(vectors))
+
+
+class Edit(NamedTuple):
+    """What is to be written into one parameter: `round(originals + Σ parts)`."""
+
+    parameter: torch.Tensor
+    originals: Originals
+    parts: list[Part]
+
+    def write(self) -> None:
+        """Write it, in one pass over memory where one dense part is all there is."""
+        parameter, originals, parts = self
+        if len(parts) == 1 and parts[0].indices is None and originals.indices is None and parameter.is_contiguous():
+            _write_dense(parameter, originals.values, parts[0])
+        else:
+            write_entries(parameter, originals.indices, self._summed())
+
+    def _summed(self) -> torch.Tensor:
+        """`round(originals + Σ Δ_i)` over the entries of `originals`."""
+        parameter, originals, parts = self
+        if not parts:
+            return originals.values
+        dtype = sum_dtype(parameter.dtype)
+        indices, delta = total_delta(parts, parameter.numel(), dtype)
+        if len(delta) == len(originals.values):
+            return (originals.values.to(dtype) + delta).to(parameter.dtype)
+        assert indices is not None
+        # Some merged adapter has strength zero; its entries keep their bits (-0.0 + 0.0 would not).
+        where = (
+            indices.long()
+            if originals.indices is None
+            else torch.searchsorted(originals.indices.long(), indices.long())
+        )
+        return originals.values.index_copy(0, where, (originals.values[where].to(dtype) + delta).to(parameter.dtype))
+
+    @property
+    def is_one_sparse_part(self) -> bool:
+        """Whether one sparse part covers exactly the entries that were kept."""
+        return (
+            len(self.parts) == 1
+            and self.parts[0].indices is not None
+            and len(self.parts[0].indices) == len(self.originals.values)
+            and self.parameter.is_contiguous()
+        )
+
+
+@torch.no_grad()
+def write_edits(edits: Iterable[Edit]) -> None:
+    """Write many edits; sparse ones with the same coefficients share their sums, as most tensors have few entries."""
+    groups: dict[tuple[object, ...], list[Edit]] = defaultdict(list)
+    for edit in edits:
+        if not edit.is_one_sparse_part:
+            edit.write()
+            continue
+        parameter, part = edit.parameter, edit.parts[0]
+        key = (part.c_w, part.c_b, part.bias is None, part.weight.dtype, parameter.dtype, parameter.device)
+        group = groups[key]
+        group.append(edit)
+        if sum(len(member.originals.values) for member in group) >= BLOCK:
+            _write_sparse(groups.pop(key))
+    for group in groups.values():
+        _write_sparse(group)
+
+
+def _write_sparse(edits: list[Edit]) -> None:
+    """Write edits of one sparse part each, with the same coefficients and types."""
+    parts, parameters = [edit.parts[0] for edit in edits], [edit.parameter.detach() for edit in edits]
+    dtype, first = sum_dtype(parameters[0].dtype), parts[0]
+    biases = [part.bias for part in parts if part.bias is not None]
+    indices = torch.cat([part.indices for part in parts if part.indices is not None]).long()
+    joined = Part(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None, None,
+                  first.c_w, first.c_b)  # fmt: skip
+    originals = torch.cat([edit.originals.values for edit in edits])
+    values = (originals.to(dtype) + joined.delta(dtype)).to(originals.dtype)
+    sizes = [len(edit.originals.values) for edit in edits]
+    for parameter, where, written in zip(parameters, indices.split(sizes), values.split(sizes), strict=True):
+        parameter.view(-1).index_copy_(0, where, written)
+
+
+def _write_dense(parameter: torch.Tensor, originals: torch.Tensor, part: Part) -> None:
+    """`parameter = round(originals + Δ)` for one dense part, block by block: no temporary tensor outgrows the cache."""
+    target, dtype = parameter.detach().view(-1), sum_dtype(parameter.dtype)
+    vectors = [part.weight.detach()] if part.bias is None else [part.weight.detach(), part.bias.detach()]
+    factors = [part.c_w, part.c_b]
+    rooms = [torch.empty(min(BLOCK, len(target)), dtype=dtype, device=target.device) for _ in vectors]
+    columns = [tensor.split(BLOCK) if len(target) > BLOCK else (tensor,) for tensor in (target, originals, *vectors)]
+    for written, kept, *values in zip(*columns, strict=True):
+        size = len(written)
+        terms = [
+            torch.mul(value.to(dtype), factor, out=room if len(room) == size else room[:size])
+            for value, factor, room in zip(values, factors, rooms, strict=False)
+        ]
+        delta = terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
+        torch.add(kept, delta, out=written)
