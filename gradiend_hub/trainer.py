@@ -127,7 +127,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             _require_unused(Path(self.args.output_dir))
         self._direction = None
         start = time.perf_counter()
-        with GradientReader(self.base_model, self.scope) as self._reader:
+        with GradientReader(self.base_model, self.scope, reuse=True) as self._reader:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         self.report.seconds["train"] = time.perf_counter() - start
         self.report.steps = self.state.global_step

@@ -215,3 +215,20 @@ def test_a_gradient_that_overflows_is_refused() -> None:
         pytest.raises(TrainingError, match="alternative gradient is not finite"),
     ):
         read_pair(reader, how, pairs("bert"))
+
+
+def test_reused_vectors_hold_the_same_gradients() -> None:
+    """Also where the former pair has left values in parameters that the next loss does not see."""
+    model = build("bert")
+    model.unused = nn.Linear(2, 2)
+    scope = Scope.dense(select_parameters(model, scope="*"))
+    with GradientReader(model, scope) as reader:
+        expected = read_pair(reader, objective("bert"), pairs("bert"))
+    with GradientReader(model, scope, reuse=True) as reader:
+        first = reader.read(model.unused(torch.ones(2)).sum())
+        assert float(first.abs().sum()) == 6.0
+        held = [first, reader.read(model.unused(torch.ones(2)).sum())]
+        found = read_pair(reader, objective("bert"), pairs("bert"))
+    for vector, former, wanted in zip(found, held, expected, strict=True):
+        assert vector.data_ptr() == former.data_ptr()
+        assert torch.equal(vector, wanted)
