@@ -146,6 +146,41 @@ class Scope:
         total = sum(p.numel() for p in self.parameters.values())
         return f"{len(self.parameters)} tensors, {self.size:,} of {total:,} weights ({self.size / max(total, 1):.2%})"
 
+    def table(self, model: nn.Module) -> str:
+        """What is in scope, for people: tensors, kept entries, and their share of the model's parameters.
+
+        One line for each range of blocks that have as many tensors and entries, one for what is in no block, and a total.
+        """
+        whole = sum(p.numel() for p in model.parameters())
+        counts: dict[int | None, tuple[int, int]] = {}
+        for name, size in self.sizes.items():
+            block = int(match[1]) if (match := BLOCK.search(name)) else None
+            tensors, entries = counts.get(block, (0, 0))
+            counts[block] = (tensors + 1, entries + size)
+        outside = counts.pop(None, None)
+        lines = [("scope", "tensors", "entries", "of model")]
+
+        def add(label: str, tensors: int, entries: int) -> None:
+            lines.append((label, f"{tensors:,}", f"{entries:,}", f"{entries / max(whole, 1):.2%}"))
+
+        blocks: list[int] = []
+        for block in sorted(b for b in counts if b is not None):
+            blocks.append(block)
+            if counts.get(block + 1) != counts[block]:  # the range ends here
+                label = f"blocks {blocks[0]}-{block}" if len(blocks) > 1 else f"block {block}"
+                add(label, sum(counts[b][0] for b in blocks), sum(counts[b][1] for b in blocks))
+                blocks.clear()
+        if outside:
+            add("other", *outside)
+        add("total", len(self.parameters), self.size)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
+            )
+            for line in lines
+        )
+
 
 def names_of(parameters: Iterable[str], limit: int = 3) -> str:
     """A few names for a message."""

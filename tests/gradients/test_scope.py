@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.gradients import Scope, select_parameters
@@ -124,6 +125,29 @@ def test_kept_coordinates() -> None:
     assert tensors[third].flatten()[[0, 7]].tolist() == [2, 3]
     numel = dense.parameters[first].numel() + dense.parameters[third].numel()
     assert scope.summary() == f"2 tensors, 3 of {numel:,} weights ({3 / numel:.2%})"
+
+
+def test_table() -> None:
+    model = nn.Module()
+    model.embedding = nn.Linear(10, 10, bias=False)
+    model.layers = nn.ModuleList(nn.Linear(n, 10) for n in (9, 9, 9, 19, 9))
+    dense = Scope.dense(dict(model.named_parameters()))
+    model.head = nn.Linear(10, 10, bias=False)
+    assert dense.table(model).splitlines() == [
+        "scope       tensors  entries  of model",
+        "blocks 0-2        6      300    37.50%",
+        "block 3           2      200    25.00%",
+        "block 4           2      100    12.50%",
+        "other             1      100    12.50%",
+        "total            11      700    87.50%",
+    ]
+    kept = dense.keep({"layers.1.weight": torch.tensor([3, 5]), "layers.2.bias": torch.tensor([0])})
+    assert kept.table(model).splitlines() == [
+        "scope    tensors  entries  of model",
+        "block 1        1        2     0.25%",
+        "block 2        1        1     0.12%",
+        "total          2        3     0.38%",
+    ]
 
 
 def test_names_in_messages() -> None:
