@@ -11,6 +11,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradiend_hub.errors import TrainingError
 from gradiend_hub.objectives import Objective, PairBatch
@@ -31,6 +32,7 @@ class Estimate:
         step_seconds: time of one.
         base_bytes: parameters and buffers of the base model.
         activation_bytes: what the forward pass of the largest batch keeps for its backward passes.
+        working_bytes: what one block needs beside that while its backward pass runs.
         gradient_bytes: source and target vector, and the largest gradient of one parameter.
         state_bytes: the solver's vectors.
         store_bytes: a gradient store on disk; 0 without one.
@@ -40,6 +42,7 @@ class Estimate:
     step_seconds: float
     base_bytes: int
     activation_bytes: int
+    working_bytes: int
     gradient_bytes: int
     state_bytes: int
     store_bytes: int = 0
@@ -51,14 +54,15 @@ class Estimate:
     @property
     def peak_bytes(self) -> int:
         """Memory, all devices together; without the interpreter, libraries and data."""
-        return self.base_bytes + self.activation_bytes + self.gradient_bytes + self.state_bytes
+        activations = self.activation_bytes + self.working_bytes
+        return self.base_bytes + activations + self.gradient_bytes + self.state_bytes
 
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.seconds), 60)
         lines = {
             "time": f"{minutes // 60}:{minutes % 60:02}:{seconds:02} ({self.steps:,} steps of {self.step_seconds:.3g} s)",
             "base model": format_bytes(self.base_bytes),
-            "activations": format_bytes(self.activation_bytes),
+            "activations": format_bytes(self.activation_bytes + self.working_bytes),
             "gradients": format_bytes(self.gradient_bytes),
             "solver": format_bytes(self.state_bytes),
             "peak memory": format_bytes(self.peak_bytes),
@@ -101,13 +105,14 @@ def estimate(
         return time.perf_counter() - start
 
     step()  # kernels are chosen and memory is mapped the first time
-    scope, vectors = reader.scope, len({source, target})
+    scope, vectors, widest = reader.scope, len({source, target}), largest or batch
     tensors = [*reader.model.parameters(), *reader.model.buffers()]
     return Estimate(
         steps=steps,
         step_seconds=median(step() for _ in range(_TIMED_STEPS)),
         base_bytes=sum(t.numel() * t.element_size() for t in tensors),
-        activation_bytes=activation_bytes(reader, objective, largest or batch),
+        activation_bytes=activation_bytes(reader, objective, widest),
+        working_bytes=_working_bytes(reader, objective, widest),
         gradient_bytes=4 * vectors * scope.size + max(p.numel() * p.element_size() for p in scope.parameters.values()),
         state_bytes=4 * state_vectors * scope.size,
         store_bytes=store_bytes,
@@ -132,6 +137,20 @@ def activation_bytes(reader: GradientReader, objective: Objective, batch: PairBa
         losses = objective.losses(reader.model, batch)
     del losses  # the graph lived until here, so no address was counted for two tensors
     return sum(saved.values())
+
+
+def _working_bytes(reader: GradientReader, objective: Objective, batch: PairBatch) -> int:
+    """About as much as the block at work keeps; twice that where it is recomputed first. One row tells, without either."""
+    recomputed = [m for m in reader.model.modules() if isinstance(m, GradientCheckpointingLayer) and m.training]
+    blocks = len({m[1] for name in reader.scope.parameters if (m := BLOCK.search(name))})
+    for layer in recomputed:
+        layer.training = False
+    try:
+        row = activation_bytes(reader, objective, select_rows(batch, [0]))
+    finally:
+        for layer in recomputed:
+            layer.training = True
+    return len(batch.factual.labels) * row // max(blocks, 1) * (2 if recomputed else 1)
 
 
 @contextmanager

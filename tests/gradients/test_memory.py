@@ -15,6 +15,7 @@ from gradiend_hub.errors import TrainingError
 from gradiend_hub.gradients import Estimate, GradientReader, Scope, estimate, memory_advised, select_parameters
 from gradiend_hub.gradients.memory import activation_bytes, format_bytes, is_out_of_memory, memory_advice
 from gradiend_hub.objectives import Objective, PairBatch
+from tests.gradients.test_checkpointing import enable
 from tests.gradients.test_pairs import examples
 from tests.models import build
 from tests.objectives.support import objective
@@ -74,11 +75,27 @@ def test_estimate() -> None:
     assert found.activation_bytes == expected
     assert found.gradient_bytes == 2 * 4 * scope.size + max(p.nbytes for p in scope.parameters.values())
     assert found.state_bytes == 12 * 4 * scope.size
-    assert found.peak_bytes == found.base_bytes + expected + found.gradient_bytes + found.state_bytes
+    assert found.working_bytes == pytest.approx(expected / 2, rel=0.1)  # one of two blocks
+    parts = (found.base_bytes, expected, found.working_bytes, found.gradient_bytes, found.state_bytes)
+    assert found.peak_bytes == sum(parts)
+
+
+def test_estimate_with_checkpointing() -> None:
+    """Less is kept, and the block at work needs itself twice: once recomputed, once for its backward pass."""
+    model, found = build("bert"), []
+    for recompute in (False, True):
+        if recompute:
+            enable(model)
+        with GradientReader(model, whole(model)) as reader:
+            found.append(estimate(reader, objective("bert"), batch(), steps=1, state_vectors=0))
+            assert any(module.training for module in model.modules()) == recompute
+    plain, recomputed = found
+    assert recomputed.activation_bytes < 0.6 * plain.activation_bytes
+    assert recomputed.working_bytes == pytest.approx(2 * plain.working_bytes, rel=0.1)
 
 
 def test_estimate_as_a_table() -> None:
-    figures = Estimate(1000, 3.7, 440_000_000, 1_250_000_000, 86_000_000, 4_000_000_000, 120_000)
+    figures = Estimate(1000, 3.7, 440_000_000, 1_200_000_000, 50_000_000, 86_000_000, 4_000_000_000, 120_000)
     assert str(figures).splitlines() == [
         "time         1:01:40 (1,000 steps of 3.7 s)",
         "base model   440 MB",
@@ -88,7 +105,7 @@ def test_estimate_as_a_table() -> None:
         "peak memory  5.78 GB",
         "on disk      120 kB",
     ]
-    assert "disk" not in str(Estimate(1, 1.0, 1, 1, 1, 1))
+    assert "disk" not in str(Estimate(1, 1.0, 1, 1, 1, 1, 1))
 
 
 @pytest.mark.parametrize(
