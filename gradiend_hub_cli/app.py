@@ -233,3 +233,44 @@ def push(
         folder, repo_id, private=private or None, revision=revision, create_pr=create_pr, commit_message=message
     )
     typer.echo(f"Published {folder}: {commit.pr_url or commit.commit_url}")
+
+
+data_app = typer.Typer(help="Build feature data sets from text.", no_args_is_help=True, cls=TyperGroup)
+app.add_typer(data_app, name="data")
+
+DataConfig = Annotated[
+    Path, typer.Argument(metavar="CONFIG.yaml", help="Classes, source, filters; see examples/data.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. seed=1. Repeatable.")
+]
+
+
+@data_app.command()
+def build(
+    config: DataConfig,
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder for the rows, neutral text and card.")],
+    overrides: Overrides = None,
+    repo_id: Annotated[str | None, typer.Option("--push-to", help="Publish as this data set, in one commit.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Turn text into rows with a slot; every text that is left out is counted."""
+    story = Story()
+    with story.step("Import") as step:
+        from .data import build_data
+        from .demo import library_versions
+
+        step.outcome = library_versions()
+    build_data(config, out, overrides or [], repo_id, private, story)
+
+
+@data_app.command()
+def words(
+    config: DataConfig,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or id of a base model.")],
+    overrides: Overrides = None,
+) -> None:
+    """Show which words of the classes the tokenizer of a model splits."""
+    from .data import show_fillers
+
+    show_fillers(config, model, overrides or [], output())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import Dataset, DatasetDict, load_dataset
 from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftConfig
@@ -22,6 +20,7 @@ from gradiend_hub.hub.retry import summary
 
 from .console import Interrupted, Story
 from .quiet import follow, quiet
+from .recipes import read_yaml
 from .tables import curve_table, encoder_line, pairs_table
 
 __all__ = ["Recipe", "read_recipe", "run_recipe"]
@@ -34,20 +33,6 @@ _DIRECTION = {
 }
 _ARGS = {f.name for f in fields(GradiendTrainingArguments) if f.init}
 _SOURCE = {"path", "name", "split", "revision"}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as a text and `no` as false; here they are what everybody means, as in YAML 1.2."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 @dataclass(frozen=True)
@@ -82,18 +67,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: no such file, no YAML mapping, an unknown or a missing key.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}). Expected a YAML file as examples/train.yaml.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: expected keys and values as in examples/train.yaml, found {type(content).__name__}."
-        )
-    for override in overrides:
-        _override(content, override)
+    content = read_yaml(path, overrides, "examples/train.yaml")
     known = {f.name for f in fields(Recipe)}
     _check_keys(content, known, "")
     for name, allowed in (("direction", _DIRECTION), ("args", _ARGS)):
@@ -106,18 +80,6 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if not content.get(name):
             raise ConfigError(f"{path}: {name} is missing. It is the folder or the Hub id to use.")
     return Recipe(**content)
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, given, text = override.partition("=")
-    *parents, last = key.split(".")
-    if not given or not all([*parents, last]):
-        raise ConfigError(f"--set {override}: expected KEY=VALUE, e.g. --set args.learning_rate=0.05")
-    for parent in parents:
-        content = content.setdefault(parent, {})
-        if not isinstance(content, dict):
-            raise ConfigError(f"--set {override}: {parent} has a value of its own and no keys.")
-    content[last] = yaml.load(text, _Loader)
 
 
 def _check_keys(found: Mapping[str, Any], known: Iterable[str], where: str) -> None:

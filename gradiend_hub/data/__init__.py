@@ -1,18 +1,54 @@
-"""Rows, their checks, and how they are ordered into batches."""
+"""Rows, their checks, how they are ordered into batches, and how data sets of them are built from text."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from .batches import TransitionBatchSampler, TransitionDataset
 from .rows import Row, class_fillers, neutral_examples, read_rows, read_texts, require_classes, tokenize_rows
 
+if TYPE_CHECKING:
+    from .builder import FeatureData, FeatureDatasetBuilder
+    from .neutral import other_words
+    from .spec import ClassSpec, FeatureDataConfig, NeutralSpec, TextFilters
+    from .splits import find_leaks
+
 __all__ = [
+    "ClassSpec",
+    "FeatureData",
+    "FeatureDataConfig",
+    "FeatureDatasetBuilder",
+    "NeutralSpec",
     "Row",
+    "TextFilters",
     "TransitionBatchSampler",
     "TransitionDataset",
     "class_fillers",
+    "find_leaks",
     "neutral_examples",
+    "other_words",
     "read_rows",
     "read_texts",
     "require_classes",
     "tokenize_rows",
 ]
+
+_LAZY = {
+    "ClassSpec": "spec",
+    "FeatureData": "builder",
+    "FeatureDataConfig": "spec",
+    "FeatureDatasetBuilder": "builder",
+    "NeutralSpec": "spec",
+    "TextFilters": "spec",
+    "find_leaks": "splits",
+    "other_words": "neutral",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Building needs `datasets` and a matcher; training and evaluation need neither."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

@@ -72,6 +72,7 @@ def publish_folder(
     commit_message: str = "Upload direction",
     create_pr: bool = False,
     allow_patterns: Sequence[str] | None = None,
+    repo_type: str = "model",
 ) -> CommitInfo:
     """Push a saved direction to the Hub in one commit that adds or replaces files and deletes none.
 
@@ -88,6 +89,7 @@ def publish_folder(
         commit_message: first line of the commit message.
         create_pr: open a pull request instead of committing to the branch.
         allow_patterns: glob patterns of the files to push, by default those that a direction consists of.
+        repo_type: "model", or "dataset" for a folder of feature data.
 
     Returns:
         The new commit, or the current head if there was nothing to do.
@@ -105,6 +107,7 @@ def publish_folder(
         message=commit_message,
         create_pr=create_pr,
         patterns=UPLOADED if allow_patterns is None else tuple(allow_patterns),
+        repo_type=repo_type,
     )
     push.check()
     return push.run()
@@ -122,6 +125,7 @@ class _Push:
     message: str
     create_pr: bool
     patterns: tuple[str, ...]
+    repo_type: str
     parent: str | None = None
     """Head of the branch when it was last read."""
 
@@ -141,7 +145,7 @@ class _Push:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
             raise self._failure(f"the repository id is not valid. {error}", "Nothing was sent.") from error
-        if not (self.folder / CONFIG_FILE).is_file():
+        if self.repo_type == "model" and not (self.folder / CONFIG_FILE).is_file():
             raise self._failure(f"the folder is not a saved direction, it has no {CONFIG_FILE}", "Nothing was sent.")
         if not self.files:
             raise self._failure(f"no file of the folder matches {', '.join(self.patterns)}", "Nothing was sent.")
@@ -176,12 +180,14 @@ class _Push:
 
     def _create_repository(self) -> bool:
         """Create the repository if it does not exist; whether it is private."""
-        self.repo_id = self.api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
-        return bool(self.api.repo_info(self.repo_id).private)
+        self.repo_id = self.api.create_repo(
+            self.repo_id, private=self.private, exist_ok=True, repo_type=self.repo_type
+        ).repo_id
+        return bool(self.api.repo_info(self.repo_id, repo_type=self.repo_type).private)
 
     def _create_branch(self) -> None:
         if not self.create_pr and self.branch != _DEFAULT_BRANCH and not self.branch.startswith("refs/"):
-            self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True)
+            self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True, repo_type=self.repo_type)
 
     def _landed(self, known_pull_requests: set[str]) -> CommitInfo | None:
         """The commit that holds our files, however the attempt that made it seemed to end."""
@@ -205,16 +211,19 @@ class _Push:
             create_pr=self.create_pr,
             # with its parent given, a commit that is sent twice lands once
             parent_commit=None if self.create_pr else self.parent,
+            repo_type=self.repo_type,
         )
 
     def _head(self, revision: str) -> str:
-        commit = self.api.repo_info(self.repo_id, revision=revision).sha
+        commit = self.api.repo_info(self.repo_id, revision=revision, repo_type=self.repo_type).sha
         assert commit is not None
         return commit
 
     def _is_published(self, commit: str) -> bool:
         """Whether the commit holds every file with our content."""
-        rows = self.api.get_paths_info(self.repo_id, [file.name for file in self.files], revision=commit)
+        rows = self.api.get_paths_info(
+            self.repo_id, [file.name for file in self.files], revision=commit, repo_type=self.repo_type
+        )
         remote = {row.path: row for row in rows if isinstance(row, RepoFile)}
         return all(file.name in remote and file.equals(remote[file.name]) for file in self.files)
 
@@ -222,11 +231,11 @@ class _Push:
         """Refs of all pull requests; not asked for when none is to be opened."""
         if not self.create_pr:
             return set()
-        refs = self.api.list_repo_refs(self.repo_id, include_pull_requests=True)
+        refs = self.api.list_repo_refs(self.repo_id, include_pull_requests=True, repo_type=self.repo_type)
         return {request.ref for request in refs.pull_requests or ()}
 
     def _commit_info(self, commit: str, pull_request: str | None = None) -> CommitInfo:
-        page = f"{self.api.endpoint}/{self.repo_id}"
+        page = f"{self.api.endpoint}/{'datasets/' if self.repo_type == 'dataset' else ''}{self.repo_id}"
         number = pull_request.rsplit("/", 1)[-1] if pull_request else None
         return CommitInfo(
             commit_url=f"{page}/commit/{commit}",
@@ -250,6 +259,8 @@ class _Push:
         return f"Nothing was committed: {self.branch} of the repository is at {head[:8]}, without this push."
 
     def _failure(self, reason: str, state: str) -> HubPushError:
+        if self.repo_type != "model":
+            return HubPushError(f"Could not push to the data set {self.repo_id}: {reason}.\n{state} Push it again.")
         command = ["gradiend-hub", "push", str(self.folder), self.repo_id]
         command += ["--private"] if self.private else []
         command += ["--revision", self.revision] if self.revision else []

@@ -1,0 +1,70 @@
+"""The words that replace the one that was found."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import numpy as np
+
+from .spec import FeatureDataConfig
+from .splits import Indices
+
+
+class Alternatives:
+    """Chooses alternative words, for every other class one (or all), in the case of the factual word.
+
+    With a held-out vocabulary, alternatives come from the words of the row's own split.
+
+    Args:
+        config: classes, pairs and the way to choose.
+        names: words by number, in the form in which they are compared.
+        classes, words, splits: [N] of each row; they give the frequencies.
+        rng: draws.
+    """
+
+    def __init__(
+        self, config: FeatureDataConfig, names: list[str], classes: Indices, words: Indices, splits: Indices,
+        rng: random.Random,
+    ) -> None:  # fmt: skip
+        self._how, self._rng, self._key = config.counterfactual, rng, config.key
+        self._classes, self._words, self._names = classes, words, names
+        self._class_names = list(config.classes)
+        self._splits = splits if config.split_by == "word" else np.zeros_like(splits)
+        self._partners = config.partners()
+        # a word list's own spelling; of words that tags found, the one that is compared
+        self._written = {config.key(w): w for spec in config.classes.values() for w in spec.words}
+        counts = Counter(zip(self._splits.tolist(), classes.tolist(), words.tolist(), strict=True))
+        self._frequencies: dict[tuple[int, int], tuple[list[str], list[int]]] = {}
+        for (split, group, word), count in sorted(counts.items()):
+            written = self._written.get(names[word], names[word])
+            words_of, counts_of = self._frequencies.setdefault((split, group), ([], []))
+            words_of.append(written)
+            counts_of.append(count)
+
+    def of(self, row: int, factual: str) -> list[tuple[str, str]]:
+        """(alternative, its class) for every other class; none where a paired word has no partner."""
+        group = int(self._classes[row])
+        word = self._names[self._words[row]]
+        chosen: list[tuple[str, str]] = []
+        for other, name in enumerate(self._class_names):
+            if other == group:
+                continue
+            if self._how == "paired":
+                partners = self._partners.get((word, self._class_names[group]), {}).get(name, [])
+                found = [self._rng.choice(partners)] if partners else []
+            else:
+                words, counts = self._frequencies.get((int(self._splits[row]), other), ([], []))
+                found = words if self._how == "all" or not words else self._rng.choices(words, counts)
+            chosen += [(self._cased(new, factual), name) for new in found]
+        return chosen
+
+    def _cased(self, word: str, factual: str) -> str:
+        """A word in the case of the one that it replaces, if that one differs from its own spelling in the list."""
+        if factual == self._written.get(self._key(factual), factual.lower()):
+            return word
+        if factual.islower():
+            return word.lower()
+        if len(factual) > 1 and factual.isupper():
+            return word.upper()
+        return word[:1].upper() + word[1:]

@@ -1,0 +1,44 @@
+"""What became of every text that was read: nothing is dropped without being counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Funnel:
+    """How many were left after each filter.
+
+    Attributes:
+        steps: (name, what is counted, how many are left), in the order of the filters.
+    """
+
+    steps: list[tuple[str, str, int]] = field(default_factory=list)
+
+    def start(self, name: str, unit: str, count: int) -> None:
+        """A first step, or one that counts something else: texts become sentences, and those rows."""
+        self.steps.append((name, unit, count))
+
+    def drop(self, name: str, count: int) -> None:
+        """`count` of the last step's were left out. A filter that left out none is not listed."""
+        if count:
+            _, unit, left = self.steps[-1]
+            self.steps.append((name, unit, left - count))
+
+    @property
+    def kept(self) -> int:
+        return self.steps[-1][2]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(step, left, dropped) as text, for tables."""
+        table = []
+        for number, (name, unit, left) in enumerate(self.steps):
+            before = self.steps[number - 1] if number else None
+            dropped = f"−{before[2] - left:,}" if before and before[1] == unit and left <= before[2] else ""
+            table.append((name, f"{left:,} {unit}", dropped))
+        return table
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(f"{n:<{widths[0]}}  {k:>{widths[1]}}  {d:>{widths[2]}}".rstrip() for n, k, d in rows)

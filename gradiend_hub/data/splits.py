@@ -1,0 +1,134 @@
+"""Which split a row belongs to, and whether a text reached two of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from gradiend_hub.errors import DataError
+
+_CHUNK = 2000
+_SHINGLE = 3
+_WORD = re.compile(r"\w+")
+
+Indices = NDArray[np.int64]
+
+
+def assign(units: Indices, strata: Indices, splits: Mapping[str, float], rng: np.random.Generator) -> Indices:
+    """The split of every row, as its index in `splits`; rows of one unit stay together.
+
+    Args:
+        units: [N] the unit of each row: its text, its group or its word.
+        strata: [N] the class of each row (of a unit: that of its first row). Every class is divided in the same shares.
+        splits: share of each split; they are scaled to a sum of 1.
+
+    Raises:
+        DataError: a class has fewer units than there are splits.
+    """
+    _, first, unit_of, sizes = np.unique(units, return_index=True, return_inverse=True, return_counts=True)
+    shares = np.array(list(splits.values()))
+    chosen = np.empty(len(first), dtype=np.int64)
+    for stratum in np.unique(strata[first]):
+        members = rng.permutation(np.flatnonzero(strata[first] == stratum))
+        if len(members) < len(splits):
+            raise DataError(
+                f"Class {stratum} has {len(members)} independent units (texts, groups or words), too few for "
+                f"{len(splits)} splits. Ask for fewer splits, more data or another split_by."
+            )
+        chosen[members] = _divide(sizes[members].tolist(), shares / shares.sum())
+    return chosen[unit_of.reshape(-1)]
+
+
+def _divide(sizes: Sequence[int], shares: NDArray[np.float64]) -> list[int]:
+    """A split for each unit: always the one that lacks most, and none stays empty."""
+    lacking = [float(share) * sum(sizes) for share in shares]
+    chosen = []
+    for size in sizes:
+        split = lacking.index(max(lacking))
+        lacking[split] -= size
+        chosen.append(split)
+    for empty in set(range(len(shares))) - set(chosen):
+        rich = max(set(chosen), key=chosen.count)
+        chosen[min((i for i, c in enumerate(chosen) if c == rich), key=sizes.__getitem__)] = empty
+    return chosen
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Texts of one split that occur in a later one again.
+
+    Attributes:
+        pairs: (row, row of a later split, similarity); one pair for each row that leaks.
+        threshold: similarity from which two texts count as the same.
+    """
+
+    pairs: list[tuple[int, int, float]]
+    threshold: float
+
+    @property
+    def rows(self) -> list[int]:
+        return [row for row, _, _ in self.pairs]
+
+    @property
+    def exact(self) -> int:
+        return sum(similarity == 1 for _, _, similarity in self.pairs)
+
+    def __str__(self) -> str:
+        return f"{len(self.pairs)} rows occur in a later split again ({self.exact} of them word for word)"
+
+
+def find_leaks(
+    texts: Sequence[str], splits: Sequence[Any], order: Sequence[Any], threshold: float | None = 0.8
+) -> Leaks:
+    """Rows whose text, or nearly the same one, is in a later split, too.
+
+    Two texts are compared by the Jaccard index of their sequences of three words, exactly and for all pairs; upper case,
+    punctuation and white space do not count. The evaluation splits stay whole: it is the earlier split's row that leaks.
+
+    Args:
+        texts: [N] texts, with their slots.
+        splits: [N] split of each.
+        order: the splits, training first.
+        threshold: similarity from which two texts count as the same; `None` finds equal ones only.
+    """
+    wanted = 1.0 if threshold is None else threshold
+    features, sizes = _shingles(texts)
+    place = np.array([order.index(split) for split in splits])
+    found: list[tuple[int, int, float]] = []
+    for position in range(len(order) - 1):
+        earlier, later = np.flatnonzero(place == position), np.flatnonzero(place > position)
+        if not len(later):
+            break
+        index = features[later].T.tocsc()
+        for start in range(0, len(earlier), _CHUNK):
+            rows = earlier[start : start + _CHUNK]
+            shared = (features[rows] @ index).tocoo()
+            similarity = shared.data / (sizes[rows[shared.row]] + sizes[later[shared.col]] - shared.data)
+            for at in np.flatnonzero(similarity >= wanted - 1e-9):
+                found.append((int(rows[shared.row[at]]), int(later[shared.col[at]]), float(similarity[at])))
+    best: dict[int, tuple[int, int, float]] = {}
+    for pair in found:
+        if pair[0] not in best or pair[2] > best[pair[0]][2]:
+            best[pair[0]] = pair
+    return Leaks([best[row] for row in sorted(best)], wanted)
+
+
+def _shingles(texts: Sequence[str]) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:
+    """[N, shingles] whether a sequence of three words occurs in a text, and how many different ones each has."""
+    known: dict[tuple[str, ...], int] = {}
+    columns: list[int] = []
+    ends = [0]
+    for text in texts:
+        words = _WORD.findall(text.lower())
+        shingles = {*zip(*(words[i:] for i in range(_SHINGLE)), strict=False)} or {tuple(words)}
+        columns += [known.setdefault(shingle, len(known)) for shingle in shingles]
+        ends.append(len(columns))
+    data = np.ones(len(columns), dtype=np.int32)
+    matrix = sparse.csr_matrix((data, columns, ends), shape=(len(texts), len(known)))
+    return matrix, np.diff(ends)

@@ -1,0 +1,365 @@
+"""From text to rows: what is kept, what is counted as dropped, and every mistake of a configuration or a source."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradiend_hub.data import FeatureData, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec, TextFilters, read_rows
+from gradiend_hub.data.matching import WordMatcher
+from gradiend_hub.errors import ConfigError, DataError
+
+PRONOUNS = {"3SG": ["he", "she", "it"], "3PL": ["they"]}
+NOUNS = [f"{a}{b}" for a in ("ba", "do", "fi", "gu", "ke", "lo") for b in ("nder", "mp", "rt", "st", "ll", "ck", "gg")]
+LOOSE = TextFilters(min_left_words=0)
+
+
+def texts(count: int, seed: int = 0, pronouns: tuple[str, ...] = ("he", "she", "it", "they")) -> list[str]:
+    """Different sentences with one pronoun each."""
+    rng = random.Random(seed)
+    return [
+        f"The {' '.join(rng.sample(NOUNS, 4))} {number} said that {rng.choice(pronouns)} saw "
+        f"{rng.choice(NOUNS)} {rng.choice(NOUNS)}."
+        for number in range(count)
+    ]
+
+
+def built(source: Any, **options: Any) -> FeatureData:
+    options.setdefault("classes", PRONOUNS)
+    return FeatureDatasetBuilder(FeatureDataConfig(**options)).build(source)
+
+
+def rows_of(data: FeatureData) -> list[dict[str, str]]:
+    return [row for part in data.rows.values() for row in part]
+
+
+def test_rows_of_the_schema() -> None:
+    source = texts(400)
+    data = built(source)
+    rows = rows_of(data)
+    assert set(data.rows) == {"train", "validation", "test"}
+    assert len(read_rows(rows, ["3SG", "3PL"])) == len(rows) == data.funnel.kept
+    for row in rows:
+        assert row["masked"].replace("[MASK]", row["factual"]) in source
+        assert row["factual"] in PRONOUNS[row["factual_class"]]
+        assert row["alternative"] in PRONOUNS[row["alternative_class"]]
+        assert row["factual_class"] != row["alternative_class"]
+    for name, part in data.rows.items():
+        assert set(part["split"]) == {name}
+        counts = Counter(part["factual_class"])
+        assert counts["3SG"] == counts["3PL"]  # balance: strict
+    assert built(source).digest == data.digest != built(source, seed=1).digest
+
+
+def test_alternatives_follow_the_frequencies() -> None:
+    source = texts(300, pronouns=("he",)) + texts(100, 1, ("it",)) + texts(400, 2, ("they",))
+    rows = rows_of(built(source, balance="none"))
+    counts = Counter(row["alternative"] for row in rows if row["factual_class"] == "3PL")
+    assert counts["he"] + counts["it"] == sum(counts.values())
+    assert 0.65 < counts["he"] / sum(counts.values()) < 0.85
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.lists(st.text("abcd '-ÄßİK.", max_size=12), max_size=6),
+    st.sets(st.sampled_from(["a", "ab", "abc", "b c", "bc", "ä", "c d", "d"]), min_size=1),
+)
+def test_matcher_finds_what_a_regular_expression_does(found: list[str], words: set[str]) -> None:
+    longest_first = sorted(words, key=len, reverse=True)
+    pattern = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, longest_first))})(?![^\W_])")
+    matcher = WordMatcher((word, 0) for word in words)
+    hits = matcher.find(found)
+    for place, text in enumerate(found):
+        lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+        assert [(s, e) for s, e, _ in hits.get(place, [])] == [m.span() for m in pattern.finditer(lower)]
+
+
+def test_words_not_surface_matches() -> None:
+    """The reference counts "it" in "it's", and words in words; here both are left alone, and counted."""
+    data = [
+        "Then she-wolves and a he-man, it's said, came to them here.",
+        "The theyre item hers shell whither came along there.",
+        "Then the dog saw that it was late.",
+        "Then the dogs saw that THEY were late.",
+    ]
+    made = built(data, splits={"train": 1})
+    assert sorted(row["factual"] for row in rows_of(made)) == ["THEY", "it"]
+    assert [r["alternative"] for r in rows_of(made) if r["factual"] == "THEY"] == ["IT"]
+    steps = {name: left for name, _, left in made.funnel.steps}
+    assert (steps["no word of a class"], steps["only in contractions or compounds"]) == (3, 2)
+    kept = built(data, splits={"train": 1}, filters=TextFilters(contractions=True), occurrences="all", balance="none")
+    assert Counter(row["factual"] for row in rows_of(kept)) == {"it": 2, "he": 1, "THEY": 1}
+
+
+def test_every_filter_is_counted() -> None:
+    good = texts(40, pronouns=("he", "they"))
+    bad = [
+        None, "", "   ", "Broken \ufffd byte he saw here.", "A [MASK] that he saw here.", "no such word at all here",
+        "a b c he", "a b c he " + "x " * 60, "a b c {he} d e", "a b c he d they e", "well he came along with us",
+        good[0].upper(),
+    ]  # fmt: skip
+    filters = TextFilters(min_words=5, max_words=50, refuse=r"[{}]", mixed=False)
+    data = built([*good, *bad], filters=filters, balance="none", near_duplicates=None)
+    dropped = {name: n for name, _, n in data.funnel.rows() if n}
+    assert dropped == dict.fromkeys(
+        ["broken encoding", "no word of a class", "holds [MASK]", "too short", "too long", "refused characters",
+         "words of several classes", "too few words before the slot", "read before"], "−1",
+    ) | {"no text": "−3"}  # fmt: skip
+    assert data.funnel.kept == 40
+    assert str(data.funnel).splitlines()[0].startswith("read")
+
+
+def test_sentences_with_context() -> None:
+    text = "Mr. B. Smith came in. The dog barked. After that it slept well! The cats said they would not."
+    filters = TextFilters(unit="sentence", context=1, min_left_words=2)
+    found = {row["masked"] for row in rows_of(built([text], filters=filters, splits={"train": 1}))}
+    assert found == {
+        "The dog barked. After that [MASK] slept well!",
+        "After that it slept well! The cats said [MASK] would not.",
+    }
+
+
+def test_one_slot_or_all() -> None:
+    source = [f"{t[:-1]} and then they left." for t in texts(60)]
+    one, every = (built(source, occurrences=o, balance="none", filters=LOOSE) for o in ("one", "all"))
+    assert len(rows_of(one)) == 60
+    assert len(rows_of(every)) == 120
+    filled = [{row["masked"].replace("[MASK]", row["factual"]) for row in part} for part in every.rows.values()]
+    assert not filled[0] & filled[1] and not filled[0] & filled[2]  # slots of a text stay in one split
+
+
+def test_caps_and_balance() -> None:
+    source = texts(300, pronouns=("he",)) + texts(50, 1, ("she",)) + texts(90, 2, ("they",))
+    capped = Counter(r["factual"] for r in rows_of(built(source, max_per_word=30, balance="none")))
+    assert capped == {"he": 30, "she": 30, "they": 30}
+    classes = Counter(r["factual_class"] for r in rows_of(built(source, max_per_class=40, balance="none")))
+    assert classes == {"3SG": 40, "3PL": 40}
+    more = built(source, balance="oversample")
+    counts = {name: Counter(part["factual_class"]) for name, part in more.rows.items()}
+    assert counts["train"]["3SG"] == counts["train"]["3PL"] == 280
+    assert counts["test"] == {"3SG": 35, "3PL": 9}
+    assert len({row["masked"] for row in more.rows["train"]}) == 280 + 72
+
+
+def test_pairs_and_case() -> None:
+    options: dict[str, Any] = {
+        "classes": {"m": ["actor", "He", "John"], "f": ["actress", "She", "Mary"]},
+        "pairs": [["actor", "actress"], ["he", "she"], ["John", "Mary"]],
+        "counterfactual": "paired", "filters": LOOSE, "splits": {"train": 1}, "balance": "none",
+    }  # fmt: skip
+    source = ["The actor left.", "Here ACTRESS Smith sat.", "Mary came in.", "An Actress sang.", "When he went."]
+    found = {row["factual"]: row["alternative"] for row in rows_of(built(source, **options))}
+    assert found == {"actor": "actress", "ACTRESS": "ACTOR", "Mary": "John", "Actress": "Actor", "he": "she"}
+    with pytest.raises(ConfigError, match=r"class 'm' has words without a partner in `pairs`: \['He'\]"):
+        built(source, **options | {"pairs": [["actor", "actress"], ["John", "Mary"]]})
+    with pytest.raises(ConfigError, match=r"pairs: \['actor', 'queen'\] must be one word of each class"):
+        built(source, **options | {"pairs": [["actor", "queen"]]})
+
+
+def test_all_alternatives_and_several_classes() -> None:
+    classes = {"1": ["i"], "2": ["you"], "3": ["he", "she"]}
+    source = texts(60, pronouns=("I", "you", "he", "she"))
+    rows = rows_of(built(source, classes=classes, counterfactual="all", balance="none"))
+    pairs = Counter((row["factual_class"], row["alternative_class"]) for row in rows)
+    assert set(pairs) == {(a, b) for a in classes for b in classes if a != b}
+    assert pairs["1", "3"] == 2 * pairs["1", "2"]
+    sampled = rows_of(built(source, classes=classes, balance="none"))
+    assert len(sampled) == 2 * 60  # every row against each other class
+
+
+@pytest.mark.parametrize("split_by", ["random", "group", "word", "given"])
+def test_splits(split_by: str) -> None:
+    source = texts(600, pronouns=("he", "she", "it", "we", "they", "you", "us", "me"))
+    classes = {"a": ["he", "she", "it", "me"], "b": ["we", "they", "you", "us"]}
+    columns = {
+        "text": source,
+        "doc": [f"d{i % 37}" for i in range(600)],
+        "part": ["val", "train", "train", "test"] * 150,
+    }
+    data = built(
+        datasets.Dataset.from_dict(columns), classes=classes, split_by=split_by, balance="none", group_column="doc",
+        split_column="part", splits={"train": 6, "validation": 2, "test": 2}, near_duplicates=None,
+    )  # fmt: skip
+    assert list(data.rows) == ["train", "validation", "test"]
+    rows = rows_of(data)
+    assert len(rows) == 600
+    of = {"random": "masked", "group": "group", "word": "factual", "given": "masked"}[split_by]
+    seen = [{row[of] for row in part} for part in data.rows.values()]
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    if split_by == "word":  # and no alternative gives a held-out word away
+        assert all(
+            {row["alternative"] for row in part} <= words for part, words in zip(data.rows.values(), seen, strict=True)
+        )
+    if split_by == "given":
+        where = dict(zip(source, columns["part"], strict=True))
+        assert all(where[r["masked"].replace("[MASK]", r["factual"])][:3] == r["split"][:3] for r in rows)
+    if split_by == "random":
+        assert [len(part) for part in data.rows.values()] == pytest.approx([360, 120, 120], abs=2)
+
+
+def test_paired_words_are_held_out_together() -> None:
+    pairs = [["he", "she"], ["king", "queen"], ["boy", "girl"], ["lord", "lady"]]
+    classes = {"m": [a for a, _ in pairs], "f": [b for _, b in pairs]}
+    source = texts(400, pronouns=tuple(word for pair in pairs for word in pair))
+    data = built(source, classes=classes, pairs=pairs, counterfactual="paired", split_by="word", balance="none")
+    for part in data.rows.values():
+        assert {row["factual"] for row in part} == {row["alternative"] for row in part}
+
+
+def test_leaks_between_splits_are_dropped_from_the_earlier_one() -> None:
+    source = texts(200)
+    again = [text.replace("The", "the", 1).replace(".", "!") for text in source[:50]]
+    columns = {"text": [*source, *again], "part": ["train"] * 200 + ["test"] * 50}
+    options: dict[str, Any] = {"split_by": "given", "split_column": "part", "balance": "none"}
+    fixed = built(datasets.Dataset.from_dict(columns), **options)
+    assert [len(part) for part in fixed.rows.values()] == [150, 50]
+    assert (len(fixed.leaks.pairs), fixed.leaks.exact) == (50, 50)
+    reported = built(datasets.Dataset.from_dict(columns), **options, fix_leaks=False)
+    assert [len(part) for part in reported.rows.values()] == [200, 50]
+    assert str(reported.leaks) == "50 rows occur in a later split again (50 of them word for word)"
+
+
+def test_neutral_text() -> None:
+    short = [f"A {NOUNS[i % 42]} {i} came." for i in range(300)]
+    long = [f"{' '.join(NOUNS[:8])} {i} were seen with {NOUNS[i % 42]}." for i in range(300)]
+    refused = ["A banana of his came here.", "Nobody told them about it."]
+    data = built(
+        [*texts(400), *short, *long, *refused], filters=TextFilters(min_words=3),
+        neutral=NeutralSpec(60, exclude_words=("his", "them")),
+    )  # fmt: skip
+    assert data.neutral is not None
+    found = [row["text"] for part in data.neutral.values() for row in part]
+    assert len(set(found)) == 60
+    assert set(found) <= {*short, *long}
+    feature = [len(row["masked"]) for row in rows_of(data)]
+    assert sum(map(len, found)) / 60 == pytest.approx(sum(feature) / len(feature), rel=0.15)  # matched in length
+    plain = built(
+        [*texts(400), *short, *long], neutral=NeutralSpec(60, match_length=False), filters=TextFilters(min_words=3)
+    )
+    assert plain.neutral is not None
+    assert 15 < sum(len(row["text"]) < 25 for part in plain.neutral.values() for row in part) < 45
+
+
+def test_files_and_streams(tmp_path: Path) -> None:
+    source = texts(80)
+    expected = built(source).digest
+    (tmp_path / "a.txt").write_text("\n".join(source), encoding="utf-8")
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in source)
+    table = datasets.Dataset.from_dict({"text": source})
+    table.to_csv(tmp_path / "a.csv")
+    table.to_parquet(tmp_path / "a.parquet")
+    for name in ("a.txt", "a.jsonl.gz", "a.csv", "a.parquet"):
+        assert built(str(tmp_path / name)).digest == expected
+        assert (
+            FeatureDatasetBuilder(FeatureDataConfig(PRONOUNS, {"path": str(tmp_path / name)})).build().digest
+            == expected
+        )
+    assert built(table.to_iterable_dataset()).digest == built(table).digest == expected
+    splits = datasets.DatasetDict({"train": table.select(range(60)), "val": table.select(range(60, 80))})
+    given = built(splits, split_by="given", balance="none")
+    assert {name: len(part) for name, part in given.rows.items()} == {"train": 60, "validation": 20}
+    assert built(table, max_texts=30).funnel.steps[0] == ("read", "texts", 30)
+
+
+def test_broken_bytes_are_counted(tmp_path: Path) -> None:
+    lines = [text.encode() for text in texts(60)]
+    lines[7] += "Grüße".encode("latin-1")
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    assert ("broken encoding", "texts", 59) in built(str(tmp_path / "a.txt")).funnel.steps
+
+
+def test_memory_does_not_grow_with_the_stream() -> None:
+    """Ten times the text, the same peak: what is not kept leaves nothing behind."""
+
+    def stream(count: int) -> Iterator[dict[str, str]]:
+        for number in range(count):
+            word = ("he", "they")[number % 2] if number % (count // 200) < 2 else "nobody"
+            yield {"text": f"In the year {number} the long and winding road was seen and {word} came along." * 3}
+
+    peaks = []
+    for count in (4_000, 40_000):
+        builder = FeatureDatasetBuilder(FeatureDataConfig(classes=PRONOUNS, neutral=NeutralSpec(50)))
+        source = datasets.IterableDataset.from_generator(stream, gen_kwargs={"count": count})
+        builder.build(source)
+        tracemalloc.start()
+        builder.build(source)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (["A bear saw them there."], {}, r"Class '3SG' \('he', 'she', 'it'\) has no rows in 1 texts. Words that do occ"),
+        (["There she saw shrieking bears"], {"classes": {"a": ["shrieks"], "b": ["she"]}, "filters": LOOSE},
+         r"Class 'a' \('shrieks'\) .* look alike: .*shrieking"),
+        (["He saw it.", "When they came home"], {}, r"'3SG'.*occur in 1 texts, but every one was filtered:\nread"),
+        ([], {}, "The source has no texts"),
+        (datasets.Dataset.from_dict({"a": ["x"]}), {}, r"no column 'text', it has \['a'\]. Name the right one as text_c"),
+        ("nowhere.txt", {}, "there is no file nowhere.txt"),
+        (texts(9, pronouns=("he", "they")), {"split_by": "word"}, "Class 3(SG|PL) has 1 independent units.*too few for 3"),
+        (texts(9), {"split_by": "given"}, "the source has no splits. Name their column as split_column"),
+        (3, {}, "expected a data set, a list of texts, a file or a Hub id, found int"),
+    ],
+)  # fmt: skip
+def test_sources_that_cannot_be_used(source: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((DataError, ConfigError), match=message):
+        built(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"classes": PRONOUNS, "filter": {}}, "Unknown key filter: did you mean filters?"),
+        (
+            {"classes": PRONOUNS, "filters": {"min_word": 3}},
+            "Unknown key filters.min_word: did you mean filters.min_words",
+        ),
+        ({"classes": {"a": ["x"]}}, r"A feature needs two classes or more, found \['a'\]"),
+        ({"classes": {"a": ["x", "y"], "b": ["Y"]}}, "The word 'Y' belongs to the classes 'a' and 'b'"),
+        ({"classes": {"a": ["x"], "b": {}}}, "classes.b says nothing"),
+        (
+            {"classes": {"a": ["x"], "b": [False]}},
+            "classes.b.words: expected a list of words, found .*quote words such as",
+        ),
+        ({"classes": {"a": ["x"], "b": "nowhere.txt"}}, "The word list nowhere.txt cannot be read"),
+        ({"classes": PRONOUNS, "balance": "all"}, "balance: expected one of strict, oversample, none, found 'all'"),
+        ({"classes": PRONOUNS, "splits": {"train": 0}}, "every share must be larger than 0"),
+        ({"classes": PRONOUNS, "split_by": "group"}, "split_by: group needs group_column"),
+        ({"classes": PRONOUNS, "near_duplicates": 2}, r"near_duplicates must lie in \(0, 1\], found 2"),
+        ({"classes": PRONOUNS, "max_per_word": "many"}, "max_per_word: expected a number of 1 or more, found 'many'"),
+        ({"classes": ["he"]}, "classes: expected a mapping from class names to words"),
+    ],
+)
+def test_configurations_that_cannot_work(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FeatureDataConfig.from_dict(content)
+
+
+def test_word_lists_and_lists_of_pairs(tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_text("# men\nactor\nhost # a person\n\n", encoding="utf-8")
+    (tmp_path / "p.csv").write_text("m,f\nactor,actress\nhost,hostess\n", encoding="utf-8")
+    content = {
+        "classes": {"m": str(tmp_path / "m.txt"), "f": {"words": ["hostess", "actress"]}},
+        "pairs": str(tmp_path / "p.csv"), "counterfactual": "paired",
+    }  # fmt: skip
+    config = FeatureDataConfig.from_dict(content)
+    assert config.classes["m"].words == ("actor", "host")
+    assert config.partners()["host", "m"] == {"f": ["hostess"]}
+    (tmp_path / "p.csv").write_text("a,b\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"expected a header with the classes \['m', 'f'\]"):
+        FeatureDataConfig.from_dict(content)

@@ -1,0 +1,85 @@
+"""What is saved and published reads back as what was built, and the card says what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from huggingface_hub import HfApi
+from typer.testing import CliRunner
+
+from gradiend_hub.data import FeatureData, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec
+from gradiend_hub.errors import HubPushError
+from gradiend_hub.hub import retry
+from gradiend_hub_cli.app import app
+from tests.data.test_builder import PRONOUNS, texts
+
+NEUTRAL = [f"Nobody {number} was seen in the old house on the long road today." for number in range(80)]
+
+
+@pytest.fixture(scope="module")
+def data() -> FeatureData:
+    card = {"pretty_name": "Numbers | and more", "license": "cc0-1.0", "source": "Sentences of this test"}
+    config = FeatureDataConfig(PRONOUNS, neutral=NeutralSpec(40), language="en", card=card)
+    return FeatureDatasetBuilder(config).build([*texts(300), *NEUTRAL])
+
+
+def same(left: Any, right: Any) -> bool:
+    return {k: part[:] for k, part in left.items()} == {k: part[:] for k, part in right.items()}
+
+
+def test_a_saved_set_reads_back(data: FeatureData, tmp_path: Path) -> None:
+    folder = str(data.save(tmp_path / "set"))
+    assert same(datasets.load_dataset(folder), data.rows)
+    assert same(datasets.load_dataset(folder, "neutral"), data.neutral)
+    card = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    for name, part in data.rows.items():
+        assert name in card
+        assert part["factual_class"][:].count("3PL") > 0
+    trained = len(data.rows["train"]) // 2
+    rest = [len(data.rows[name]) // 2 for name in ("validation", "test")]
+    assert f"| 3PL | {trained} | {rest[0]} | {rest[1]} | {trained + sum(rest)} |" in card
+    assert "| neutral sentences | 32 | 4 | 4 | 40 |" in card
+    assert "| read | 380 texts |  |" in card
+    assert card.count(r"\[MASK\]") == 6  # three examples of each class
+    assert "Licence: cc0-1.0" in card and data.digest in card and "Sentences of this test" in card
+
+
+def test_a_push_is_one_commit_of_a_data_set(data: FeatureData, hub: Any, repo_id: str) -> None:
+    commit = data.push_to_hub(repo_id)
+    assert len(HfApi().list_repo_commits(repo_id, repo_type="dataset")) == 2  # the empty repository, and this
+    assert "/datasets/" in commit.commit_url
+    assert same(datasets.load_dataset(repo_id), data.rows)
+    assert data.push_to_hub(repo_id).oid == commit.oid  # nothing to do
+    assert not HfApi().repo_exists(repo_id)  # and no model of that name
+
+
+def test_a_push_that_fails_says_so(data: FeatureData, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.0)
+    with pytest.raises(HubPushError, match="Could not push to the data set bob/nothing: the token may not write there"):
+        data.push_to_hub("bob/nothing")
+
+
+def test_on_the_command_line(tmp_path: Path, masked_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n".join([*texts(200), *NEUTRAL]), encoding="utf-8")
+    source = [
+        "--set",
+        f"source.path={tmp_path / 'text.txt'}",
+        "--set",
+        "source.name=null",
+        "--set",
+        "source.split=train",
+    ]
+    run = CliRunner().invoke(app, ["data", "build", "examples/data.yaml", str(tmp_path / "out"), *source])
+    assert run.exit_code == 0, run.output
+    assert "read" in run.output and "neutral sentences" in run.output
+    assert set(datasets.load_dataset(str(tmp_path / "out"))) == {"train", "validation", "test"}
+    run = CliRunner().invoke(
+        app, ["data", "words", "examples/data.yaml", str(masked_path), "--set", "classes.3PL=[they, themselfs]"]
+    )
+    assert run.exit_code == 0, run.output
+    assert "##" in next(line for line in run.output.splitlines() if "themselfs" in line)
+    run = CliRunner().invoke(app, ["data", "build", "examples/data.yaml", str(tmp_path / "b"), "--set", "balanc=x"])
+    assert run.exit_code == 1

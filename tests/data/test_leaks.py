@@ -1,0 +1,62 @@
+"""Near duplicates between splits, compared with a plain double loop; words of feature text that are not the feature's."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import numpy as np
+import pytest
+
+from gradiend_hub.data import find_leaks, other_words
+from gradiend_hub.data.splits import assign
+from gradiend_hub.errors import DataError
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)} or {tuple(words)}
+
+
+@pytest.mark.parametrize("threshold", [None, 0.9, 0.5, 0.2])
+def test_leaks_are_those_of_a_double_loop(threshold: float | None) -> None:
+    rng = random.Random(3)
+    texts = [" ".join(rng.choices(["ab", "cd", "ef", "gh"], k=rng.randint(1, 9))) for _ in range(150)]
+    splits = rng.choices(["train", "validation", "test"], k=150)
+    order = ["train", "validation", "test"]
+    expected: dict[int, float] = {}
+    for i, a in enumerate(texts):
+        for j, b in enumerate(texts):
+            if order.index(splits[i]) < order.index(splits[j]):
+                similarity = len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
+                if similarity >= (threshold or 1.0):
+                    expected[i] = max(similarity, expected.get(i, 0.0))
+    leaks = find_leaks(texts, splits, order, threshold)
+    assert {i: s for i, _, s in leaks.pairs} == pytest.approx(expected)
+    assert leaks.rows == sorted(expected)
+    assert all(order.index(splits[i]) < order.index(splits[j]) for i, j, _ in leaks.pairs)
+
+
+def test_units_stay_together_and_shares_are_met() -> None:
+    rng = np.random.default_rng(0)
+    units = rng.integers(0, 300, 3000)
+    chosen = assign(units, units % 2, {"train": 8, "validation": 1, "test": 1}, rng)
+    assert all(len(set(chosen[units == unit])) == 1 for unit in range(300))
+    for stratum in (0, 1):
+        shares = np.bincount(chosen[units % 2 == stratum]) / (units % 2 == stratum).sum()
+        assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+    with pytest.raises(DataError, match="Class 1 has 1 independent units"):
+        assign(np.array([0, 0, 1, 2]), np.array([1, 1, 2, 2]), {"a": 1, "b": 1}, rng)
+
+
+def test_other_words_of_feature_text() -> None:
+    rows = [{"masked": "The dogs barked because [MASK] saw it.", "factual": "they"}] * 40 + [
+        {"masked": "[MASK]", "factual": "he"}
+    ]
+    made = other_words(rows, ["they", "it"], seed=1)
+    assert len(made) == 40
+    assert {row["factual"] for row in made} == {"The", "dogs", "barked", "because", "saw"}
+    for row in made:
+        assert row["alternative"] == row["factual"]
+        assert row["masked"].replace("[MASK]", row["factual"]) == "The dogs barked because they saw it."
+        assert row["factual_class"] == row["alternative_class"] == "neutral"
