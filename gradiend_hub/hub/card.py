@@ -1,31 +1,88 @@
-"""The model card of a direction, rendered from its config and report and from nothing else."""
+"""Model cards: of a direction, from its config and report and nothing else, and of a model that was rewritten by one."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import MISSING, fields
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.config import GradiendConfig
-from gradiend_hub.constants import CARD_FILE, HUB_TAGS, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.constants import ASSETS_FOLDER, CARD_FILE, HTML_FILE, HUB_TAGS, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.errors import ArtifactError
 from gradiend_hub.evaluation import Report, SplitReport
+from gradiend_hub.plots import FIGURES
+from gradiend_hub.plots.style import shown_split
+
+from .caveats import caveats, control_range
+from .markdown import NOT_MEASURED, cell, fenced, number, percent, signed, with_interval
+from .names import hub_id
+from .usage import plain_usage
+
+__all__ = ["hub_id", "render_card", "render_rewritten_card", "write_card", "write_rewritten_card"]
 
 _MARKER = "<!-- gradiend-hub card {} -->"
 _MARKED = re.compile(r"<!-- gradiend-hub card (\w*) -->")
 
+BENCHMARKS = ("StereoSet", "CrowS-Pairs", "WinoBias", "WinoGender", "SEAT")
+"""Benchmarks that the card names even where nobody has run them."""
+
+_COMPARED = (-1.0, 0.0, 1.0)
+"""Strengths of the tables that compare before and after."""
+
+_ARGUMENT = {"rows_per_gradient": "per_device_train_batch_size", "epochs": "num_train_epochs"}
+"""Training arguments whose name in the report is another one."""
+
 
 def write_card(folder: str | Path) -> Path:
-    """Write `README.md` into the folder of a saved direction; a card that a person wrote or edited is left alone."""
-    path = Path(folder, CARD_FILE)
+    """Write `README.md` into the folder of a saved direction; a card that a person wrote or edited is left alone.
+
+    Raises:
+        ArtifactError: the template cannot be filled with what the folder holds.
+    """
+    return _write(Path(folder), render_card(folder))
+
+
+def write_rewritten_card(
+    folder: str | Path,
+    config: GradiendConfig,
+    *,
+    direction: str,
+    strength: float,
+    receipt: EditReceipt,
+    dtype: str,
+    report: Report | None = None,
+) -> Path:
+    """Write `README.md` beside a merged model; a card that a person wrote or edited is left alone.
+
+    Args:
+        folder: where the merged model was saved.
+        config: of the direction that was merged.
+        direction: its repository id, or a local path, of which only the last part is shown.
+        strength: at which it was merged.
+        receipt: what that changed in the weights (`GradiendModel.receipt` before the merge).
+        dtype: of the written weights, e.g. "float32".
+        report: what was measured of the direction, if there is a report.
+
+    Raises:
+        ArtifactError: the template cannot be filled.
+    """
+    card = render_rewritten_card(
+        config, direction=direction, strength=strength, receipt=receipt, dtype=dtype, report=report
+    )
+    return _write(Path(folder), card)
+
+
+def _write(folder: Path, card: ModelCard) -> Path:
+    path = folder / CARD_FILE
     if not path.is_file() or _is_untouched(path.read_text(encoding="utf-8")):
-        card = render_card(folder)
         card.save(path)
     return path
 
@@ -42,79 +99,191 @@ def _digest(text: str) -> str:
 
 
 def render_card(folder: str | Path) -> ModelCard:
-    """The card of a saved direction, from `adapter_config.json` and (if there) `gradiend_report.json`."""
+    """The card of a saved direction, from `adapter_config.json`, (if there) `gradiend_report.json`, and the figures beside.
+
+    Raises:
+        ArtifactError: the template cannot be filled with what the folder holds.
+    """
+    folder = Path(folder)
     config = GradiendConfig.from_pretrained(str(folder))
-    report = Report.load(folder) if Path(folder, REPORT_FILE).is_file() else None
-    first, second = config.feature_classes or ("first", "second")
-    base_id = hub_id(config.base_model_name_or_path)
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["cell"] = _cell
-    template = environment.from_string(
-        files("gradiend_hub.model_cards").joinpath("direction.md.jinja").read_text("utf-8")
-    )
-    splits = report.splits if report else {}
-    text = template.render(
-        card_data=_metadata(config, splits, base_id).to_yaml(),
-        marker=_MARKER.format(""),
+    report = Report.load(folder) if (folder / REPORT_FILE).is_file() else None
+    name, split = shown_split(report) if report and report.splits else (None, None)
+    return _fill(
+        "direction.md.jinja",
+        _metadata(config, report),
         config=config,
         report=report,
-        first=first,
-        second=second,
-        base=base_id or Path(config.base_model_name_or_path or "unknown").name,
-        base_id=base_id,
-        shown=next((n for n in ("test", "eval") if n in splits), None),
-        size=Path(folder, WEIGHTS_FILE).stat().st_size,
+        split_name=name,
+        split=split,
+        usage=plain_usage(config, split) | ((report.usage or {}) if report else {}),
+        caveats=caveats(report, name, split) if report and name and split else [],
+        side_effects=_side_effects(report, split) if report and split else [],
+        completions=_completions(split) if split else [],
+        training=_training(report) if report else [],
+        figures=[n for n in FIGURES if (folder / ASSETS_FOLDER / f"{n}.png").is_file()],
+        interactive=(folder / HTML_FILE).is_file(),
+        size=(folder / WEIGHTS_FILE).stat().st_size,
+        assets=ASSETS_FOLDER,
+        control_range=control_range,
+        compared=_COMPARED,
+        **_names(config),
     )
-    return ModelCard(text.replace(_MARKER.format(""), _MARKER.format(_digest(text))))
 
 
-def hub_id(base_model: str | None) -> str | None:
-    """The base model's Hub id; `None` for a local path, which means nothing to anybody else."""
-    if not base_model or Path(base_model).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base_model):
-        return None
+def render_rewritten_card(
+    config: GradiendConfig, *, direction: str, strength: float, receipt: EditReceipt, dtype: str, report: Report | None
+) -> ModelCard:
+    """The card of a merged model; arguments as of `write_rewritten_card`."""
+    name, split = shown_split(report) if report and report.splits else (None, None)
+    points = [p for p in split.curve if p.strength in (0.0, strength)] if split else []
+    base = hub_id(config.base_model_name_or_path)
+    extra: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
+    return _fill(
+        "rewritten.md.jinja",
+        ModelCardData(library_name="transformers", base_model=base, tags=[*HUB_TAGS], **extra),
+        config=config,
+        direction=Path(direction).name or direction,
+        direction_id=hub_id(direction),
+        strength=strength,
+        receipt=receipt,
+        dtype=dtype,
+        split_name=name,
+        split=split,
+        points=points if any(p.strength == strength for p in points) else [],
+        **_names(config),
+    )
+
+
+def _names(config: GradiendConfig) -> dict[str, Any]:
+    """What both cards call the classes and the base model."""
+    first, second = config.feature_classes or ("first", "second")
+    base_id = hub_id(config.base_model_name_or_path)
+    return {
+        "first": first, "second": second, "base_id": base_id,
+        "base": base_id or Path(config.base_model_name_or_path or "unknown").name,
+    }  # fmt: skip
+
+
+def _fill(template: str, metadata: ModelCardData, **values: Any) -> ModelCard:
     try:
-        validate_repo_id(base_model)
-    except HFValidationError:
-        return None
-    return base_model
+        filled = _templates().get_template(template).render(
+            card_data=metadata.to_yaml(), marker=_MARKER.format(""), **values
+        )  # fmt: skip
+    except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"The card could not be rendered from the template {template}: {error!r}. Nothing was uploaded; the other "
+            "files of the artifact are on disk."
+        ) from error
+    return ModelCard(filled.replace(_MARKER.format(""), _MARKER.format(_digest(filled))))
 
 
-def _metadata(config: GradiendConfig, splits: dict[str, SplitReport], base_id: str | None) -> ModelCardData:
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template_source), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    for function in (cell, fenced, number, percent, signed, with_interval):
+        environment.filters[function.__name__] = function
+    environment.globals["not_measured"] = NOT_MEASURED
+    return environment
+
+
+def _template_source(name: str) -> str:
+    return files("gradiend_hub.model_cards").joinpath(name).read_text("utf-8")
+
+
+def _metadata(config: GradiendConfig, report: Report | None) -> ModelCardData:
     """The YAML head. Only measured values get into `model-index`."""
-    name = "-".join(config.feature_classes or ["direction"])
+    base_id = hub_id(config.base_model_name_or_path)
     results = [
-        EvalResult(
-            task_type="feature-extraction",
-            dataset_type="feature-rows",
-            dataset_name=f"{' / '.join(config.feature_classes or [])} rows",
-            dataset_split=split,
-            metric_type=metric,
-            metric_name=label,
-            metric_value=round(value, 4),
-        )
-        for split, measured in splits.items()
-        for metric, label, value in (
-            ("pearsonr", "Encoder correlation", measured.encoder.correlation),
-            ("accuracy", "Encoder accuracy", measured.encoder.accuracy),
-        )
-        if value is not None
+        result for name, split in (report.splits if report else {}).items() for result in _results(config, name, split)
     ]
     extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_id else {}
+    known = report.data if report else {}
     return ModelCardData(
         library_name="peft",
         base_model=base_id,
+        datasets=known.get("datasets"),
+        language=known.get("language"),
+        license=known.get("license"),
         tags=[*HUB_TAGS, "peft"],
-        model_name=name if results else None,
+        model_name="-".join(config.feature_classes or ["direction"]) if results else None,
         eval_results=results or None,
         **extra,
     )
 
 
-_SPECIAL = {ord(c): f"&#{ord(c)};" for c in "&<>|[]*`~\\:"}
+def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[EvalResult]:
+    measured = [
+        ("feature-extraction", "pearsonr", "Encoder correlation", split.encoder.correlation),
+        ("feature-extraction", "accuracy", "Encoder accuracy", split.encoder.accuracy),
+    ]
+    for point in split.curve:
+        if abs(point.strength) == 1:
+            at = f"at strength {point.strength:+.0f}"
+            task = "fill-mask" if config.objective == "masked_lm" else "text-generation"
+            measured.append((task, "probability", f"Probability of the wanted class {at}", point.effect))
+            measured.append((task, "lm_score", f"LM score relative to the base model {at}", point.lm_score))
+    classes = " / ".join(config.feature_classes or [])
+    return [
+        EvalResult(
+            task_type=task, dataset_type="feature-rows", dataset_name=f"{classes} rows", dataset_split=name,
+            metric_type=metric, metric_name=label, metric_value=round(value, 4),
+        )
+        for task, metric, label, value in measured
+        if value is not None
+    ]  # fmt: skip
 
 
-def _cell(text: object) -> str:
-    """Text of a stranger on one line, without the characters that begin HTML, links, emphasis, code or table cells."""
-    return " ".join(str(text).split()).translate(_SPECIAL)
+def _completions(split: SplitReport) -> list[tuple[str, list[str]]]:
+    """Text, and what the model writes there at each compared strength."""
+    found = []
+    for completion in split.completions:
+        at = {float(strength): text for strength, text in completion.by_strength.items()}
+        written = [at.get(strength) for strength in _COMPARED]
+        texts = [NOT_MEASURED if w is None else w if isinstance(w, str) else _guesses(w) for w in written]
+        found.append((completion.text, texts))
+    return found
+
+
+def _guesses(words: list[list[str | float]]) -> str:
+    return ", ".join(f"{word} {float(probability):.2f}" for word, probability in words)
+
+
+def _side_effects(report: Report, split: SplitReport) -> list[tuple[str, list[str]]]:
+    """Name of a figure, and its value at each compared strength."""
+    found = {p.strength: p for p in split.curve}
+    points = [found.get(strength) for strength in _COMPARED]
+    rows = [
+        ("KL from the base model, nats per token", [number(p.kl if p else None, 4) for p in points]),
+        (
+            "NLL of neutral text, nats per token",
+            [with_interval(p.nll, p.intervals.get("nll"), 4) if p else NOT_MEASURED for p in points],
+        ),
+        ("tokens of neutral text ranked first", [percent(p.accuracy if p else None) for p in points]),
+    ]
+    for name in dict.fromkeys(result.name for result in report.side_effects):
+        runs = {result.strength: result for result in report.side_effects if result.name == name}
+        for score in dict.fromkeys(score for run in runs.values() for score in run.scores):
+            compared = [runs.get(strength) for strength in _COMPARED]
+            cells = [
+                with_interval(r.scores.get(score), r.intervals.get(score)) if r else NOT_MEASURED for r in compared
+            ]
+            rows.append((f"{name}: {score}", cells))
+    run_names = {result.name.split()[0].casefold() for result in report.side_effects}
+    rows += [(name, [NOT_MEASURED] * len(_COMPARED)) for name in BENCHMARKS if name.casefold() not in run_names]
+    return [*rows, ("other features of the language model", [NOT_MEASURED] * len(_COMPARED))]
+
+
+def _training(report: Report) -> list[tuple[str, Any, bool]]:
+    """Name, value and whether it is the default, of each training argument; those that differ come first."""
+    from gradiend_hub.training_args import GradiendTrainingArguments
+
+    defaults = {f.name: f.default for f in fields(GradiendTrainingArguments) if f.default is not MISSING}
+    defaults |= {f.name: f.default for f in fields(GradiendConfig) if f.default is not MISSING}
+    listed = [
+        (name, value, defaults.get(_ARGUMENT.get(name, name), value) == value)
+        for name, value in report.training.items()
+    ]
+    return sorted(listed, key=lambda item: item[2])
