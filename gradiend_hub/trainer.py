@@ -21,7 +21,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .base_identity import base_commit
 from .base_models import load_base_model
 from .config import GradiendConfig
-from .constants import CARD_FILE, CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from .constants import (
+    ASSETS_FOLDER,
+    CARD_FILE,
+    CONFIG_FILE,
+    ENCODER_FILE,
+    HTML_FILE,
+    PROBES_FILE,
+    REPORT_FILE,
+    WEIGHTS_FILE,
+)
 from .data import (
     Row,
     TransitionBatchSampler,
@@ -37,8 +46,9 @@ from .errors import ConfigError, HubPushError
 from .evaluation import Report, encoder_report, evaluate_direction, flat_encoder, preactivations
 from .fingerprint import Fingerprint
 from .gradients import GradientReader, Scope, read_pair, select_parameters
-from .hub.card import write_card
 from .hub.publish import publish_folder
+from .hub.receipts import write_receipts
+from .hub.usage import MOST_PARAMETERS, run_usage
 from .hub.verify import write_probes
 from .model import GradiendModel
 from .objectives import Example, PairBatch, make_objective, objective_name
@@ -47,7 +57,9 @@ from .training_args import GradiendTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-ARTIFACT_FILES = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE)
+ARTIFACT_FILES = (
+    CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE, HTML_FILE, f"{ASSETS_FOLDER}/*.png",
+)  # fmt: skip
 
 _CALIBRATION_ROWS = 128
 """Training rows from which orientation and gain of a solution are read."""
@@ -241,7 +253,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     # -------------------------------------------------------------------------------------------- saving and the Hub
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the artifact: config, direction, report and card. Only checkpoints hold the solver's state."""
+        """Write the artifact, the report and what is rendered from it. Only checkpoints hold the solver's state."""
         folder = Path(output_dir or self.args.output_dir)
         if _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             super().save_model(str(folder), _internal_call=True)
@@ -253,10 +265,13 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         model = GradiendModel.from_direction(self.base_model, self.direction, self.gradiend_config)
         try:
             model.save_pretrained(folder)
+            if self.report.splits and sum(p.numel() for p in self.base_model.parameters()) <= MOST_PARAMETERS:
+                self.report.usage = run_usage(folder, self.report)
+                self.report.save(folder)
             write_probes(folder, model, self._eval_rows or self._train_rows, self.objective)
         finally:
             model.unload()
-        write_card(folder)
+        write_receipts(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
@@ -303,9 +318,22 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             allow_patterns=ARTIFACT_FILES, **kwargs,
         )  # fmt: skip
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card from config and report; arguments of `Trainer.create_model_card` have no place in it."""
-        write_card(Path(self.args.output_dir))
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        dataset_tags: str | list[str] | None = None,
+    ) -> None:
+        """Write the card into a saved artifact, and let it say what cannot be measured; later saves say it, too.
+
+        Args:
+            language: of the rows, as codes, e.g. "en".
+            license: of the direction, as the Hub names it, e.g. "apache-2.0".
+            dataset_tags: Hub ids of the data sets that the rows are from.
+        """
+        said = {"language": language, "license": license, "datasets": dataset_tags}
+        self.report.data |= {name: value for name, value in said.items() if value is not None}
+        self.save_model(_internal_call=True)
 
     def _new_report(self, rows: Sequence[Row], args: GradiendTrainingArguments) -> Report:
         config = self.gradiend_config
@@ -322,6 +350,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
                 "solver": "autoencoder", "source": config.source, "target": config.target,
                 "learning_rate": args.learning_rate, "rows_per_gradient": args.per_device_train_batch_size,
                 "epochs": args.num_train_epochs, "max_steps": args.max_steps, "seed": args.seed,
+                "base_parameters": sum(p.numel() for p in self.base_model.parameters()),
             },
             data={
                 "train_rows": counts, "eval_rows": len(self._eval_rows), "neutral_texts": len(self._texts),

@@ -9,7 +9,11 @@ from rich.console import Console
 
 from gradiend_hub import GradiendModel
 from gradiend_hub.base_identity import base_name
+from gradiend_hub.constants import CONFIG_FILE, REPORT_FILE
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation import Report
+from gradiend_hub.hub.card import write_rewritten_card
+from gradiend_hub.hub.resolve import resolve_folder
 
 from .quiet import quiet
 from .tables import folder_size, megabytes, pairs_table, strength_text
@@ -28,7 +32,7 @@ def merge_into(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Merge a direction into its base model, and print the receipt.
+    """Merge a direction into its base model, write the model with its card, and print the receipt.
 
     Raises:
         GradiendError: the folder is in use, something cannot be loaded, or the edit is impossible.
@@ -45,10 +49,15 @@ def merge_into(
         loaded_from = base_name(model.get_base_model())
         if loaded_from and out.exists() and Path(loaded_from).exists() and out.samefile(loaded_from):
             raise ConfigError(f"{out} is the folder of the base model itself. Give another folder.")
-        applied, receipt, tokenizer = model.strength, model.receipt, model.tokenizer
+        applied, receipt, tokenizer, config = model.strength, model.receipt, model.tokenizer, model.active_peft_config
         merged = model.merge_and_unload()
         merged.save_pretrained(out)
         tokenizer.save_pretrained(out)
+        name = str(merged.dtype).removeprefix("torch.")
+        write_rewritten_card(
+            out, config, direction=direction, strength=applied, receipt=receipt, dtype=name,
+            report=_report_of(direction, revision),
+        )  # fmt: skip
     table = pairs_table()
     table.add_row("merged", f"{direction} at strength {strength_text(applied)}")
     table.add_row("changed", f"{receipt.entries:,} weights in {receipt.tensors} tensors")
@@ -58,6 +67,12 @@ def merge_into(
     )
     table.add_row("written", f"{out} ({type(merged).__name__} with tokenizer, {megabytes(folder_size(out))})")
     console.print(table)
+
+
+def _report_of(direction: str, revision: str | None) -> Report | None:
+    """What was measured of a direction that was loaded a moment ago."""
+    folder = resolve_folder(direction, revision=revision, required=(CONFIG_FILE,)).folder
+    return Report.load(folder) if (folder / REPORT_FILE).is_file() else None
 
 
 def require_empty(folder: Path, instead: str) -> None:

@@ -102,7 +102,7 @@ def full_report(classes: list[str], fillers: dict[str, list[str]], **changes: An
         "steps": 612,
         "training": {
             "solver": "autoencoder", "source": "alternative", "target": "diff", "learning_rate": 0.05,
-            "rows_per_gradient": 16, "epochs": 1.0, "max_steps": -1, "seed": 7,
+            "rows_per_gradient": 16, "epochs": 1.0, "max_steps": -1, "seed": 7, "base_parameters": 6012345,
         },
         "data": {
             "train_rows": {first: 4815, second: 4799}, "eval_rows": 604, "neutral_texts": 399, "train_sha256": "5f" * 32,

@@ -3,134 +3,53 @@
 from __future__ import annotations
 
 import html
+import math
 import re
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from gradiend_hub import GradiendConfig, GradiendModel
+from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.constants import CARD_FILE, WEIGHTS_FILE
-from gradiend_hub.evaluation import EncoderReport, Report, SplitReport, StrengthPoint
-from gradiend_hub.hub.card import hub_id, render_card, write_card
+from gradiend_hub.errors import ArtifactError
+from gradiend_hub.evaluation import Completion, EncoderReport, Report, SplitReport, StrengthPoint
+from gradiend_hub.hub import card as card_module
+from gradiend_hub.hub.card import hub_id, render_card, render_rewritten_card, write_card, write_rewritten_card
+from gradiend_hub.hub.caveats import caveats
+from gradiend_hub.hub.usage import plain_usage
+from gradiend_hub.hub.verify import verify
 from tests.adapter.support import config_for, random_direction
+from tests.conftest import ROOT
+from tests.hub_server import HubServer
 from tests.models import build
+from tests.reports import full_report, point
 from tests.training import arguments, trainer_of
 
-EXPECTED = """\
----
-library_name: peft
-tags:
-- gradiend
-- feature-direction
-- peft
-model-index:
-- name: 3SG-3PL
-  results:
-  - task:
-      type: feature-extraction
-    dataset:
-      name: 3SG / 3PL rows
-      type: feature-rows
-      split: eval
-    metrics:
-    - type: pearsonr
-      value: N
-      name: Encoder correlation
-    - type: accuracy
-      value: N
-      name: Encoder accuracy
-  - task:
-      type: feature-extraction
-    dataset:
-      name: 3SG / 3PL rows
-      type: feature-rows
-      split: test
-    metrics:
-    - type: pearsonr
-      value: N
-      name: Encoder correlation
-    - type: accuracy
-      value: N
-      name: Encoder accuracy
----
-<!-- gradiend-hub card HEX -->
+EXPECTED = Path(__file__).with_name("expected_card.md")
+"""The card of a run of two steps, in which every measured figure is N and every word that a model wrote is W."""
 
-# 3SG ↔ 3PL: a feature direction of masked
-
-A [GRADIEND](https://arxiv.org/abs/2502.01406) feature direction. At a **positive strength 3SG becomes more
-likely, at a negative one 3PL**; strength 0 is the base model, bit for bit, and strength 1 is the dose that the
-evaluation below recommends.
-
-```python
-import gradiend_hub  # registers the adapter type; without it PEFT raises KeyError: 'GRADIEND'
-from gradiend_hub import GradiendModel
-
-model = GradiendModel.from_pretrained("REPO_ID_OR_FOLDER", base_model="PATH_OR_ID_OF_THE_BASE", strength=1.0)
-model.set_strength(-0.5)                    # exact: always computed from the original weights
-merged = model.merge_and_unload()           # a plain transformers model
-```
-
-## What each strength changes (test split)
-
-| strength | P(3SG) on 3PL rows | P(3PL) on 3SG rows | LM score | neutral NLL |
-|---:|---:|---:|---:|---:|
-{curve}
-
-LM score: the base model's mean negative log-likelihood on neutral text divided by the edited model's (168 scored tokens).
-Safe band, as measured when the unit was chosen: N … N.
-P(3SG) is the summed probability of it, he, she; P(3PL) of they.
-
-## What the encoder reads (test split)
-
-| | |
-|---|---:|
-| correlation with the class | N |
-| accuracy (sign) | N |
-| AUC | N |
-| mean of 3SG (12 rows) | N ± N |
-| mean of 3PL (8 rows) | N ± N |
-| mean absolute value on neutral text | N |
-
-## Where it comes from
-
-| | |
-|---|---|
-| base model | masked |
-| objective, source → target | masked_lm, alternative → diff |
-| scope | 16 tensors, 504,448 of 504,448 weights (100.00%) |
-| training | 2 steps of 16 rows, learning rate 0.1, seed 42 |
-| rows | 3SG 163, 3PL 157 (sha256 of the training rows: `HEX`) |
-| versions | gradiend_hub V, torch V, transformers V, peft V |
-| size of the decoder | 4.0 MB, 16 tensors |
-
-Side effects other than the LM score (bias benchmarks, other features): not measured.
-
-```bibtex
-@article{gradiend,
-  title  = {GRADIEND: Feature Learning within Neural Networks Exemplified through Biases},
-  author = {Drechsel, Jonathan and Herbold, Steffen},
-  journal = {arXiv preprint arXiv:2502.01406},
-  year   = {2025}
-}
-```
-"""
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?(?![\w])")
 
 
 def normalised(card: str) -> str:
-    """A card without the figures that a measurement gives."""
-    card = re.sub(r"(?m)^(\| versions \|).*$", lambda m: re.sub(r"(?<=[a-z] )\d[^,| ]*", "V", m[0]), card)
+    """A card without what a measurement gives."""
     card = re.sub(r"\b[0-9a-f]{16}\b", "HEX", card)
-    card = re.sub(r"(?m)^(    - type: .*\n      value: ).*$", r"\1N", card)
-    card = re.sub(r"(?m)^(Safe band.*: )\S+ … \S+\.$", r"\1N … N.", card)
-    for name in ("correlation with", "accuracy", "AUC", "mean of", "mean absolute"):
-        card = re.sub(
-            rf"(?m)^(\| {name}[^|]*\|).*$", lambda m: m[1] + re.sub(r"[-+]?\d\.\d{3}", "N", m[0][len(m[1]) :]), card
-        )
-    return re.sub(r"(?m)^(\| [-+]\d\.\d\d \|)( \d\.\d{3} \| \d\.\d{3} \| \d+\.\d\d % \| \d\.\d{4} \|)$", r"\1", card)
+    card = re.sub(r"`[0-9a-f]{64}`", "`HEX`", card)
+    card = re.sub(r"(?m)^(\| versions \| ).*$", r"\1V |", card)
+    card = re.sub(r"(?m)^(\| seconds \| ).*$", r"\1S |", card)
+    card = re.sub(r"(?s)```text\n.*?```", "```text\nOUTPUT\n```", card)
+    card = re.sub(r"(?s)(## Caveats\n\n).*?(\* A correlation rises)", r"\1\2", card)
+    head, start, rest = card.partition("## What each")
+    head = re.sub(r"(?m)^(      value: ).*$", r"\1N", head)
+    head = re.sub(r"(?m)^\| (?!\||strength)([^|]*) \|.*$", r"| \1 | W | W | W |", head)
+    return head + start + NUMBER.sub("N", rest)
 
 
 def test_the_whole_card_of_a_short_run(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
@@ -140,24 +59,203 @@ def test_the_whole_card_of_a_short_run(masked_path: Path, pronouns: Any, neutral
     trainer.evaluate(pronouns["test"].select(range(20)), metric_key_prefix="test")
     trainer.save_model()
     text = (tmp_path / CARD_FILE).read_text(encoding="utf-8")
-    points = trainer.report.splits["test"].curve
-    assert normalised(text) == EXPECTED.replace("{curve}", "\n".join(f"| {p.strength:+.2f} |" for p in points))
+    assert normalised(text) == EXPECTED.read_text(encoding="utf-8")
     # the figures are those of the report
-    one = trainer.report.splits["test"].at(1.0)
-    singular, plural = one.probability["3PL"]["3SG"], one.probability["3SG"]["3PL"]
+    report = Report.load(tmp_path)
+    assert untraced(text, report, GradiendConfig.from_pretrained(str(tmp_path))) == []
+    one = report.splits["test"].at(1.0)
     assert one.lm_score is not None
-    assert f"| +1.00 | {singular:.3f} | {plural:.3f} | {100 * one.lm_score:.2f} % | {one.nll:.4f} |" in text
-    assert f"| correlation with the class | {trainer.report.splits['test'].encoder.correlation:.3f} |" in text
-    # where it was trained is nobody's business
+    assert f"{one.probability['3PL']['3SG']:.3f}" in row(text, "| +1.00 |")
+    assert f" {100 * one.lm_score:.2f} % " in row(text, "| +1.00 |")
+    # the code of the card was run on this folder, and says so
+    assert report.usage is not None
+    assert "undone to the bit: True" in report.usage["output"]
+    assert "BertForMaskedLM equals strength 1 to the bit: True" in report.usage["output"]
+    assert "strength -1" in report.usage["shell_output"]
+    assert verify(GradiendModel.from_pretrained(tmp_path, strength=0.0), tmp_path).passed
+    # the figures are there, and where it was trained is nobody's business
+    linked = re.findall(r"\]\((assets/.*?\.png)\)", text)
+    assert sorted(linked) == sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "assets").iterdir())
     assert str(masked_path.parent) not in text
     assert str(tmp_path) not in text
     card = ModelCard.load(tmp_path / CARD_FILE)
     card.validate(repo_type="model")
-    results = card.data.eval_results
-    assert [(r.dataset_split, r.metric_type) for r in results] == [
-        ("eval", "pearsonr"), ("eval", "accuracy"), ("test", "pearsonr"), ("test", "accuracy"),
+    results = {(r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
+    assert results["test", "Encoder correlation"] == round(report.splits["test"].encoder.correlation or 0, 4)
+    assert results["test", "LM score relative to the base model at strength +1"] == round(one.lm_score, 4)
+    # what only a person knows is said once, and kept
+    trainer.create_model_card(language="en", license="mit", dataset_tags=["alice/pronouns"])
+    data = ModelCard.load(tmp_path / CARD_FILE).data
+    assert (data.language, data.license, data.datasets) == ("en", "mit", ["alice/pronouns"])
+
+
+def row(text: str, start: str) -> str:
+    """The line that begins so."""
+    return next(line for line in text.splitlines() if line.startswith(start))
+
+
+def untraced(card: str, report: Report, config: GradiendConfig) -> list[str]:
+    """Numbers of a card that are neither in the template nor, so rounded, in the report or the config."""
+    known = [*numbers_of(asdict(report)), *numbers_of(config.to_dict()), *of_files(config)]
+    known += [100 * v for v in known]
+    template = (ROOT / "model_cards" / "direction.md.jinja").read_text() + "".join(plain_usage(config, None).values())
+    fixed = {
+        *NUMBER.findall(template),
+        *re.findall(r"\d+", "3SG 3PL [0.99] 0.5"),
+        "+1",
+        "-1",
+        "1",
+        "0",
+        "2",
+        "99",
+        "95",
+    }
+    quoted = " ".join([*(report.usage or {}).values(), report.scope, *strings_of(asdict(report))])
+    body = re.sub(r"&#\d+;", " ", card.split("\n---\n", 1)[1])
+    wrong = []
+    for token in NUMBER.findall(body):
+        digits = len(token.partition(".")[2])
+        value = float(token.replace(",", ""))
+        matches = any(f"{v:.{digits}f}" == f"{value:.{digits}f}" or f"{v:.3g}" == token.lstrip("+") for v in known)
+        if not matches and token not in fixed and token not in quoted:
+            wrong.append(token)
+    return wrong
+
+
+def numbers_of(value: Any) -> Iterator[float]:
+    """All numbers in nested containers, and how many things the containers hold."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield float(value)
+    elif isinstance(value, (dict, list, tuple)):
+        yield float(len(value))
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from numbers_of(item)
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """All texts in nested containers, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        yield from (key for key in value if isinstance(value, dict))
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from strings_of(item)
+
+
+def of_files(config: GradiendConfig) -> list[float]:
+    """Size of the decoder in MB, which the card reads from the file."""
+    entries = sum(math.prod(spec["shape"]) for spec in (config.parameters or {}).values())
+    return [4 * entries * (2 if config.has_bias else 1) / 1e6]
+
+
+CLASSES, FILLERS = ["3SG", "3PL"], {"3SG": ["he", "she", "it"], "3PL": ["they", "them"]}
+
+
+def test_every_number_of_a_full_card_is_one_of_the_report(tmp_path: Path) -> None:
+    folder = saved(tmp_path, classes=CLASSES, fillers=FILLERS, safe_band=[-1.25, 1.75], strength_unit=0.03217)
+    report, config = full_report(CLASSES, FILLERS), GradiendConfig.from_pretrained(str(folder))
+    report.save(folder)
+    text = str(render_card(folder))
+    assert untraced(text, report, config) == []
+    for wrong in (
+        text.replace("0.967 [0.958, 0.974]", "0.968 [0.958, 0.974]"),
+        text.replace("| 41.2", "| 14.2").replace("4.12 %", "4.21 %"),
+        text.replace("788,736", "788,735"),
+    ):
+        assert wrong != text
+        assert len(untraced(wrong, report, config)) == 1
+
+
+def test_what_was_not_measured_is_written_out(tmp_path: Path) -> None:
+    text = str(render_card(saved(tmp_path)))
+    for start in (
+        "| KL from the base model", "| StereoSet |", "| CrowS-Pairs |", "| WinoBias |", "| WinoGender |", "| SEAT |",
+        "| other features of the language model |",
+    ):  # fmt: skip
+        assert row(text, start).endswith("| not measured | not measured | not measured |"), start
+    for line in (
+        "| share of the edit lost to rounding | not measured |", "| energy of the training | not measured |",
+        "How the edit is spread over the layers: not measured.", "| rank correlation (Spearman) | not measured |",
+        "| accuracy on words that training did not have | not measured |", "Break point: not measured.",
+        "This code was not run when the card was made.", "Examples of the data: not recorded.",
+    ):  # fmt: skip
+        assert line in text.splitlines(), line
+    assert "Random directions were not measured" in text
+
+
+def test_a_full_card_leaves_nothing_unmeasured_but_what_is(tmp_path: Path) -> None:
+    folder = saved(tmp_path, classes=CLASSES, fillers=FILLERS)
+    full_report(CLASSES, FILLERS).save(folder)
+    text = str(render_card(folder))
+    lines = [line for line in text.splitlines() if "not measured" in line]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| CrowS-Pairs", "| WinoBias", "| WinoGender", "| SEAT", "| other features of the language model",
     ]  # fmt: skip
-    assert results[2].metric_value == round(trainer.report.splits["test"].encoder.correlation, 4)
+    training = [
+        line for line in text.splitlines() if line.startswith(("| learning rate", "| seed", "| solver", "| epochs"))
+    ]
+    assert training == [
+        "| learning rate (not the default) | 0.05 |", "| seed (not the default) | 7 |", "| solver | autoencoder |",
+        "| epochs | 1.0 |",
+    ]  # fmt: skip
+    assert "| The girls ran home because &#91;MASK&#93; felt ill. | they 0.91, he 0.05, she 0.02 | she 0.71" in text
+    assert "StereoSet intrasentence: 2106 items of stereoset&#64;1a2b3c." in text
+    assert "@inproceedings{nadeem}" in text
+
+
+def replaced(report: Report, **changes: Any) -> list[str]:
+    """Caveats of a report whose test split's encoder or curve is another one."""
+    split = report.splits["test"]
+    own = {name: changes.pop(name) for name in ("control", "break_point", "scored_tokens", "curve") if name in changes}
+    split = replace(split, encoder=replace(split.encoder, **changes), **own)
+    return caveats(report, "test", split)
+
+
+@pytest.mark.parametrize(
+    ("changes", "begins"),
+    [
+        ({"ternary_accuracy": 0.71}, "The encoder tells the classes apart better than either from neutral text"),
+        (
+            {"neutral_abs_mean": 0.39},
+            "The encoder is not silent where the feature is absent: mean |h| is 0.390 on neutral",
+        ),
+        (
+            {"intervals": {"correlation": [0.81, 0.93]}},
+            "Few rows: the 95 % interval of the correlation goes from 0.810",
+        ),
+        ({"held_out": None}, "Words that training did not have were not measured."),
+        ({"control": []}, "Random directions were not measured"),
+        ({"break_point": [-1.5, None]}, "The language model breaks near: already at strength -1.50."),
+        ({"scored_tokens": 168}, "Damage was read from few tokens of neutral text: 168."),
+        (
+            {"control": [[point(s, CLASSES) for s in (-1.0, 0.0, 1.0)]]},
+            "**The effect may be chance.** At strength +1 P(3SG)",
+        ),
+        ({"curve": [point(s, CLASSES, 0.01) for s in (-1.0, 0.0, 1.0)]}, "**Little effect at strength +1:** P(3SG) on"),
+        ({"curve": [replace(point(0.0, CLASSES), lm_score=None)]}, "There was no neutral text"),
+    ],
+)
+def test_caveats_follow_from_the_figures(changes: dict[str, Any], begins: str) -> None:
+    report = full_report(CLASSES, FILLERS)
+    assert not any(line.startswith(begins) for line in replaced(report))
+    assert any(line.startswith(begins) for line in replaced(report, **changes))
+
+
+def test_a_card_that_cannot_be_rendered_stops_before_the_hub(
+    masked_path: Path, pronouns: Any, hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card_module, "_template_source", lambda name: "{{ nobody_knows_this }}")
+    card_module._templates.cache_clear()
+    args = arguments(tmp_path, max_steps=1, hub_model_id=repo_id, hub_token=hub.tokens.alice)
+    trainer = trainer_of(masked_path, tmp_path, pronouns, args=args)
+    trainer.train()
+    hub.clear()
+    try:
+        with pytest.raises(ArtifactError, match=r"card could not be rendered.*direction\.md\.jinja.*nobody_knows_this"):
+            trainer.push_to_hub(allow_unmeasured=True)
+    finally:
+        card_module._templates.cache_clear()
+    assert hub.log() == []
 
 
 def saved(folder: Path, *, classes: list[str] | None = None, measured: bool = True, **changes: Any) -> Path:
@@ -197,7 +295,7 @@ def test_a_base_model_of_the_hub_is_linked(tmp_path: Path) -> None:
     assert card.data.base_model == "google-bert/bert-base-cased"
     assert card.data.to_dict()["base_model_relation"] == "adapter"
     assert "| base model | google-bert/bert-base-cased at `cd5ef92a9fb2f889e972770a3` |" in str(card)
-    assert 'from_pretrained("REPO_ID_OR_FOLDER", strength=1.0)' in str(card)
+    assert 'from_pretrained("REPO_ID_OR_FOLDER", strength=0.0)' in str(card)
 
 
 @pytest.mark.parametrize(
@@ -236,13 +334,13 @@ def test_our_own_card_is_written_anew_and_a_persons_is_kept(tmp_path: Path) -> N
     report.save(folder)
     write_card(folder)
     renewed = path.read_text()
-    assert "77 steps" in renewed
+    assert "| steps | 77 |" in renewed
     assert renewed != ours
     path.write_bytes(renewed.replace("\n", "\r\n").encode())  # as git or an editor may write it
     write_card(folder)
     assert path.read_text() == renewed
     for edited in (
-        renewed.replace("not measured.", "not measured. Do not use it for hiring."),
+        renewed.replace("## Citation", "Do not use it for hiring.\n\n## Citation"),
         renewed.replace("library_name: peft", "library_name: peft\nlicense: mit"),
         "# My own card\n",
     ):
@@ -267,58 +365,100 @@ HOSTILE = [
 ]
 
 
+def rendered(markdown: str) -> str:
+    """As HTML, with raw HTML let through: the worst that a web page may do with a card."""
+    return str(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown))
+
+
 class Tags(HTMLParser):
-    """Collects the tags and the comments of a text."""
+    """Collects tags, where they lead, and comments."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.found.append(tag)
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
 
     def handle_comment(self, data: str) -> None:
-        self.found.append(data.split()[0])
+        self.tags.append(data.split()[0])
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_names_of_strangers_stay_names(tmp_path: Path, name: str) -> None:
-    """Class names and fillers come from a file; on the Hub's page they must be text and nothing else."""
-    plain = str(
-        render_card(saved(tmp_path / "plain", classes=["first", "second"], fillers={"first": ["w"], "second": ["v"]}))
-    )
-    folder = saved(tmp_path / "hostile", classes=[name, "second"], fillers={name: [name, "w"], "second": ["v"]})
-    card = render_card(folder)
-    text = str(card)
-    head, body = re.split(r"(?m)^---$", text, maxsplit=2)[1:]
-    assert yaml.safe_load(head).keys() == yaml.safe_load(re.split(r"(?m)^---$", plain, maxsplit=2)[1]).keys()
-    assert card.data.to_dict()["model-index"][0]["name"] == f"{name}-second"
-    assert "license" not in card.data.to_dict()
-    plain_body = re.split(r"(?m)^---$", plain, maxsplit=2)[2]
-    assert len(body.splitlines()) == len(plain_body.splitlines())
-    for line, expected in zip(body.splitlines(), plain_body.splitlines(), strict=True):
-        assert line.count("|") == expected.count("|")
-        assert line[:2] == expected[:2]
-    tags = Tags()
-    tags.feed(body)
-    assert tags.found == ["gradiend-hub"]
-    shown = html.unescape(body)
-    assert " ".join(name.split()) in shown
-    written = body.replace(plain_body, "")
-    for mark in ("](https://evil", "**bold**", "`code`", "~~gone"):
-        assert mark not in written
-
-
-def test_other_texts_of_the_artifact_stay_text(tmp_path: Path) -> None:
-    folder = saved(tmp_path, revision="`<b>", base_model_name_or_path="/x/<img src=y>")
-    report = Report.load(folder)
-    report.versions = {"<b>": "<i>"}
-    report.scope = "<u>"
-    report.training["learning_rate"] = "<s>"  # type: ignore[index]
+def hostile_folder(folder: Path, text: str) -> Path:
+    """A saved direction in which every text of a stranger is `text`."""
+    fillers = {text: [text, "w"], "second": [f"{text}2"]}
+    saved(folder, classes=[text, "second"], fillers=fillers, revision=text, base_model_name_or_path=f"/x/{text}")
+    report = full_report([text, "second"], fillers)
+    report.scope = text
+    report.versions = {text: text}
+    report.training |= {"learning_rate": text, text: 1}
+    report.data |= {"train_sha256": text, "eval_rows": text}
+    report.examples = [dict.fromkeys(row, text) for row in report.examples]
+    report.dtype_loss = {text: 0.2}
+    report.seeds = [{text: text}, {text: text}]
+    report.layers = [replace(layer, layer=text) for layer in report.layers]
+    report.side_effects = [
+        replace(r, name=text, source=text, citation=text, scores={text: 1.0}) for r in report.side_effects
+    ]
+    report.usage = {"code": text, "output": text, "shell": text, "shell_output": text}
+    for name, split in report.splits.items():
+        completions = [Completion(text, {"-1.0": text, "0.0": [[text, 0.5]], "1.0": text})] * 2
+        report.splits[name] = replace(split, completions=completions, missing=[text])
     report.save(folder)
-    tags = Tags()
-    tags.feed(str(render_card(folder)).split("---\n", 2)[2])
-    assert tags.found == ["gradiend-hub"]
+    return folder
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_strangers_wrote_stays_text(tmp_path: Path, text: str) -> None:
+    """Every text of an artifact comes from a file; on the Hub's page it must be text and nothing else."""
+    plain = render_card(hostile_folder(tmp_path / "plain", "plain"))
+    card = render_card(hostile_folder(tmp_path / "hostile", text))
+    assert card.data.to_dict().keys() == plain.data.to_dict().keys()
+    assert card.data.to_dict()["model-index"][0]["name"] == f"{text}-second"
+    found, expected = Tags(rendered(card.text)), Tags(rendered(plain.text))
+    assert found.tags == expected.tags
+    assert found.links == expected.links
+    shown = html.unescape(re.sub(r"<[^>]*>", "", rendered(card.text)))
+    assert " ".join(text.split()) in shown
+
+
+def test_the_rewritten_model_has_a_card(tmp_path: Path) -> None:
+    receipt = EditReceipt(64, 3162624, 0.00312, {}, 0.0123)
+    config = GradiendConfig(
+        feature_classes=CLASSES, fillers=FILLERS, base_model_name_or_path="google-bert/bert-base-cased",
+        revision="cd5ef92a9fb2f889e972770a3", safe_band=[-1.0, 1.0],
+    )  # fmt: skip
+    report = full_report(CLASSES, FILLERS)
+    options: dict[str, Any] = {"direction": "alice/bert-3sg-3pl", "receipt": receipt, "dtype": "float32"}
+    path = write_rewritten_card(tmp_path, config, strength=-2.0, report=report, **options)
+    card = ModelCard.load(path)
+    card.validate(repo_type="model")
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("google-bert/bert-base-cased", "finetune")
+    assert data["library_name"] == "transformers"
+    text = card.text
+    assert "[alice/bert-3sg-3pl](https://huggingface.co/alice/bert-3sg-3pl) merged" in text
+    assert "**strength -2.00**" in text
+    assert "| weights | 3,162,624 in 64 tensors |" in text
+    down = report.splits["test"].at(-2.0).probability["3SG"]["3PL"]
+    assert f" {down:.3f} [" in row(text, "| -2.00 |")
+    assert "Outside of the safe band" in text
+    # at a strength that was not measured, and without a report
+    other = str(render_rewritten_card(config, strength=0.7, report=report, **options))
+    assert "were not measured at strength +0.70; measured are -4.00, -2.00" in other
+    assert "Outside of the safe band" not in other
+    local = replace(config, base_model_name_or_path="/x/bert", safe_band=None)
+    bare = render_rewritten_card(local, strength=1.0, report=None, **{**options, "direction": "/x/out/mine"})
+    assert "Effect and damage of this direction: not measured." in str(bare)
+    assert "base_model" not in bare.data.to_dict()
+    assert "\nmine merged into" in str(bare)
+    # a person's is kept
+    path.write_text("# mine\n")
+    write_rewritten_card(tmp_path, config, strength=-2.0, report=report, **options)
+    assert path.read_text() == "# mine\n"
 
 
 def test_safe_band_and_size(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from gradiend_hub.evaluation import EncoderReport, Report, SplitReport, StrengthPoint
@@ -101,9 +100,9 @@ def _of_measurement(report: Report, name: str, split: SplitReport) -> Iterator[s
             yield f"With the base model in {cell(dtype)}, {percent(loss, 1)} of the edit is lost to rounding."
     if len(report.seeds) < 2:
         yield "One training run was measured; how much others differ is not known."
-    size = re.search(r"of ([\d,]+) weights", report.scope)
-    if size and int(size[1].replace(",", "")) < SMALL_MODEL:
-        yield f"The base model is small ({size[1]} weights): larger ones may act otherwise."
+    size = report.training.get("base_parameters")
+    if isinstance(size, int) and size < SMALL_MODEL:
+        yield f"The base model is small ({size:,} parameters): larger ones may act otherwise."
     for gap in split.missing:
         yield f"Not measured: {cell(gap)}."
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from gradiend_hub.config import GradiendConfig
 from gradiend_hub.constants import SLOT
-from gradiend_hub.evaluation import SplitReport
+from gradiend_hub.evaluation import Report, SplitReport
+from gradiend_hub.plots.style import shown_split
 
 from .names import hub_id
 
@@ -58,13 +59,15 @@ def plain_usage(config: GradiendConfig, split: SplitReport | None) -> dict[str, 
     return _usage(_PLACE, None if hub_id(config.base_model_name_or_path) else _BASE, _sentence(split))
 
 
-def run_usage(folder: str | Path, config: GradiendConfig, split: SplitReport | None) -> dict[str, str] | None:
+def run_usage(folder: str | Path, report: Report) -> dict[str, str] | None:
     """Run the lines of `plain_usage` on a saved direction, in this process, as a reader would: from the files alone.
 
     Returns:
         The lines as the card shows them, with what they printed as "output" and "shell_output"; `None`, with a warning
         in the log, if they failed.
     """
+    config = GradiendConfig.from_pretrained(str(folder))
+    split = shown_split(report)[1] if report.splits else None
     real = _usage(str(folder), config.base_model_name_or_path, _sentence(split))
     try:
         output = _printed(lambda: exec(compile(real["code"], "card", "exec"), {}))

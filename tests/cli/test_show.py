@@ -147,6 +147,9 @@ def test_merge_writes_a_plain_checkpoint_and_its_receipt(run: Run, trained: Trai
     plain = AutoModelForMaskedLM.from_pretrained(out)
     with torch.inference_mode():
         assert torch.equal(plain(**inputs).logits, edited(**inputs).logits)
+    card = (out / "README.md").read_text()
+    assert "rewritten towards 3PL" in card
+    assert f"| weights | {edited.receipt.entries:,} in {edited.receipt.tensors} tensors |" in card
 
 
 def test_merge_in_half_precision_says_what_is_lost(run: Run, trained: Trained, tmp_path: Path) -> None:
