@@ -98,7 +98,9 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
         fillers: Words of each class that may fill the slot, e.g. `{"3SG": ["he", "she"], "3PL": ["they"]}`.
         objective: How an example becomes a slot with two losses, e.g. `"masked_lm"`; `None` takes the one that fits
             the base model's head.
-        source: Gradient that the encoder reads: `"alternative"`, `"factual"` or `"diff"`.
+        source: Gradient that the encoder reads: `"alternative"`, `"factual"` or `"diff"`. The factual gradient vanishes
+            where the model is right already, so that such rows cannot be told apart by it (on the bundled masked
+            model, accuracy 1.00 where the factual word has a probability below 0.8, and 0.46 above).
         target: Gradient that the decoder predicts: `"diff"`, `"factual"` or `"alternative"`.
         scope: Parameters to learn on (and those of a fresh adapter): fnmatch patterns of parameter names, or one
             pattern; `None` is the default scope.

@@ -22,7 +22,7 @@ from gradiend_hub.objectives.base import IGNORED
 
 from .base import Solution
 
-DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
+DAMPINGS = (1e-2, 1e-1, 1.0)
 """Values that are worth a try, in units of the mean of F."""
 
 
