@@ -10,6 +10,7 @@ from .rows import Row, class_fillers, neutral_examples, read_rows, read_texts, r
 if TYPE_CHECKING:
     from .builder import FeatureData, FeatureDatasetBuilder
     from .neutral import other_words
+    from .readers import read_feature_data
     from .spec import ClassSpec, FeatureDataConfig, NeutralSpec, TextFilters
     from .splits import find_leaks
 
@@ -27,6 +28,7 @@ __all__ = [
     "find_leaks",
     "neutral_examples",
     "other_words",
+    "read_feature_data",
     "read_rows",
     "read_texts",
     "require_classes",
@@ -42,6 +44,7 @@ _LAZY = {
     "TextFilters": "spec",
     "find_leaks": "splits",
     "other_words": "neutral",
+    "read_feature_data": "readers",
 }
 
 

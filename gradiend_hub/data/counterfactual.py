@@ -63,8 +63,11 @@ class Alternatives:
         """A word in the case of the one that it replaces, if that one differs from its own spelling in the list."""
         if factual == self._written.get(self._key(factual), factual.lower()):
             return word
-        if factual.islower():
-            return word.lower()
-        if len(factual) > 1 and factual.isupper():
-            return word.upper()
-        return word[:1].upper() + word[1:]
+        return word.lower() if factual.islower() else in_case_of(factual, word)
+
+
+def in_case_of(factual: str, word: str) -> str:
+    """`word` in capitals, with a capital or as it is, after its model."""
+    if len(factual) > 1 and factual.isupper():
+        return word.upper()
+    return word[:1].upper() + word[1:] if factual[:1].isupper() else word

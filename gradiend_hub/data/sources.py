@@ -90,7 +90,7 @@ def _load(source: str | Path | Mapping[str, Any]) -> Any:
     path = Path(wanted["path"])
     options: dict[str, Any] = {"streaming": wanted.pop("streaming", True), "split": wanted.pop("split", None)}
     encoding = wanted.pop("encoding", None)
-    kind = next((_BUILDERS[s] for s in path.suffixes[::-1] if s in _BUILDERS), None)
+    kind = file_builder(path)
     if path.is_file():
         if kind is None:
             raise ConfigError(f"source: {path} must end in one of {', '.join(_BUILDERS)} (or that and .gz).")
@@ -112,6 +112,11 @@ def _load(source: str | Path | Mapping[str, Any]) -> Any:
                 "or JSON lines with the software that it was written for, and name that file."
             ) from error
         raise DataError(f"source: {wanted['path']!r} cannot be loaded. {_first_line(error)}") from error
+
+
+def file_builder(path: Path) -> str | None:
+    """The reader of `datasets` for a file, by its ending (before .gz and the like)."""
+    return next((_BUILDERS[suffix] for suffix in path.suffixes[::-1] if suffix in _BUILDERS), None)
 
 
 def _first_line(error: Exception) -> str:

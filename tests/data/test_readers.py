@@ -1,0 +1,169 @@
+"""Feature data of others, served from a Hub in exactly the layouts in which they lie there, and read from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from gradiend_hub.data import read_feature_data, read_rows, read_texts
+from gradiend_hub.errors import DataError
+
+ARTICLES = {
+    "masc_nom": "der", "masc_acc": "den", "masc_dat": "dem", "masc_gen": "des", "fem_nom": "die", "fem_acc": "die",
+    "fem_dat": "der", "fem_gen": "der", "neut_nom": "das", "neut_acc": "das", "neut_dat": "dem", "neut_gen": "des",
+}  # fmt: skip
+SPLITS = ("train", "validation", "test")
+
+
+def pushed(tables: dict[str, dict[str, list[dict[str, Any]]]], repo_id: str) -> None:
+    """A data set on the Hub, by configuration and split."""
+    for config, splits in tables.items():
+        parts = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
+        parts.push_to_hub(repo_id, config_name=config)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_german_articles(hub: Any, repo_id: str) -> None:
+    """A configuration per class with `masked`, `split` and `label`, as aieng-lab/de-gender-case-articles."""
+    chosen = ("masc_nom", "fem_nom", "fem_dat")
+    tables = {
+        name: {
+            split: [
+                {"masked": f"Satz {number} mit [MASK] Wort für {name}.", "split": split, "label": article}
+                for number in range(6)
+            ]
+            for split in SPLITS
+        }
+        for name, article in ARTICLES.items()
+        if name in chosen
+    }
+    tables["masc_nom"]["train"].append({"masked": "[MASK] Hund bellt.", "split": "train", "label": "Der"})
+    pushed(tables, repo_id)
+    read = read_feature_data(repo_id, ["masc_nom", "fem_nom"])
+    assert {name: len(part) for name, part in read.rows.items()} == {"train": 13, "validation": 12, "test": 12}
+    rows = read_rows(read.rows["train"], ["masc_nom", "fem_nom"])
+    assert {(r.factual, r.alternative, r.factual_class) for r in rows} == {
+        ("der", "die", "masc_nom"), ("Der", "Die", "masc_nom"), ("die", "der", "fem_nom"),
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"has no usable rows(?s:.*)factual and alternative are the same word"):
+        read_feature_data(repo_id, ["masc_nom", "fem_dat"])  # "der" twice: nothing to tell apart
+    every = read_feature_data(repo_id)
+    assert set(every.rows["test"]["factual_class"]) == set(chosen)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_pairs_of_races(hub: Any, repo_id: str) -> None:
+    """A configuration per pair with source and target, as aieng-lab/gradiend_race_data and gradiend_religion_data."""
+
+    def record(source: str, target: str, own: str, other: str, number: int = 0) -> dict[str, str]:
+        masked = f"The [MASK] people of town {number} came."
+        text, swapped = masked.replace("[MASK]", source), masked.replace("[MASK]", target)
+        return {"text": text, "swapped": swapped, "masked": masked, "source": source, "target": target,
+                "source_id": own, "target_id": other}  # fmt: skip
+
+    def table(first: tuple[str, str], second: tuple[str, str]) -> dict[str, list[dict[str, str]]]:
+        rows = [record(first[0], second[0], first[1], second[1], n) for n in range(3)]
+        rows += [record(second[0], first[0], second[1], first[1], n) for n in range(2)]
+        rows.append(rows[0] | {"masked": "The [MASK] and the [MASK] came."})
+        return {"train": rows, "val": rows[:4], "test": rows}
+
+    white, black, asian = ("white", "white"), ("African", "black"), ("Asian", "asian")
+    pairs = {"black_to_white": (black, white), "asian_to_white": (asian, white), "asian_to_black": (asian, black)}
+    pushed({name: table(*pair) for name, pair in pairs.items()}, repo_id)
+    read = read_feature_data(repo_id, ["black", "white"])
+    assert {name: len(part) for name, part in read.rows.items()} == {"train": 5, "validation": 4, "test": 5}
+    assert read.funnel.steps == [("read", "rows", 16), ("more than one slot", "rows", 14)]
+    rows = read_rows(read.rows["train"], ["black", "white"])
+    assert {(r.factual, r.alternative) for r in rows} == {("African", "white"), ("white", "African")}
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_a_column_for_each_class(hub: Any, repo_id: str) -> None:
+    """A configuration per class with a column per class, as the later form of the race and religion data."""
+    words = {"christian": "church", "jewish": "synagogue", "muslim": "mosque"}
+    tables = {
+        name: {split: [{"masked": f"In the [MASK] of {name} {n}.", "split": split, **words} for n in range(3)]
+               for split in SPLITS}
+        for name in words
+    }  # fmt: skip
+    pushed(tables, repo_id)
+    read = read_feature_data(repo_id, ["christian", "muslim"])
+    assert [len(part) for part in read.rows.values()] == [6, 6, 6]
+    assert {(r["factual"], r["alternative"]) for r in read.rows["test"]} == {("church", "mosque"), ("mosque", "church")}
+    assert len(read_feature_data(repo_id).rows["train"]) == 18  # each against both others
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_name_templates_and_neutral_text(hub: Any, repo_id: str) -> None:
+    """Names and pronouns in templates, as aieng-lab/genter; sentences alone, as aieng-lab/biasneutral."""
+    rows = [
+        {"text": "mary knew she was right .", "masked": "[NAME] knew [PRONOUN] was right .", "label": "F", "name": "mary",
+         "pronoun": "she", "pronoun_count": 1},
+        {"text": "john said he was late .", "masked": "[NAME] said [PRONOUN] was late .", "label": "M", "name": "john",
+         "pronoun": "he", "pronoun_count": 1},
+        {"text": "john said he knew he was late .", "masked": "[NAME] said [PRONOUN] knew [PRONOUN] was late .",
+         "label": "M", "name": "john", "pronoun": "he", "pronoun_count": 2},
+    ]  # fmt: skip
+    pushed({"default": {"train": rows, "validation": rows[:2], "test": rows[:2]}}, repo_id)
+    read = read_feature_data(repo_id)
+    assert read.rows["train"][:] == {
+        "masked": ["mary knew [MASK] was right .", "john said [MASK] was late ."], "factual": ["she", "he"],
+        "alternative": ["he", "she"], "factual_class": ["F", "M"], "alternative_class": ["M", "F"],
+        "split": ["train", "train"],
+    }  # fmt: skip
+    assert ("more than one slot", "rows", 6) in read.funnel.steps
+    sentences = repo_id.replace("alice/", "alice/neutral-")
+    pushed({"default": {"train": [{"text": "Nobody came ."}]}}, sentences)
+    assert read_texts(datasets.load_dataset(sentences, split="train")) == ["Nobody came ."]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("column", ["label", "token", None])
+def test_files_of_single_classes(tmp_path: Path, ending: str, column: str | None) -> None:
+    words = {"3SG": ["he", "it"], "3PL": ["they"]}
+    for name, found in words.items():
+        rows = [
+            {
+                "masked": f"So then [MASK] came {n}.",
+                "split": "val" if n else "train",
+                column or name: found[n % len(found)],
+            }
+            for n in range(4)
+        ]
+        getattr(datasets.Dataset.from_list(rows), f"to_{ending}")(tmp_path / f"{name}.{ending}")
+    for source in (tmp_path, {name: tmp_path / f"{name}.{ending}" for name in words}):
+        read = read_feature_data(source, ["3SG", "3PL"])
+        assert {name: len(part) for name, part in read.rows.items()} == {"train": 2, "validation": 6}
+        assert len(read_rows(read.rows["validation"], ["3SG", "3PL"])) == 6
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_one_table_of_all_classes(tmp_path: Path, explicit: bool) -> None:
+    rows = [
+        {"masked": f"So then [MASK] came {n}.", "split": "train", "label": word, "label_class": name}
+        | ({"alternative": "x", "alternative_class": "3PL" if name == "3SG" else "3SG"} if explicit else {})
+        for n, (word, name) in enumerate([("He", "3SG"), ("they", "3PL"), ("it", "3SG"), ("we", "1PL")])
+    ]
+    path = tmp_path / "training.csv"
+    datasets.Dataset.from_list(rows).to_csv(path)
+    read = read_feature_data(path, ["3SG", "3PL"])
+    assert read.funnel.steps[:2] == [("read", "rows", 4), ("of another class", "rows", 3)]
+    assert read.rows["train"]["alternative"][0] == ("x" if explicit else "They")
+    own = read.rows["train"]
+    assert read_feature_data(own).rows["train"][:] == own[:]  # the library's own layout
+
+
+def test_what_cannot_be_read(tmp_path: Path, hub: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"The columns \['label', 'text'\] .* are of no known layout. Expected `masked`"
+    ):
+        read_feature_data(datasets.Dataset.from_list([{"text": "a", "label": 1}]), ["a", "b"])
+    with pytest.raises(DataError, match="'alice/there-is-none' cannot be read"):
+        read_feature_data("alice/there-is-none")
+    rows = [{"masked": m, "label": "he", "label_class": "a"} for m in ("no slot", "[MASK]")]
+    rows.append({"masked": "so [MASK]", "label": "", "label_class": "b"})
+    with pytest.raises(DataError, match=r"Class 'a' has no usable rows(?s:.*)no slot"):
+        read_feature_data(datasets.Dataset.from_list(rows))
