@@ -168,7 +168,7 @@ def check_indices(named: Mapping[str, tuple[torch.Tensor, int]]) -> None:
             raise ArtifactError(
                 f"Indices of {name}: expected {index_dtype(numel)} [k], found {indices.dtype} {list(indices.shape)}."
             )
-    filled = {name: pair for name, pair in named.items() if len(pair[0])}
+    filled = {name: pair for name, pair in named.items() if pair[0].numel()}
     if not filled or _all_in_order([indices for indices, _ in filled.values()], [size for _, size in filled.values()]):
         return
     for name, (indices, numel) in filled.items():
@@ -181,11 +181,12 @@ def check_indices(named: Mapping[str, tuple[torch.Tensor, int]]) -> None:
 def _all_in_order(vectors: list[torch.Tensor], numels: list[int]) -> bool:
     """Whether each of the vectors is sorted, unique and within its parameter; looked at together, for speed."""
     joined = torch.cat(vectors) if len(vectors) > 1 else vectors[0]
-    ends = torch.tensor([len(vector) for vector in vectors]).cumsum(0).to(joined.device)
+    sizes = torch.tensor([vector.numel() for vector in vectors])
+    ends = sizes.cumsum(0)
     ordered = joined[1:] > joined[:-1]
     ordered[ends[:-1] - 1] = True  # from one vector to the next
-    first, last = joined[ends - torch.tensor([len(v) for v in vectors], device=joined.device)], joined[ends - 1]
-    return bool(ordered.all() & (first >= 0).all() & (last < torch.tensor(numels, device=joined.device)).all())
+    first, last = joined[ends - sizes].cpu(), joined[ends - 1].cpu()
+    return bool(ordered.all()) and bool((first >= 0).all()) and bool((last < torch.tensor(numels)).all())
 
 
 @dataclass(frozen=True, eq=False)

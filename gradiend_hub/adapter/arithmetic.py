@@ -123,7 +123,7 @@ class Edit(NamedTuple):
             return originals.values
         dtype = sum_dtype(parameter.dtype)
         indices, delta = total_delta(parts, parameter.numel(), dtype)
-        if len(delta) == len(originals.values):
+        if delta.numel() == originals.values.numel():
             return (originals.values.to(dtype) + delta).to(parameter.dtype)
         assert indices is not None
         # Some merged adapter has strength zero; its entries keep their bits (-0.0 + 0.0 would not).
@@ -140,7 +140,7 @@ class Edit(NamedTuple):
         return (
             len(self.parts) == 1
             and self.parts[0].indices is not None
-            and len(self.parts[0].indices) == len(self.originals.values)
+            and self.parts[0].indices.numel() == self.originals.values.numel()
             and self.parameter.is_contiguous()
         )
 
@@ -149,16 +149,18 @@ class Edit(NamedTuple):
 def write_edits(edits: Iterable[Edit]) -> None:
     """Write many edits; sparse ones with the same coefficients share their sums, as most tensors have few entries."""
     groups: dict[tuple[object, ...], list[Edit]] = defaultdict(list)
+    entries: dict[tuple[object, ...], int] = defaultdict(int)
     for edit in edits:
         if not edit.is_one_sparse_part:
             edit.write()
             continue
         parameter, part = edit.parameter, edit.parts[0]
         key = (part.c_w, part.c_b, part.bias is None, part.weight.dtype, parameter.dtype, parameter.device)
-        group = groups[key]
-        group.append(edit)
-        if sum(len(member.originals.values) for member in group) >= BLOCK:
+        groups[key].append(edit)
+        entries[key] += edit.originals.values.numel()
+        if entries[key] >= BLOCK:
             _write_sparse(groups.pop(key))
+            entries[key] = 0
     for group in groups.values():
         _write_sparse(group)
 
@@ -173,7 +175,7 @@ def _write_sparse(edits: list[Edit]) -> None:
                   first.c_w, first.c_b)  # fmt: skip
     originals = torch.cat([edit.originals.values for edit in edits])
     values = (originals.to(dtype) + joined.delta(dtype)).to(originals.dtype)
-    sizes = [len(edit.originals.values) for edit in edits]
+    sizes = [edit.originals.values.numel() for edit in edits]
     for parameter, where, written in zip(parameters, indices.split(sizes), values.split(sizes), strict=True):
         parameter.view(-1).index_copy_(0, where, written)
 
@@ -183,12 +185,12 @@ def _write_dense(parameter: torch.Tensor, originals: torch.Tensor, part: Part) -
     target, dtype = parameter.detach().view(-1), sum_dtype(parameter.dtype)
     vectors = [part.weight.detach()] if part.bias is None else [part.weight.detach(), part.bias.detach()]
     factors = [part.c_w, part.c_b]
-    rooms = [torch.empty(min(BLOCK, len(target)), dtype=dtype, device=target.device) for _ in vectors]
-    columns = [tensor.split(BLOCK) if len(target) > BLOCK else (tensor,) for tensor in (target, originals, *vectors)]
+    rooms = [torch.empty(min(BLOCK, target.numel()), dtype=dtype, device=target.device) for _ in vectors]
+    columns = [tensor.split(BLOCK) if target.numel() > BLOCK else (tensor,) for tensor in (target, originals, *vectors)]
     for written, kept, *values in zip(*columns, strict=True):
-        size = len(written)
+        size = written.numel()
         terms = [
-            torch.mul(value.to(dtype), factor, out=room if len(room) == size else room[:size])
+            torch.mul(value.to(dtype), factor, out=room if room.numel() == size else room[:size])
             for value, factor, room in zip(values, factors, rooms, strict=False)
         ]
         delta = terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
