@@ -13,6 +13,7 @@ ways give the same bits, and undoing gives the base model's bits.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import warnings
@@ -44,6 +45,8 @@ from .arithmetic import (
 from .sites import Site
 
 __all__ = ["GradiendLayer"]
+
+VALUE_NAMES = ("gradiend_weight", "gradiend_bias", "gradiend_indices")
 
 _SWAP_LOCK = threading.RLock()
 
@@ -188,9 +191,10 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def values(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Weight, bias and indices of an adapter."""
-        weight = _entry(self.gradiend_weight, adapter_name)
+        stores: dict[str, Any] = self._modules
+        weight, bias, indices = (_entry(stores[kind], adapter_name) for kind in VALUE_NAMES)
         assert weight is not None
-        return weight, _entry(self.gradiend_bias, adapter_name), _entry(self.gradiend_indices, adapter_name)
+        return weight, bias, indices
 
     def check(
         self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
@@ -208,7 +212,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._peaks[adapter_name] = peaks
 
     def _check_range(self, part: Part, adapter_name: str) -> None:
-        limit, (weight, bias) = torch.finfo(self.dtype).max / 2, self._peaks[adapter_name]
+        limit, (weight, bias) = largest_edit(self.dtype), self._peaks[adapter_name]
         if abs(part.c_w) * weight + abs(part.c_b) * bias <= limit:
             return
         largest = abs(part.c_w) * peak([part.weight]) + (
@@ -511,7 +515,14 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return False
 
 
+@functools.cache
+def largest_edit(dtype: torch.dtype) -> float:
+    """What a value of this type may be changed by, so that sums stay within its numbers."""
+    return torch.finfo(dtype).max / 2
+
+
 def _entry(store: nn.Module, name: str) -> torch.Tensor | None:
     """An entry of a ParameterDict or BufferDict, past their slow look-up."""
-    found: torch.Tensor | None = store._parameters.get(name)
-    return store._buffers.get(name) if found is None else found
+    parts = store.__dict__
+    found: torch.Tensor | None = parts["_parameters"].get(name)
+    return parts["_buffers"].get(name) if found is None else found

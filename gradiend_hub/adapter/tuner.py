@@ -24,14 +24,12 @@ from gradiend_hub.direction import (
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
 
 from .arithmetic import total_delta, write_edits
-from .layer import GradiendLayer
+from .layer import VALUE_NAMES, GradiendLayer
 from .quantized import QuantizedGradiendLayer, make_layer, refuse_quantized
 from .rows import row_strengths
 from .sites import Site, SiteMap, resolve_names
 
 __all__ = ["GradiendTuner", "gradiend_layers"]
-
-VALUE_NAMES = ("gradiend_weight", "gradiend_bias", "gradiend_indices")
 
 
 def gradiend_layers(model: nn.Module) -> Iterator[GradiendLayer]:
