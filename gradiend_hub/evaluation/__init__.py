@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from .encoder import encode_rows, encoder_report, neutral_source, preactivations
+from .calibration import (
+    BREAK_SCORE,
+    CURVE,
+    LM_SCORE_FLOOR,
+    break_point,
+    calibrate,
+    equalising_strength,
+    measure_curve,
+    safe_band,
+)
+from .completions import complete
+from .control import above_control, control_curves, random_direction
+from .edit import edit_account
+from .encoder import encode_rows, encoder_report, measure_encoder, neutral_source, preactivations
 from .measure import evaluate_direction
 from .report import (
     BenchmarkResult,
@@ -16,25 +29,39 @@ from .report import (
     StrengthPoint,
     flat_encoder,
 )
-from .strength import StrengthProbe, calibrate, safe_band
+from .strength import NotFiniteError, StrengthProbe, check_fillers
 
 __all__ = [
+    "BREAK_SCORE",
+    "CURVE",
+    "LM_SCORE_FLOOR",
     "BenchmarkResult",
     "Completion",
     "EncoderReport",
     "FillerReport",
     "LayerShare",
+    "NotFiniteError",
     "Report",
     "Sample",
     "SplitReport",
     "StrengthPoint",
     "StrengthProbe",
+    "above_control",
+    "break_point",
     "calibrate",
+    "check_fillers",
+    "complete",
+    "control_curves",
+    "edit_account",
     "encode_rows",
     "encoder_report",
+    "equalising_strength",
     "evaluate_direction",
     "flat_encoder",
+    "measure_curve",
+    "measure_encoder",
     "neutral_source",
     "preactivations",
+    "random_direction",
     "safe_band",
 ]

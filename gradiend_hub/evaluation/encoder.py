@@ -2,44 +2,224 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from gradiend_hub.data import read_rows, require_classes, tokenize_rows
+from gradiend_hub.constants import SLOT
+from gradiend_hub.data import Row, neutral_examples, read_rows, require_classes, tokenize_rows
 from gradiend_hub.errors import ArtifactError, DataError
 from gradiend_hub.gradients import directional_derivatives
-from gradiend_hub.objectives import Example, Objective, make_objective
+from gradiend_hub.objectives import Example, Objective, TokenizedSlots, make_objective
 
-from .report import EncoderReport
+from .intervals import Array, bootstrap_interval, bootstrap_mean_interval, share_interval, spread
+from .report import EncoderReport, FillerReport, Sample
 
 if TYPE_CHECKING:
     from gradiend_hub.model import GradiendModel
 
 
+SAMPLES = 120
+"""Encoded slots of each kind that a report lists."""
+
+OTHER_TOKENS = 96
+"""Other tokens of feature rows that are encoded."""
+
+TERNARY_THRESHOLD = 0.5
+
+
 def encoder_report(
-    h: Tensor, labels: Tensor, feature_classes: Sequence[str], neutral: Tensor | None = None
+    h: Tensor,
+    labels: Tensor,
+    feature_classes: Sequence[str],
+    neutral: Tensor | None = None,
+    *,
+    other: Tensor | None = None,
+    words: Sequence[str] | None = None,
+    trained_words: Collection[str] | None = None,
+    seed: int | None = None,
 ) -> EncoderReport:
-    """Summarise feature values `h` [N] with labels ±1 [N] and those of neutral slots [M]."""
-    if not bool(h.isfinite().all()):
-        raise DataError(f"Feature values are not finite for rows {(~h.isfinite()).nonzero().flatten().tolist()[:5]}.")
-    positive = labels > 0
-    groups = {feature_classes[0]: h[positive], feature_classes[1]: h[~positive]}
-    varies = bool(h.min() < h.max())  # a constant encoder has no correlation, which is worth 0 and not NaN
+    """Summarise feature values.
+
+    Args:
+        h: of the rows, [N].
+        labels: ±1, [N].
+        neutral: of slots in neutral text, [M].
+        other: of other tokens of the rows' texts, [K].
+        words: the word of each row that gives the source gradient, [N].
+        trained_words: words that training rows had; the rows of the others are summarised once more in `held_out`.
+        seed: of the bootstrap; without one, no intervals are computed.
+
+    Raises:
+        DataError: no rows, or a feature value that is not finite.
+    """
+    if not len(h):
+        raise DataError("There are no rows to encode.")
+    for what, values in (("rows", h), ("neutral slots", neutral), ("other tokens", other)):
+        if values is not None and not bool(values.isfinite().all()):
+            bad = (~values.isfinite()).nonzero().flatten().tolist()
+            raise DataError(f"Feature values are not finite for {what} {bad[:5]} ({len(bad)} of {len(values)}).")
+    x, y = h.double().numpy(), labels.double().numpy()
+    silent = np.zeros(0) if neutral is None else neutral.double().numpy()
+    of_class = dict(zip(feature_classes, (x[y > 0], x[y < 0]), strict=True))
+    present = {name: values for name, values in of_class.items() if len(values)}
+    both = len(present) == 2
+    right = int(((x > 0) == (y > 0)).sum())
+    sorted_right = np.concatenate([x * y >= TERNARY_THRESHOLD, abs(silent) < TERNARY_THRESHOLD])
+    all_x, all_y = np.concatenate([x, silent]), np.concatenate([y, np.zeros(len(silent))])
     return EncoderReport(
-        correlation=float(pearsonr(h.double().numpy(), labels.double().numpy()).statistic) if varies else 0.0,
-        accuracy=float(((h > 0) == positive).double().mean()),
-        auc=float(roc_auc_score(positive.numpy(), h.numpy())),
-        class_means={c: float(values.mean()) for c, values in groups.items()},
-        class_stds={c: float(values.std()) if len(values) > 1 else 0.0 for c, values in groups.items()},
-        neutral_abs_mean=None if neutral is None else float(neutral.abs().mean()),
-        rows={c: len(values) for c, values in groups.items()},
-        neutral_rows=0 if neutral is None else len(neutral),
+        correlation=_correlation(pearsonr, x, y) if both else None,
+        accuracy=right / len(x),
+        auc=float(roc_auc_score(y > 0, x)) if both else None,
+        class_means={c: float(values.mean()) for c, values in present.items()},
+        class_stds={c: _spread(values) for c, values in present.items()},
+        neutral_abs_mean=float(abs(silent).mean()) if len(silent) else None,
+        rows={c: len(values) for c, values in of_class.items()},
+        neutral_rows=len(silent),
+        correlation_with_neutral=_correlation(pearsonr, all_x, all_y) if both and len(silent) else None,
+        spearman=_correlation(spearmanr, x, y) if both else None,
+        ternary_accuracy=float(sorted_right.mean()),
+        other_token_abs_mean=float(other.abs().double().mean()) if other is not None and len(other) else None,
+        other_token_rows=0 if other is None else len(other),
+        intervals={} if seed is None else _intervals(x, y, present, silent, seed),
+        fillers={} if words is None else _by_word(x, y, words, feature_classes),
+        held_out=_held_out(h, labels, feature_classes, words, trained_words, seed),
     )
+
+
+def _correlation(measure: Any, x: Array, y: Array) -> float:
+    """A constant encoder has no correlation, which is worth 0 and not NaN."""
+    return float(measure(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
+
+
+def _spread(values: Array) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def _intervals(x: Array, y: Array, of_class: Mapping[str, Array], silent: Array, seed: int) -> dict[str, list[float]]:
+    right = int(((x > 0) == (y > 0)).sum())
+    intervals = {"accuracy": share_interval(right, len(x))}
+    if len(of_class) == 2 and len(x) > 2:
+        intervals["correlation"] = bootstrap_interval(lambda a, b: _correlation(pearsonr, a, b), x, y, seed=seed)
+    means = {f"mean {name}": values for name, values in of_class.items()} | {"neutral_abs_mean": abs(silent)}
+    return intervals | {
+        name: bootstrap_mean_interval(values, seed=seed) for name, values in means.items() if len(values) > 1
+    }
+
+
+def _by_word(x: Array, y: Array, words: Sequence[str], feature_classes: Sequence[str]) -> dict[str, FillerReport]:
+    """Figures by word, most frequent first; upper and lower case count as one word."""
+    found: dict[str, FillerReport] = {}
+    for word, count in Counter(word.lower() for word in words).most_common():
+        own = np.array([w.lower() == word for w in words])
+        sign = np.sign(y[own].sum()) or 1.0
+        found[word] = FillerReport(
+            feature_classes[0] if sign > 0 else feature_classes[1], count, float(x[own].mean()), _spread(x[own]),
+            float(((x[own] > 0) == (y[own] > 0)).mean()),
+        )  # fmt: skip
+    return found
+
+
+def _held_out(
+    h: Tensor,
+    labels: Tensor,
+    feature_classes: Sequence[str],
+    words: Sequence[str] | None,
+    trained_words: Collection[str] | None,
+    seed: int | None,
+) -> EncoderReport | None:
+    if words is None or trained_words is None:
+        return None
+    known = {word.lower() for word in trained_words}
+    new = torch.tensor([word.lower() not in known for word in words])
+    if not new.any():
+        return None
+    chosen = [word for word, is_new in zip(words, new, strict=True) if is_new]
+    return encoder_report(h[new], labels[new], feature_classes, words=chosen, seed=seed)
+
+
+def measure_encoder(
+    model: GradiendModel,
+    objective: Objective,
+    rows: Sequence[Row],
+    texts: Sequence[str] = (),
+    *,
+    trained_words: Collection[str] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> EncoderReport:
+    """Everything that the active direction's encoder reads from rows, neutral texts, and other tokens of the rows' texts.
+
+    Args:
+        trained_words: words that training rows had.
+        seed: decides which tokens are encoded, and the bootstrap.
+
+    Raises:
+        ArtifactError: the direction was published without its encoder.
+        DataError: a row is unusable, or a feature value not finite.
+    """
+    config, base = model.active_peft_config, model.get_base_model()
+    classes = require_classes(config.feature_classes)
+    encoder, bias = encoder_tensors(model)
+    rng = random.Random(seed)
+    examples = tokenize_rows(objective, rows)
+    quiet = neutral_examples(objective, texts, seed=seed)
+    others = [e for row in spread(rows, OTHER_TOKENS) if (e := _other_token(objective, row, config.fillers, rng))]
+    with model.strength_at(0.0):
+        h, neutral, other = (
+            torch.tanh(preactivations(base, objective, part, encoder, bias, source=source, batch_size=batch_size))
+            for part, source in (
+                (examples, config.source),
+                (quiet, neutral_source(config.source)),
+                (others, neutral_source(config.source)),
+            )
+        )
+    words = [row.alternative if config.source == "alternative" else row.factual for row in rows]
+    labels = torch.tensor([row.label(classes, config.source) for row in rows])
+    report = encoder_report(
+        h, labels, classes, neutral, other=other, words=words, trained_words=trained_words, seed=seed
+    )
+    samples = [
+        Sample(row.masked, word, classes[0] if label > 0 else classes[1], value)
+        for row, word, label, value in zip(rows, words, labels.tolist(), h.tolist(), strict=True)
+    ]
+    first = [s for s in samples if s.kind == classes[0]]
+    second = [s for s in samples if s.kind == classes[1]]
+    slots = [
+        [Sample(*_written(objective, e.factual), kind, value) for e, value in zip(part, found.tolist(), strict=True)]
+        for part, found, kind in ((quiet, neutral, "neutral"), (others, other, "other"))
+    ]
+    return replace(report, samples=[s for kind in (first, second, *slots) for s in spread(kind, SAMPLES)])
+
+
+def _other_token(
+    objective: Objective, row: Row, fillers: Mapping[str, Sequence[str]] | None, rng: random.Random
+) -> Example | None:
+    """A random token of the filled row that is no word of a class."""
+    feature = {word.lower() for words in (fillers or {}).values() for word in words}
+    feature |= {row.factual.lower(), row.alternative.lower()}
+    for _ in range(4):
+        example = objective.neutral_example(row.masked.replace(SLOT, row.factual), rng)
+        if example and _written(objective, example.factual)[1].lower() not in feature:
+            return example
+    return None
+
+
+def _written(objective: Objective, slots: TokenizedSlots) -> tuple[str, str]:
+    """A slot as text with `[MASK]`, and its filler. A masked model's slot is the mask token, a causal one's comes next."""
+    decode, ids, position = objective.tokenizer.decode, list(slots.input_ids), slots.positions[0]
+    here = ids[position] == objective.tokenizer.mask_token_id
+    before = decode(ids[: position + (not here)], skip_special_tokens=True)
+    after = decode(ids[position + 1 :], skip_special_tokens=True)
+    return f"{before} {SLOT} {after}".strip(), decode(list(slots.labels)).strip()
 
 
 def preactivations(

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import logging
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from gradiend_hub.config import GradiendConfig
+from gradiend_hub.data import Row, require_classes
+from gradiend_hub.errors import DataError
+from gradiend_hub.objectives import Objective
 
-from gradiend_hub.data import Row, neutral_examples, require_classes, tokenize_rows
-from gradiend_hub.objectives import Example, Objective
-
-from .encoder import encoder_report, encoder_tensors, neutral_source, preactivations
-from .report import SplitReport
-from .strength import CURVE, LM_SCORE_FLOOR, StrengthProbe, calibrate, safe_band
+from .calibration import (
+    BREAK_SCORE,
+    CURVE,
+    LM_SCORE_FLOOR,
+    break_point,
+    calibrate,
+    equalising_strength,
+    measure_curve,
+    safe_band,
+)
+from .completions import complete
+from .control import above_control, control_curves
+from .encoder import measure_encoder
+from .report import SplitReport, StrengthPoint
+from .strength import StrengthProbe
 
 if TYPE_CHECKING:
     from gradiend_hub.model import GradiendModel
+
+logger = logging.getLogger(__name__)
+
+Goal = Literal["strengthen", "debias"]
 
 
 def evaluate_direction(
@@ -26,36 +43,98 @@ def evaluate_direction(
     texts: Sequence[str] = (),
     *,
     choose_unit: bool = False,
+    goal: Goal = "strengthen",
     floor: float = LM_SCORE_FLOOR,
-    strengths: Sequence[float] = CURVE,
+    strengths: Sequence[float] | None = None,
+    controls: int = 3,
+    trained_words: Collection[str] | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> SplitReport:
     """Measure the active direction of `model` on `rows` and neutral `texts`; the model is left as it was.
 
+    What cannot be measured is left out and named in the report's `missing`.
+
     Args:
-        choose_unit: first search the dose that becomes strength 1 (do this on validation rows only).
+        choose_unit: first search the dose that becomes strength 1, and write the safe band and the break point into the
+            config (do this on validation rows only).
+        goal: with "debias" and `choose_unit`, the config's recommended `strength` becomes the one within the safe band that
+            makes both classes equally likely, instead of 1.
         floor: lowest relative language-modelling score that counts as safe.
-        strengths: grid of the curve.
-        seed: decides which neutral tokens are masked or encoded.
+        strengths: grid of the curve; by default `CURVE`, the config's safe band and break point, or, where the config names
+            no break point, strengths that are chosen around them as they are found.
+        controls: random directions to compare with.
+        trained_words: words that training rows had, in lower case; the other words' rows make up `encoder.held_out`.
+        seed: decides which neutral tokens are masked or encoded, the random directions and the bootstrap.
+
+    Raises:
+        DataError: no rows, or feature values that are not finite.
+        NotFiniteError: the base model, or the edited one within strengths ±1, computes NaN.
+        EditError: even the smallest dose damages the model.
+        ArtifactError: the direction has no encoder.
     """
     config = model.active_peft_config
     classes = require_classes(config.feature_classes)
-    base = model.get_base_model()
-    encoder, bias = encoder_tensors(model)
-
-    def encode(examples: Sequence[Example], source: str) -> Tensor:
-        z = preactivations(base, objective, examples, encoder, bias, source=source, batch_size=batch_size)
-        return torch.tanh(z)
-
-    with model.strength_at(0.0):
-        h = encode(tokenize_rows(objective, rows), config.source)
-        quiet = neutral_examples(objective, texts, seed=seed)
-        neutral = encode(quiet, neutral_source(config.source)) if quiet else None
-    labels = torch.tensor([row.label(classes, config.source) for row in rows])
+    if not rows:
+        raise DataError("There are no rows to measure the direction on. Give at least one row of each class.")
+    encoder = measure_encoder(
+        model, objective, rows, texts, trained_words=trained_words, batch_size=batch_size, seed=seed
+    )
     probe = StrengthProbe(model, objective, rows, texts, batch_size=batch_size, seed=seed)
     search = calibrate(probe, floor=floor) if choose_unit else []
-    curve = [probe.measure(strength) for strength in strengths]
+    adaptive = strengths is None and (choose_unit or config.break_point is None)
+    grid = _grid(config, refined=not adaptive) if strengths is None else strengths
+    curve = measure_curve(probe, grid, search, floor=floor if adaptive else None)
+    broken = break_point(curve)
     if choose_unit:
-        config.safe_band = safe_band(curve, floor=floor)
-    return SplitReport(encoder_report(h, labels, classes, neutral), curve, search, probe.scored_tokens)
+        _record(config, curve, broken, floor)
+        if goal == "debias":
+            curve = _debias(probe, config, curve)
+    split = SplitReport(
+        encoder, curve, search, probe.scored_tokens,
+        control=control_curves(probe, CURVE if strengths is None else strengths, draws=controls, seed=seed),
+        break_point=broken, completions=complete(model, objective, rows), missing=_missing(rows, classes, texts, broken),
+    )  # fmt: skip
+    if above_control(split) is False:
+        logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal norm.")
+    return split
+
+
+def _grid(config: GradiendConfig, *, refined: bool) -> list[float]:
+    known = [*(config.safe_band or []), *(config.break_point or [])] if refined else []
+    return sorted({*CURVE, *known})
+
+
+def _record(
+    config: GradiendConfig, curve: Sequence[StrengthPoint], broken: list[float | None] | None, floor: float
+) -> None:
+    """Write what the curve shows into the config. A break point is only recorded if both sides have one."""
+    config.safe_band = safe_band(curve, floor=floor)
+    ends = [strength for strength in broken or [] if strength is not None]
+    config.break_point = ends if len(ends) == 2 else None
+
+
+def _debias(probe: StrengthProbe, config: GradiendConfig, curve: list[StrengthPoint]) -> list[StrengthPoint]:
+    """Recommend the strength that makes both classes equally likely; its point joins the curve."""
+    config.strength = equalising_strength(probe, config.safe_band or (-1.0, 1.0))
+    return measure_curve(probe, [config.strength], curve)
+
+
+def _missing(
+    rows: Sequence[Row], classes: tuple[str, str], texts: Sequence[str], broken: list[float | None] | None
+) -> list[str]:
+    """What the report lacks because the data lacks it."""
+    missing = []
+    counts = Counter(row.factual_class for row in rows)
+    for name in classes:
+        if not counts[name]:
+            missing.append(f"No rows of {name}: correlation, AUC and the effect on {name} rows are not measured.")
+    if not texts:
+        missing.append(
+            "No neutral text: the language-modelling score, the safe band, the break point and neutral encodings are not "
+            "measured; the strength unit has the best effect, whatever it costs."
+        )
+    for side, end in zip(("negative", "positive"), broken or (), strict=False):
+        if end is None:
+            missing.append(f"No break point: no measured {side} strength has an LM score under {BREAK_SCORE:.0%}.")
+    return missing

@@ -2,37 +2,131 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
 
 from gradiend_hub.data import Row, require_classes
 from gradiend_hub.errors import DataError, EditError
 from gradiend_hub.gradients.directional import evaluating
-from gradiend_hub.objectives import Objective, Slots, TokenizedSlots, slot_nll
+from gradiend_hub.objectives import Objective, Slots, TokenizedSlots
 from gradiend_hub.objectives.base import IGNORED
 
+from .intervals import Array, clamp, mean_interval, spread
 from .report import StrengthPoint
 
 if TYPE_CHECKING:
     from gradiend_hub.model import GradiendModel
 
-CURVE = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
-"""Strengths of the published curve, in units of the recommended dose."""
-
-LM_SCORE_FLOOR = 0.99
-"""Lowest language-modelling score, relative to the base model's, at which an edit counts as safe."""
-
 SCORED_TOKENS = 2000
 """Neutral tokens behind a language-modelling score, so that one flipped token cannot reject a dose."""
 
+KL_VALUES = 2**26
+"""Most log-probabilities of the base model that are kept to be compared with (268 MB); fewer tokens are compared beyond."""
+
+LOGITS = 2**26
+"""Most logits of a batch, whatever its number of rows."""
+
 _MOST_DRAWS = 8
-_WIDEST_SEARCH = 2**10
+
+
+class NotFiniteError(EditError):
+    """At this strength the model computes NaN or infinity."""
+
+
+def check_fillers(objective: Objective, rows: Sequence[Row], fillers: Mapping[str, Sequence[str]] | None) -> None:
+    """Find out before training what the strength curve needs: every class word can be read at every row's slot.
+
+    Args:
+        rows: the rows that are going to be measured.
+        fillers: words by class, as in `GradiendConfig.fillers`.
+
+    Raises:
+        DataError: there are no fillers, or some row where one of them cannot be read; the first row is named and all such
+            rows are counted.
+    """
+    problems = []
+    for number, row in enumerate(rows):
+        try:
+            _readings(objective, row, fillers)
+        except DataError as error:
+            problems.append(f"row {number} ({row.masked[:60]!r}): {error}")
+    if problems:
+        raise DataError(
+            f"The probability of the classes cannot be read on {len(problems)} of {len(rows)} rows, because a word of the "
+            f"fillers {dict(fillers or {})} is not usable there. The first is {problems[0]} Leave these rows out, or name "
+            "other words in GradiendConfig.fillers."
+        )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One input of a row, and the words of each class whose tokens are read at its slots."""
+
+    slots: TokenizedSlots
+    words: list[list[tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One feature row: its number, its class, and the inputs in which the classes' words are read."""
+
+    number: int
+    row_class: int
+    readings: list[_Reading]
+
+
+def _readings(objective: Objective, row: Row, fillers: Mapping[str, Sequence[str]] | None) -> list[_Reading]:
+    """The inputs in which the classes' words are read, in the case of the word that the row had.
+
+    Words of one token share one input. A longer word's probability is the product over its slots: of as many masks in a
+    masked model, of each token after the ones before it in a causal one.
+    """
+    if not fillers:
+        raise DataError("The direction's config names no fillers, so class probabilities cannot be read.")
+    cased = _capitalised if row.factual[:1].isupper() else str
+    words = sorted(
+        {
+            (of, objective.filler_tokens(row.masked, cased(word)))
+            for of, class_words in enumerate(fillers.values())
+            for word in class_words
+        }
+    )
+    samples = objective.slots(row.masked, [tokens for _, tokens in words])
+    readings: dict[tuple[int, ...], _Reading] = {}
+    for (of, tokens), sample in zip(words, samples, strict=True):
+        reading = readings.setdefault(sample.input_ids, _Reading(sample, [[] for _ in fillers]))
+        reading.words[of].append(tokens)
+    return list(readings.values())
+
+
+def _capitalised(word: str) -> str:
+    return word[:1].upper() + word[1:]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What was read at one strength, item by item, in fp64.
+
+    Attributes:
+        probability: of each class's words at each row's slot: [rows, classes].
+        nll: negative log-likelihood of each scored token: [tokens].
+        correct: whether it is ranked first: [tokens].
+        kl: KL(base‖edited) of the compared tokens: [≤ tokens].
+    """
+
+    probability: Array
+    nll: Array
+    correct: Array
+    kl: Array
 
 
 class StrengthProbe:
@@ -41,9 +135,13 @@ class StrengthProbe:
     Args:
         model: the model whose strength is changed and restored.
         objective: of the base model.
-        rows: feature rows of both classes.
+        rows: feature rows; a class without rows has no probabilities.
         texts: neutral sentences; without any, the language-modelling score is not measured.
         seed: decides which tokens of a masked model's neutral text are scored.
+        tokens: neutral tokens to score at least, if the texts have them.
+
+    Raises:
+        DataError: no row, or a row where a class's word cannot be read (see `check_fillers`).
     """
 
     def __init__(
@@ -55,130 +153,230 @@ class StrengthProbe:
         *,
         batch_size: int = 32,
         seed: int = 0,
+        tokens: int = SCORED_TOKENS,
     ) -> None:
         self.model = model
         self.objective = objective
+        self.seed = seed
         self.classes = require_classes(model.active_peft_config.feature_classes)
+        if not rows:
+            raise DataError("No rows: class probabilities need rows of at least one class.")
         fillers = model.active_peft_config.fillers
-        if not fillers:
-            raise DataError("The direction's config names no fillers, so class probabilities cannot be read.")
-        self._fillers: dict[str, list[str]] = fillers
-        self._row_classes = [row.factual_class for row in rows]
-        self._readings = sorted(
-            (reading for number, row in enumerate(rows) for reading in self._row_readings(number, row)),
-            key=lambda reading: len(reading.sample.input_ids),
-        )
-        self._batches = self._collate([reading.sample for reading in self._readings], batch_size)
-        scored = _scored_samples(objective, texts, seed)
-        self._scored = self._collate(sorted(scored, key=lambda s: len(s.input_ids)), batch_size)
+        words = {c: fillers[c] for c in self.classes if c in fillers} if fillers else None
+        self.batch_size = batch_size
+        items = [
+            _Item(number, self.classes.index(row.factual_class), _readings(objective, row, words))
+            for number, row in enumerate(rows)
+        ]
+        self._fill(items, _scored_samples(objective, texts, seed, tokens))
+
+    def _fill(self, items: list[_Item], scored: list[TokenizedSlots]) -> None:
+        """Take what is to be measured, in batches of about equal length."""
+        readings = [(place, reading) for place, item in enumerate(items) for reading in item.readings]
+        batches = self._batched([reading.slots for _, reading in readings])
+        self._items = items
+        self._places = torch.tensor([readings[i][0] for chosen in batches for i in chosen])
+        self._batches = [
+            (
+                self.objective.collate([readings[i][1].slots for i in chosen]),
+                _padded([readings[i][1].words for i in chosen]),
+            )
+            for chosen in batches
+        ]
+        self._samples = scored
+        self._scored = [self.objective.collate([scored[i] for i in chosen]) for chosen in self._batched(scored)]
         self.scored_tokens = sum(len(s.positions) for s in scored)
-        self._base_nll: Tensor | None = None
+        self._compared: list[
+            tuple[Tensor, Tensor]
+        ] = []  # of each scored batch: slots, and the base's log-probabilities
+        self._base: Values | None = None
         self._measured: dict[float, StrengthPoint] = {}  # by dose, which does not change with the unit
 
-    def _collate(self, samples: Sequence[TokenizedSlots], batch_size: int) -> list[Slots]:
-        return [self.objective.collate(samples[i : i + batch_size]) for i in range(0, len(samples), batch_size)]
+    def subset(self, rows: int, tokens: int) -> StrengthProbe:
+        """A probe on up to `rows` rows of each class and on neutral texts of about `tokens` scored tokens."""
+        classes = range(len(self.classes))
+        chosen = [item for of in classes for item in spread([i for i in self._items if i.row_class == of], rows)]
+        texts = round(len(self._samples) * min(1.0, tokens / max(self.scored_tokens, 1)))
+        probe = copy.copy(self)
+        probe._fill(chosen, spread(self._samples, max(texts, min(2, len(self._samples)))))
+        return probe
 
-    def _row_readings(self, number: int, row: Row) -> list[_Reading]:
-        """The inputs in which the classes' words are read, in the case of the word that the row had.
-
-        Words of one token share one input. A longer word's probability is the product over its slots: of as many masks
-        in a masked model, of each token after the ones before it in a causal one.
-        """
-        cased = _capitalised if row.factual[:1].isupper() else str
-        fillers = sorted(
-            {
-                (name, self.objective.filler_tokens(row.masked, cased(word)))
-                for name, words in self._fillers.items()
-                for word in words
-            }
-        )
-        samples = self.objective.slots(row.masked, [tokens for _, tokens in fillers])
-        readings: dict[tuple[int, ...], _Reading] = {}
-        for (name, tokens), sample in zip(fillers, samples, strict=True):
-            reading = readings.setdefault(sample.input_ids, _Reading(number, sample, {}))
-            reading.words.setdefault(name, []).append(tokens)
-        return list(readings.values())
+    def _batched(self, samples: Sequence[TokenizedSlots]) -> list[list[int]]:
+        """Indices of samples, by length, in batches of at most `batch_size` rows and `LOGITS` logits."""
+        vocabulary = len(self.objective.tokenizer)
+        batches: list[list[int]] = []
+        slots = 0
+        for i in sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids)):
+            slots = max(slots, len(samples[i].positions))
+            full = not batches or len(batches[-1]) == self.batch_size
+            if full or (len(batches[-1]) + 1) * slots * vocabulary > LOGITS:
+                batches.append([])
+                slots = len(samples[i].positions)
+            batches[-1].append(i)
+        return batches
 
     def measure(self, strength: float) -> StrengthPoint:
-        """One point of the curve. The model's strength is restored, bit for bit."""
-        dose = strength * self.model.active_peft_config.strength_unit
-        if dose not in self._measured:
-            self._measured[dose] = self._measure(strength)
-        return replace(self._measured[dose], strength=strength)
+        """One point of the curve. The model's strength is restored, bit for bit.
 
-    def _measure(self, strength: float) -> StrengthPoint:
+        Raises:
+            NotFiniteError: a probability or a log-likelihood is NaN or infinite.
+        """
+        return replace(self.measure_dose(strength * self.model.active_peft_config.strength_unit), strength=strength)
+
+    def measure_dose(self, dose: float) -> StrengthPoint:
+        """`measure` at a strength times unit, whatever the unit is; the point's strength is the dose."""
+        if dose not in self._measured:
+            base = self.base
+            values = base if dose == 0 else self.read(dose / self.model.active_peft_config.strength_unit)
+            self._measured[dose] = self.summarise(dose, values)
+        return self._measured[dose]
+
+    @property
+    def base(self) -> Values:
+        """What the base model does: strength 0."""
+        if self._base is None:
+            self._base = self.read(0.0)
+        return self._base
+
+    def read(self, strength: float) -> Values:
+        """Everything at one strength of the active direction, item by item, in the probe's own order."""
+        if strength != 0:
+            _ = self.base  # KL compares with it
         base = self.model.get_base_model()
         device = next(base.parameters()).device
         with self.model.strength_at(strength), evaluating(base), torch.inference_mode():
-            probability = self._probabilities(device)
-            nll, correct = self._neutral(device)
-        if nll is None or correct is None:
-            return StrengthPoint(strength, probability, None, None, None, None)
-        if strength == 0:
-            self._base_nll = nll
-        if self._base_nll is None:
-            self.measure(0.0)
-        assert self._base_nll is not None
-        score, low = _relative_score(self._base_nll, nll)
-        return StrengthPoint(strength, probability, float(nll.mean()), float(correct.mean()), score, low)
+            read = torch.cat([self._class_probabilities(base, *batch, device) for batch in self._batches]).cpu()
+            tokens = [self._score(base, number, device) for number in range(len(self._scored))]
+        nll, correct, kl = (torch.cat(parts) for parts in zip(*tokens, strict=True)) if tokens else [torch.empty(0)] * 3
+        probability = torch.zeros(len(self._items), len(self.classes), dtype=read.dtype).index_add_(
+            0, self._places, read
+        )
+        values = Values(*(part.double().cpu().numpy() for part in (probability, nll, correct, kl)))
+        self._check_finite(strength, values)
+        return values
 
-    def _probabilities(self, device: torch.device) -> dict[str, dict[str, float]]:
-        sums = {c: dict.fromkeys(self.classes, 0.0) for c in self.classes}
-        readings = iter(self._readings)
-        for slots in self._batches:
-            for log_probs in self.objective.log_probs(self.model.get_base_model(), slots.to(device)).cpu():
-                reading = next(readings)
-                for name, words in reading.words.items():
-                    tokens = torch.tensor(words).T
-                    of_tokens = log_probs[: len(tokens)].gather(1, tokens)  # [tokens of a word, words]
-                    sums[self._row_classes[reading.row]][name] += float(of_tokens.sum(0).exp().sum())
-        return {c: {d: total / self._row_classes.count(c) for d, total in sums[c].items()} for c in self.classes}
+    def _class_probabilities(self, base: nn.Module, slots: Slots, words: Tensor, device: torch.device) -> Tensor:
+        """Summed probability of each class's words: [B, C] of their token ids [B, C, W, K] (−1 where there are fewer)."""
+        rows, classes, count, length = words.shape
+        words = words.to(device).movedim(3, 1).flatten(2)  # [B, K, C·W]
+        log_probs = self.objective.log_probs(base, slots.to(device))[:, :length]
+        of_tokens = log_probs.gather(2, words.clamp(min=0)).double() * (words >= 0)
+        chances: Tensor = of_tokens.sum(1).exp() * (words[:, 0] >= 0)
+        return chances.view(rows, classes, count).sum(-1)
 
-    def _neutral(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Per scored token: negative log-likelihood and whether it is ranked first; each [tokens], fp64."""
-        if not self._scored:
-            return None, None
-        nlls, correct = [], []
-        for slots in self._scored:
-            slots = slots.to(device)
-            log_probs = self.objective.log_probs(self.model.get_base_model(), slots)
-            real = slots.labels != IGNORED
-            labels = slots.labels[real].unsqueeze(-1)
-            chosen = log_probs[real]
-            nlls.append(slot_nll(chosen.unsqueeze(1), labels).double().cpu())
-            correct.append((chosen.argmax(-1) == labels.squeeze(-1)).double().cpu())
-        return torch.cat(nlls), torch.cat(correct)
+    def _score(self, base: nn.Module, number: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """nll and rank of every scored token of a batch, KL(base‖edited) of the compared ones."""
+        slots = self._scored[number].to(device)
+        log_probs = self.objective.log_probs(base, slots).flatten(0, 1)
+        labels = slots.labels.flatten()
+        real = (labels != IGNORED).nonzero().squeeze(1)
+        labels = labels[real]
+        nll = -log_probs[real, labels]
+        correct = log_probs.argmax(-1)[real] == labels
+        if number == len(self._compared):  # the base model comes first
+            share = min(1.0, KL_VALUES / (log_probs.shape[-1] * self.scored_tokens))
+            generator = torch.Generator().manual_seed(self.seed + number)
+            picked = torch.randperm(len(real), generator=generator)[: math.ceil(share * len(real))]
+            picked = real[picked.to(device)]
+            self._compared.append((picked, log_probs[picked]))
+        picked, before = self._compared[number]
+        divergence = kl_div(log_probs[picked], before, reduction="none", log_target=True)
+        return nll, correct, divergence.masked_fill_(before.isneginf(), 0.0).sum(-1)
+
+    def _check_finite(self, strength: float, values: Values) -> None:
+        rows = [i for i, finite in enumerate(np.isfinite(values.probability)) if not finite.all()]
+        tokens = int((~np.isfinite(values.nll)).sum())
+        if not rows and not tokens and bool(np.isfinite(values.kl).all()):
+            return
+        edit = f"At strength {strength:g} the edited model" if strength else "The base model itself (strength 0)"
+        first = f" (the first is row {min(self._items[i].number for i in rows)})" if rows else ""
+        raise NotFiniteError(
+            f"{edit} computes NaN or infinity: class probabilities on {len(rows)} of {len(self._items)} rows{first}, "
+            f"likelihoods of {tokens} of {len(values.nll)} neutral tokens. "
+            + (
+                "Use a lower strength, or load the base model in float32."
+                if strength
+                else "Check its weights and dtype."
+            )
+        )
+
+    def summarise(
+        self, strength: float, values: Values, *, base: Values | None = None, anchor: StrengthPoint | None = None
+    ) -> StrengthPoint:
+        """The means and intervals of one strength.
+
+        Args:
+            base: the base model on the same items; by default this probe's.
+            anchor: the base model's point on more items than these. The means are then the anchor's plus the mean
+                difference from `base`, which varies far less than the items do when the edit changes little.
+        """
+        base = base or self.base
+        chances: dict[str, dict[str, float]] = {}
+        intervals: dict[str, list[float]] = {}
+        for of, name in enumerate(self.classes):
+            own = [i for i, item in enumerate(self._items) if item.row_class == of]
+            if not own or (anchor and name not in anchor.probability):
+                continue
+            chances[name] = {}
+            for d, word_class in enumerate(self.classes):
+                if anchor is None:
+                    centre, spread = 0.0, values.probability[own, d]
+                else:
+                    centre = anchor.probability[name][word_class]
+                    spread = (values.probability - base.probability)[own, d]
+                low, high = mean_interval(spread)
+                chances[name][word_class] = min(max(centre + float(spread.mean()), 0.0), 1.0)
+                intervals[f"{word_class} on {name}"] = clamp([centre + low, centre + high], 0.0, 1.0)
+        if not len(values.nll):
+            return StrengthPoint(strength, chances, None, None, None, None, intervals=intervals)
+        return self._scores(
+            StrengthPoint(strength, chances, None, None, None, None, None, intervals), values, base, anchor
+        )
+
+    @staticmethod
+    def _scores(point: StrengthPoint, values: Values, base: Values, anchor: StrengthPoint | None) -> StrengthPoint:
+        """The point with what neutral text says."""
+        change = values.nll - base.nll
+        before = float(base.nll.mean()) if anchor is None or anchor.nll is None else anchor.nll
+        rise, (low, high) = float(change.mean()), mean_interval(change)
+        gained = float((values.correct - base.correct).mean())
+        ranked = float(base.correct.mean()) if anchor is None or anchor.accuracy is None else anchor.accuracy
+        error = float(change.std(ddof=1)) / math.sqrt(len(change)) if len(change) > 1 else 0.0
+        own = values.nll if anchor is None else before + change
+        return replace(
+            point,
+            nll=before + rise,
+            accuracy=ranked + gained,
+            lm_score=before / (before + rise),
+            lm_score_low=before / (before + rise + 1.645 * error),
+            kl=max(0.0, float(values.kl.mean())),
+            intervals=point.intervals
+            | {
+                "nll": clamp(mean_interval(own)),
+                "lm_score": [before / (before + high), before / max(before + low, 1e-12)],
+                "kl": clamp(mean_interval(values.kl)),
+            },
+        )
 
     def effect(self, up: StrengthPoint, down: StrengthPoint) -> float:
-        """P(c₊) on rows of c₋ at a positive strength plus P(c₋) on rows of c₊ at the negative one."""
-        first, second = self.classes
-        return up.probability[second][first] + down.probability[first][second]
+        """P(c₊) on rows of c₋ at a positive strength plus P(c₋) on rows of c₊ at the negative one, of those with rows."""
+        return sum(e for e in (up.effect, down.effect) if e is not None)
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """One input of a row, and the words by class whose tokens are read at its slots."""
-
-    row: int
-    sample: TokenizedSlots
-    words: dict[str, list[tuple[int, ...]]]
-
-
-def _capitalised(word: str) -> str:
-    return word[:1].upper() + word[1:]
-
-
-def _relative_score(base: Tensor, edited: Tensor) -> tuple[float, float]:
-    """mean(base)/mean(edited) and its lower bound; the standard error is that of the paired difference per token."""
-    mean = float(base.mean())
-    difference = edited - base
-    error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    change = float(difference.mean())
-    return mean / (mean + change), mean / (mean + change + 1.645 * error)
+def _padded(words: Sequence[Sequence[Sequence[tuple[int, ...]]]]) -> Tensor:
+    """[B, C, W, K] from lists of unequal length, filled up with −1."""
+    count = max(len(of_class) for row in words for of_class in row)
+    length = max(len(tokens) for row in words for of_class in row for tokens in of_class)
+    ids = torch.full((len(words), len(words[0]), count, length), -1)
+    for b, row in enumerate(words):
+        for c, of_class in enumerate(row):
+            for w, tokens in enumerate(of_class):
+                ids[b, c, w, : len(tokens)] = torch.tensor(tokens)
+    return ids
 
 
-def _scored_samples(objective: Objective, texts: Sequence[str], seed: int) -> list[TokenizedSlots]:
-    """At least `SCORED_TOKENS` tokens to score, if the texts have them: masked texts are masked again until it is so."""
+def _scored_samples(objective: Objective, texts: Sequence[str], seed: int, tokens: int) -> list[TokenizedSlots]:
+    """At least `tokens` tokens to score, if the texts have them: masked texts are masked again until it is so."""
     rng = random.Random(seed)
     samples: list[TokenizedSlots] = []
     drawn: list[TokenizedSlots] = []
@@ -187,73 +385,6 @@ def _scored_samples(objective: Objective, texts: Sequence[str], seed: int) -> li
         if drawn == former:  # a causal model scores every token at once; the same ones again would say nothing new
             break
         samples += drawn
-        if sum(len(s.positions) for s in samples) >= SCORED_TOKENS:
+        if sum(len(s.positions) for s in samples) >= tokens:
             break
     return samples
-
-
-def calibrate(probe: StrengthProbe, *, floor: float = LM_SCORE_FLOOR, refinements: int = 2) -> list[StrengthPoint]:
-    """Find the dose with the best effect that leaves the language model intact, and make it strength ±1.
-
-    A dose is safe if the lower bound of its language-modelling score reaches `floor` at both signs. From
-    ‖Δ‖ = ‖W‖/256 doses double while they are safe (or halve until one is); the gap to the first unsafe one is then halved
-    geometrically `refinements` times. The config's `strength_unit` becomes the safe dose with the best effect.
-
-    Returns:
-        Every point that was measured, its strength in the new unit.
-
-    Raises:
-        EditError: even the smallest dose damages the model.
-    """
-    model, config = probe.model, probe.model.active_peft_config
-    former = config.strength_unit
-    with model.strength_at(1.0):
-        start = former / (256 * model.receipt.relative_norm)
-    tried: dict[float, tuple[StrengthPoint, StrengthPoint]] = {}
-
-    def safe(dose: float) -> bool:
-        tried[dose] = probe.measure(dose / former), probe.measure(-dose / former)
-        return all(p.lm_score_low is None or p.lm_score_low >= floor for p in tried[dose])
-
-    def effect(dose: float) -> float:
-        return probe.effect(*tried[dose])
-
-    dose = start
-    while not safe(dose):
-        dose /= 2
-        if dose < start / _WIDEST_SEARCH:
-            raise EditError(
-                f"Even an edit of ‖Δ‖ = ‖W‖/{256 * _WIDEST_SEARCH} lowers the language-modelling score under {floor:.1%} of "
-                "the base model's. Train longer, use more data, or lower the floor."
-            )
-    low = best = dose
-    high = 2 * dose
-    while high not in tried and safe(high) and high < start * _WIDEST_SEARCH:
-        low = high
-        if effect(high) < effect(best):
-            break  # past the best effect; without neutral text nothing else ends the search
-        best, high = high, 2 * high
-    for _ in range(refinements):
-        middle = math.sqrt(low * high)
-        if low < high and safe(middle):
-            low = middle
-            best = max(best, middle, key=effect)
-        else:
-            high = middle
-    with model.strength_at(0.0):  # a strength in force afterwards is applied anew, in the new unit
-        config.strength_unit = best
-    points = (replace(p, strength=p.strength * former / best) for pair in tried.values() for p in pair)
-    return sorted(points, key=lambda p: p.strength)
-
-
-def safe_band(curve: Sequence[StrengthPoint], *, floor: float = LM_SCORE_FLOOR) -> list[float] | None:
-    """Lowest and highest measured strength around 0 up to which the language-modelling score stays above `floor`."""
-    if any(p.lm_score is None for p in curve):
-        return None
-    band = [0.0, 0.0]
-    for side, sign in ((0, -1), (1, 1)):
-        for point in sorted((p for p in curve if p.strength * sign > 0), key=lambda p: abs(p.strength)):
-            if point.lm_score is None or point.lm_score < floor:
-                break
-            band[side] = point.strength
-    return band

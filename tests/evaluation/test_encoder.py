@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -36,6 +37,11 @@ def test_known_answers() -> None:
     assert report.neutral_rows == 2
     flat = flat_encoder(report)
     assert flat["mean_3SG"] == pytest.approx(0.5)
+    both = torch.cat([h, torch.tensor([0.1, -0.3])]).numpy(), [*labels.tolist(), 0.0, 0.0]
+    assert report.correlation_with_neutral == pytest.approx(stats.pearsonr(*both).statistic)
+    assert report.spearman == pytest.approx(stats.spearmanr(h.numpy(), labels.numpy()).statistic)
+    assert report.ternary_accuracy == pytest.approx((2 + 2 + 2) / 8)  # of 3SG, of 3PL, of the neutral slots
+    assert (report.intervals, report.fillers, report.held_out) == ({}, {}, None)
     assert flat.keys() == {"correlation", "accuracy", "auc", "mean_3SG", "mean_3PL", "neutral_abs_mean"}
 
 
@@ -53,8 +59,58 @@ def test_report_without_neutral_text_and_of_a_constant_encoder() -> None:
 
 
 def test_values_that_are_not_finite_are_named() -> None:
-    with pytest.raises(DataError, match=r"not finite for rows \[1\]"):
+    with pytest.raises(DataError, match=r"not finite for rows \[1\] \(1 of 3\)"):
         encoder_report(torch.tensor([0.1, math.nan, 0.2]), torch.tensor([1.0, -1.0, 1.0]), CLASSES)
+    good, labels = torch.tensor([0.1, 0.2]), torch.tensor([1.0, -1.0])
+    with pytest.raises(DataError, match=r"not finite for neutral slots \[0\]"):
+        encoder_report(good, labels, CLASSES, torch.tensor([math.inf, 0.0]))
+    with pytest.raises(DataError, match=r"not finite for other tokens \[1\]"):
+        encoder_report(good, labels, CLASSES, other=torch.tensor([0.0, math.nan]))
+    with pytest.raises(DataError, match="no rows to encode"):
+        encoder_report(torch.empty(0), torch.empty(0), CLASSES)
+
+
+def test_one_class_has_no_correlation() -> None:
+    report = encoder_report(torch.tensor([0.5, -0.1, 0.7]), torch.ones(3), CLASSES, torch.tensor([0.6]), seed=0)
+    assert (report.correlation, report.auc, report.spearman, report.correlation_with_neutral) == (None,) * 4
+    assert report.accuracy == pytest.approx(2 / 3)
+    assert report.class_means == pytest.approx({"3SG": 1.1 / 3})
+    assert report.rows == {"3SG": 3, "3PL": 0}
+    assert report.intervals.keys() == {"accuracy", "mean 3SG"}
+    assert flat_encoder(report).keys() == {"accuracy", "mean_3SG", "neutral_abs_mean"}
+
+
+def test_intervals_words_and_held_out_words() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([1.0, -1.0] * 100)
+    h = torch.tanh(labels + 0.8 * torch.randn(200, generator=generator))
+    words = ["He" if label > 0 else "they" for label in labels.tolist()]
+    words[::10] = ["she"] * 20  # every tenth row, all of them of the first class
+    report = encoder_report(h, labels, CLASSES, 0.1 * h, words=words, trained_words=["he", "They"], seed=3)
+    x = h.double().numpy()
+    expected = stats.bootstrap(
+        (x[labels.numpy() > 0],), np.mean, method="percentile", random_state=1
+    ).confidence_interval
+    assert report.intervals["mean 3SG"] == pytest.approx([expected.low, expected.high], abs=0.02)
+    by_fisher = stats.pearsonr(x, labels.numpy()).confidence_interval()
+    assert report.intervals["correlation"] == pytest.approx(by_fisher, abs=0.05)
+    right = int(((h > 0) == (labels > 0)).sum())
+    assert report.intervals["accuracy"] == pytest.approx(stats.binomtest(right, 200).proportion_ci(method="wilson"))
+    assert report.intervals.keys() == {"accuracy", "correlation", "mean 3SG", "mean 3PL", "neutral_abs_mean"}
+    assert {w: (f.feature_class, f.rows) for w, f in report.fillers.items()} == {
+        "they": ("3PL", 100), "he": ("3SG", 80), "she": ("3SG", 20),
+    }  # fmt: skip
+    she = h[::10]
+    assert report.fillers["she"].mean == pytest.approx(float(she.mean()))
+    assert report.fillers["she"].std == pytest.approx(float(she.std()))
+    assert report.fillers["she"].accuracy == pytest.approx(float((she > 0).double().mean()))
+    assert report.held_out is not None
+    assert report.held_out.rows == {"3SG": 20, "3PL": 0}
+    assert report.held_out.class_means["3SG"] == pytest.approx(float(she.mean()))
+    again = encoder_report(h, labels, CLASSES, 0.1 * h, words=words, trained_words=["he", "they"], seed=3)
+    assert again == report
+    everything = encoder_report(h, labels, CLASSES, words=words, trained_words=["he", "they", "she"])
+    assert everything.held_out is None
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,117 @@
+"""Random directions of equal norm and sparsity: what an edit of that size does when it means nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradiend_hub.direction import Direction, ParameterDirection, index_dtype
+
+from .report import SplitReport, StrengthPoint
+from .strength import NotFiniteError, StrengthProbe
+
+if TYPE_CHECKING:
+    from gradiend_hub.model import GradiendModel
+
+CONTROL_ROWS = 16
+"""Rows of each class that random directions are read on."""
+
+CONTROL_TOKENS = 128
+"""Neutral tokens that they are scored on, about."""
+
+_NAME = "random_control"
+
+
+def random_direction(model: GradiendModel, seed: int) -> Direction:
+    """A direction that changes as many entries of each parameter as the active one, by as much (‖Δ‖ at +1 and at −1).
+
+    Where the active direction is sparse, the entries are drawn anew. It has no encoder. Apply it with a config whose
+    `feature_factor` and `decoder_sign` are 1.
+    """
+    config, direction = model.active_peft_config, model.direction
+    generator = np.random.default_rng(seed)
+    c_w, c_b = (c / config.strength_unit for c in config.coefficients(1.0))
+    parts = {}
+    for name, part in direction.parameters.items():
+        indices = None
+        if part.indices is not None:
+            drawn = generator.choice(part.numel, part.entries, replace=False, shuffle=False)
+            indices = torch.from_numpy(np.sort(drawn)).to(index_dtype(part.numel))
+        up, down = (_like(part.delta(c, c_b), generator) for c in (c_w, -c_w))
+        if part.decoder_bias is None:
+            parts[name] = ParameterDirection(part.shape, up, indices=indices)
+        else:  # Δ(±1) = b ± w
+            parts[name] = ParameterDirection(part.shape, (up - down) / 2, (up + down) / 2, indices=indices)
+    return Direction(parts)
+
+
+def _like(delta: Tensor, generator: np.random.Generator) -> Tensor:
+    """Gaussian values of the same number and norm as `delta` [k], fp32."""
+    drawn = torch.from_numpy(generator.standard_normal(len(delta), dtype=np.float32))
+    norm = float(delta.double().norm())
+    return drawn * (norm / max(float(drawn.double().norm()), math.ulp(0.0)))
+
+
+@contextmanager
+def _instead(model: GradiendModel, direction: Direction) -> Iterator[None]:
+    """Inside, this direction is the active one, in the unit of the one that was; afterwards everything is as before."""
+    active = list(model.active_adapters)
+    config = replace(
+        model.active_peft_config, parameters=None, feature_factor=1.0, decoder_sign=1, has_bias=direction.has_bias
+    )
+    model.add_direction(_NAME, direction, config)
+    try:
+        model.set_adapter(_NAME)
+        yield
+    finally:
+        model.set_adapter(active)
+        model.delete_adapter(_NAME)
+
+
+def control_curves(
+    probe: StrengthProbe, strengths: Sequence[float], *, draws: int = 3, seed: int = 0
+) -> list[list[StrengthPoint]]:
+    """Curves of `draws` random directions at `strengths`, each with the base model's point at 0.
+
+    A random direction of this size changes little, so the *difference* that it makes is read on `CONTROL_ROWS` rows per
+    class and `CONTROL_TOKENS` neutral tokens, and added to the base model's point on all of them. Strengths at which the
+    model computes NaN are left out.
+
+    Args:
+        probe: holds the model, with the direction that is compared, and what it is measured on.
+        seed: of the first draw; the others follow.
+    """
+    base, few = probe.measure(0.0), probe.subset(CONTROL_ROWS, CONTROL_TOKENS)
+    curves = []
+    for draw in range(draws):
+        curve = [base]
+        with _instead(probe.model, random_direction(probe.model, seed + draw)):
+            for strength in strengths:
+                if strength == 0:
+                    continue
+                with suppress(NotFiniteError):
+                    curve.append(few.summarise(strength, few.read(strength), anchor=base))
+        curves.append(sorted(curve, key=lambda p: p.strength))
+    return curves
+
+
+def above_control(split: SplitReport) -> bool | None:
+    """Whether the effect at strengths ±1 is above that of every random direction, 95 % intervals included.
+
+    `None` if there is no control, or strength ±1 was not measured.
+    """
+    if not split.control:
+        return None
+    verdicts = []
+    for point in split.curve:
+        others = [p.effect_interval for curve in split.control for p in curve if p.strength == point.strength]
+        if abs(point.strength) == 1 and point.effect_interval is not None:
+            verdicts.append(all(point.effect_interval[0] > other[1] for other in others if other is not None))
+    return all(verdicts) if verdicts else None

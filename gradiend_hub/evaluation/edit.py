@@ -1,0 +1,82 @@
+"""Where the edit at strength 1 falls, and how much of it a base model in a coarser type would lose."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gradiend_hub.adapter.receipt import layer_of
+
+from .report import LayerShare
+
+if TYPE_CHECKING:
+    from gradiend_hub.model import GradiendModel
+
+
+@dataclass
+class _Sums:
+    tensors: int = 0
+    entries: int = 0
+    delta: float = 0.0
+    weight: float = 0.0
+
+
+def edit_account(model: GradiendModel) -> tuple[list[LayerShare], dict[str, float]]:
+    """Share of each layer in ‖Δ‖² at strength 1, and the share of ‖Δ‖² that each coarser type of the base would lose.
+
+    An entry of Δ that is lost counts in full: with W̃ the base in the type, the loss is ‖(round(W̃ + Δ) − W̃) − Δ‖² / ‖Δ‖²,
+    from 0 (nothing is lost) to 1 (no weight changes). "int8" rounds matrices to 255 levels, scaled by the largest absolute
+    value of each row, and keeps vectors as they are.
+    """
+    config, direction = model.active_peft_config, model.direction
+    base = model.get_base_model()
+    c_w, c_b = config.coefficients(1.0)
+    sums: defaultdict[str, _Sums] = defaultdict(_Sums)
+    lost = dict.fromkeys(_ROUNDINGS, 0.0)
+    with model.strength_at(0.0), torch.inference_mode():
+        for name, part in direction.parameters.items():
+            weight = base.get_parameter(name).detach().float().cpu()
+            delta = part.dense(part.delta(c_w, c_b)).cpu()
+            layer = sums[layer_of(name)]
+            changed = int(delta.count_nonzero())
+            layer.tensors += changed > 0
+            layer.entries += changed
+            layer.delta += float(delta.double().square().sum())
+            layer.weight += float(weight.double().square().sum())
+            for kind, rounding in _ROUNDINGS.items():
+                lost[kind] += float((rounding(weight, delta) - delta).double().square().sum())
+    total = sum(layer.delta for layer in sums.values())
+    layers = [
+        LayerShare(name, s.tensors, s.entries, s.delta / total if total else 0.0, _ratio(s.delta, s.weight))
+        for name, s in sums.items()
+    ]
+    return layers, {kind: min(1.0, square / total) if total else 0.0 for kind, square in lost.items()}
+
+
+def _ratio(delta: float, weight: float) -> float:
+    """‖Δ‖ / ‖W‖; 0 where W is zero, too (a ratio to nothing says nothing)."""
+    return float((delta / weight) ** 0.5) if weight else 0.0
+
+
+def _stored_in(dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+    def achieved(weight: Tensor, delta: Tensor) -> Tensor:
+        stored = weight.to(dtype).float()
+        return (stored + delta).to(dtype).float() - stored
+
+    return achieved
+
+
+def _int8(weight: Tensor, delta: Tensor) -> Tensor:
+    if weight.ndim < 2:
+        return delta
+    scale = weight.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    stored = (weight / scale).round()
+    return ((stored + delta / scale).round().clamp(-127, 127) - stored) * scale
+
+
+_ROUNDINGS = {"float16": _stored_in(torch.float16), "bfloat16": _stored_in(torch.bfloat16), "int8": _int8}

@@ -1,0 +1,246 @@
+"""The whole measurement of a direction: control, completions, what is missing, and what is written into the config."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from gradiend_hub.base_models import load_base_model
+from gradiend_hub.config import GradiendConfig
+from gradiend_hub.data import Row, read_rows
+from gradiend_hub.direction import Direction, ParameterDirection
+from gradiend_hub.errors import BaseModelError, DataError
+from gradiend_hub.evaluation import (
+    EncoderReport,
+    SplitReport,
+    StrengthPoint,
+    StrengthProbe,
+    above_control,
+    complete,
+    control_curves,
+    edit_account,
+    evaluate_direction,
+    random_direction,
+)
+from gradiend_hub.model import GradiendModel
+from gradiend_hub.objectives import make_objective
+
+from .test_strength import CLASSES, FILLERS, TEXTS, word_direction
+
+
+@pytest.fixture
+def rows(pronouns: Any) -> list[Row]:
+    return read_rows(pronouns["validation"].select(range(12)), CLASSES)
+
+
+def measured(base: Any, *, sparse: bool = False, bias: bool = False) -> tuple[GradiendModel, Any]:
+    """A direction on the words, with an encoder, sparse or dense, with or without a bias."""
+    tokenizer = AutoTokenizer.from_pretrained(base.name_or_path)
+    ((name, part),) = word_direction(base, tokenizer, rest=0.5).parameters.items()
+    generator = torch.Generator().manual_seed(2)
+    encoder = 1e-3 * torch.randn(part.numel, generator=generator)
+    part = ParameterDirection(part.shape, part.decoder, 0.1 * part.decoder.roll(1) if bias else None, encoder)
+    direction = Direction({name: part}, 0.2)
+    if sparse:
+        direction = direction.to_sparse(0.01)
+    config = GradiendConfig(feature_classes=CLASSES, fillers=FILLERS, decoder_sign=1, strength_unit=0.3)
+    return GradiendModel.from_direction(base, direction, config), make_objective(base, tokenizer)
+
+
+@pytest.mark.parametrize(("sparse", "bias"), [(False, True), (True, False), (True, True)])
+def test_random_directions_have_the_norm_and_the_entries_of_the_direction(
+    masked_path: Any, sparse: bool, bias: bool
+) -> None:
+    model, _ = measured(load_base_model(masked_path), sparse=sparse, bias=bias)
+    own, config = model.direction, model.active_peft_config
+    first, again, other = (random_direction(model, seed) for seed in (1, 1, 2))
+    model.unload()
+    for sign in (1.0, -1.0):
+        c_w, c_b = config.coefficients(sign)
+        unit = config.strength_unit
+        assert first.norm(sign * unit, unit) == pytest.approx(own.norm(c_w, c_b), rel=1e-4)
+    assert first.spec() == own.spec()
+    name = next(iter(own.parameters))
+    a, b, c, d = (x.parameters[name] for x in (first, again, other, own))
+    assert torch.equal(a.decoder, b.decoder) and not torch.equal(a.decoder, c.decoder)
+    assert (a.decoder_bias is None) == (not bias)
+    overlap = torch.corrcoef(torch.stack([a.dense(a.decoder).flatten(), d.dense(d.decoder).flatten()]))[0, 1]
+    assert abs(float(overlap)) < 0.05
+    first.check()
+
+
+def test_a_control_is_read_in_place_and_leaves_no_trace(masked_path: Any, rows: list[Row]) -> None:
+    base = load_base_model(masked_path)
+    model, objective = measured(base)
+    model.set_strength(0.4)
+    held = {n: p.clone() for n, p in base.state_dict().items()}
+    probe = StrengthProbe(model, objective, rows, TEXTS)
+    curves = control_curves(probe, (-1.0, 0.0, 1.0), draws=2, seed=5)
+    assert list(model.peft_config) == model.active_adapters == ["default"]
+    assert model.strengths == {"default": 0.4}
+    assert all(torch.equal(p, held[n]) for n, p in base.state_dict().items())
+    assert [[p.strength for p in curve] for curve in curves] == [[-1.0, 0.0, 1.0]] * 2
+    assert curves[0][1] == curves[1][1] == probe.measure(0.0)
+    assert curves[0][2] != curves[1][2]
+    drawn = random_direction(model, 5)
+    model.unload()
+    config = GradiendConfig(feature_classes=CLASSES, fillers=FILLERS, decoder_sign=1, strength_unit=0.3)
+    alone = GradiendModel.from_direction(base, drawn, config)
+    point = StrengthProbe(alone, objective, rows, TEXTS).measure(1.0)  # few rows: the subset is all of them
+    alone.unload()
+    assert curves[0][2].probability["3PL"] == pytest.approx(point.probability["3PL"], rel=1e-5)
+    assert curves[0][2].kl == pytest.approx(point.kl, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_everything_is_measured_and_written_down(request: pytest.FixtureRequest, rows: list[Row], kind: str) -> None:
+    base = load_base_model(request.getfixturevalue(f"{kind}_path"))
+    model, objective = measured(base, bias=True)
+    config = model.active_peft_config
+    split = evaluate_direction(
+        model, objective, rows, TEXTS * 3, choose_unit=True, floor=0.97, controls=1, trained_words={"he", "they"}
+    )
+    strengths = [p.strength for p in split.curve]
+    assert strengths == sorted(set(strengths))
+    assert {-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0} <= set(strengths)
+    assert {p.strength for p in split.search} <= set(strengths)
+    assert config.safe_band is not None and -2 < config.safe_band[0] < 0 < config.safe_band[1]
+    ends = [end for end in split.break_point or [] if end is not None]
+    assert config.break_point == (ends if len(ends) == 2 else None)
+    assert len(split.missing) == 2 - len(ends)
+    assert all(p.kl is not None and p.intervals.keys() >= {"kl", "nll", "lm_score"} for p in split.curve)
+    assert len(split.control) == 1 and above_control(split) is not None
+    other = {row.alternative.lower() for row in rows} - {"he", "they"}
+    assert split.encoder.held_out is not None
+    assert sum(split.encoder.held_out.rows.values()) == sum(row.alternative.lower() in other for row in rows)
+    assert split.encoder.neutral_rows == 9 and split.encoder.other_token_rows > 0
+    kinds = {s.kind for s in split.encoder.samples}
+    assert kinds == {"3SG", "3PL", "neutral", "other"}
+    assert all(s.text.count("[MASK]") == 1 and s.filler for s in split.encoder.samples)
+    words = {w for of in FILLERS.values() for w in of}
+    assert not any(s.filler.lower() in words for s in split.encoder.samples if s.kind == "other")
+    fresh = evaluate_direction(model, objective, rows, TEXTS * 3, floor=0.97, controls=0)
+    assert fresh.search == [] and fresh.control == [] and above_control(fresh) is None
+    if config.break_point is not None:
+        wanted = {-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, *config.safe_band, *config.break_point}
+        assert [p.strength for p in fresh.curve] == sorted(wanted)
+    assert fresh.at(1.0).lm_score == pytest.approx(split.at(1.0).lm_score)
+    model.unload()
+
+
+def test_what_the_data_lacks_is_named(masked_path: Any, rows: list[Row]) -> None:
+    base = load_base_model(masked_path)
+    model, objective = measured(base)
+    singular = [row for row in rows if row.factual_class == "3SG"]
+    split = evaluate_direction(model, objective, singular, choose_unit=True, controls=1)
+    assert [m.split(":")[0] for m in split.missing] == ["No rows of 3PL", "No neutral text"]
+    assert (split.encoder.correlation, split.at(1.0).lm_score, split.break_point) == (None, None, None)
+    assert model.active_peft_config.safe_band is None
+    assert split.flat().keys() == {"accuracy", "mean_3PL", "probability_3PL"}
+    with pytest.raises(DataError, match="no rows to measure"):
+        evaluate_direction(model, objective, [])
+    model.unload()
+    with pytest.raises(BaseModelError, match="no language-modelling head"):
+        make_objective(base.bert, objective.tokenizer)
+
+
+def test_debiasing_recommends_another_strength(masked_path: Any, rows: list[Row]) -> None:
+    model, objective = measured(load_base_model(masked_path))
+    split = evaluate_direction(model, objective, rows, choose_unit=True, goal="debias", controls=0)
+    strength = model.active_peft_config.strength
+    chances = split.at(strength).probability.values()
+    assert strength not in (0.0, 1.0)
+    assert sum(of["3SG"] - of["3PL"] for of in chances) == pytest.approx(0.0, abs=0.04)
+    model.unload()
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_completions_are_what_the_model_writes(request: pytest.FixtureRequest, rows: list[Row], kind: str) -> None:
+    base = load_base_model(request.getfixturevalue(f"{kind}_path"))
+    model, objective = measured(base)
+    found = complete(model, objective, rows, (0.0, 1.0))
+    assert 2 <= len(found) <= 6
+    assert model.strengths == {"default": 0.0}
+    tokenizer = objective.tokenizer
+    for strength in (0.0, 1.0):
+        with model.strength_at(strength), torch.no_grad():
+            for completion in found:
+                written = completion.by_strength[str(strength)]
+                if kind == "causal":
+                    ids = tokenizer(completion.text, return_tensors="pt")
+                    new = base.generate(**ids, max_new_tokens=16, do_sample=False, pad_token_id=objective.pad_token_id)
+                    expected = tokenizer.decode(new[0, ids.input_ids.shape[1] :], skip_special_tokens=True).strip()
+                    assert written == expected
+                    continue
+                ids = tokenizer(completion.text.replace(" [MASK]", tokenizer.mask_token), return_tensors="pt")
+                at = ids.input_ids[0].tolist().index(tokenizer.mask_token_id)
+                top = base(**ids).logits[0, at].softmax(-1).topk(5)
+                words = [tokenizer.decode([t]).strip() for t in top.indices.tolist()]
+                assert [word for word, _ in written] == words
+                assert [p for _, p in written] == pytest.approx(top.values.tolist(), abs=1e-4)
+    model.unload()
+    assert complete(model, objective, []) == []
+
+
+def test_where_the_edit_falls_and_what_types_lose(masked_path: Any) -> None:
+    base = load_base_model(masked_path)
+    model, _ = measured(base, bias=True)
+    ((name, part),) = model.direction.parameters.items()
+    layers, lost = edit_account(model)
+    c_w, c_b = model.active_peft_config.coefficients(1.0)
+    delta = part.dense(part.delta(c_w, c_b))
+    weight = base.get_parameter(name).detach()
+    (layer,) = layers
+    assert (layer.tensors, layer.entries, layer.share) == (1, int(delta.count_nonzero()), 1.0)
+    assert layer.relative_norm == pytest.approx(float(delta.double().norm() / weight.double().norm()))
+    assert layer.layer in name
+    for kind in ("float16", "bfloat16"):
+        dtype = getattr(torch, kind)
+        half = GradiendModel.from_direction(
+            load_base_model(masked_path).to(dtype), model.direction, model.active_peft_config, strength=1.0
+        )
+        stored = weight.to(dtype).double()
+        achieved = half.get_base_model().get_parameter(name).detach().double() - stored
+        expected = float(((achieved - delta.double()) ** 2).sum() / (delta.double() ** 2).sum())
+        assert lost[kind] == pytest.approx(expected, rel=1e-3)
+    assert 0 < lost["float16"] < lost["bfloat16"] < lost["int8"] < 1
+    scale = weight.abs().max(1, keepdim=True).values / 127
+    levels = torch.fake_quantize_per_channel_affine(
+        weight, scale[:, 0], torch.zeros(len(scale), dtype=torch.int32), 0, -127, 127
+    )
+    edited = torch.fake_quantize_per_channel_affine(
+        levels + delta, scale[:, 0], torch.zeros(len(scale), dtype=torch.int32), 0, -127, 127
+    )
+    share = float(((edited - levels - delta).double() ** 2).sum() / (delta.double() ** 2).sum())
+    assert lost["int8"] == pytest.approx(share, rel=1e-2)
+    model.unload()
+
+
+def test_nothing_is_lost_of_a_coarse_edit_and_all_of_a_tiny_one(masked_path: Any) -> None:
+    base = load_base_model(masked_path)
+    model, _ = measured(base)
+    model.active_peft_config.strength_unit = 1e-9
+    lost = edit_account(model)[1]
+    assert lost["bfloat16"] == pytest.approx(1.0, abs=1e-3)
+    assert math.isclose(lost["int8"], 1.0, abs_tol=1e-3)
+    model.unload()
+
+
+def test_an_effect_is_compared_with_every_control() -> None:
+    def curve(up: list[float], down: list[float]) -> list[StrengthPoint]:
+        chances = {"a": {"a": 0.5, "b": 0.5}, "b": {"a": 0.5, "b": 0.5}}
+        ends = {"a on b": up, "b on a": down}
+        return [StrengthPoint(s, chances, None, None, None, None, None, ends) for s in (-1.0, 0.0, 1.0)]
+
+    def verdict(*controls: list[StrengthPoint]) -> bool | None:
+        encoder = EncoderReport(None, 1.0, None, {}, {}, None, {}, 0)
+        return above_control(SplitReport(encoder, curve([0.3, 0.5], [0.2, 0.4]), [], 0, list(controls)))
+
+    low, high = curve([0.1, 0.2], [0.1, 0.19]), curve([0.1, 0.2], [0.1, 0.21])
+    assert verdict(low) is verdict(low, low) is True
+    assert verdict(high) is verdict(low, high) is False
+    assert verdict() is None
