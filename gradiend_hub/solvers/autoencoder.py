@@ -29,8 +29,9 @@ from .base import Solution, Solver
 _BIAS_RATE = 0.01
 """b_e = 0.01·v_e, so that it moves slower than ⟨u_e, ŝ⟩: otherwise it swings z away before the classes are found."""
 
-_CHUNK = 2**15
-"""Values of all runs that a CPU works on at a time: what a chunk reads more than once then stays in a core's cache."""
+_CHUNK = 2**18
+"""Values of all runs that a CPU works on at a time: small enough to stay in a cache between the reads of one chunk, large
+enough that starting an operation costs nothing beside it (measured in tests/benchmarks/README.md)."""
 
 
 class AutoencoderSolver(Solver):

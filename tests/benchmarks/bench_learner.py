@@ -196,7 +196,7 @@ def short_jobs(name: str, folder: Path, steps: int) -> list[dict[str, Any]]:
 
 def whole_job(name: str, folder: Path) -> list[dict[str, Any]]:
     """Three seeds, encoder and decoder, on the same rows."""
-    job = make_job(name, folder, steps=24, seeds=3, evaluate="all", eval_rows=20)
+    job = make_job(name, folder, steps=12, seeds=3, evaluate="all", eval_rows=20)
     ours, reference = ours_on(job, folder), reference_on(job, folder)
     total = {
         "ours": sum(ours[f"{part}_cpu_s"] for part in ("train", "evaluate", "test")),
@@ -205,7 +205,7 @@ def whole_job(name: str, folder: Path) -> list[dict[str, Any]]:
     return [
         line("whole job: reference / ours", total["reference"] / total["ours"], "×", "≥ 10", model=name,
              ours=seconds(total["ours"]), other=seconds(total["reference"]),
-             note="3 seeds of 24 steps, encoder and decoder evaluation; ours also searches the strength on validation rows"),
+             note="3 seeds of 12 steps, encoder and decoder evaluation; ours also searches the strength on validation rows"),
         line("whole job: held-out correlation", ours["correlation"], "", f"≥ {max(0, reference['correlation']):.3f}",
              model=name, ours=f"{ours['correlation']:.3f}", other=f"{reference['correlation']:.3f}",
              note="the reference at its README's learning rate of 1e-3"),

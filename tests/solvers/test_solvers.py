@@ -141,7 +141,7 @@ def test_rates_are_learning_rates_of_their_own() -> None:
 
 def test_long_vectors_are_worked_on_in_parts() -> None:
     """Chunks change nothing but the order of sums."""
-    size = 70_001
+    size = 140_001
     pairs = stream(4, size=size)
     whole, parts = AutoencoderSolver(size, seeds=(0, 1)), AutoencoderSolver(size, seeds=(0, 1))
     whole._chunks = lambda *tensors: iter([tensors])  # type: ignore[method-assign]
