@@ -108,6 +108,9 @@ def choose_damping(
 ) -> tuple[Solution, dict[float, float]]:
     """The kinder solution of the most effect at an equal, allowed damage.
 
+    Prune first where a direction is to be sparse, and choose on what is left: it wants more damping (on the bundled masked
+    model at 1 % of the coordinates, validation effect .56 at 0.1 and .66 at 1).
+
     Args:
         solution: the plain one.
         effect: measures a solution on validation rows, e.g. its best effect among the doses that cost neutral text at
