@@ -155,7 +155,7 @@ class FeatureDatasetBuilder:
         # where every class names words, the parser reads only texts that hold one
         places = list(range(len(texts))) if self._every_text else list(surface)
         parsed = dict(zip(places, self._tags.find([texts[place] for place in places]), strict=True))
-        for place, hits in surface.items():
+        for place, hits in surface.items() if self.config.neutral else ():
             marks = hits if not self._every_text else [hit for hit in hits if hit[2] == EXCLUDED]
             parsed[place] += [(start, end, EXCLUDED) for start, end, _ in marks]
         return {place: hits for place, hits in parsed.items() if hits}
