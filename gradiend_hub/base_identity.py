@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .adapter import gradiend_layers
 from .adapter.sites import SiteMap, resolve_names
@@ -19,6 +20,8 @@ from .errors import BaseModelError, BaseModelMismatchError
 from .fingerprint import BaseModelRelation
 
 __all__ = ["base_commit", "base_name", "check_base_model", "load_recorded_base", "original_parameters"]
+
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
 
 def base_name(model: nn.Module) -> str | None:
@@ -63,6 +66,8 @@ def load_recorded_base(config: GradiendConfig, base: str | Path | None, **argume
     Raises:
         BaseModelError: If the direction names no base model, or a class that transformers does not have, or the model
             cannot be loaded.
+        BaseModelMismatchError: If `base` has another architecture than that class; nothing but its configuration was
+            read then.
     """
     import transformers
 
@@ -80,12 +85,29 @@ def load_recorded_base(config: GradiendConfig, base: str | Path | None, **argume
         arguments.setdefault("revision", config.revision)
     arguments.setdefault("dtype", "auto" if torch.accelerator.is_available() else torch.float32)
     try:
+        _check_architecture(path, model_class, arguments)
         model: nn.Module = getattr(transformers, name).from_pretrained(path, **arguments)
+    except BaseModelMismatchError:
+        raise
     except (OSError, ValueError) as error:
         raise BaseModelError(
             f"The base model {path} could not be loaded: {error} If it is elsewhere, pass it as `base_model`."
         ) from error
     return model
+
+
+def _check_architecture(path: str, model_class: type[PreTrainedModel], arguments: dict[str, Any]) -> None:
+    """Compare model types: transformers would build a model with random weights in place of the missing ones."""
+    options = {name: value for name, value in arguments.items() if name in HUB_OPTIONS}
+    fields, config_class = PreTrainedConfig.get_config_dict(path, **options)[0], model_class.config_class
+    found, wanted = fields.get("model_type"), getattr(config_class, "model_type", "")
+    parts = [part.get("model_type") for part in fields.values() if isinstance(part, dict)]
+    is_part = wanted in parts or (getattr(config_class, "base_config_key", "") or None) in fields
+    if found and wanted and found != wanted and not is_part:
+        raise BaseModelMismatchError(
+            f"The direction was learned on a {wanted} model ({model_class.__name__}), but {path} is a {str(found)[:80]} "
+            "model. Load the base model that the direction names."
+        )
 
 
 def check_base_model(model: nn.Module, direction: Direction, *, allow_related: bool = False) -> dict[str, str]:

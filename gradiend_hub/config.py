@@ -7,6 +7,7 @@ made, whether it comes from a user or from a stranger's file.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import sys
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .direction import Direction
 
 __all__ = ["GRADIEND", "GradiendConfig", "decoder_sign"]
+
+logger = logging.getLogger(__name__)
 
 COMPANION_FILES = (ENCODER_FILE, REPORT_FILE, PROBES_FILE)
 """Files beside the config that PEFT does not know; a save through plain PEFT takes them along."""
@@ -303,9 +306,19 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
         return config
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write `adapter_config.json`, and take along the encoder, report and probes of the artifact it came from."""
+        """Write `adapter_config.json`, and take along the encoder, report and probes of the artifact it came from.
+
+        transformers' own `model.load_adapter` does not say where a configuration came from: what `model.save_pretrained`
+        writes after it can be applied, but has no encoder, and this is logged. PEFT's and our loaders keep it all.
+        """
         super().save_pretrained(save_directory, **kwargs)
         if self._source is None:
+            if self.feature_classes is not None and not Path(save_directory, ENCODER_FILE).exists():
+                logger.warning(
+                    "%s is saved without an encoder, so it can be applied, but not encode. To keep the encoder of a "
+                    "stored direction, load it with GradiendModel.from_pretrained or PeftModel.from_pretrained.",
+                    save_directory,
+                )
             return
         for name in COMPANION_FILES:
             source, target = self._source(name), Path(save_directory, name)

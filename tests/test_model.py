@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from gradiend_hub.adapter import gradiend_layers
 from gradiend_hub.base_identity import base_commit
 from gradiend_hub.config import GradiendConfig
-from gradiend_hub.constants import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.constants import CONFIG_FILE, ENCODER_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.direction import Direction, ParameterDirection
 from gradiend_hub.errors import (
     ArtifactError,
@@ -67,6 +68,31 @@ def test_base_model_by_record_by_path_and_as_an_object(base: nn.Module, stored_b
         GradiendModel.from_pretrained(unnamed)
     with pytest.raises(ConfigError, match="dtype"):
         GradiendModel.from_pretrained(unnamed, base, dtype=torch.float16)
+
+
+def test_another_architecture_is_refused_before_it_is_built(
+    base: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would load what fits by name and fill the rest with random numbers."""
+    build("gpt2").save_pretrained(tmp_path / "gpt2")
+    folder = save(tmp_path / "a", random_direction(base), base)
+    monkeypatch.setattr(type(base), "from_pretrained", lambda *_, **__: pytest.fail("a model was built"))
+    with pytest.raises(BaseModelMismatchError, match=r"learned on a bert model.* is a gpt2 model"):
+        GradiendModel.from_pretrained(folder, tmp_path / "gpt2")
+
+
+def test_a_part_of_a_composite_checkpoint_is_accepted(tmp_path: Path) -> None:
+    """The text model of a CLIP checkpoint has another model type than the checkpoint."""
+    text = build("clip_text")
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4, "projection_dim": 8}  # fmt: skip
+    config = transformers.CLIPConfig(text_config=text.config.to_dict(), vision_config=vision, projection_dim=8)
+    whole = transformers.CLIPModel(config)
+    whole.save_pretrained(tmp_path / "clip")
+    loaded = type(text).from_pretrained(tmp_path / "clip").eval()
+    direction = random_direction(loaded)
+    model = GradiendModel.from_pretrained(save(tmp_path / "a", direction, loaded), tmp_path / "clip")
+    assert torch.equal(output(model, "clip_text"), output(edited(loaded, [(direction, 1.0, 1.0)]), "clip_text"))
 
 
 @pytest.mark.parametrize(
@@ -331,11 +357,11 @@ def test_swap(base: nn.Module, tmp_path: Path) -> None:
 def test_saving_keeps_everything(base: nn.Module, tmp_path: Path) -> None:
     direction = random_direction(base)
     folder = save(tmp_path / "a", direction, base, strength=0.4, safe_band=[-1.0, 1.0])
-    for name in (REPORT_FILE, PROBES_FILE, "README.md"):
+    for name in (REPORT_FILE, "README.md"):
         (folder / name).write_text(name)
     model = GradiendModel.from_pretrained(folder, base, strength=1.5)
     model.save_pretrained(tmp_path / "b")
-    for name in (WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE, "README.md"):
+    for name in (WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, "README.md"):
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
     config = GradiendConfig.from_pretrained(str(tmp_path / "b"))
     assert (config.strength, config.safe_band) == (0.4, [-1.0, 1.0])
