@@ -1,16 +1,18 @@
 """Encodings without gradients: ⟨w, ∇L_i(θ)⟩ is the derivative of L_i at θ in the direction w.
 
 Forward-mode differentiation gives it for every row of a batch in one pass, exactly, with no backward pass and no gradient
-vector: the cost and memory of about two forward passes. Where a kernel has no forward-mode formula (mixtures of experts),
-it is one backward pass per row.
+vector: two or three times the work of a forward pass. Where a kernel has no forward-mode formula (mixtures of experts), it
+is one backward pass per row, which the log says once per model.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,11 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradiend_hub.objectives import Objective, Slots, TokenizedSlots, slot_nll
+
+logger = logging.getLogger(__name__)
+
+_without_formula: WeakSet[nn.Module] = WeakSet()
+"""Models that forward-mode differentiation has failed on."""
 
 
 def directional_derivatives(
@@ -45,11 +52,20 @@ def directional_derivatives(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             chosen = [samples[i] for i in rows]
-            try:
-                out[rows] = _derivatives(model, objective, objective.collate(chosen).to(device), tangents)
-            except NotImplementedError:
-                slots = [objective.collate([sample]).to(device) for sample in chosen]
-                out[rows] = torch.stack([_by_backward(model, objective, row, tangents) for row in slots])
+            if model not in _without_formula:
+                try:
+                    out[rows] = _derivatives(model, objective, objective.collate(chosen).to(device), tangents)
+                    continue
+                except NotImplementedError as error:
+                    _without_formula.add(model)
+                    logger.info(
+                        "%s has an operation without a forward-mode formula, so its rows are encoded one at a time by a "
+                        "backward pass each, which is several times slower. (%s)",
+                        type(model).__name__,
+                        str(error).splitlines()[0],
+                    )
+            slots = [objective.collate([sample]).to(device) for sample in chosen]
+            out[rows] = torch.stack([_by_backward(model, objective, row, tangents) for row in slots])
     return out
 
 
@@ -69,8 +85,10 @@ def _by_backward(model: nn.Module, objective: Objective, row: Slots, tangents: M
     with torch.enable_grad():
         (loss,) = functional_call(_SlotLoss(model, objective), {f"model.{n}": p for n, p in parameters.items()}, (row,))
         gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-    products = [(g * tangents[n].to(g)).sum() for n, g in zip(parameters, gradients, strict=True)]
-    return torch.stack(products).sum().float().cpu()
+    wide = torch.promote_types(gradients[0].dtype, torch.float32)  # the products of a bf16 model are summed in fp32
+    pairs = zip(gradients, tangents.values(), strict=True)
+    products = [(g.to(wide).flatten() @ t.to(g.device, wide).flatten()).cpu() for g, t in pairs]
+    return torch.stack(products).sum().float()
 
 
 def _load_formulas() -> None:

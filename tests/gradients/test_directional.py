@@ -43,6 +43,34 @@ def test_equal_to_dot_products_with_gradients(architecture: str, monkeypatch: py
     assert float((values - expected).norm() / expected.norm()) < 1e-5
 
 
+@pytest.mark.parametrize("architecture", LANGUAGE_MODELS)
+def test_bfloat16_models(architecture: str) -> None:
+    """Within bf16's rounding of the exact derivatives at the same weights, by forward mode and by backward."""
+    model, exact = build(architecture, torch.bfloat16), build(architecture, torch.bfloat16).float()
+    rows, tangents = samples(LENGTHS, SLOTS), tangents_of(exact)
+    expected = by_backward(exact, rows, tangents)
+    values = directional_derivatives(model, objective(architecture), rows, tangents)
+    slots = [objective(architecture).collate([row]) for row in rows]
+    apart = torch.stack([directional._by_backward(model, objective(architecture), row, tangents) for row in slots])
+    for found in (values, apart):
+        assert found.dtype == torch.float32
+        assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+def test_a_missing_formula_is_said_once_and_tried_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = build("mixtral")
+    rows, tangents = samples(LENGTHS, SLOTS), tangents_of(model)
+    calls: list[nn.Module] = []
+    model.register_forward_hook(lambda module, *_: calls.append(module))
+    with caplog.at_level("INFO", logger="gradiend_hub"):
+        first = directional_derivatives(model, objective("mixtral"), rows, tangents, batch_size=2)
+        directional_derivatives(model, objective("mixtral"), rows, tangents, batch_size=2)
+    (record,) = caplog.records
+    assert "MixtralForCausalLM has an operation without a forward-mode formula" in record.getMessage()
+    assert len(calls) == 2 * len(rows)  # the attempt ended before the model did
+    torch.testing.assert_close(first, by_backward(model, rows, tangents), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("scope", ["*embed_tokens*", "*norm*", "*"])
 def test_every_scope(scope: str) -> None:
     """Tied embeddings count at both ends, norms as much as matrices."""
