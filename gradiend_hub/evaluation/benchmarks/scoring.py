@@ -1,0 +1,149 @@
+"""What all benchmarks share: likelihoods of parts of sentences, and tables from a file or the Hub."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradiend_hub.errors import DataError
+from gradiend_hub.evaluation.report import BenchmarkResult
+from gradiend_hub.gradients.directional import evaluating
+from gradiend_hub.objectives import TokenizedSlots, make_objective
+
+Span = tuple[int, int]
+"""First character and end of a part of a text."""
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """What a benchmark returns: its result, and one record per item behind it."""
+
+    result: BenchmarkResult
+    rows: list[dict[str, Any]]
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside a PEFT model, whose weights hold the edit; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class SentenceScorer:
+    """Log-likelihoods of the tokens of texts: each token masked in turn (masked models), or as next tokens (causal ones).
+
+    Args:
+        model: a base model, or a `GradiendModel` at any strength.
+        tokenizer: its (fast) tokenizer.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, *, batch_size: int = 32) -> None:
+        self.model = unwrapped(model)
+        self.objective = make_objective(self.model, tokenizer)
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    @property
+    def masked(self) -> bool:
+        """Whether tokens are read with both contexts."""
+        return self.objective.name == "masked_lm"
+
+    def score(self, texts: Sequence[str], spans: Sequence[Sequence[Span]] | None = None) -> list[Tensor]:
+        """Log-likelihood of each token that overlaps the spans of its text (by default all): one tensor [tokens] per text.
+
+        Special tokens are never scored, nor is a causal model's first token without a start token before it.
+        """
+        samples: list[TokenizedSlots] = []
+        owners: list[int] = []
+        for number, text in enumerate(texts):
+            chosen = self._samples(text, None if spans is None else spans[number])
+            samples += chosen
+            owners += [number] * len(chosen)
+        found: list[list[Tensor]] = [[] for _ in texts]
+        order = sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids))
+        device = next(self.model.parameters()).device
+        parts: dict[int, Tensor] = {}
+        with evaluating(self.model), torch.inference_mode():
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                slots = self.objective.collate([samples[i] for i in rows]).to(device)
+                log_probs = self.objective.log_probs(self.model, slots)
+                values = log_probs.gather(-1, slots.labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).double().cpu()
+                parts |= {i: row[: len(samples[i].positions)] for i, row in zip(rows, values, strict=True)}
+        for i, owner in enumerate(owners):
+            found[owner].append(parts[i])
+        scores = [torch.cat(values) if values else torch.empty(0, dtype=torch.float64) for values in found]
+        for text, values in zip(texts, scores, strict=True):
+            if not len(values):
+                raise DataError(f"No token of {text[:80]!r} can be scored where the benchmark asks for it.")
+            if not bool(values.isfinite().all()):
+                raise DataError(f"The model gives {text[:80]!r} a likelihood that is NaN or zero.")
+        return scores
+
+    def totals(self, texts: Sequence[str], spans: Sequence[Sequence[Span]] | None = None) -> list[float]:
+        """Summed log-likelihoods of `score`."""
+        return [float(values.sum()) for values in self.score(texts, spans)]
+
+    def _samples(self, text: str, spans: Sequence[Span] | None) -> list[TokenizedSlots]:
+        encoded = self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        ids = tuple(encoded.input_ids)
+        if len(ids) > self.objective.max_length:
+            raise DataError(f"{text[:80]!r} has {len(ids)} tokens; the model reads {self.objective.max_length}.")
+        content = [
+            place
+            for place, (special, (low, high)) in enumerate(
+                zip(encoded.special_tokens_mask, encoded.offset_mapping, strict=True)
+            )
+            if not special and (spans is None or any(low < end and start < high for start, end in spans))
+        ]
+        if not self.masked:
+            places = [place for place in content if place > 0]
+            label = tuple(ids[p] for p in places)
+            return [TokenizedSlots(ids, tuple(p - 1 for p in places), label)] if places else []
+        mask = self.tokenizer.mask_token_id
+        return [TokenizedSlots((*ids[:p], mask, *ids[p + 1 :]), (p,), (ids[p],)) for p in content]
+
+
+def read_table(source: str | Path, *, split: str, config: str | None = None, delimiter: str = ",") -> Any:
+    """Records of a local file (CSV, TSV, JSON or JSON Lines, by its ending) or, if there is none, of a Hub data set.
+
+    Raises:
+        DataError: the file has another ending.
+    """
+    path = Path(source)
+    if not path.is_file():
+        from datasets import load_dataset
+
+        return load_dataset(str(source), config, split=split)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix in (".csv", ".tsv"):
+        return list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else delimiter))
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    if path.suffix == ".json":
+        return json.loads(text)
+    raise DataError(f"{path}: expected a .csv, .tsv, .json or .jsonl file, found {path.suffix or 'no ending'!r}.")
+
+
+def require_columns(records: Sequence[Any], columns: Sequence[str], source: object) -> None:
+    """Raise `DataError` unless there are records, and the first has these columns."""
+    if not len(records):
+        raise DataError(f"{source} has no rows.")
+    if missing := [column for column in columns if column not in records[0]]:
+        raise DataError(f"{source}: column {missing[0]!r} is missing; found {sorted(map(str, records[0]))}.")
+
+
+def describe_source(*sources: str | Path) -> str:
+    """File names with a digest of their content, or Hub ids."""
+    names = []
+    for source in sources:
+        path = Path(source)
+        digest = f" (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]})" if path.is_file() else ""
+        names.append(f"{path.name}{digest}" if digest else str(source))
+    return ", ".join(names)

@@ -1,0 +1,160 @@
+"""Benchmarks that ask which of two sentences a model finds likelier: CrowS-Pairs and WinoBias."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gradiend_hub.errors import DataError
+from gradiend_hub.evaluation.intervals import share_interval
+from gradiend_hub.evaluation.report import BenchmarkResult
+
+from .scoring import BenchmarkRun, SentenceScorer, Span, describe_source, read_table, require_columns
+
+CROWS_PAIRS = """@inproceedings{nangia2020crows,
+  title = {CrowS-Pairs: A Challenge Dataset for Measuring Social Biases in Masked Language Models},
+  author = {Nangia, Nikita and Vania, Clara and Bhalerao, Rasika and Bowman, Samuel R.},
+  booktitle = {EMNLP}, year = {2020}}"""
+
+WINOBIAS = """@inproceedings{zhao2018gender,
+  title = {Gender Bias in Coreference Resolution: Evaluation and Debiasing Methods},
+  author = {Zhao, Jieyu and Wang, Tianlu and Yatskar, Mark and Ordonez, Vicente and Chang, Kai-Wei},
+  booktitle = {NAACL}, year = {2018}}"""
+
+
+def crows_pairs(
+    model: nn.Module,
+    tokenizer: Any,
+    source: str | Path,
+    *,
+    split: str = "test",
+    strength: float = 0.0,
+    batch_size: int = 32,
+) -> BenchmarkRun:
+    """CrowS-Pairs (Nangia et al. 2020): share of pairs whose more stereotyping sentence the model finds likelier.
+
+    A masked model is asked for the pseudo-log-likelihood of the words that both sentences share, a causal one for the
+    likelihood of the whole sentence. 50 is no preference. Pairs that the model finds equally likely count for neither.
+
+    Args:
+        source: a local file in the layout of `crows_pairs_anonymized.csv` (columns sent_more, sent_less, bias_type), or the
+            id of a Hub data set with these columns.
+        split: of the Hub data set.
+        strength: of the model's edit, noted in the result.
+
+    Returns:
+        Scores "stereotype_score" (percent) and one per bias type, with Wilson intervals; one row per pair.
+    """
+    records = list(read_table(source, split=split))
+    require_columns(records, ("sent_more", "sent_less", "bias_type"), source)
+    pairs = [(r["sent_more"].strip(), r["sent_less"].strip()) for r in records]
+    kinds = [str(r["bias_type"]) for r in records]
+    scorer = SentenceScorer(model, tokenizer, batch_size=batch_size)
+    spans = [_shared(*pair) for pair in pairs] if scorer.masked else None
+    rows = _compare(scorer, pairs, kinds, spans)
+    return _run("CrowS-Pairs", rows, strength, describe_source(source), CROWS_PAIRS)
+
+
+def winobias(
+    model: nn.Module,
+    tokenizer: Any,
+    pro: str | Path,
+    anti: str | Path,
+    *,
+    strength: float = 0.0,
+    batch_size: int = 32,
+) -> BenchmarkRun:
+    """WinoBias (Zhao et al. 2018): share of sentences whose pro-stereotypical pronoun the model finds likelier.
+
+    A masked model is asked for the pseudo-log-likelihood of the bracketed words by which the two sentences differ, a causal
+    one for the likelihood of the whole sentence. 50 is no preference.
+
+    Args:
+        pro: local file in the published layout (`pro_stereotyped_type1.txt.test`): numbered sentences with the coreferring
+            phrases in square brackets.
+        anti: the other file of the same type, line by line with the other pronoun.
+
+    Returns:
+        Score "stereotype_score" (percent) with a Wilson interval; one row per pair.
+    """
+    texts = [_bracketed(path) for path in (pro, anti)]
+    if len(texts[0]) != len(texts[1]) or not texts[0]:
+        raise DataError(
+            f"{Path(pro).name} has {len(texts[0])} sentences and {Path(anti).name} {len(texts[1])}; expected equally many, "
+            "and line by line the same ones with the other pronoun."
+        )
+    pairs = list(zip(*texts, strict=True))
+    scorer = SentenceScorer(model, tokenizer, batch_size=batch_size)
+    spans = [_changed(*pair) for pair in pairs] if scorer.masked else None
+    rows = _compare(scorer, pairs, [""] * len(pairs), spans)
+    return _run("WinoBias", rows, strength, describe_source(pro, anti), WINOBIAS)
+
+
+def _compare(
+    scorer: SentenceScorer,
+    pairs: Sequence[tuple[str, str]],
+    kinds: Sequence[str],
+    spans: Sequence[tuple[list[Span], list[Span]]] | None,
+) -> list[dict[str, Any]]:
+    first, second = (
+        scorer.totals([pair[side] for pair in pairs], None if spans is None else [s[side] for s in spans])
+        for side in (0, 1)
+    )
+    return [
+        {"more": pair[0], "less": pair[1], "kind": kind, "log_likelihood_more": a, "log_likelihood_less": b}
+        for pair, kind, a, b in zip(pairs, kinds, first, second, strict=True)
+    ]
+
+
+def _run(name: str, rows: list[dict[str, Any]], strength: float, source: str, citation: str) -> BenchmarkRun:
+    scores: dict[str, float] = {}
+    intervals: dict[str, list[float]] = {}
+    groups = {"stereotype_score": rows} | {
+        f"stereotype_score {kind}": [row for row in rows if row["kind"] == kind]
+        for kind in sorted({row["kind"] for row in rows if row["kind"]})
+    }
+    for label, group in groups.items():
+        decided = [row["log_likelihood_more"] > row["log_likelihood_less"] for row in group if _differs(row)]
+        if decided:
+            scores[label] = 100 * sum(decided) / len(decided)
+            intervals[label] = [100 * end for end in share_interval(sum(decided), len(decided))]
+    return BenchmarkRun(BenchmarkResult(name, strength, scores, intervals, len(rows), source, citation), rows)
+
+
+def _differs(row: dict[str, Any]) -> bool:
+    return bool(row["log_likelihood_more"] != row["log_likelihood_less"])
+
+
+def _words(text: str) -> list[Span]:
+    return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+
+
+def _blocks(first: str, second: str) -> tuple[list[Span], list[Span], Sequence[tuple[str, int, int, int, int]]]:
+    spans = _words(first), _words(second)
+    words = [[text[a:b] for a, b in of] for text, of in zip((first, second), spans, strict=True)]
+    return *spans, SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes()
+
+
+def _shared(first: str, second: str) -> tuple[list[Span], list[Span]]:
+    """The words that both sentences have, in both."""
+    a, b, blocks = _blocks(first, second)
+    same = [block for block in blocks if block[0] == "equal"]
+    return [w for _, i, j, _, _ in same for w in a[i:j]], [w for _, _, _, i, j in same for w in b[i:j]]
+
+
+def _changed(first: str, second: str) -> tuple[list[Span], list[Span]]:
+    """The words by which two sentences differ."""
+    a, b, blocks = _blocks(first, second)
+    other = [block for block in blocks if block[0] != "equal"]
+    return [w for _, i, j, _, _ in other for w in a[i:j]], [w for _, _, _, i, j in other for w in b[i:j]]
+
+
+def _bracketed(path: str | Path) -> list[str]:
+    """Sentences without their numbers and brackets."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [re.sub(r"[\[\]]", "", re.sub(r"^\d+\s+", "", line)).strip() for line in lines if line.strip()]
