@@ -199,13 +199,13 @@ def whole_job(name: str, folder: Path) -> list[dict[str, Any]]:
     job = make_job(name, folder, steps=12, seeds=3, evaluate="all", eval_rows=20)
     ours, reference = ours_on(job, folder), reference_on(job, folder)
     total = {
-        "ours": sum(ours[f"{part}_cpu_s"] for part in ("train", "evaluate", "test")),
+        "ours": sum(ours[f"{part}_cpu_s"] for part in ("train", "evaluate", "encoder")),
         "reference": sum(reference[f"{part}_cpu_s"] for part in ("train", "encoder", "decoder")),
     }
     return [
         line("whole job: reference / ours", total["reference"] / total["ours"], "×", "≥ 10", model=name,
              ours=seconds(total["ours"]), other=seconds(total["reference"]),
-             note="3 seeds of 12 steps, encoder and decoder evaluation; ours also searches the strength on validation rows"),
+             note="3 seeds of 12 steps, encoder on test rows, decoder evaluation (ours both signs, on validation rows)"),
         line("whole job: held-out correlation", ours["correlation"], "", f"≥ {max(0, reference['correlation']):.3f}",
              model=name, ours=f"{ours['correlation']:.3f}", other=f"{reference['correlation']:.3f}",
              note="the reference at its README's learning rate of 1e-3"),
