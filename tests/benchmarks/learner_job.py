@@ -95,6 +95,8 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
             base, GradiendConfig(feature_classes=CLASSES), arguments, train_dataset=splits["train"],
             eval_dataset=splits["validation"], neutral_dataset=texts, callbacks=[clock],
         )  # fmt: skip
+        if "activations_mib" not in figures:  # before memory is at hand that training has freed
+            figures["activations_mib"] = _activations(trainer)
         trainer.train()
         return trainer
 
@@ -110,7 +112,6 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
         signs = torch.tensor([1.0 if row["alternative_class"] == CLASSES[0] else -1.0 for row in splits["test"]])
         figures |= {"encoder_rows": len(h), "correlation": float(torch.corrcoef(torch.stack([h, signs]))[0, 1])}
         model.unload()
-    figures["activations_mib"] = _activations(trainer)
     return figures
 
 
@@ -127,8 +128,8 @@ def _activations(trainer: GradiendTrainer) -> float:
 
     def passes() -> None:
         factual, alternative = trainer.objective.losses(trainer.base_model, batch)
-        alternative.mean().backward(retain_graph=True)
-        (factual - alternative).mean().backward()
+        alternative.mean().backward(retain_graph=True, inputs=parameters)
+        (factual - alternative).mean().backward(inputs=parameters)
 
     growth = peak_growth(passes)
     for handle in handles:
