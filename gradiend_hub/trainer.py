@@ -36,6 +36,7 @@ from .data import (
     TransitionBatchSampler,
     TransitionDataset,
     class_fillers,
+    other_examples,
     read_rows,
     read_texts,
     require_classes,
@@ -44,15 +45,16 @@ from .data import (
 from .direction import Direction, ParameterDirection
 from .errors import ConfigError, HubPushError
 from .evaluation import Report, encoder_report, evaluate_direction, flat_encoder, preactivations
+from .evaluation.encoder import neutral_source
 from .fingerprint import Fingerprint
-from .gradients import GradientReader, Scope, read_pair, select_parameters
+from .gradients import GradientReader, Scope, prune, read_pair, select_parameters
 from .hub.publish import publish_folder
 from .hub.receipts import write_receipts
 from .hub.usage import MOST_PARAMETERS, run_usage
 from .hub.verify import write_probes
 from .model import GradiendModel
 from .objectives import Example, PairBatch, make_objective, objective_name
-from .solvers import AutoencoderSolver, Solution, calibrated
+from .solvers import Solution, Solver, calibrated, make_solver, seed_report
 from .training_args import GradiendTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     """
 
     control: Any
+    optimizer: Any
 
     def __init__(
         self,
@@ -108,28 +111,48 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         config.base_model_name_or_path = config.base_model_name_or_path or base.name_or_path
         config.revision = config.revision or base_commit(base)
         self.gradiend_config = config
-        if config.density != 1.0:
-            raise ConfigError(f"density={config.density}: training is dense so far; prune with Direction.to_sparse.")
         self.scope = Scope.dense(
             select_parameters(base, scope=config.scope, exclude=config.exclude, layers=config.layers)
         )
-        logger.info("Scope: %s", self.scope.summary())
-
         rows = self._train_rows = read_rows(train_dataset, self._classes, what="train_dataset")
         config.fillers = config.fillers or class_fillers(rows, self._classes)
         examples = tokenize_rows(self.objective, rows, what="train_dataset")
+        dataset = TransitionDataset(rows, examples, self._classes, config.source, self._identity_examples(rows, args))
+        self.scope = self._pruned(dataset, args)
+        logger.info("Scope: %s", self.scope.summary())
         self._eval_rows = [] if eval_dataset is None else read_rows(eval_dataset, self._classes, what="eval_dataset")
         self._texts = [] if neutral_dataset is None else read_texts(neutral_dataset)
-        self.report = self._new_report(rows, args)
+        self.report = self._new_report(rows, len(dataset) - len(rows), args)
         self._direction: Direction | None = None
         super().__init__(
-            model=AutoencoderSolver(self.scope.size, seeds=(args.seed,)),
+            model=self._new_solver(args),
             args=args,
             data_collator=self._collate,
-            train_dataset=TransitionDataset(rows, examples, self._classes, config.source),
+            train_dataset=dataset,
             eval_dataset=eval_dataset,
             callbacks=callbacks,
         )
+
+    def _identity_examples(self, rows: Sequence[Row], args: GradiendTrainingArguments) -> list[Example]:
+        count = min(args.identity_rows, len(rows))
+        chosen = [rows[i * len(rows) // count] for i in range(count)]
+        return other_examples(self.objective, chosen, seed=args.seed)
+
+    def _pruned(self, dataset: TransitionDataset, args: GradiendTrainingArguments) -> Scope:
+        """The scope with the share of its coordinates that `density` asks for."""
+        if self.gradiend_config.density == 1:
+            return self.scope
+        with GradientReader(self.base_model, self.scope) as reader:
+            return prune(
+                reader, self.objective, dataset.examples, dataset.labels, density=self.gradiend_config.density,
+                measure=args.importance, samples=args.importance_rows, batch_size=args.per_device_train_batch_size,
+            )  # fmt: skip
+
+    def _new_solver(self, args: GradiendTrainingArguments) -> Solver:
+        seeds, rates = zip(*args.runs, strict=True)
+        relative = None if args.learning_rates is None else [rate / args.learning_rate for rate in rates]
+        solver = make_solver(args.solver, self.scope.size, seeds=seeds, rates=relative)
+        return solver.requires_grad_(False)  # derivatives are closed forms; nothing is to be wrapped for autograd
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -143,6 +166,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         self.report.seconds["train"] = time.perf_counter() - start
         self.report.steps = self.state.global_step
+        self.report.history = [record for record in self.state.log_history if "step" in record]
         self.report.splits.clear()
         return output
 
@@ -157,11 +181,37 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         examples, labels = zip(*rows, strict=True)  # of one transition, and so of one label
         return {"pairs": self.objective.collate_pairs(examples), "label": labels[0]}
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As `Trainer.create_optimizer`, over the solver's parameters; for a solver that has none, one without effect."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            biases: list[nn.Parameter] = []
+            weights: list[nn.Parameter] = []
+            for name, parameter in self.model.named_parameters():
+                (biases if name.endswith("bias") else weights).append(parameter)
+            groups = [
+                {"params": weights, "weight_decay": self.args.weight_decay},
+                {"params": biases, "weight_decay": 0.0},
+            ]
+            if not self.model.needs_optimizer:
+                kind, options, groups = torch.optim.SGD, {"lr": self.args.learning_rate}, [{"params": [torch.zeros(1)]}]
+            self.optimizer = kind(groups, **options)
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> float | None:
+        return grad_norm  # of the solver it says nothing, and would cost a pass over its state
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One gradient pair of the base model, handed to the solver. Returns the solver's mean loss."""
         config = self.gradiend_config
         batch = inputs["pairs"].to(self.args.device)
-        source, target = read_pair(self._reader, self.objective, batch, source=config.source, target=config.target)
+        if inputs["label"] == 0:  # both fillings are the same: the target is zero
+            name = neutral_source(config.source)
+            source, _ = read_pair(self._reader, self.objective, batch, source=name, target=name)
+            target = torch.zeros_like(source)
+        else:
+            source, target = read_pair(self._reader, self.objective, batch, source=config.source, target=config.target)
         loss: Tensor = model.observe(source, target, inputs["label"]).mean()  # type: ignore[operator]
         return loss
 
@@ -173,7 +223,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def direction(self) -> Direction:
         """What has been learned: the first class encodes to positive values, a typical row to ±0.9."""
         if self._direction is None:
-            solution = self._calibrated_solution()
+            solution = self._best_solution()
             encoder, decoder = self.scope.split(solution.encoder), self.scope.split(solution.decoder)
             bias = self.scope.split(solution.decoder_bias)
             self._direction = Direction(
@@ -189,11 +239,36 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             )  # fmt: skip
         return self._direction
 
-    def _calibrated_solution(self) -> Solution:
-        solution: Solution = self.accelerator.unwrap_model(self.model).solutions()[0]
+    def _calibrated_solutions(self) -> list[Solution]:
+        """One per run, with orientation and gain read from training rows."""
         chosen = self.train_dataset.sample(_CALIBRATION_ROWS)
-        z = self._preactivations(solution, [self.train_dataset.examples[i] for i in chosen])
-        return calibrated(solution, z, torch.tensor([self.train_dataset.labels[i] for i in chosen]))
+        examples = [self.train_dataset.examples[i] for i in chosen]
+        labels = torch.tensor([self.train_dataset.labels[i] for i in chosen])
+        solver = self.accelerator.unwrap_model(self.model)
+        return [calibrated(found, self._preactivations(found, examples), labels) for found in solver.solutions()]
+
+    def _best_solution(self) -> Solution:
+        """The run with the best correlation on validation rows, or on training rows if there are no others."""
+        solutions = self._calibrated_solutions()
+        if len(solutions) == 1:
+            return solutions[0]
+        rows = self._eval_rows or [self._train_rows[i] for i in self.train_dataset.sample(_CALIBRATION_ROWS)]
+        examples = tokenize_rows(self.objective, rows, what="eval_dataset")
+        h = torch.stack([torch.tanh(self._preactivations(solution, examples)) for solution in solutions])
+        seeds, rates = zip(*self.args.runs, strict=True)
+        found = seed_report(solutions, h, self._labels(rows), seeds=seeds, rates=rates)
+        self.report.seeds = [
+            {"seed": run.seed, "learning_rate": run.rate, "correlation": run.correlation,
+             "class_means": dict(zip(self._classes, run.class_means, strict=True)),
+             "converged": run.converged, "chosen": run.chosen}
+            for run in found.runs
+        ]  # fmt: skip
+        self.report.training["encoder_overlap"] = found.encoder_overlap
+        self.report.training["decoder_overlap"] = found.decoder_overlap
+        return solutions[found.chosen]
+
+    def _labels(self, rows: Sequence[Row]) -> Tensor:
+        return torch.tensor([row.label(self._classes, self.gradiend_config.source) for row in rows])
 
     def _preactivations(self, solution: Solution, examples: Sequence[Example]) -> Tensor:
         return preactivations(
@@ -233,9 +308,8 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _read_encoder(self, rows: Sequence[Row]) -> dict[str, float]:
-        z = self._preactivations(self._calibrated_solution(), tokenize_rows(self.objective, rows, what="eval_dataset"))
-        labels = torch.tensor([row.label(self._classes, self.gradiend_config.source) for row in rows])
-        return flat_encoder(encoder_report(torch.tanh(z), labels, self._classes))
+        z = self._preactivations(self._best_solution(), tokenize_rows(self.objective, rows, what="eval_dataset"))
+        return flat_encoder(encoder_report(torch.tanh(z), self._labels(rows), self._classes))
 
     def _measure(self, rows: Sequence[Row], texts: Sequence[str], choose_unit: bool, name: str) -> dict[str, float]:
         start = time.perf_counter()
@@ -339,7 +413,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         self.report.data |= {name: value for name, value in said.items() if value is not None}
         self.save_model(_internal_call=True)
 
-    def _new_report(self, rows: Sequence[Row], args: GradiendTrainingArguments) -> Report:
+    def _new_report(self, rows: Sequence[Row], identity_rows: int, args: GradiendTrainingArguments) -> Report:
         config = self.gradiend_config
         digest = hashlib.sha256()
         for row in rows:
@@ -351,10 +425,12 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             base_revision=config.revision,
             scope=self.scope.summary(),
             training={
-                "solver": "autoencoder", "source": config.source, "target": config.target,
+                "solver": args.solver, "source": config.source, "target": config.target,
                 "learning_rate": args.learning_rate, "rows_per_gradient": args.per_device_train_batch_size,
                 "epochs": args.num_train_epochs, "max_steps": args.max_steps, "seed": args.seed,
                 "base_parameters": sum(p.numel() for p in self.base_model.parameters()),
+                "num_runs": args.num_runs, "learning_rates": args.learning_rates, "density": config.density,
+                "importance": args.importance, "identity_rows": identity_rows,
             },
             data={
                 "train_rows": counts, "eval_rows": len(self._eval_rows), "neutral_texts": len(self._texts),

@@ -18,7 +18,19 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     `gradiend_hub.solvers.autoencoder`), `per_device_train_batch_size` 16 rows per gradient, one epoch, no clipping,
     evaluation batches of 64, `hub_strategy` "end", `report_to` "none".
 
+    Early stopping and `load_best_model_at_end` go by `metric_for_best_model` "correlation", that of the validation rows.
+
     Args:
+        solver: "autoencoder" (the papers'), "closed_form" (class means; one pass, no learning rate, no seed) or "ridge"
+            (regression in the span of the gradients; the same); see `gradiend_hub.solvers`.
+        num_runs: runs of the autoencoder with the seeds `seed`, `seed + 1`, … on one stream of gradients. The best one by
+            validation correlation is kept.
+        learning_rates: train each of those runs at each of these rates, instead of at `learning_rate`.
+        identity_rows: slots at other tokens of the training texts, filled with their own token, that are learned with
+            label 0 and target 0. They teach ridge and the autoencoder to be silent on them; a third of all batches then.
+        importance: how coordinates are chosen when `GradiendConfig.density` is below 1: "mean" keeps most of the edit's
+            effect, "snr" separates the classes better; see `gradiend_hub.gradients.importance`.
+        importance_rows: training rows that the choice is made from.
         max_length: longest input in tokens; default: what model and tokenizer allow.
         lm_score_floor: lowest language-modelling score, relative to the base model's, that the recommended strength may
             cost.
@@ -34,6 +46,14 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     report_to: str | list[str] | None = field(default="none", metadata={"help": "Logging integrations."})
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "When to push; only 'end' is supported."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    metric_for_best_model: str | None = field(default="correlation", metadata={"help": "What makes a model the best."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether that metric is to be high."})
+    solver: str = field(default="autoencoder", metadata={"help": "autoencoder, closed_form or ridge."})
+    num_runs: int = field(default=1, metadata={"help": "Seeds that share one stream of gradients."})
+    learning_rates: list[float] | None = field(default=None, metadata={"help": "Rates that share it, too."})
+    identity_rows: int = field(default=0, metadata={"help": "Slots of other tokens, with label 0."})
+    importance: str = field(default="mean", metadata={"help": "How a density below 1 chooses: mean or snr."})
+    importance_rows: int = field(default=128, metadata={"help": "Training rows that the choice is made from."})
     max_length: int | None = field(default=None, metadata={"help": "Longest input in tokens."})
     lm_score_floor: float = field(default=0.99, metadata={"help": "Lowest relative LM score of the recommended dose."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Use an output directory that is not empty."})
@@ -47,5 +67,17 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             )
         if self.gradient_accumulation_steps != 1:
             raise ConfigError("gradient_accumulation_steps: a direction needs none; raise per_device_train_batch_size.")
+        if self.num_runs < 1 or self.learning_rates == [] or min(self.learning_rates or [1.0]) <= 0:
+            raise ConfigError(
+                f"num_runs must be at least 1 and learning_rates positive, found {self.num_runs} and {self.learning_rates}."
+            )
+        if self.identity_rows < 0:
+            raise ConfigError(f"identity_rows must be at least 0, found {self.identity_rows}.")
         if not 0 < self.lm_score_floor < 1:
             raise ConfigError(f"lm_score_floor must lie between 0 and 1, found {self.lm_score_floor}.")
+
+    @property
+    def runs(self) -> list[tuple[int, float]]:
+        """Seed and learning rate of each run."""
+        rates = self.learning_rates or [self.learning_rate]
+        return [(self.seed + i, rate) for rate in rates for i in range(self.num_runs)]

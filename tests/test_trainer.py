@@ -477,12 +477,6 @@ def test_other_things_that_cannot_work(masked: Any, causal: Any, pronouns: Any, 
         (masked, {"objective": "nope"}, ConfigError, "Unknown objective 'nope'"),
         (masked, {"config": GradiendConfig()}, ConfigError, "feature_classes must name two classes"),
         (masked, {"feature_classes_are": 1}, TypeError, "feature_classes_are"),
-        (
-            masked,
-            {"density": 0.1},
-            ConfigError,
-            r"density=0.1: training is dense so far; prune with Direction.to_sparse",
-        ),
         (masked, {"scope": "nope"}, ConfigError, "scope: 'nope' matches no parameter"),
     )
     for base, options, error, message in cases:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .batches import TransitionBatchSampler, TransitionDataset
-from .rows import Row, class_fillers, neutral_examples, read_rows, read_texts, require_classes, tokenize_rows
+from .rows import (
+    Row,
+    class_fillers,
+    neutral_examples,
+    other_examples,
+    read_rows,
+    read_texts,
+    require_classes,
+    tokenize_rows,
+)
 
 if TYPE_CHECKING:
     from .builder import FeatureData, FeatureDatasetBuilder
@@ -27,6 +36,7 @@ __all__ = [
     "class_fillers",
     "find_leaks",
     "neutral_examples",
+    "other_examples",
     "other_words",
     "read_feature_data",
     "read_rows",

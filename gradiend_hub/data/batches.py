@@ -23,14 +23,20 @@ class TransitionDataset(Dataset[tuple[Example, float]]):
         examples: the same rows, tokenised.
         feature_classes: the class of label +1 first.
         source: which gradient the label is for, as in `GradiendConfig`.
+        identity: further examples that are filled with their own token, of label 0: a third transition.
     """
 
     def __init__(
-        self, rows: Sequence[Row], examples: Sequence[Example], feature_classes: Sequence[str], source: str
+        self,
+        rows: Sequence[Row],
+        examples: Sequence[Example],
+        feature_classes: Sequence[str],
+        source: str,
+        identity: Sequence[Example] = (),
     ) -> None:
-        self.examples = list(examples)
-        self.transitions = [feature_classes.index(row.factual_class) for row in rows]
-        self.labels = [row.label(feature_classes, source) for row in rows]
+        self.examples = [*examples, *identity]
+        self.transitions = [feature_classes.index(row.factual_class) for row in rows] + [2] * len(identity)
+        self.labels = [row.label(feature_classes, source) for row in rows] + [0.0] * len(identity)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -39,8 +45,8 @@ class TransitionDataset(Dataset[tuple[Example, float]]):
         return self.examples[index], self.labels[index]
 
     def sample(self, count: int) -> list[int]:
-        """Indices of up to `count` rows, as many of each class as there are, evenly spread over the set."""
-        groups = [[i for i, t in enumerate(self.transitions) if t == kind] for kind in sorted(set(self.transitions))]
+        """Indices of up to `count` rows of the classes, as many of each as there are, evenly spread over the set."""
+        groups = [[i for i, t in enumerate(self.transitions) if t == kind] for kind in (0, 1)]
         each = max(1, count // len(groups))
         return [i for group in groups for i in group[:: -(-len(group) // each)]]
 

@@ -129,6 +129,19 @@ def neutral_examples(objective: Objective, texts: Sequence[str], *, seed: int = 
     return [e for e in (objective.neutral_example(text, rng) for text in texts) if e is not None]
 
 
+def other_examples(objective: Objective, rows: Sequence[Row], *, seed: int = 0) -> list[Example]:
+    """One random token of each row's text that is no filler's, as a slot that is filled with that token itself."""
+    rng = random.Random(seed)
+    words = {(row.masked, word) for row in rows for word in (row.factual, row.alternative)}
+    fillers = {token for masked, word in words for token in objective.filler_tokens(masked, word)}
+    found: list[Example] = []
+    for row in rows:
+        text = row.masked.replace(SLOT, row.factual)
+        tries = (objective.neutral_example(text, rng) for _ in range(8))
+        found += [e for e in tries if e is not None and e.factual.labels[0] not in fillers][:1]
+    return found
+
+
 def require_classes(feature_classes: Sequence[str] | None) -> tuple[str, str]:
     """The pair (c₊, c₋) of a configuration that is going to be trained or evaluated."""
     if feature_classes is None or len(feature_classes) != 2:

@@ -1,0 +1,136 @@
+"""Solvers, runs and pruning as the trainer offers them, end to end on the bundled masked model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import EarlyStoppingCallback
+
+from gradiend_hub import Direction, GradiendConfig, GradiendModel, GradiendTrainer
+from gradiend_hub.data import other_examples, read_rows
+from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation import Report
+from tests.test_trainer import StopAt, same_direction
+from tests.training import CLASSES, arguments, trainer_of
+
+
+def trained(
+    base: Path, folder: Path, data: Any, *, density: float = 1.0, source: str = "alternative", **args: Any
+) -> GradiendTrainer:
+    options = {"max_steps": 24, "logging_steps": 5, **args}
+    config = {"layers": "3", "density": density, "source": source}
+    trainer = trainer_of(base, folder, data, args=arguments(folder, **options), **config)
+    trainer.train()
+    return trainer
+
+
+def correlation(trainer: GradiendTrainer) -> float:
+    """On rows that it has not seen, from its encodings alone."""
+    return float(trainer._read_encoder(trainer._eval_rows)["correlation"])
+
+
+@pytest.mark.parametrize("solver", ["closed_form", "ridge"])
+def test_a_solver_without_an_optimizer(masked_path: Path, pronouns: Any, tmp_path: Path, solver: str) -> None:
+    trainer = trained(masked_path, tmp_path / "through", pronouns, solver=solver)
+    assert correlation(trainer) > 0.9
+    assert trainer.report.training["solver"] == solver
+    # another learning rate and seed of the solver's start mean nothing; a resumed run ends in the same bits
+    folder = tmp_path / "stopped"
+    args = {"max_steps": 24, "save_strategy": "steps", "save_steps": 8, "solver": solver, "learning_rate": 7.0}
+    stopped = trainer_of(masked_path, folder, pronouns, args=arguments(folder, **args), layers="3",
+                         callbacks=[StopAt(16)])  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = trainer_of(masked_path, folder, pronouns, args=arguments(folder, **args), layers="3")
+    resumed.train(resume_from_checkpoint=True)
+    assert same_direction(resumed.direction, trainer.direction)
+
+
+def test_runs_share_a_stream_and_the_best_is_kept(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+    rates = [1e-5, 0.1]  # at the first nothing is learned
+    trainer = trained(masked_path, tmp_path / "both", pronouns, num_runs=2, learning_rates=rates, density=0.05)
+    direction = trainer.direction
+    runs = trainer.report.seeds
+    assert [run["seed"] for run in runs] == [42, 43, 42, 43]
+    assert [run["learning_rate"] for run in runs] == [1e-5, 1e-5, 0.1, 0.1]
+    best = max(runs, key=lambda run: run["correlation"])
+    assert [run for run in runs if run["chosen"]] == [best] and best["learning_rate"] == 0.1
+    alone = trained(masked_path, tmp_path / "alone", pronouns, density=0.05)  # the third run, by itself
+    third = trainer._calibrated_solutions()[2]
+    torch.testing.assert_close(third.decoder, alone._calibrated_solutions()[0].decoder, rtol=1e-3, atol=1e-8)
+    assert direction.encoder_bias == trainer._calibrated_solutions()[runs.index(best)].encoder_bias
+    assert 0 <= trainer.report.training["encoder_overlap"] <= 1
+
+
+def test_pruning_before_training(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+    trainer = trained(masked_path, tmp_path, pronouns, density=0.01)
+    whole = sum(p.numel() for n, p in trainer.base_model.named_parameters() if ".layer.3." in n)
+    assert trainer.direction.entries == trainer.model.size == round(0.01 * whole)
+    assert all(part.indices is not None for part in trainer.direction.parameters.values())
+    assert correlation(trainer) > 0.9
+    trainer.save_model(str(tmp_path / "saved"))
+    assert Report.load(tmp_path / "saved").training["density"] == 0.01
+    model = GradiendModel.from_pretrained(tmp_path / "saved")
+    assert model.receipt.entries == trainer.direction.entries
+    assert model.verify().passed
+    snr = trained(masked_path, tmp_path / "snr", pronouns, density=0.01, importance="snr", importance_rows=16)
+    assert snr.direction.entries == trainer.direction.entries
+    assert not same_direction_names(snr.direction, trainer.direction)
+
+
+def same_direction_names(first: Direction, second: Direction) -> bool:
+    """Whether both keep the same coordinates."""
+    kept = [{n: p.indices for n, p in d.parameters.items() if p.indices is not None} for d in (first, second)]
+    return kept[0].keys() == kept[1].keys() and all(torch.equal(kept[0][n], kept[1][n]) for n in kept[0])
+
+
+def test_identity_rows_are_learned_as_silence(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+    """They are a third kind of batch whose label and target are 0; none of them is at a filler of the rows."""
+    rows = read_rows(pronouns["train"].select(range(320)), CLASSES)
+    trainer = trained(masked_path, tmp_path / "a", pronouns, solver="ridge", max_steps=12, identity_rows=40)
+    assert trainer.report.training["identity_rows"] == 40
+    solver: Any = trainer.model
+    assert solver.labels[:12].tolist() == [1, -1, 0] * 4 or solver.labels[:12].tolist() == [-1, 1, 0] * 4
+    fillers = {i for row in rows for i in trainer.objective.filler_tokens(row.masked, row.factual)}
+    examples = other_examples(trainer.objective, rows[:50])
+    assert len(examples) > 40 and all(e.factual == e.alternative for e in examples)
+    assert fillers.isdisjoint(e.factual.labels[0] for e in examples)
+    diff = trained(masked_path, tmp_path / "b", pronouns, source="diff", max_steps=6, identity_rows=20)
+    assert diff.report.training["identity_rows"] == 20  # such a row's own `diff` is zero; its factual part is read
+
+
+def test_early_stopping_by_correlation_keeps_the_best(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+    args = arguments(
+        tmp_path, max_steps=80, eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4,
+        load_best_model_at_end=True, per_device_train_batch_size=8,
+    )  # fmt: skip
+    stop = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=0.001)
+    trainer = trainer_of(masked_path, tmp_path, pronouns, args=args, layers="3", callbacks=[stop])
+    trainer.train()
+    evaluated = {r["step"]: r["eval_correlation"] for r in trainer.state.log_history if "eval_correlation" in r}
+    assert trainer.state.global_step < 80
+    assert trainer.state.best_metric == evaluated[trainer.state.best_global_step] == max(evaluated.values())
+    assert correlation(trainer) == pytest.approx(trainer.state.best_metric, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "magic"}, r"Unknown solver 'magic'; expected one of \['autoencoder', 'closed_form', 'ridge'\]"),
+        ({"solver": "ridge", "num_runs": 2}, "has no seeds"),
+        ({"num_runs": 0}, "num_runs must be at least 1"),
+        ({"learning_rates": [0.1, -1.0]}, "learning_rates positive"),
+        ({"identity_rows": -1}, "identity_rows must be at least 0"),
+    ],
+)
+def test_what_cannot_work(
+    masked_path: Path, pronouns: Any, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GradiendTrainer(
+            masked_path, GradiendConfig(feature_classes=CLASSES), arguments(tmp_path, **options),
+            train_dataset=pronouns["train"].select(range(60)),
+        )  # fmt: skip
