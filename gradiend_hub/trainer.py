@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -45,15 +47,26 @@ from .data import (
 from .direction import Direction, ParameterDirection
 from .errors import ConfigError, HubPushError
 from .evaluation import Report, encoder_report, evaluate_direction, flat_encoder, preactivations
-from .evaluation.encoder import neutral_source
 from .fingerprint import Fingerprint
-from .gradients import GradientReader, Scope, prune, read_pair, select_parameters
+from .gradients import (
+    Estimate,
+    GradientReader,
+    GradientStore,
+    PairStream,
+    Scope,
+    SkippedRows,
+    StoreKey,
+    estimate,
+    prune,
+    select_parameters,
+)
+from .gradients.pairs import silence
 from .hub.publish import publish_folder
 from .hub.receipts import write_receipts
 from .hub.usage import MOST_PARAMETERS, run_usage
 from .hub.verify import write_probes
 from .model import GradiendModel
-from .objectives import Example, PairBatch, make_objective, objective_name
+from .objectives import Example, make_objective, objective_name
 from .solvers import Solution, Solver, calibrated, make_solver, seed_report
 from .training_args import GradiendTrainingArguments
 
@@ -119,7 +132,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         examples = tokenize_rows(self.objective, rows, what="train_dataset")
         dataset = TransitionDataset(rows, examples, self._classes, config.source, self._identity_examples(rows, args))
         self.scope = self._pruned(dataset, args)
-        logger.info("Scope: %s", self.scope.summary())
+        logger.info("Scope:\n%s", self.scope.table(base))
         self._eval_rows = [] if eval_dataset is None else read_rows(eval_dataset, self._classes, what="eval_dataset")
         self._texts = [] if neutral_dataset is None else read_texts(neutral_dataset)
         self.report = self._new_report(rows, len(dataset) - len(rows), args)
@@ -127,7 +140,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         super().__init__(
             model=self._new_solver(args),
             args=args,
-            data_collator=self._collate,
+            data_collator=lambda rows: {"rows": rows},  # `Trainer` looks for names in its batches
             train_dataset=dataset,
             eval_dataset=eval_dataset,
             callbacks=callbacks,
@@ -136,7 +149,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def _identity_examples(self, rows: Sequence[Row], args: GradiendTrainingArguments) -> list[Example]:
         count = min(args.identity_rows, len(rows))
         chosen = [rows[i * len(rows) // count] for i in range(count)]
-        return other_examples(self.objective, chosen, seed=args.seed)
+        return other_examples(self.objective, chosen, seed=args.row_seed)
 
     def _pruned(self, dataset: TransitionDataset, args: GradiendTrainingArguments) -> Scope:
         """The scope with the share of its coordinates that `density` asks for."""
@@ -145,7 +158,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         with GradientReader(self.base_model, self.scope) as reader:
             return prune(
                 reader, self.objective, dataset.examples, dataset.labels, density=self.gradiend_config.density,
-                measure=args.importance, samples=args.importance_rows, batch_size=args.per_device_train_batch_size,
+                measure=args.importance, samples=args.importance_rows,
             )  # fmt: skip
 
     def _new_solver(self, args: GradiendTrainingArguments) -> Solver:
@@ -162,24 +175,68 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             _require_unused(Path(self.args.output_dir))
         self._direction = None
         start = time.perf_counter()
-        with GradientReader(self.base_model, self.scope, reuse=True) as self._reader:
+        with GradientReader(self.base_model, self.scope, reuse=True) as reader:
+            self._stream = self._new_stream(reader)
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            if 0 < len(reader.silent) < len(self.scope.parameters):
+                logger.warning(silence(reader))
         self.report.seconds["train"] = time.perf_counter() - start
         self.report.steps = self.state.global_step
         self.report.history = [record for record in self.state.log_history if "step" in record]
         self.report.splits.clear()
         return output
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of one class transition each; see `TransitionBatchSampler`."""
-        sampler = TransitionBatchSampler(self.train_dataset, self.args.train_batch_size, seed=self.args.seed)
-        loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+    def dry_run(self) -> Estimate:
+        """Predict time and memory of `train` from three batches. Nothing is learned, and nothing written."""
+        sampler = self._sampler()
+        batches = list(sampler)
+        lengths = [sum(self.train_dataset.examples[i].length for i in rows) for rows in batches]
+        typical, largest = (sorted(zip(lengths, batches, strict=True))[k][1] for k in (len(batches) // 2, -1))
+        steps = self.args.max_steps if self.args.max_steps > 0 else math.ceil(self.args.num_train_epochs * len(batches))
+        solver = copy.deepcopy(self.model)
+        stored = GradientStore.required_bytes(len(batches), self.scope.size, self.args.gradient_store_dtype)
+        with GradientReader(self.base_model, self.scope, reuse=True) as reader:
+            both = [
+                self.objective.collate_pairs([self.train_dataset.examples[i] for i in rows]).to(reader.device)
+                for rows in (typical, largest)
+            ]
+            return estimate(
+                reader, self.objective, both[0], steps=steps, state_vectors=self._state_vectors(), largest=both[1],
+                observe=lambda s, t: solver.observe(s, t, self.train_dataset.labels[typical[0]]),
+                store_bytes=stored if self.args.gradient_store else 0,
+                source=self.gradiend_config.source, target=self.gradiend_config.target,
+            )  # fmt: skip
 
-    def _collate(self, rows: list[tuple[Example, float]]) -> dict[str, PairBatch | float]:
-        examples, labels = zip(*rows, strict=True)  # of one transition, and so of one label
-        return {"pairs": self.objective.collate_pairs(examples), "label": labels[0]}
+    def _state_vectors(self) -> int:
+        """Vectors [n] that solver and optimizer hold: of each parameter itself, its gradient and Adam's two moments."""
+        moved: int = sum(p.numel() for p in self.model.parameters())
+        kept: int = sum(b.numel() for b in self.model.buffers())
+        return math.ceil((4 * moved + kept) / max(self.scope.size, 1))
+
+    def _new_stream(self, reader: GradientReader) -> PairStream:
+        dataset, config = self.train_dataset, self.gradiend_config
+        store, groups = None, list(self._sampler()) if self.args.gradient_store else []
+        if self.args.gradient_store:
+            key = StoreKey.of(
+                self.base_model, self.scope, self.objective, dataset.examples, groups,
+                dtype=self.args.gradient_store_dtype,
+            )  # fmt: skip
+            size = GradientStore.required_bytes(len(groups), self.scope.size, self.args.gradient_store_dtype)
+            logger.info("Gradient store %s: %.1f MB", self.args.gradient_store, size / 1e6)
+            store = GradientStore(self.args.gradient_store, key)
+        return PairStream(
+            reader, self.objective, dataset.examples, dataset.labels, source=config.source, target=config.target,
+            skipped=SkippedRows(len(dataset)), state_vectors=self._state_vectors(), store=store,
+            groups={tuple(rows): number for number, rows in enumerate(groups)},
+        )  # fmt: skip
+
+    def _sampler(self) -> TransitionBatchSampler:
+        args, fixed = self.args, self.args.gradient_store is not None
+        return TransitionBatchSampler(self.train_dataset, args.train_batch_size, seed=args.row_seed, fixed=fixed)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Row numbers in batches of one class transition each; see `TransitionBatchSampler`. The same in every process."""
+        return _RowBatches(self.train_dataset, batch_sampler=self._sampler(), collate_fn=self.data_collator)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As `Trainer.create_optimizer`, over the solver's parameters; for a solver that has none, one without effect."""
@@ -199,20 +256,13 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> float | None:
-        return grad_norm  # of the solver it says nothing, and would cost a pass over its state
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One gradient pair of the base model, handed to the solver. Returns the solver's mean loss."""
-        config = self.gradiend_config
-        batch = inputs["pairs"].to(self.args.device)
-        if inputs["label"] == 0:  # both fillings are the same: the target is zero
-            name = neutral_source(config.source)
-            source, _ = read_pair(self._reader, self.objective, batch, source=name, target=name)
-            target = torch.zeros_like(source)
-        else:
-            source, target = read_pair(self._reader, self.objective, batch, source=config.source, target=config.target)
-        loss: Tensor = model.observe(source, target, inputs["label"]).mean()  # type: ignore[operator]
+        rows = inputs["rows"]
+        pair = self._stream.pair(rows)
+        if pair is None:  # the solver has no derivatives then, and the optimizer moves nothing
+            return torch.zeros((), device=self.args.device)
+        loss: Tensor = self.model.observe(*pair, self.train_dataset.labels[rows[0]]).mean()
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -438,6 +488,15 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             },
             versions={name: version(name) for name in ("gradiend_hub", "torch", "transformers", "peft")},
         )  # fmt: skip
+
+
+class _RowBatches(DataLoader[list[int]]):
+    """A loader whose sampler learns the epoch from `Trainer`."""
+
+    batch_sampler: TransitionBatchSampler
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
 
 
 def _require_unused(folder: Path) -> None:

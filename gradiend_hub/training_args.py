@@ -31,6 +31,10 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
         importance: how coordinates are chosen when `GradiendConfig.density` is below 1: "mean" keeps most of the edit's
             effect, "snr" separates the classes better; see `gradiend_hub.gradients.importance`.
         importance_rows: training rows that the choice is made from.
+        gradient_store: folder in which the gradients of all batches are kept, so that later epochs, and later runs with
+            another seed of the solver, learning rate or solver, need no base model. The batches are the same ones in every
+            epoch then. It is refused for any other base, data, scope or batches. One process only.
+        gradient_store_dtype: "float32", or "bfloat16" or "float16" at half the size.
         max_length: longest input in tokens; default: what model and tokenizer allow.
         lm_score_floor: lowest language-modelling score, relative to the base model's, that the recommended strength may
             cost.
@@ -54,6 +58,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     identity_rows: int = field(default=0, metadata={"help": "Slots of other tokens, with label 0."})
     importance: str = field(default="mean", metadata={"help": "How a density below 1 chooses: mean or snr."})
     importance_rows: int = field(default=128, metadata={"help": "Training rows that the choice is made from."})
+    gradient_store: str | None = field(default=None, metadata={"help": "Folder that keeps the gradients."})
+    gradient_store_dtype: str = field(default="float32", metadata={"help": "Type in which they are kept."})
     max_length: int | None = field(default=None, metadata={"help": "Longest input in tokens."})
     lm_score_floor: float = field(default=0.99, metadata={"help": "Lowest relative LM score of the recommended dose."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Use an output directory that is not empty."})
@@ -71,6 +77,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             raise ConfigError(
                 f"num_runs must be at least 1 and learning_rates positive, found {self.num_runs} and {self.learning_rates}."
             )
+        if self.gradient_store and self.world_size > 1:
+            raise ConfigError(f"gradient_store works in one process, and this is one of {self.world_size}.")
         if self.identity_rows < 0:
             raise ConfigError(f"identity_rows must be at least 0, found {self.identity_rows}.")
         if not 0 < self.lm_score_floor < 1:
@@ -81,3 +89,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
         """Seed and learning rate of each run."""
         rates = self.learning_rates or [self.learning_rate]
         return [(self.seed + i, rate) for rate in rates for i in range(self.num_runs)]
+
+    @property
+    def row_seed(self) -> int:
+        """Seed of the order of rows: `data_seed`, or `seed` if there is none."""
+        return int(self.seed if self.data_seed is None else self.data_seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from transformers import EarlyStoppingCallback
 
 from gradiend_hub import Direction, GradiendConfig, GradiendModel, GradiendTrainer
 from gradiend_hub.data import other_examples, read_rows
-from gradiend_hub.errors import ConfigError
+from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.evaluation import Report
+from gradiend_hub.objectives import Example
 from tests.test_trainer import StopAt, same_direction
 from tests.training import CLASSES, arguments, trainer_of
 
@@ -114,6 +116,66 @@ def test_early_stopping_by_correlation_keeps_the_best(masked_path: Path, pronoun
     assert trainer.state.global_step < 80
     assert trainer.state.best_metric == evaluated[trainer.state.best_global_step] == max(evaluated.values())
     assert correlation(trainer) == pytest.approx(trainer.state.best_metric, abs=1e-6)
+
+
+def test_a_gradient_store_replaces_the_base_model(
+    masked_path: Path, pronouns: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = {"gradient_store": str(tmp_path / "store"), "data_seed": 1, "identity_rows": 30, "max_steps": 33}
+    plain = trained(masked_path, tmp_path / "plain", pronouns, **{**store, "gradient_store": None})
+    first = trained(masked_path, tmp_path / "first", pronouns, **store)
+    assert same_direction(first.direction, plain.direction)  # the first epoch, bit for bit
+
+    def none_left(*_: Any, **__: Any) -> None:
+        raise AssertionError("a gradient was computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gradiend_hub.gradients.faults.read_pair", none_left)
+        again = trained(masked_path, tmp_path / "again", pronouns, **store)
+        assert same_direction(again.direction, plain.direction)
+        other = trained(masked_path, tmp_path / "other", pronouns, **{**store, "solver": "closed_form", "seed": 9})
+        longer = trained(
+            masked_path, tmp_path / "longer", pronouns, **{**store, "max_steps": 70}
+        )  # two epochs and more
+    assert correlation(other) > 0.9 and correlation(longer) > 0.9
+    with pytest.raises(TrainingError, match=r"was written for something else: .*composition is"):
+        trained(masked_path, tmp_path / "wrong", pronouns, **{**store, "data_seed": 2})
+    with pytest.raises(TrainingError, match=r"was written for something else: .*scope is"):
+        trained(masked_path, tmp_path / "narrow", pronouns, **store, density=0.5)
+
+
+def test_a_dry_run_predicts_and_changes_nothing(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+    options = {"max_steps": 12, "gradient_store": str(tmp_path / "store")}
+    trainer = trainer_of(masked_path, tmp_path / "a", pronouns, args=arguments(tmp_path / "a", **options), layers="3")
+    predicted = trainer.dry_run()
+    assert not (tmp_path / "store").exists() and not list((tmp_path / "a").iterdir())
+    assert predicted.steps == 12
+    assert predicted.state_bytes == pytest.approx(12 * 4 * trainer.scope.size, rel=0.001)
+    trainer.train()
+    assert predicted.store_bytes == sum(f.stat().st_size for f in (tmp_path / "store").glob("*.bin"))
+    plain = trained(masked_path, tmp_path / "b", pronouns, max_steps=12)
+    trainer_again = trained(masked_path, tmp_path / "c", pronouns, **options)
+    assert same_direction(trainer_again.direction, plain.direction)
+
+
+def test_rows_without_a_finite_loss_are_named_and_left_out(
+    masked_path: Path, pronouns: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = pronouns["train"].select(range(120)).to_list()
+    trainer = trainer_of(masked_path, tmp_path, pronouns, train_dataset=rows, layers="3",
+                         args=arguments(tmp_path, max_steps=8))  # fmt: skip
+    rare = trainer.objective.tokenizer("zebra", add_special_tokens=False).input_ids[0]
+    assert all(rare not in e.factual.input_ids for e in trainer.train_dataset.examples)
+    bad = trainer.train_dataset.examples[7].factual
+    slots = replace(bad, input_ids=(*bad.input_ids[:-1], rare, bad.input_ids[-1]))
+    trainer.train_dataset.examples[7] = Example(slots, replace(slots, labels=bad.labels))
+    embeddings = trainer.base_model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _m, args, out: out.masked_fill((args[0] == rare)[..., None], torch.nan))
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    named = [r.message for r in caplog.records if "Row left out" in r.message]
+    assert len(named) == 1 and "its loss is not finite" in named[0] and "zebra"[:2] in named[0]
+    assert all(p.decoder.isfinite().all() for p in trainer.direction.parameters.values())
 
 
 @pytest.mark.parametrize(

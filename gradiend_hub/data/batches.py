@@ -15,7 +15,7 @@ _LENGTH_WINDOW = 8
 """Batches whose rows are sorted by length together: little padding, and still a random order."""
 
 
-class TransitionDataset(Dataset[tuple[Example, float]]):
+class TransitionDataset(Dataset[int]):
     """Tokenised rows, with the transition (factual → alternative class) and the label ±1 of each.
 
     Args:
@@ -41,8 +41,8 @@ class TransitionDataset(Dataset[tuple[Example, float]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[Example, float]:
-        return self.examples[index], self.labels[index]
+    def __getitem__(self, index: int) -> int:
+        return index  # what a row costs is spent when its gradient is needed
 
     def sample(self, count: int) -> list[int]:
         """Indices of up to `count` rows of the classes, as many of each as there are, evenly spread over the set."""
@@ -56,9 +56,13 @@ class TransitionBatchSampler(Sampler[list[int]]):
 
     Transitions take turns; the smaller ones are cycled until the largest is through. A batch never holds a row twice.
     The order depends on (seed, epoch) alone, so an interrupted run finds the batches that it has not seen yet.
+
+    Args:
+        fixed: in later epochs, the same batches in another order, so that their gradients can be kept.
     """
 
-    def __init__(self, dataset: TransitionDataset, batch_size: int, *, seed: int = 0) -> None:
+    def __init__(self, dataset: TransitionDataset, batch_size: int, *, seed: int = 0, fixed: bool = False) -> None:
+        self.fixed = fixed
         self.dataset = dataset
         self.batch_size = batch_size
         self.drop_last = False
@@ -77,8 +81,11 @@ class TransitionBatchSampler(Sampler[list[int]]):
         return self._batches_per_group * len(self._groups)
 
     def __iter__(self) -> Iterator[list[int]]:
-        rng = random.Random(f"{self.seed}/{self.epoch}")
+        rng = random.Random(f"{self.seed}/{0 if self.fixed else self.epoch}")
         batches = [self._batches(group, rng) for group in self._groups]
+        if self.fixed and self.epoch:
+            for of_group in batches:
+                random.Random(f"{self.seed}/{self.epoch}/{of_group[0]}").shuffle(of_group)
         for turn in zip(*batches, strict=True):
             yield from turn
 

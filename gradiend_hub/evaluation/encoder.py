@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from gradiend_hub.constants import SLOT
 from gradiend_hub.data import Row, neutral_examples, read_rows, require_classes, tokenize_rows
 from gradiend_hub.errors import ArtifactError, DataError
-from gradiend_hub.gradients import directional_derivatives
+from gradiend_hub.gradients import directional_derivatives, neutral_source
 from gradiend_hub.objectives import Example, Objective, TokenizedSlots, make_objective
 
 from .intervals import Array, bootstrap_interval, bootstrap_mean_interval, share_interval, spread
 from .report import EncoderReport, FillerReport, Sample
+
+__all__ = ["encode_rows", "encoder_report", "encoder_tensors", "measure_encoder", "neutral_source", "preactivations"]
 
 if TYPE_CHECKING:
     from gradiend_hub.model import GradiendModel
@@ -245,11 +247,6 @@ def preactivations(
         return directional_derivatives(model, objective, samples, encoder, batch_size=batch_size)
 
     return bias + (derivatives("factual") - derivatives("alternative") if source == "diff" else derivatives(source))
-
-
-def neutral_source(source: str) -> str:
-    """Neutral slots are filled with their own token on both sides, so "diff" would be zero: its factual part is read."""
-    return "factual" if source == "diff" else source
 
 
 def encoder_tensors(model: GradiendModel) -> tuple[dict[str, Tensor], float]:

@@ -9,17 +9,20 @@ from .memory import Estimate, estimate, memory_advised
 from .pairs import GradientReader, read_pair
 from .scope import Scope, select_parameters
 from .store import GradientStore, StoreKey
+from .stream import PairStream, neutral_source
 
 __all__ = [
     "Estimate",
     "GradientReader",
     "GradientStore",
+    "PairStream",
     "Scope",
     "SkippedRows",
     "StoreKey",
     "directional_derivatives",
     "estimate",
     "memory_advised",
+    "neutral_source",
     "prune",
     "read_pair",
     "select_parameters",

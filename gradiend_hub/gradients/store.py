@@ -193,6 +193,10 @@ class GradientStore:
         """Groups that are not written yet."""
         return [group for group, marks in enumerate(self._index) if not marks.all()]
 
+    def has(self, group: int) -> bool:
+        """Whether a group is written."""
+        return bool(self._index[group].all())
+
     def write(self, group: int, alternative: Tensor | None, diff: Tensor | None) -> None:
         """Store g_a and g_f − g_a of a group, each [n]; None for both when no row of it is usable."""
         marks = [_EMPTY, _EMPTY]
@@ -223,7 +227,7 @@ class GradientStore:
         Raises:
             TrainingError: the group is not written yet.
         """
-        if not self._index[group].all():
+        if not self.has(group):
             raise TrainingError(
                 f"Group {group} of the gradient store {self.folder} is not written yet; call fill() first."
             )

@@ -30,7 +30,7 @@ def test_labels_and_transitions() -> None:
     assert sorted(data.transitions) == [0, 0, 1]
     assert [label == 1.0 for label in data.labels] == [t == 0 for t in data.transitions]
     assert [label == -1.0 for label in dataset(2, 1).labels] == [t == 0 for t in data.transitions]
-    assert data[1] == (data.examples[1], data.labels[1])
+    assert [data[i] for i in range(3)] == [0, 1, 2]  # rows are read when their gradient is needed
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -99,3 +99,27 @@ def test_sample_has_both_classes(count: int, sizes: tuple[int, int]) -> None:
     for transition, size in enumerate(sizes):
         assert min(size, count // 2) / 2 <= found[transition] <= count // 2
     assert max(chosen) - min(chosen) > len(data) / 3 or count == 2
+
+
+def test_fixed_batches_come_in_another_order_each_epoch() -> None:
+    sampler = TransitionBatchSampler(dataset(40, 30), 8, seed=3, fixed=True)
+    first = list(sampler)
+    assert first == list(TransitionBatchSampler(sampler.dataset, 8, seed=3))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != first
+    assert sorted(map(tuple, second)) == sorted(map(tuple, first))
+    kinds = [{sampler.dataset.transitions[i] for i in batch} for batch in second]
+    assert kinds == [{0}, {1}] * (len(second) // 2)
+
+
+def test_identity_rows_are_a_third_kind() -> None:
+    rows = dataset(4, 4)
+    data = TransitionDataset(
+        [Row("[MASK]", "a", "b", *pair) for pair in (("A", "B"), ("B", "A"))], rows.examples[:2], ("A", "B"), "diff",
+        rows.examples[2:5],
+    )  # fmt: skip
+    assert data.labels == [1.0, -1.0, 0.0, 0.0, 0.0]
+    assert data.sample(10) == [0, 1]
+    batches = list(TransitionBatchSampler(data, 2))
+    assert [{data.labels[i] for i in batch} for batch in batches] == [{1.0}, {-1.0}, {0.0}] * 2
