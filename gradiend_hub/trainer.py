@@ -211,7 +211,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         """Vectors [n] that solver and optimizer hold: of each parameter itself, its gradient and Adam's two moments."""
         moved: int = sum(p.numel() for p in self.model.parameters())
         kept: int = sum(b.numel() for b in self.model.buffers())
-        return math.ceil((4 * moved + kept) / max(self.scope.size, 1))
+        return round((4 * moved + kept) / self.scope.size)
 
     def _new_stream(self, reader: GradientReader) -> PairStream:
         dataset, config = self.train_dataset, self.gradiend_config
@@ -295,7 +295,12 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         examples = [self.train_dataset.examples[i] for i in chosen]
         labels = torch.tensor([self.train_dataset.labels[i] for i in chosen])
         solver = self.accelerator.unwrap_model(self.model)
-        return [calibrated(found, self._preactivations(found, examples), labels) for found in solver.solutions()]
+        solutions = []
+        for found in solver.solutions():
+            z = self._preactivations(found, examples)
+            usable = z.isfinite()  # the rows that training left out
+            solutions.append(calibrated(found, z[usable], labels[usable]))
+        return solutions
 
     def _best_solution(self) -> Solution:
         """The run with the best correlation on validation rows, or on training rows if there are no others."""

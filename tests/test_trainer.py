@@ -374,12 +374,12 @@ def test_merged_and_loaded_by_plain_transformers(run: GradiendTrainer, masked: A
 def test_a_push_that_is_not_allowed(run: GradiendTrainer, hub: Any) -> None:
     """The artifact stays, and the message says how to push it."""
     folder = Path(run.args.output_dir)
-    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != CARD_FILE}
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != CARD_FILE}
     run.args.hub_model_id = "bob/not-yours"
     with pytest.raises(HubPushError, match=r"may not write there") as error:
         run.push_to_hub()
     assert f"gradiend-hub push {folder} bob/not-yours" in str(error.value)
-    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != CARD_FILE} == before
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != CARD_FILE} == before
     run.args.hub_model_id = None
     with pytest.raises(HubPushError, match=r"No repository was named.*gradiend-hub push .* USER/NAME"):
         run.push_to_hub()
