@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .adapter import gradiend_layers
-from .adapter.sites import SiteMap, resolve_names
+from .adapter.sites import SiteMap, refuse_offloaded, resolve_names
 from .config import GradiendConfig
 from .direction import Direction
 from .errors import BaseModelError, BaseModelMismatchError
@@ -123,11 +123,7 @@ def check_base_model(model: nn.Module, direction: Direction, *, allow_related: b
     sites = SiteMap(model)
     names = resolve_names(model, direction.parameters, sites.parameters)
     parameters = _original_parameters(model, sites)
-    if offloaded := [name for name in names.values() if name in parameters and parameters[name].device.type == "meta"]:
-        raise BaseModelError(
-            f"{offloaded[0]} (and {len(offloaded) - 1} more) has no values in memory: it is offloaded, and cannot be "
-            "edited there. Load the base model without offloading, or edit a copy of it and offload the merged model."
-        )
+    refuse_offloaded([name for name in names.values() if name in parameters and parameters[name].is_meta])
     if direction.fingerprint is None:
         return names
     match = direction.fingerprint.renamed(names).only(parameters).compare(parameters)

@@ -235,8 +235,10 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             if c_w == 0 and (c_b == 0 or bias is None):
                 continue
             part = Part(weight, bias, indices, c_w, c_b)
-            if not torch.compiler.is_compiling():  # Dynamo cannot branch on values
-                if name not in self._peaks:  # transformers' loader writes values without telling us
+            learning = weight.requires_grad and torch.is_grad_enabled()
+            if not (learning or torch.compiler.is_compiling()):  # Dynamo cannot branch on values
+                # transformers' loader and optimizers write values without telling us.
+                if name not in self._peaks or weight.requires_grad:
                     self.check(name, weight, bias, indices)
                 self._check_range(part, name)
             parts.append(part)

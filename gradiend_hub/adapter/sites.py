@@ -19,9 +19,9 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradiend_hub.direction import SIDECAR
-from gradiend_hub.errors import BaseModelMismatchError
+from gradiend_hub.errors import BaseModelError, BaseModelMismatchError
 
-__all__ = ["Site", "SiteMap", "resolve_names"]
+__all__ = ["Site", "SiteMap", "refuse_offloaded", "resolve_names"]
 
 WRAPPED = ".base_layer"
 """What other PEFT methods put into the name of a module that they wrap."""
@@ -121,6 +121,19 @@ def resolve_names(
     if len(set(resolved.values())) != len(resolved):
         raise BaseModelMismatchError("Two names of the direction mean the same parameter of the base model.")
     return resolved
+
+
+def refuse_offloaded(names: list[str]) -> None:
+    """Refuse parameters that have no values in memory.
+
+    Raises:
+        BaseModelError: Naming the first one, if there is any.
+    """
+    if names:
+        raise BaseModelError(
+            f"{names[0]} (and {len(names) - 1} more) has no values in memory: it is offloaded, and cannot be edited there. "
+            "Load the base model without offloading, or edit a copy of it and offload the merged model."
+        )
 
 
 class SiteMap:

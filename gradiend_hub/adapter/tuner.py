@@ -27,7 +27,7 @@ from .arithmetic import total_delta, write_edits
 from .layer import VALUE_NAMES, GradiendLayer
 from .quantized import QuantizedGradiendLayer, make_layer, refuse_quantized
 from .rows import row_strengths
-from .sites import Site, SiteMap, resolve_names
+from .sites import Site, SiteMap, refuse_offloaded, resolve_names
 
 __all__ = ["GradiendTuner", "gradiend_layers"]
 
@@ -66,6 +66,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
 
         Raises:
             BaseModelMismatchError: If the model lacks a parameter, or its shape is another one.
+            BaseModelError: If a parameter is offloaded.
             ConfigError: If the adapter's name cannot be one, or the scope of a fresh adapter is empty.
         """
         config = self.peft_config[adapter_name]
@@ -74,6 +75,11 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         self._check_new_adapter_config(config)
         sites = SiteMap(model)
         self._settle_parameters(config, sites)
+        places = {name: sites[name] for name in config.parameters or {}}
+        if hasattr(model, "hf_device_map"):  # a model that is empty as a whole, without a map, may be filled later
+            refuse_offloaded(
+                [name for name in places if sites.parameters[name].is_meta and name not in sites.quantized]
+            )
         if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             self._freeze_base(model)
         self.layers = list(gradiend_layers(model))
@@ -81,7 +87,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         merge_next, config._merge_next = config._merge_next, False
         trainable = adapter_name in self.active_adapters and not config.inference_mode
         for name, spec in (config.parameters or {}).items():
-            layer = self._sidecar(sites[name])
+            layer = self._sidecar(places[name])
             layer.attach(adapter_name, config)
             if direction is not None:
                 assert direction.peaks is not None, "checked directions only"

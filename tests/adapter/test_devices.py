@@ -1,0 +1,113 @@
+"""Where a model lives and how it is run: device maps, offloading, compilation, copies in other processes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+
+from gradiend_hub.adapter import GradiendLayer
+from gradiend_hub.errors import BaseModelError
+from gradiend_hub.model import GradiendModel
+from tests.adapter.support import bits, edited, random_direction, same_bits, save
+from tests.models import build, output
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:for .*copying from a non-meta parameter:UserWarning"
+    ),  # of accelerate's offloading
+]
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[nn.Module, Path, torch.Tensor]:
+    """A BERT on disk, the folder of a direction of it, and the logits at strength 1."""
+    base = build("bert")
+    base.save_pretrained(tmp_path / "base")
+    direction = random_direction(base)
+    folder = save(tmp_path / "a", direction, base, base_model_name_or_path=str(tmp_path / "base"))
+    return base, folder, output(edited(base, [(direction, 1.0, 1.0)]), "bert")
+
+
+@pytest.mark.parametrize("device_map", [{"": "cpu"}, "cpu", {"bert": "cpu", "cls": "cpu"}], ids=str)
+def test_device_map(stored: tuple[nn.Module, Path, torch.Tensor], device_map: object) -> None:
+    base, folder, expected = stored
+    model = GradiendModel.from_pretrained(folder, device_map=device_map)
+    assert torch.equal(output(model, "bert"), expected)
+    model.set_strength(0.0)
+    assert same_bits(bits(model), bits(base))
+
+
+def through_peft(folder: Path, base: nn.Module) -> PeftModel:
+    return PeftModel.from_pretrained(base, folder)
+
+
+@pytest.mark.parametrize("load", [GradiendModel.from_pretrained, through_peft])
+def test_offloaded_layers_are_refused(
+    stored: tuple[nn.Module, Path, torch.Tensor], load: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    """Weights on disk cannot be edited in place; the model stays as it was."""
+    base, folder, _ = stored
+    places = {"bert.embeddings": "cpu", "bert.encoder": "disk", "cls": "cpu"}
+    offloaded = (
+        type(base).from_pretrained(tmp_path / "base", device_map=places, offload_folder=tmp_path / "offload").eval()
+    )
+    with pytest.raises(BaseModelError, match="offloaded"):
+        load(folder, offloaded)
+    assert not any(isinstance(module, GradiendLayer) for module in offloaded.modules())
+    if load is not through_peft:  # PEFT takes accelerate's hooks off before it asks the method anything
+        assert torch.equal(output(offloaded, "bert"), output(base, "bert"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # inductor's own use
+@pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("load", ["merged", "unmerged"])
+def test_inductor(tmp_path: Path, load: str) -> None:
+    """Compiled to machine code in one graph; a change of strength shows without a new compilation if merged."""
+    base = build("llama")
+    direction = random_direction(base)
+    save(tmp_path, direction)
+    merged = load == "merged"
+    model = (
+        GradiendModel.from_pretrained(tmp_path, copy.deepcopy(base))
+        if merged
+        else PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    )
+    compiled = torch.compile(model.get_base_model(), fullgraph=True)
+    for strength in (1.0, -0.5):
+        if merged:
+            model.set_strength(strength)
+        else:
+            model.set_strength("default", strength)
+        expected = output(edited(base, [(direction, strength, abs(strength))]), "llama")
+        torch.testing.assert_close(output(compiled, "llama"), expected, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_pickled_for_another_process(stored: tuple[nn.Module, Path, torch.Tensor], tmp_path: Path) -> None:
+    """A merged model goes to a fresh process, which changes its strength and takes the direction off again."""
+    base, folder, expected = stored
+    model = GradiendModel.from_pretrained(folder, copy.deepcopy(base))
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps((model, bits(base), expected)))
+    program = (
+        "import pickle, sys, torch\n"
+        "from tests.adapter.support import bits, same_bits\n"
+        "from tests.models import output\n"
+        "model, before, expected = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "assert torch.equal(output(model, 'bert'), expected)\n"
+        "model.set_strength(2.0)\n"
+        "assert not torch.equal(output(model, 'bert'), expected)\n"
+        "assert same_bits(bits(model.unload()), before)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program, tmp_path / "model.pickle"], check=True)
