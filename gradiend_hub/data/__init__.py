@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .neutral import other_words
     from .readers import read_feature_data
     from .spec import ClassSpec, FeatureDataConfig, NeutralSpec, TextFilters
-    from .splits import find_leaks
+    from .splits import find_leaks, without_leaks
 
 __all__ = [
     "ClassSpec",
@@ -43,6 +43,7 @@ __all__ = [
     "read_texts",
     "require_classes",
     "tokenize_rows",
+    "without_leaks",
 ]
 
 _LAZY = {
@@ -55,6 +56,7 @@ _LAZY = {
     "find_leaks": "splits",
     "other_words": "neutral",
     "read_feature_data": "readers",
+    "without_leaks": "splits",
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -117,6 +118,25 @@ def find_leaks(
         if pair[0] not in best or pair[2] > best[pair[0]][2]:
             best[pair[0]] = pair
     return Leaks([best[row] for row in sorted(best)], wanted)
+
+
+def without_leaks(
+    rows: datasets.DatasetDict, threshold: float | None = 0.8, column: str = "masked"
+) -> tuple[datasets.DatasetDict, Leaks]:
+    """Splits without the rows of earlier ones whose text is in a later one again, and what was found.
+
+    Args:
+        rows: splits, training first.
+        threshold: see `find_leaks`.
+        column: column of the texts.
+    """
+    splits = [name for name, part in rows.items() for _ in range(len(part))]
+    leaks = find_leaks([text for part in rows.values() for text in part[column]], splits, list(rows), threshold)
+    leaking, kept, start = set(leaks.rows), {}, 0
+    for name, part in rows.items():
+        kept[name] = part.select([i for i in range(len(part)) if start + i not in leaking])
+        start += len(part)
+    return datasets.DatasetDict(kept), leaks
 
 
 def _shingles(texts: Sequence[str]) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import re
 
+import datasets
 import numpy as np
 import pytest
 
-from gradiend_hub.data import find_leaks, other_words
+from gradiend_hub.data import find_leaks, other_words, without_leaks
 from gradiend_hub.data.splits import assign
 from gradiend_hub.errors import DataError
 
@@ -35,6 +36,14 @@ def test_leaks_are_those_of_a_double_loop(threshold: float | None) -> None:
     assert {i: s for i, _, s in leaks.pairs} == pytest.approx(expected)
     assert leaks.rows == sorted(expected)
     assert all(order.index(splits[i]) < order.index(splits[j]) for i, j, _ in leaks.pairs)
+
+
+def test_leaks_of_a_finished_set_are_removed() -> None:
+    texts = {"train": ["a b c [MASK]", "d e f [MASK]"], "test": ["A b c [MASK].", "g h [MASK]"]}
+    rows = datasets.DatasetDict({name: datasets.Dataset.from_dict({"masked": found}) for name, found in texts.items()})
+    kept, leaks = without_leaks(rows)
+    assert {name: part["masked"][:] for name, part in kept.items()} == texts | {"train": ["d e f [MASK]"]}
+    assert leaks.exact == 1
 
 
 def test_units_stay_together_and_shares_are_met() -> None:

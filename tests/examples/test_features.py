@@ -1,0 +1,108 @@
+"""The feature examples from end to end, on the bundled model and a little text of their own."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from gradiend_hub.data import read_rows
+from tests.conftest import ROOT
+
+PLACES = ["town", "village", "forest", "garden", "castle", "market", "harbour", "valley", "church", "school"]
+THINGS = ["bread", "water", "letters", "horses", "books", "apples", "candles", "stones", "flowers", "tools"]
+FRAMES = {
+    "english_pronouns": "On day {n} in the {a} by the {b} we were told that {word} had sold the {c} there.",
+    "english_gender": "On day {n} in the {a} by the {b} everybody knew that {word} had sold the {c} there.",
+    "sentiment": "On day {n} in the {a} by the {b} the people said that the {c} were {word} again.",
+}
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs an example in this process with the bundled masked model."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+    def run(name: str, capsys: Any, *arguments: str) -> str:
+        base = ROOT / "examples" / "base_models" / "masked"
+        monkeypatch.setattr(sys, "argv", [name, "--offline", "--model", str(base), "--max-rows", "24", *arguments])
+        importlib.import_module(name).main()
+        return str(capsys.readouterr().out)
+
+    yield run
+    datasets.enable_progress_bars()
+
+
+def words_of(name: str) -> list[str]:
+    module = importlib.import_module(name)
+    if name == "english_pronouns":
+        return [word for found in module.CLASSES.values() for word in found]
+    return [word for found in module.WORDS.values() for word in found.split()]
+
+
+def sentences(name: str, each: int) -> list[str]:
+    rng = random.Random(0)
+    drawn = [(word, n) for word in words_of(name) for n in range(each)]
+    rng.shuffle(drawn)
+    return [
+        FRAMES[name].format(n=n, word=word, a=rng.choice(PLACES), b=rng.choice(PLACES), c=rng.choice(THINGS))
+        for n, (word, _) in enumerate(drawn)
+    ]
+
+
+def correlations(output: str) -> dict[str, float]:
+    found = re.findall(r"^\| [^|]+ \| ([^|]+ / [^|]+) \| \d+ \| \d+ \| \w+ \| (-?\d\.\d+) \|$", output, re.M)
+    return {pair: float(value) for pair, value in found}
+
+
+@pytest.mark.parametrize(("name", "each"), [("english_gender", 10), ("sentiment", 12)])
+def test_built_from_text(name: str, each: int, example: Any, capsys: Any, tmp_path: Path, masked_path: Path) -> None:
+    text = [
+        *sentences(name, each),
+        *(f"On day {n} nobody was in the {place} at all." for n, place in enumerate(PLACES * 3)),
+    ]
+    (tmp_path / "text.txt").write_text("\n".join(text), encoding="utf-8")
+    output = example(name, capsys, "--text", str(tmp_path / "text.txt"), "--save", str(tmp_path / "set"))
+    ((pair, _),) = correlations(output).items()
+    saved = datasets.load_dataset(str(tmp_path / "set"))
+    assert read_rows(saved["test"], pair.split(" / "))
+    if name == "sentiment":
+        train, test = ({row["factual"] for row in saved[split]} for split in ("train", "test"))
+        assert not train & test
+    else:
+        assert "most evenly likely at strength" in output
+
+
+def test_pairs_from_templates(example: Any, capsys: Any, masked_path: Path) -> None:
+    output = example("race_religion", capsys)
+    found = correlations(output)
+    assert len(found) == 6
+    assert min(found.values()) > 0.2  # after four steps
+
+
+def test_german_articles_by_rules(example: Any, capsys: Any, tmp_path: Path, masked_path: Path) -> None:
+    nouns = {"der": "Benutzer Server Kernel Befehl", "die": "Meldung Sicherheit Version Einheit",
+             "das": "System Paket Programm Dokument", "in der": "Meldung Sicherheit Version Einheit"}  # fmt: skip
+    rng = random.Random(1)
+    lines = [
+        f"Am Tag {n} sahen wir gleich, dass {article} {rng.choice(found.split())} ganz {rng.choice(THINGS)} war."
+        for n, (article, found) in enumerate(list(nouns.items()) * 14)
+    ]
+    (tmp_path / "german.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    output = example("german_articles", capsys, "--text", str(tmp_path / "german.txt"))
+    assert len(correlations(output)) == 4
+    assert "  fem_dat: 33 train, 6 validation, 3 test" in output  # against each of three classes
+
+
+@pytest.mark.slow
+def test_all_pairs_of_pronouns(example: Any, capsys: Any, tmp_path: Path, masked_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n".join(sentences("english_pronouns", 30)), encoding="utf-8")
+    found = correlations(example("english_pronouns", capsys, "--text", str(tmp_path / "text.txt")))
+    assert len(found) == 10  # the pair 3SG / 3PL is learned from both sets
+    assert min(found.values()) > 0.5
