@@ -35,8 +35,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     """A base model with one or more feature directions: a `PeftModel` whose directions are merged in place.
 
     Being merged, they cost nothing at inference. The touched original weights are kept, so every change of strength
-    is exact, and strength 0 is the base model to the bit. Inference may run in many threads; changing the strength
-    while another thread runs the model may not.
+    is exact, and strength 0 is the base model to the bit. Inference may run in many threads; changing the strength, or
+    giving strengths by row, while another thread runs the model may not.
 
     Use `GradiendModel.from_pretrained` or `GradiendModel.from_direction`.
     """
@@ -318,7 +318,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             *args: Of the base model.
             strengths: Strengths by row instead of the current one: a sequence `[batch]` for the active direction, a
                 dictionary of such sequences by name, or a callable that gets the keyword arguments of the forward (e.g.
-                `input_ids`) and returns either.
+                `input_ids`) and returns either. Calls with strengths wait for each other; no other thread may call the
+                model without them at the same time.
             **kwargs: Of the base model.
 
         Raises:

@@ -6,6 +6,10 @@ runs once for the whole batch, and the two right terms are added in fp32. It is 
 
 That holds only if nobody else computes with a touched parameter, and if the module sees the rows of the batch. Both are
 watched while the model runs, and an error is raised where they fail.
+
+The base model's values and the watch are put into the shared modules for the time of the call. Calls with strengths by row
+wait for each other, in any number of threads; an ordinary call of the same model in another thread must wait for them, too,
+or it meets the base model's values or the watch's error. Give such a thread a copy of the model.
 """
 
 from __future__ import annotations
