@@ -103,7 +103,7 @@ def test_a_direction_is_learned(run: GradiendTrainer, pronouns: Any) -> None:
 
 def test_the_artifact_on_disk(run: GradiendTrainer, masked: Any, pronouns: Any) -> None:
     folder = Path(run.args.output_dir)
-    assert {p.name for p in folder.iterdir()} == {*ARTIFACT, "assets"}
+    assert {p.name for p in folder.iterdir()} == {*ARTIFACT, HTML_FILE, "assets"}
     assert Report.load(folder) == run.report
     config = GradiendConfig.from_pretrained(str(folder))
     assert config.strength_unit == run.gradiend_config.strength_unit != 1.0
@@ -347,7 +347,7 @@ def test_pushed_and_loaded_again(run: GradiendTrainer, hub: Any, repo_id: str, p
     assert [c.title for c in commits if c.title != "initial commit"] == ["End of training"]
     assets = {f"assets/{p.name}" for p in Path(run.args.output_dir, "assets").iterdir()}
     assert "assets/strength.png" in assets
-    assert set(api.list_repo_files(repo_id)) - {".gitattributes"} == ARTIFACT | assets
+    assert set(api.list_repo_files(repo_id)) - {".gitattributes"} == {*ARTIFACT, HTML_FILE, *assets}
     rows = pronouns["test"].select(range(12))
     local = GradiendModel.from_direction(run.base_model, run.direction, run.gradiend_config)
     expected = local.encode(rows)

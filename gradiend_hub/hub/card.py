@@ -23,7 +23,7 @@ from gradiend_hub.plots.style import shown_split
 
 from .caveats import caveats, control_range
 from .markdown import NOT_MEASURED, cell, fenced, number, percent, signed, with_interval
-from .names import hub_id
+from .names import hub_id, shown_name
 from .usage import plain_usage
 
 __all__ = ["hub_id", "render_card", "render_rewritten_card", "write_card", "write_rewritten_card"]
@@ -160,7 +160,7 @@ def _names(config: GradiendConfig) -> dict[str, Any]:
     base_id = hub_id(config.base_model_name_or_path)
     return {
         "first": first, "second": second, "base_id": base_id,
-        "base": base_id or Path(config.base_model_name_or_path or "unknown").name,
+        "base": shown_name(config.base_model_name_or_path),
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-__all__ = ["hub_id"]
+__all__ = ["hub_id", "shown_name"]
 
 
 def hub_id(name: str | None) -> str | None:
@@ -20,3 +20,8 @@ def hub_id(name: str | None) -> str | None:
     except HFValidationError:
         return None
     return name
+
+
+def shown_name(name: str | None) -> str:
+    """What a model is called in public: its Hub id, or the last part of a local path."""
+    return hub_id(name) or Path(name or "unknown").name

@@ -5,23 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradiend_hub.config import GradiendConfig
-from gradiend_hub.constants import ASSETS_FOLDER, REPORT_FILE
+from gradiend_hub.constants import ASSETS_FOLDER, HTML_FILE, REPORT_FILE
 from gradiend_hub.evaluation import Report
-from gradiend_hub.plots import save_plots
+from gradiend_hub.plots import save_html, save_plots
 
 from .card import write_card
+from .names import shown_name
 
 __all__ = ["write_receipts"]
 
 
 def write_receipts(folder: str | Path) -> None:
-    """Write card and figures into the folder of a saved direction, from its config and report.
+    """Write card, figures and the HTML page into the folder of a saved direction, from its config and report.
 
     Raises:
         ArtifactError: the report is damaged, or the card cannot be rendered.
     """
     folder = Path(folder)
-    if (folder / REPORT_FILE).is_file():
+    report = Report.load(folder) if (folder / REPORT_FILE).is_file() else None
+    if report is not None:
         config = GradiendConfig.from_pretrained(str(folder))
-        save_plots(Report.load(folder), folder / ASSETS_FOLDER, safe_band=config.safe_band)
+        save_plots(report, folder / ASSETS_FOLDER, safe_band=config.safe_band)
+        if report.splits:
+            save_html(report, folder, base=shown_name(config.base_model_name_or_path), safe_band=config.safe_band)
+    if report is None or not report.splits:
+        (folder / HTML_FILE).unlink(missing_ok=True)
     write_card(folder)

@@ -1,0 +1,111 @@
+"use strict";
+// Texts of strangers get into the page as text nodes only.
+const data = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+document.body.classList.add("live");
+
+function element(name, text, className) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+// ---- what is behind a point
+const tip = byId("tip");
+let marked = null;
+
+function show(point, x, y) {
+  const sample = data.samples[Number(point.dataset.sample)];
+  const parts = sample.text.split("[MASK]");
+  const sentence = element("div");
+  parts.forEach((part, i) => {
+    if (i) sentence.append(element("b", sample.filler));
+    sentence.append(part);
+  });
+  tip.replaceChildren(sentence, element("div", `${sample.kind}, h = ${sample.h.toFixed(3)}`, "faint"));
+  if (parts.length < 2) tip.append(element("div", sample.filler));
+  tip.style.display = "block";
+  tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${y + 18 + tip.offsetHeight > innerHeight ? y - tip.offsetHeight - 10 : y + 18}px`;
+  if (marked) marked.classList.remove("on");
+  marked = point;
+  point.classList.add("on");
+}
+
+function hide() {
+  tip.style.display = "none";
+  if (marked) marked.classList.remove("on");
+  marked = null;
+}
+
+const cloud = byId("encodings");
+if (cloud) {
+  cloud.addEventListener("pointerover", (event) => {
+    const point = event.target.closest("[data-sample]");
+    if (point) show(point, event.clientX, event.clientY);
+    else hide();
+  });
+  cloud.addEventListener("pointerleave", hide);
+  // with the keyboard: one stop, and the arrows go from point to point by value
+  const points = [...cloud.querySelectorAll("[data-sample]")].sort(
+    (a, b) => data.samples[a.dataset.sample].h - data.samples[b.dataset.sample].h);
+  cloud.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (event.key === "Escape") hide();
+    if (!step || !points.length) return;
+    event.preventDefault();
+    const next = (points.indexOf(marked) + step + points.length) % points.length;
+    const box = points[next].getBoundingClientRect();
+    show(points[next], box.left, box.top);
+  });
+  cloud.addEventListener("blur", hide);
+}
+
+// ---- the slider over measured strengths
+const dial = byId("strength");
+const figure = (value, digits) => (value === null ? "not measured" : value.toFixed(digits));
+const per = (value) => (value === null ? "not measured" : `${(100 * value).toFixed(2)} %`);
+
+function turn() {
+  const i = Number(dial.value);
+  const point = data.curve[i];
+  byId("at").textContent = point.name;
+  dial.setAttribute("aria-valuetext", `strength ${point.name}`);
+  const rows = data.probabilities.map((of) => {
+    const value = point[of.key];
+    const row = element("tr");
+    const cell = element("td");
+    const bar = element("div", undefined, "bar");
+    const fill = element("i", undefined, of.look);
+    fill.style.width = `${100 * Math.min(1, Math.max(0, value ?? 0))}%`;
+    bar.append(fill);
+    cell.append(bar);
+    row.append(element("th", of.name), element("td", figure(value, 3)), cell);
+    return row;
+  });
+  byId("chances").replaceChildren(...rows);
+  byId("damage").textContent = `LM score ${per(point.lm_score)} · KL ${figure(point.kl, 4)} nats · NLL ${figure(point.nll, 4)} nats`;
+  byId("written").replaceChildren(...data.completions.map((completion) => {
+    const row = element("tr");
+    row.append(element("th", completion.text), element("td", completion.at[point.name] ?? "not written at this strength"));
+    return row;
+  }));
+  document.querySelectorAll("[data-strength]").forEach((row) =>
+    row.classList.toggle("now", Number(row.dataset.strength) === i));
+  const line = byId("here");
+  line.setAttribute("x1", point.x);
+  line.setAttribute("x2", point.x);
+}
+
+if (dial) {
+  dial.addEventListener("input", turn);
+  byId("curve").addEventListener("click", (event) => {
+    const box = byId("curve").getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width) * byId("curve").viewBox.baseVal.width;
+    const distances = data.curve.map((point) => Math.abs(point.x - x));
+    dial.value = distances.indexOf(Math.min(...distances));
+    turn();
+  });
+  turn();
+}
