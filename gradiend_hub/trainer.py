@@ -46,7 +46,7 @@ from .data import (
 )
 from .direction import Direction, ParameterDirection
 from .errors import ConfigError, HubPushError
-from .evaluation import Report, encoder_report, evaluate_direction, flat_encoder, preactivations
+from .evaluation import Report, edit_account, encoder_report, evaluate_direction, flat_encoder, preactivations
 from .fingerprint import Fingerprint
 from .gradients import (
     Estimate,
@@ -374,9 +374,11 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             split = evaluate_direction(
                 model, self.objective, rows, texts, choose_unit=choose_unit, floor=self.args.lm_score_floor,
                 batch_size=self.args.eval_batch_size, seed=self.args.seed,
+                trained_words={word.lower() for r in self._train_rows for word in (r.factual, r.alternative)},
             )  # fmt: skip
             measured = model.active_peft_config
             config.strength_unit, config.safe_band = measured.strength_unit, measured.safe_band
+            config.break_point = measured.break_point
         finally:
             model.unload()
         self.report.splits[name] = split
@@ -398,15 +400,22 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         model = GradiendModel.from_direction(self.base_model, self.direction, self.gradiend_config)
         try:
             model.save_pretrained(folder)
-            if self.report.splits and sum(p.numel() for p in self.base_model.parameters()) <= MOST_PARAMETERS:
-                self.report.usage = run_usage(folder, self.report)
-                self.report.save(folder)
+            if self.report.splits:
+                self._account(folder, model)
             write_probes(folder, model, self._eval_rows or self._train_rows, self.objective)
         finally:
             model.unload()
         write_receipts(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
+
+    def _account(self, folder: Path, model: GradiendModel) -> None:
+        """Add to the report of a measured direction what is read from the saved artifact."""
+        self.report.layers, self.report.dtype_loss = edit_account(model)
+        self.report.examples = [asdict(row) for row in self._train_rows[:3]]
+        if sum(p.numel() for p in self.base_model.parameters()) <= MOST_PARAMETERS:
+            self.report.usage = run_usage(folder, self.report)
+        self.report.save(folder)
 
     def push_to_hub(
         self,

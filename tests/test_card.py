@@ -49,7 +49,8 @@ def normalised(card: str) -> str:
     head, start, rest = card.partition("## What each")
     head = re.sub(r"(?m)^(      value: ).*$", r"\1N", head)
     head = re.sub(r"(?m)^\| (?!\||strength)([^|]*) \|.*$", r"| \1 | W | W | W |", head)
-    return head + start + NUMBER.sub("N", rest)
+    rest = re.sub(r"The language model breaks at: .*", "The language model breaks at: N, N.", NUMBER.sub("N", rest))
+    return head + start + re.sub(r"(?m)(^\| N \| N \[N, N\].*\n)+", "(one row for each measured strength)\n", rest)
 
 
 def test_the_whole_card_of_a_short_run(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:

@@ -14,7 +14,15 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
 from gradiend_hub import Direction, GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.base_models import load_base_model
-from gradiend_hub.constants import CARD_FILE, CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.constants import (
+    CARD_FILE,
+    CONFIG_FILE,
+    ENCODER_FILE,
+    HTML_FILE,
+    PROBES_FILE,
+    REPORT_FILE,
+    WEIGHTS_FILE,
+)
 from gradiend_hub.data import Row
 from gradiend_hub.direction import ParameterDirection
 from gradiend_hub.errors import (

@@ -92,7 +92,7 @@ def _sentence(split: SplitReport | None) -> str:
     """A text of one line that the direction has something to say about, if there is one."""
     texts = [completion.text for completion in split.completions] if split else []
     plain = [text for text in texts if text.isprintable() and re.fullmatch(r"[^'\"\\`$]{1,200}", text)]
-    return plain[0] if plain else _TEXT.replace("it", SLOT)
+    return min(plain, key=len) if plain else _TEXT.replace("it", SLOT)
 
 
 def _printed(run: object) -> str:

@@ -151,7 +151,7 @@ def test_texts_never_become_code(browser: Any, tmp_path: Path, attack: str) -> N
     report.splits["test"] = replace(split, encoder=replace(split.encoder, samples=samples), completions=completions)
     open_page(browser, report, tmp_path, base=attack)
     title = browser.execute_script("return document.title")
-    assert title.startswith(" ".join(attack.split()))
+    assert " ".join(title.split()).startswith(" ".join(attack.split()))
     assert browser.execute_script("return [...document.querySelectorAll('script')].length") == 2
     assert not browser.find_elements("css selector", "img, iframe, object, b[onclick], svg[onload]")
     assert [e.text for e in browser.find_elements("tag name", "h1")][1:] == []
