@@ -61,6 +61,7 @@ from .gradients import (
     select_parameters,
 )
 from .gradients.pairs import silence
+from .hub.names import shown_name
 from .hub.publish import publish_folder
 from .hub.receipts import write_receipts
 from .hub.usage import MOST_PARAMETERS, run_usage
@@ -485,7 +486,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         counts = {c: sum(row.factual_class == c for row in rows) for c in self._classes}
         return Report(
             feature_classes=list(self._classes),
-            base_model=str(config.base_model_name_or_path),
+            base_model=shown_name(config.base_model_name_or_path),
             base_revision=config.revision,
             scope=self.scope.summary(),
             training={

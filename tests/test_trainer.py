@@ -105,7 +105,7 @@ def test_a_direction_is_learned(run: GradiendTrainer, pronouns: Any) -> None:
     }
     trained_on = pronouns["train"].select(range(320))["factual_class"]
     assert run.report.data["train_rows"] == {name: trained_on.count(name) for name in CLASSES}
-    assert (run.report.steps, run.report.base_model) == (STEPS, str(run.base_model.name_or_path))
+    assert (run.report.steps, run.report.base_model) == (STEPS, Path(run.base_model.name_or_path).name)
     assert run.report.seconds.keys() == {"train", "evaluate eval"}
 
 
