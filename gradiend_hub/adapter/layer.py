@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 import warnings
 from collections.abc import Callable, Collection
 from typing import Any
@@ -24,7 +23,6 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from gradiend_hub.config import GradiendConfig
 from gradiend_hub.direction import ParameterDirection, check_indices, index_dtype, peak
@@ -42,16 +40,15 @@ from .arithmetic import (
     write_edits,
     write_entries,
 )
+from .shown import ShownParameter
 from .sites import Site
 
 __all__ = ["GradiendLayer"]
 
 VALUE_NAMES = ("gradiend_weight", "gradiend_bias", "gradiend_indices")
 
-_SWAP_LOCK = threading.RLock()
 
-
-class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class GradiendLayer(ShownParameter, nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """Directions of one parameter, by adapter name. See the module's docstring for what it does when.
 
     Attributes:
@@ -74,13 +71,9 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     strength: dict[str, float]
     feature_factor: dict[str, float]
     merged_adapters: list[str]
-    _site: tuple[Site]
     _originals: Originals | None
     _peaks: dict[str, tuple[float, float]]
     _disable_adapters: bool
-    _depth: int
-    _stash: torch.Tensor | None
-    _handles: list[RemovableHandle]
 
     adapter_layer_names = ("gradiend_weight", "gradiend_bias")
     other_param_names = ("gradiend_indices", "configs", "strength", "feature_factor", "_peaks")
@@ -109,20 +102,6 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return f"gradiend.GradiendLayer({self.site.name!r}, adapters={list(self.gradiend_weight)})"
 
     # -------------------------------------------------------------------------------------------- the base parameter
-
-    @property
-    def site(self) -> Site:
-        """Where the parameter lives."""
-        return self._site[0]
-
-    @property
-    def base_parameter(self) -> torch.Tensor:
-        """The parameter itself, also while hooks show another tensor in its place."""
-        if self._stash is not None:
-            return self._stash
-        owner, leaf = self.site.owner, self.site.leaf
-        # FSDP (use_orig_params) keeps plain tensors in __dict__ while a module is unsharded.
-        return owner.__dict__[leaf] if leaf in owner.__dict__ else owner._parameters[leaf]  # type: ignore[return-value]
 
     @property
     def shape(self) -> torch.Size:
@@ -425,7 +404,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         swallowed = int((touched & (after == before)).sum())
         return Changes(int(touched.sum()), swallowed, float(delta.double().square().sum()), weight_square)
 
-    # --------------------------------------------------------------------------------------------- unmerged: the swap
+    # ------------------------------------------------------------------------------------------------------- unmerged
 
     def watch(self) -> None:
         """Hang the hooks on the readers, or take them off if the edit is merged."""
@@ -434,54 +413,9 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         elif not self._handles:
             self._hang_hooks()
 
-    def _hang_hooks(self) -> None:
-        for reader in self.site.readers:
-            self._handles.append(reader.register_forward_pre_hook(self._enter))
-            self._handles.append(reader.register_forward_hook(self._leave, always_call=True))
-
-    def _unwatch(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    # The counter goes up before anything can raise: hooks with always_call also run when a pre-hook raised (the early
-    # stop of torch.utils.checkpoint does that). Concurrent forwards share one swap; Dynamo cannot trace the lock.
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling():
-            self._show()
-        else:
-            with _SWAP_LOCK:
-                self._show()
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
-            self._hide()
-        else:
-            with _SWAP_LOCK:
-                self._hide()
-
-    def _show(self) -> None:
-        self._depth += 1
-        if self._depth > 1 or self._disable_adapters:
-            return
-        base = self.base_parameter
-        shown = self.rewritten(base, self.active_adapters)
-        if shown is not base:
-            self._stash = base
-            self._assign(shown)
-
-    def _hide(self) -> None:
-        self._depth -= 1
-        if self._depth == 0 and self._stash is not None:
-            base, self._stash = self._stash, None
-            self._assign(base)
-
-    def _assign(self, tensor: torch.Tensor) -> None:
-        for module, leaf in self.site.slots:
-            store: dict[str, Any] = module.__dict__ if leaf in module.__dict__ else module._parameters
-            store[leaf] = tensor
-            if isinstance(module, nn.RNNBase):  # keeps a list of its own
-                module._flat_weights[module._flat_weights_names.index(leaf)] = tensor
+    def shown(self, base: torch.Tensor) -> torch.Tensor:
+        """What the readers see while they run."""
+        return base if self._disable_adapters else self.rewritten(base, self.active_adapters)
 
     # -------------------------------------------------------------------------------------------------------- plumbing
 
