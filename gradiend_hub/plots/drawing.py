@@ -45,8 +45,8 @@ def draw_curve(split: SplitReport, first: str, second: str, safe_band: Sequence[
         "lines": [*lines, *damage], "marks": marks, "band": band, "damage_ticks": damage_ticks,
         "breaks": [x(side) for side in split.break_point or [] if side is not None and low <= side <= high],
         "y_ticks": [{"at": y(value / 4), "text": f"{value / 4:g}"} for value in range(5)],
-        "x_ticks": [{"at": x(s), "text": f"{s:+g}" if s else "0"} for s in _apart(strengths, x)],
-        "at": {f"{s:+g}" if s else "0": x(s) for s in strengths},
+        "x_ticks": [{"at": x(s), "text": f"{s:+.3g}" if s else "0"} for s in _apart(strengths, x)],
+        "at": {f"{s:+.3g}" if s else "0": x(s) for s in strengths},
     }  # fmt: skip
 
 
