@@ -67,7 +67,8 @@ def render_html(report: Report, *, base: str = "its base model", safe_band: Sequ
         first=first, second=second, base=base, split_name=name, encoder=split.encoder, samples=samples,
         curve=curve, curve_rows=rows, start=next((i for i, row in enumerate(rows) if row["name"] == "0"), 0),
         has_control=bool(split.control), cloud=draw_cloud(split, [first, second]), completions=completions,
-        written_at=[name for name in ("-1", "0", "+1") if any(name in c["at"] for c in completions)], hardest=_hardest(split, first),
+        written_at=[name for name in ("-1", "0", "+1") if any(name in c["at"] for c in completions)],
+        hardest=_hardest(split, first),
         data=_embedded(data), style=parts["report.css"], script=parts["report.js"],
         style_hash=_hash(parts["report.css"]), script_hash=_hash(parts["report.js"]),
     )  # fmt: skip
