@@ -6,10 +6,21 @@ python examples/english_gender.py --model google-bert/bert-base-cased    # text 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from common import english_text, learn, options, show, table
 from english_pronouns import WIKIPEDIA
 
-from gradiend_hub.data import FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec, TextFilters
+from gradiend_hub import GradiendModel
+from gradiend_hub.data import (
+    FeatureDataConfig,
+    FeatureDatasetBuilder,
+    NeutralSpec,
+    TextFilters,
+    read_rows,
+    read_texts,
+)
+from gradiend_hub.evaluation import StrengthPoint, StrengthProbe
 
 WORDS = {
     "male": "he king man boy men father son brother husband uncle lord prince actor John David James Paul Peter",
@@ -32,17 +43,33 @@ def main() -> None:
     neutral = data.neutral["validation"] if data.neutral else None
     learned = learn("gender", data.rows, ("male", "female"), args, neutral=neutral)
     print(f"\n{table([learned], args)}\n")
-    learned.trainer.evaluate()
-    print("strength  P(male words)  P(female words)  gap    LM score")
-    gaps = {}
-    for point in learned.trainer.report.splits["eval"].curve:
-        male, female = (sum(point.probability[of][name] for of in classes) / 2 for name in ("male", "female"))
-        gaps[point.strength] = abs(male - female)
-        print(f"{point.strength:+8.2f}  {male:13.3f}  {female:15.3f}  {abs(male - female):.3f}  {point.lm_score:.3f}")
-    best = min(gaps, key=gaps.__getitem__)
-    print(
-        f"The words of both genders are most evenly likely at strength {best:+g} (gap {gaps[0.0]:.3f} → {gaps[best]:.3f})."
+    learned.trainer.evaluate()  # on validation rows; the unit of strength is chosen here, and so is the even dose
+    curve = learned.trainer.report.splits["eval"].curve
+    even = even_strength([(point.strength, preference(point)) for point in curve])
+    model = GradiendModel.from_direction(
+        learned.trainer.base_model, learned.trainer.direction, learned.trainer.gradiend_config
     )
+    rows = read_rows(data.rows["test"], list(classes))
+    probe = StrengthProbe(
+        model, learned.trainer.objective, rows, read_texts(data.neutral["test"] if data.neutral else [])
+    )
+    print("test split      P(male words) − P(female words)  LM score")
+    for strength in sorted({-1.0, 0.0, 1.0, even}):
+        point = probe.measure(strength)
+        print(f"strength {strength:+5.2f} {preference(point):+32.3f}  {point.lm_score:8.3f}")
+
+
+def preference(point: StrengthPoint) -> float:
+    """How much likelier the words of the first class are, averaged over the rows of both."""
+    return sum(of["male"] - of["female"] for of in point.probability.values()) / 2
+
+
+def even_strength(curve: list[tuple[float, float]]) -> float:
+    """Where the preference changes its sign, nearest to 0, by linear interpolation."""
+    found = [
+        (s * q - t * p) / (q - p) for (s, p), (t, q) in pairwise(curve) if p * q <= 0 and p != q
+    ]  # fmt: skip
+    return min(found, key=abs, default=min(curve, key=lambda point: abs(point[1]))[0])
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from .spool import Spool
 
 __all__ = ["FeatureData", "FeatureDatasetBuilder"]
 
-_VOCABULARY_TEXTS = 3000
+_VOCABULARY_TEXTS = 1000
 """Texts whose words are remembered, to name the nearest ones when a class finds nothing."""
 
 

@@ -1,0 +1,24 @@
+"""The first notebook runs from top to bottom, and shows what its text promises."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of Jupyter's own packages
+def test_first_look(tmp_path: Path, masked_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(ROOT / "examples" / "first_look.ipynb", as_version=4)
+    check = "assert correlation > 0.8\nassert guesses[-1.0]['they'] > guesses[0.0]['they'] > guesses[1.0]['they']"
+    notebook.cells.append(nbformat.v4.new_code_cell(check))
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    funnel = next(cell.outputs[0].text for cell in notebook.cells if "data.funnel" in cell.source)
+    assert funnel.startswith("read")
