@@ -46,7 +46,17 @@ from .data import (
 )
 from .direction import Direction, ParameterDirection
 from .errors import ConfigError, HubPushError
-from .evaluation import Report, edit_account, encoder_report, evaluate_direction, flat_encoder, preactivations
+from .evaluation import (
+    Report,
+    StrengthProbe,
+    calibrate,
+    check_fillers,
+    edit_account,
+    encoder_report,
+    evaluate_direction,
+    flat_encoder,
+    preactivations,
+)
 from .fingerprint import Fingerprint
 from .gradients import (
     Estimate,
@@ -68,7 +78,18 @@ from .hub.usage import MOST_PARAMETERS, run_usage
 from .hub.verify import write_probes
 from .model import GradiendModel
 from .objectives import Example, make_objective, objective_name
-from .solvers import Solution, Solver, calibrated, make_solver, seed_report
+from .solvers import (
+    ClassMeans,
+    Solution,
+    Solver,
+    calibrated,
+    diagonal_fisher,
+    kindest,
+    make_solver,
+    pruned,
+    seed_report,
+    with_mean_decoder,
+)
 from .training_args import GradiendTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -79,6 +100,12 @@ ARTIFACT_FILES = (
 
 _CALIBRATION_ROWS = 128
 """Training rows from which orientation and gain of a solution are read."""
+
+_FISHER_TEXTS = 256
+"""Most sentences that the Fisher information is estimated from."""
+
+_COMPARED_ROWS, _COMPARED_TOKENS = 60, 1000
+"""Validation rows of each class and neutral tokens on which dampings are compared."""
 
 
 class GradiendTrainer(Trainer):  # type: ignore[misc]
@@ -94,6 +121,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         train_dataset: rows with the columns `masked`, `factual`, `alternative`, `factual_class`, `alternative_class`.
         eval_dataset: rows of the same kind, on which the strength unit is chosen.
         neutral_dataset: sentences (`text`) without the feature, on which damage and calibration are measured.
+        neutral_train_dataset: further sentences (`text`), from which `decoder="fisher"` learns what to spare.
         processing_class: the base model's tokenizer, if it cannot be loaded from the base model's path.
         callbacks: as in `Trainer`.
 
@@ -113,6 +141,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         train_dataset: Iterable[dict[str, Any]],
         eval_dataset: Iterable[dict[str, Any]] | None = None,
         neutral_dataset: Iterable[dict[str, Any]] | None = None,
+        neutral_train_dataset: Iterable[dict[str, Any]] | None = None,
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -136,6 +165,13 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         logger.info("Scope:\n%s", self.scope.table(base))
         self._eval_rows = [] if eval_dataset is None else read_rows(eval_dataset, self._classes, what="eval_dataset")
         self._texts = [] if neutral_dataset is None else read_texts(neutral_dataset)
+        self._fisher_texts = [] if neutral_train_dataset is None else read_texts(neutral_train_dataset)[:_FISHER_TEXTS]
+        if args.decoder == "fisher" and not self._fisher_texts:
+            raise ConfigError('decoder="fisher" needs neutral_train_dataset: sentences that no evaluation reads.')
+        for checked in (self._eval_rows, rows[:1]):
+            check_fillers(self.objective, checked, config.fillers)
+        self._trained_words = {row.factual.lower() for row in rows} | {row.alternative.lower() for row in rows}
+        self._observes_targets = False
         self.report = self._new_report(rows, len(dataset) - len(rows), args)
         self._direction: Direction | None = None
         super().__init__(
@@ -166,6 +202,9 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         seeds, rates = zip(*args.runs, strict=True)
         relative = None if args.learning_rates is None else [rate / args.learning_rate for rate in rates]
         solver = make_solver(args.solver, self.scope.size, seeds=seeds, rates=relative)
+        if args.decoder != "solver" and not hasattr(solver, "target_means"):
+            solver.target_means = ClassMeans(self.scope.size)
+            self._observes_targets = True
         return solver.requires_grad_(False)  # derivatives are closed forms; nothing is to be wrapped for autograd
 
     # ------------------------------------------------------------------------------------------------------ training
@@ -263,7 +302,10 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         pair = self._stream.pair(rows)
         if pair is None:  # the solver has no derivatives then, and the optimizer moves nothing
             return torch.zeros((), device=self.args.device)
-        loss: Tensor = self.model.observe(*pair, self.train_dataset.labels[rows[0]]).mean()
+        label = self.train_dataset.labels[rows[0]]
+        loss: Tensor = self.model.observe(*pair, label).mean()
+        if self._observes_targets:
+            self.model.target_means.observe(pair[1], label)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -274,38 +316,66 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def direction(self) -> Direction:
         """What has been learned: the first class encodes to positive values, a typical row to ±0.9."""
         if self._direction is None:
-            solution = self._best_solution()
-            encoder, decoder = self.scope.split(solution.encoder), self.scope.split(solution.decoder)
-            bias = self.scope.split(solution.decoder_bias)
-            self._direction = Direction(
-                {
-                    name: ParameterDirection(
-                        tuple(parameter.shape), decoder[name].cpu(), bias[name].cpu(), encoder[name].cpu(),
-                        self.scope.kept.get(name),
-                    )
-                    for name, parameter in self.scope.parameters.items()
-                },
-                solution.encoder_bias,
-                Fingerprint.of(self.scope.parameters),
-            )  # fmt: skip
+            self._direction = self._as_direction(*self._finished(self._best_solution()))
         return self._direction
 
-    def _calibrated_solutions(self) -> list[Solution]:
-        """One per run, with orientation and gain read from training rows."""
+    def _as_direction(self, solution: Solution, scope: Scope) -> Direction:
+        encoder, decoder = scope.split(solution.encoder), scope.split(solution.decoder)
+        bias = scope.split(solution.decoder_bias)
+        return Direction(
+            {
+                name: ParameterDirection(
+                    tuple(parameter.shape), decoder[name].cpu(), bias[name].cpu(), encoder[name].cpu(),
+                    scope.kept.get(name),
+                )
+                for name, parameter in scope.parameters.items()
+            },
+            solution.encoder_bias,
+            Fingerprint.of(scope.parameters),
+        )  # fmt: skip
+
+    def _finished(self, solution: Solution) -> tuple[Solution, Scope]:
+        """The solution with the decoder and on the coordinates that were asked for."""
+        args, scope = self.args, self.scope
+        if args.decoder != "solver":
+            solution = with_mean_decoder(solution, self.model.target_means)
+        if args.decoder == "fisher":
+            with GradientReader(self.base_model, scope) as reader:
+                fisher = diagonal_fisher(reader, self.objective, self._fisher_texts, seed=args.seed)
+            effect = self._effect if self._eval_rows and self._texts else None
+            (solution, scope), tried = kindest(solution, scope, fisher, density=args.final_density, effect=effect)
+            self.report.training["effect_by_damping"] = {str(damping): value for damping, value in tried.items()}
+        else:
+            solution, scope = pruned(solution, scope, solution.decoder.abs(), args.final_density)
+        return (solution, scope) if scope is self.scope else (self._calibrated([solution], scope)[0], scope)
+
+    def _effect(self, solution: Solution, scope: Scope) -> float:
+        """Effect on some validation rows at the best dose that neutral text bears."""
+        config = copy.deepcopy(self.gradiend_config)
+        model = GradiendModel.from_direction(self.base_model, self._as_direction(solution, scope), config)
+        try:
+            probe = StrengthProbe(model, self.objective, self._eval_rows, self._texts, seed=self.args.seed)
+            probe = probe.subset(_COMPARED_ROWS, _COMPARED_TOKENS)
+            calibrate(probe, floor=self.args.lm_score_floor)
+            return probe.effect(probe.measure(1.0), probe.measure(-1.0))
+        finally:
+            model.unload()
+
+    def _calibrated(self, solutions: Sequence[Solution], scope: Scope) -> list[Solution]:
+        """The same solutions with orientation and gain read from training rows."""
         chosen = self.train_dataset.sample(_CALIBRATION_ROWS)
         examples = [self.train_dataset.examples[i] for i in chosen]
         labels = torch.tensor([self.train_dataset.labels[i] for i in chosen])
-        solver = self.accelerator.unwrap_model(self.model)
-        solutions = []
-        for found in solver.solutions():
-            z = self._preactivations(found, examples)
+        ready = []
+        for found in solutions:
+            z = self._preactivations(found, examples, scope)
             usable = z.isfinite()  # the rows that training left out
-            solutions.append(calibrated(found, z[usable], labels[usable]))
-        return solutions
+            ready.append(calibrated(found, z[usable], labels[usable]))
+        return ready
 
     def _best_solution(self) -> Solution:
         """The run with the best correlation on validation rows, or on training rows if there are no others."""
-        solutions = self._calibrated_solutions()
+        solutions = self._calibrated(self.accelerator.unwrap_model(self.model).solutions(), self.scope)
         if len(solutions) == 1:
             return solutions[0]
         rows = self._eval_rows or [self._train_rows[i] for i in self.train_dataset.sample(_CALIBRATION_ROWS)]
@@ -326,9 +396,9 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def _labels(self, rows: Sequence[Row]) -> Tensor:
         return torch.tensor([row.label(self._classes, self.gradiend_config.source) for row in rows])
 
-    def _preactivations(self, solution: Solution, examples: Sequence[Example]) -> Tensor:
+    def _preactivations(self, solution: Solution, examples: Sequence[Example], scope: Scope | None = None) -> Tensor:
         return preactivations(
-            self.base_model, self.objective, examples, self.scope.dense_tensors(solution.encoder),
+            self.base_model, self.objective, examples, (scope or self.scope).dense_tensors(solution.encoder),
             solution.encoder_bias, source=self.gradiend_config.source, batch_size=self.args.eval_batch_size,
         )  # fmt: skip
 
@@ -374,12 +444,12 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         try:
             split = evaluate_direction(
                 model, self.objective, rows, texts, choose_unit=choose_unit, floor=self.args.lm_score_floor,
+                goal=self.args.goal, controls=self.args.controls, trained_words=self._trained_words,
                 batch_size=self.args.eval_batch_size, seed=self.args.seed,
-                trained_words={word.lower() for r in self._train_rows for word in (r.factual, r.alternative)},
             )  # fmt: skip
             measured = model.active_peft_config
-            config.strength_unit, config.safe_band = measured.strength_unit, measured.safe_band
-            config.break_point = measured.break_point
+            config.strength_unit, config.strength = measured.strength_unit, measured.strength
+            config.safe_band, config.break_point = measured.safe_band, measured.break_point
         finally:
             model.unload()
         self.report.splits[name] = split
@@ -495,7 +565,8 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
                 "epochs": args.num_train_epochs, "max_steps": args.max_steps, "seed": args.seed,
                 "base_parameters": sum(p.numel() for p in self.base_model.parameters()),
                 "num_runs": args.num_runs, "learning_rates": args.learning_rates, "density": config.density,
-                "importance": args.importance, "identity_rows": identity_rows,
+                "importance": args.importance, "identity_rows": identity_rows, "decoder": args.decoder,
+                "final_density": args.final_density,
             },
             data={
                 "train_rows": counts, "eval_rows": len(self._eval_rows), "neutral_texts": len(self._texts),

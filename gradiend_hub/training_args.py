@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from .errors import ConfigError
+from .evaluation import Goal
+from .solvers import DECODERS
 
 
 @dataclass
@@ -35,6 +38,13 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             another seed of the solver, learning rate or solver, need no base model. The batches are the same ones in every
             epoch then. It is refused for any other base, data, scope or batches. One process only.
         gradient_store_dtype: "float32", or "bfloat16" or "float16" at half the size.
+        decoder: "solver" (its own), "mean" (least squares of the class means), or "fisher": the latter divided by the
+            damped Fisher information of neutral text, for the same effect at less damage. It needs
+            `GradiendTrainer(neutral_train_dataset=…)`; its damping is chosen on the validation rows.
+        final_density: share of the coordinates that the finished direction keeps, by their share in the decoder's effect.
+        goal: "strengthen": strength 1 is the recommended dose. "debias": recommended is the strength at which both classes
+            are equally likely.
+        controls: random directions that each evaluation compares with.
         max_length: longest input in tokens; default: what model and tokenizer allow.
         lm_score_floor: lowest language-modelling score, relative to the base model's, that the recommended strength may
             cost.
@@ -60,6 +70,10 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     importance_rows: int = field(default=128, metadata={"help": "Training rows that the choice is made from."})
     gradient_store: str | None = field(default=None, metadata={"help": "Folder that keeps the gradients."})
     gradient_store_dtype: str = field(default="float32", metadata={"help": "Type in which they are kept."})
+    decoder: str = field(default="solver", metadata={"help": "solver, mean or fisher."})
+    final_density: float = field(default=1.0, metadata={"help": "Share of the coordinates that is kept in the end."})
+    goal: Goal = field(default="strengthen", metadata={"help": "strengthen or debias."})
+    controls: int = field(default=3, metadata={"help": "Random directions to compare with."})
     max_length: int | None = field(default=None, metadata={"help": "Longest input in tokens."})
     lm_score_floor: float = field(default=0.99, metadata={"help": "Lowest relative LM score of the recommended dose."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Use an output directory that is not empty."})
@@ -77,6 +91,12 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             raise ConfigError(
                 f"num_runs must be at least 1 and learning_rates positive, found {self.num_runs} and {self.learning_rates}."
             )
+        if self.decoder not in DECODERS:
+            raise ConfigError(f"decoder must be one of {DECODERS}, found {self.decoder!r}.")
+        if self.goal not in get_args(Goal):
+            raise ConfigError(f"goal must be one of {get_args(Goal)}, found {self.goal!r}.")
+        if not 0 < self.final_density <= 1:
+            raise ConfigError(f"final_density must lie in (0, 1], found {self.final_density}.")
         if self.gradient_store and self.world_size > 1:
             raise ConfigError(f"gradient_store works in one process, and this is one of {self.world_size}.")
         if self.identity_rows < 0:

@@ -61,9 +61,11 @@ def test_runs_share_a_stream_and_the_best_is_kept(masked_path: Path, pronouns: A
     best = max(runs, key=lambda run: run["correlation"])
     assert [run for run in runs if run["chosen"]] == [best] and best["learning_rate"] == 0.1
     alone = trained(masked_path, tmp_path / "alone", pronouns, density=0.05)  # the third run, by itself
-    third = trainer._calibrated_solutions()[2]
-    torch.testing.assert_close(third.decoder, alone._calibrated_solutions()[0].decoder, rtol=1e-3, atol=1e-8)
-    assert direction.encoder_bias == trainer._calibrated_solutions()[runs.index(best)].encoder_bias
+    solver: Any = trainer.model
+    solutions = trainer._calibrated(solver.solutions(), trainer.scope)
+    other = torch.cat([part.decoder for part in alone.direction.parameters.values()])
+    torch.testing.assert_close(solutions[2].decoder, other, rtol=1e-3, atol=1e-8)
+    assert direction.encoder_bias == solutions[runs.index(best)].encoder_bias
     assert 0 <= trainer.report.training["encoder_overlap"] <= 1
 
 
@@ -185,6 +187,9 @@ def test_rows_without_a_finite_loss_are_named_and_left_out(
         ({"solver": "ridge", "num_runs": 2}, "has no seeds"),
         ({"num_runs": 0}, "num_runs must be at least 1"),
         ({"learning_rates": [0.1, -1.0]}, "learning_rates positive"),
+        ({"decoder": "kind"}, "decoder must be one of"),
+        ({"final_density": 0.0}, r"final_density must lie in \(0, 1\]"),
+        ({"goal": "harm"}, "goal must be one of"),
         ({"identity_rows": -1}, "identity_rows must be at least 0"),
     ],
 )
@@ -196,3 +201,46 @@ def test_what_cannot_work(
             masked_path, GradiendConfig(feature_classes=CLASSES), arguments(tmp_path, **options),
             train_dataset=pronouns["train"].select(range(60)),
         )  # fmt: skip
+
+
+def test_a_kinder_decoder(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
+    sentences = neutral.filter(lambda row: row["split"] == "test").select(range(40))
+    common: dict[str, Any] = {"max_steps": 24, "controls": 0}
+
+    def run(name: str, **args: Any) -> GradiendTrainer:
+        options = arguments(tmp_path / name, **common, **args)
+        trainer = trainer_of(masked_path, tmp_path / name, pronouns, neutral, args=options, layers="2-3",
+                             neutral_train_dataset=sentences)  # fmt: skip
+        trainer.train()
+        return trainer
+
+    plain, mean, fisher = (run(name, decoder=name) for name in ("solver", "mean", "fisher"))
+    closed = run("closed", solver="closed_form")
+    scale = closed.direction.norm(1, 0) / mean.direction.norm(1, 0)  # its own feature values are not quite ±0.9
+    assert scale == pytest.approx(1, abs=0.3)
+    for name, part in closed.direction.parameters.items():  # class means are those of the closed form
+        found = mean.direction.parameters[name]
+        torch.testing.assert_close(found.decoder * scale, part.decoder, rtol=1e-4, atol=1e-7)
+        assert found.encoder is not None and torch.equal(found.encoder, plain.direction.parameters[name].encoder)
+    fisher_direction = fisher.direction
+    assert set(fisher.report.training["effect_by_damping"]) == {"0.01", "0.1", "1.0"}
+    assert not same_direction(fisher_direction, mean.direction)
+    assert fisher_direction.norm(1, 0) == pytest.approx(mean.direction.norm(1, 0), rel=1e-4)
+    sparse = run("sparse", decoder="fisher", final_density=0.02)
+    assert sparse.direction.entries == round(0.02 * sparse.scope.size)
+    assert sparse.evaluate()["eval_correlation"] > 0.9
+    sparse.save_model()
+    assert GradiendModel.from_pretrained(tmp_path / "sparse").verify().passed
+
+
+def test_what_is_kept_in_the_end_is_the_largest(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+    whole = trained(masked_path, tmp_path / "whole", pronouns, density=0.1)
+    part = trained(masked_path, tmp_path / "part", pronouns, density=0.1, final_density=0.25)
+    kept = part.direction.to_sparse(entries=part.direction.entries)
+    expected = whole.direction.to_sparse(entries=round(0.25 * whole.scope.size))
+    assert same_direction_names(kept, expected)
+
+
+def test_fisher_needs_sentences(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"needs neutral_train_dataset"):
+        trained(masked_path, tmp_path, pronouns, decoder="fisher")

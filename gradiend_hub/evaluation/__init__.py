@@ -16,7 +16,7 @@ from .completions import complete
 from .control import above_control, control_curves, random_direction
 from .edit import edit_account
 from .encoder import encode_rows, encoder_report, measure_encoder, neutral_source, preactivations
-from .measure import evaluate_direction
+from .measure import Goal, evaluate_direction
 from .report import (
     BenchmarkResult,
     Completion,
@@ -39,6 +39,7 @@ __all__ = [
     "Completion",
     "EncoderReport",
     "FillerReport",
+    "Goal",
     "LayerShare",
     "NotFiniteError",
     "Report",

@@ -9,15 +9,18 @@ from gradiend_hub.errors import ConfigError
 
 from .autoencoder import AutoencoderSolver
 from .base import Solution, Solver, calibrated
-from .closed_form import ClosedFormSolver
+from .closed_form import ClassMeans, ClosedFormSolver
+from .decoders import DECODERS, kindest, pruned, with_mean_decoder
 from .fisher import DAMPINGS, choose_damping, diagonal_fisher, effect_shares, kinder
 from .report import RunReport, SeedReport, seed_report
 from .ridge import RidgeSolver
 
 __all__ = [
     "DAMPINGS",
+    "DECODERS",
     "SOLVERS",
     "AutoencoderSolver",
+    "ClassMeans",
     "ClosedFormSolver",
     "RidgeSolver",
     "RunReport",
@@ -29,8 +32,11 @@ __all__ = [
     "diagonal_fisher",
     "effect_shares",
     "kinder",
+    "kindest",
     "make_solver",
+    "pruned",
     "seed_report",
+    "with_mean_decoder",
 ]
 
 SOLVERS: dict[str, type[Solver]] = {
