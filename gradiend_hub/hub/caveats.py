@@ -104,7 +104,7 @@ def _of_measurement(report: Report, name: str, split: SplitReport) -> Iterator[s
     if isinstance(size, int) and size < SMALL_MODEL:
         yield f"The base model is small ({size:,} parameters): larger ones may act otherwise."
     for gap in split.missing:
-        yield f"Not measured: {cell(gap)}."
+        yield f"{cell(gap.rstrip('.'))}."
 
 
 def control_range(split: SplitReport, point: StrengthPoint) -> tuple[float, float] | None:
