@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -207,12 +208,18 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             self._observes_targets = True
         return solver.requires_grad_(False)  # derivatives are closed forms; nothing is to be wrapped for autograd
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As `Trainer`'s, but nothing is wrapped for several processes: they share rows, not derivatives of a loss."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
     # ------------------------------------------------------------------------------------------------------ training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As `Trainer.train`. A run that was stopped and resumed ends in the same direction, bit for bit."""
         if not resume_from_checkpoint and not self.args.overwrite_output_dir:
             _require_unused(Path(self.args.output_dir))
+        self.accelerator.wait_for_everyone()  # before another process writes there
         self._direction = None
         start = time.perf_counter()
         with GradientReader(self.base_model, self.scope, reuse=True) as reader:
@@ -464,8 +471,12 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         if _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             super().save_model(str(folder), _internal_call=True)
             return
-        if not self.args.should_save:
-            return
+        if self.args.should_save:
+            self._save_artifact(folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
+
+    def _save_artifact(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.report.save(folder)
         model = GradiendModel.from_direction(self.base_model, self.direction, self.gradiend_config)
@@ -477,8 +488,6 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         finally:
             model.unload()
         write_receipts(folder)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save")
 
     def _account(self, folder: Path, model: GradiendModel) -> None:
         """Add to the report of a measured direction what is read from the saved artifact."""
@@ -497,8 +506,9 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         private: bool | None = None,
         allow_unmeasured: bool = False,
         **kwargs: Any,
-    ) -> CommitInfo:
-        """Save the artifact to `output_dir` and publish it in one commit.
+    ) -> CommitInfo | None:
+        """Save the artifact to `output_dir` and publish it in one commit. Of several processes, the first does, and the
+        others get `None`.
 
         Args:
             blocking: must be true: a push is one commit or an error.
@@ -524,6 +534,8 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
                 f"No repository was named; the artifact is in {self.args.output_dir}. Set hub_model_id, or run: "
                 f"gradiend-hub push {self.args.output_dir} USER/NAME"
             )
+        if not self.is_world_process_zero():
+            return None
         return publish_folder(
             self.args.output_dir, repo_id, token=token or self.args.hub_token,
             private=self.args.hub_private_repo if private is None else private,

@@ -205,7 +205,7 @@ def _save(trainer: GradiendTrainer, story: Story) -> None:
     if trainer.args.push_to_hub:
         with story.step("Push") as step:
             commit = trainer.push_to_hub()
-            step.outcome = f"saved in {folder}, published: {commit.commit_url}"
+            step.outcome = f"saved in {folder}, published: {commit.commit_url if commit else 'by the first process'}"
         return
     with story.step("Save") as step:
         trainer.save_model()
