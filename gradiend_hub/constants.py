@@ -16,6 +16,8 @@ CARD_FILE: Final = "README.md"
 HTML_FILE: Final = "report.html"
 ASSETS_FOLDER: Final = "assets"
 """Folder of the card's figures."""
+REPORTS_FOLDER: Final = "reports"
+"""Folder of the reports that others than the author have added."""
 
 SLOT: Final = "[MASK]"
 """Placeholder of the slot in a row's `masked` text, whatever the model's own mask token is."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import math
 import time
@@ -43,6 +42,7 @@ from .data import (
     read_rows,
     read_texts,
     require_classes,
+    rows_digest,
     tokenize_rows,
 )
 from .direction import Direction, ParameterDirection
@@ -562,9 +562,6 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
 
     def _new_report(self, rows: Sequence[Row], identity_rows: int, args: GradiendTrainingArguments) -> Report:
         config = self.gradiend_config
-        digest = hashlib.sha256()
-        for row in rows:
-            digest.update("\x1f".join(asdict(row).values()).encode() + b"\x1e")
         counts = {c: sum(row.factual_class == c for row in rows) for c in self._classes}
         return Report(
             feature_classes=list(self._classes),
@@ -582,7 +579,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             },
             data={
                 "train_rows": counts, "eval_rows": len(self._eval_rows), "neutral_texts": len(self._texts),
-                "train_sha256": digest.hexdigest(),
+                "train_sha256": rows_digest(rows),
             },
             versions={name: version(name) for name in ("gradiend_hub", "torch", "transformers", "peft")},
         )  # fmt: skip

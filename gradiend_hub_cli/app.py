@@ -127,15 +127,21 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. args.learning_rate=0.05. Repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be trained, its time and memory, and stop.")
+    ] = False,
 ) -> None:
     """Learn the direction that a YAML file describes, measure and save it; push it if the file says so."""
     story = Story()
     with story.step("Import") as step:
         from .demo import library_versions
-        from .train import run_recipe
+        from .train import predict_recipe, run_recipe
 
         step.outcome = library_versions()
-    run_recipe(recipe, overrides or [], resume, story)
+    if dry_run:
+        predict_recipe(recipe, overrides or [], story)
+    else:
+        run_recipe(recipe, overrides or [], resume, story)
 
 
 @app.command()
@@ -184,6 +190,61 @@ def verify(direction: Direction, base: Base = None, revision: Revision = None) -
 
     if not show_verification(direction, base=base, revision=revision, console=output()):
         raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    direction: Direction,
+    data: Annotated[
+        str, typer.Option(metavar="DATA[:CONFIG]", help="Rows to measure on: a folder, file, or id on the Hub.")
+    ],
+    split: Annotated[str | None, typer.Option(help="Of --data; default: test, or the only one.")] = None,
+    neutral: Annotated[
+        str | None, typer.Option(metavar="DATA[:CONFIG]", help="Sentences without the feature, to measure damage.")
+    ] = None,
+    neutral_split: Annotated[str | None, typer.Option(help="Of --neutral; default: test, or the only one.")] = None,
+    base: Base = None,
+    allow_related: Annotated[
+        bool, typer.Option("--allow-related", help="Accept a fine-tune of the base model.")
+    ] = False,
+    bench: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SOURCE[,SOURCE]",
+            help="Bias benchmark with its data, before and after: stereoset, crows-pairs, winobias, winogender, seat, "
+            "weat. Repeatable.",
+        ),
+    ] = None,
+    strengths: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Strengths to measure, with commas between them.")
+    ] = None,
+    controls: Annotated[int, typer.Option(min=0, help="Random directions to compare with.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="The report; default: in the folder `reports` of the direction."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report of an earlier evaluation.")] = False,
+    create_pr: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO_ID", help="Propose the report, which holds examples of the data, as a pull request there."
+        ),
+    ] = None,
+    revision: Revision = None,
+) -> None:
+    """Measure somebody's direction again, on your own base model and data, and compare with what is claimed."""
+    wanted = None if strengths is None else _numbers(strengths)
+    story = Story()
+    with story.step("Import") as step:
+        from .demo import library_versions
+        from .evaluate import Request, run_evaluation
+
+        step.outcome = library_versions()
+    request = Request(
+        direction, revision, base, allow_related, (data, split), (neutral, neutral_split) if neutral else None,
+        tuple(bench or ()), wanted, controls, out, overwrite, create_pr,
+    )  # fmt: skip
+    run_evaluation(request, story)
 
 
 @app.command()

@@ -39,6 +39,8 @@ def pairs_table() -> Table:
 def encoder_line(split: SplitReport) -> str:
     """What the encoder reads, in a line."""
     encoder = split.encoder
+    if encoder is None:
+        return "not measured, the direction has none"
     neutral = encoder.neutral_abs_mean
     quiet = "not measured" if neutral is None else f"{neutral:.2f}"
     fit = "not measured" if encoder.correlation is None else f"{encoder.correlation:.3f}"

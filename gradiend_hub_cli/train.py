@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftConfig
 from transformers.trainer_utils import get_last_checkpoint
@@ -23,7 +25,7 @@ from .quiet import follow, quiet
 from .recipes import read_yaml
 from .tables import curve_table, encoder_line, pairs_table
 
-__all__ = ["Recipe", "read_recipe", "run_recipe"]
+__all__ = ["Recipe", "load_split", "predict_recipe", "read_recipe", "run_recipe"]
 
 _MEASURED = {"parameters", "has_bias", "strength_unit", "strength", "safe_band", "break_point"}
 _DIRECTION = {
@@ -33,6 +35,8 @@ _DIRECTION = {
 }
 _ARGS = {f.name for f in fields(GradiendTrainingArguments) if f.init}
 _SOURCE = {"path", "name", "split", "revision"}
+_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""Endings of files that are read as a data set with one split, and how."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,22 @@ def load_split(source: Any, default_split: str, what: str) -> Dataset:
         DataError: there is no such data set, configuration or split.
     """
     wanted = _parse_source(source, what)
+    file = Path(wanted["path"])
+    if file.is_file():
+        if file.suffix not in _FILES:
+            raise DataError(
+                f"{what}: {file} is no data set. Expected a folder, a Hub id, or a file {', '.join(_FILES)}."
+            )
+        wanted = {**wanted, "path": _FILES[file.suffix], "data_files": str(file)}
     try:
         data = load_dataset(**wanted)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{what}: {wanted['path']!r} cannot be loaded as a data set. {_first_line(error)}") from error
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(f"{what}: {str(file)!r} cannot be loaded as a data set. {_first_line(error)}") from error
     if isinstance(data, DatasetDict):
         split = default_split if default_split in data else next(iter(data))
         if split != default_split and len(data) > 1:
             raise DataError(
-                f"{what}: no split {default_split!r} in {wanted['path']!r}; name one of {list(data)} as `split`."
+                f"{what}: no split {default_split!r} in {str(file)!r}; name one of {list(data)} as `split`."
             )
         data = data[split]
     return data
@@ -133,6 +144,24 @@ def _parse_source(source: Any, what: str) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def predict_recipe(path: Path, overrides: Sequence[str], story: Story) -> None:
+    """Print what a recipe would train and what that would cost. Nothing is learned, written or published.
+
+    Raises:
+        GradiendError: something in the recipe cannot work.
+    """
+    recipe = read_recipe(path, overrides)
+    with quiet(), TemporaryDirectory() as unused:
+        recipe.args.update(output_dir=unused, push_to_hub=False)
+        with story.step("Load") as step:
+            trainer = _trainer(recipe)
+            step.outcome = f"{len(trainer.train_dataset):,} training rows"
+        with story.step("Predict") as step:
+            estimate = trainer.dry_run()
+            step.outcome = "from three gradients; nothing was learned or written"
+    story.console.print(f"\n{trainer.scope.table(trainer.base_model)}\n\n{estimate}")
 
 
 def run_recipe(path: Path, overrides: Sequence[str], resume: bool, story: Story) -> None:

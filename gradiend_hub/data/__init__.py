@@ -13,6 +13,7 @@ from .rows import (
     read_rows,
     read_texts,
     require_classes,
+    rows_digest,
     tokenize_rows,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "read_rows",
     "read_texts",
     "require_classes",
+    "rows_digest",
     "tokenize_rows",
     "without_leaks",
 ]

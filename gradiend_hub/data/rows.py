@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from gradiend_hub.constants import SLOT
 from gradiend_hub.errors import ConfigError, DataError
@@ -108,6 +109,14 @@ def tokenize_rows(objective: Objective, rows: Sequence[Row], *, what: str = "dat
     if problems:
         raise DataError(f"{what}: {len(problems)} of {len(rows)} rows cannot be used; the first is {problems[0]}")
     return examples
+
+
+def rows_digest(rows: Iterable[Row]) -> str:
+    """sha256 of the content of rows, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update("\x1f".join(asdict(row).values()).encode() + b"\x1e")
+    return digest.hexdigest()
 
 
 def read_texts(dataset: Iterable[dict[str, object]], *, what: str = "neutral dataset") -> list[str]:

@@ -17,6 +17,7 @@ from .control import above_control, control_curves, random_direction
 from .edit import edit_account
 from .encoder import encode_rows, encoder_report, measure_encoder, neutral_source, preactivations
 from .measure import Goal, evaluate_direction
+from .reevaluate import reevaluate
 from .report import (
     BenchmarkResult,
     Completion,
@@ -64,5 +65,6 @@ __all__ = [
     "neutral_source",
     "preactivations",
     "random_direction",
+    "reevaluate",
     "safe_band",
 ]

@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 Goal = Literal["strengthen", "debias"]
 
+_NO_ENCODER = (
+    "The direction was published without its encoder (gradiend_encoder.safetensors), so no encoding is measured."
+)
+
 
 def evaluate_direction(
     model: GradiendModel,
@@ -71,15 +75,16 @@ def evaluate_direction(
         DataError: no rows, or feature values that are not finite.
         NotFiniteError: the base model, or the edited one within strengths ±1, computes NaN.
         EditError: even the smallest dose damages the model.
-        ArtifactError: the direction has no encoder.
     """
     config = model.active_peft_config
     classes = require_classes(config.feature_classes)
     if not rows:
         raise DataError("There are no rows to measure the direction on. Give at least one row of each class.")
-    encoder = measure_encoder(
-        model, objective, rows, texts, trained_words=trained_words, batch_size=batch_size, seed=seed
-    )
+    encoder = None
+    if model.direction.has_encoder:
+        encoder = measure_encoder(
+            model, objective, rows, texts, trained_words=trained_words, batch_size=batch_size, seed=seed
+        )
     probe = StrengthProbe(model, objective, rows, texts, batch_size=batch_size, seed=seed)
     search = calibrate(probe, floor=floor) if choose_unit else []
     adaptive = strengths is None and (choose_unit or config.break_point is None)
@@ -93,7 +98,8 @@ def evaluate_direction(
     split = SplitReport(
         encoder, curve, search, probe.scored_tokens,
         control=control_curves(probe, CURVE if strengths is None else strengths, draws=controls, seed=seed),
-        break_point=broken, completions=complete(model, objective, rows), missing=_missing(rows, classes, texts, broken),
+        break_point=broken, completions=complete(model, objective, rows),
+        missing=[*([] if encoder else [_NO_ENCODER]), *_missing(rows, classes, texts, broken)],
     )  # fmt: skip
     if above_control(split) is False:
         logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal norm.")

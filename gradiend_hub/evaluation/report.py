@@ -175,7 +175,7 @@ class SplitReport:
     """A direction measured on one set of rows.
 
     Attributes:
-        encoder: what the encoder reads.
+        encoder: what the encoder reads; `None` for a direction that was published without one.
         curve: what each strength changes, from the lowest to the highest strength.
         search: the doses that were tried to find the strength unit; empty where it was only used.
         scored_tokens: neutral tokens behind each language-modelling score.
@@ -186,7 +186,7 @@ class SplitReport:
         missing: what could not be measured and why, in words.
     """
 
-    encoder: EncoderReport
+    encoder: EncoderReport | None
     curve: list[StrengthPoint]
     search: list[StrengthPoint]
     scored_tokens: int
@@ -201,7 +201,7 @@ class SplitReport:
 
     def flat(self) -> dict[str, float]:
         """The scalars that a trainer logs."""
-        values = flat_encoder(self.encoder)
+        values = {} if self.encoder is None else flat_encoder(self.encoder)
         scores = [p.lm_score for p in self.curve if abs(p.strength) == 1 and p.lm_score is not None]
         if scores:
             values["lm_score"] = min(scores)
@@ -284,6 +284,8 @@ class Report:
         examples: three rows of the data.
         energy_kwh: energy of the training, if it was metered.
         usage: code that was run on the saved artifact, "code", and what it printed, "output".
+        direction: in a report by somebody else than the author, the repository (or folder's name) of what was measured, and
+            `direction_revision` its commit.
     """
 
     feature_classes: list[str]
@@ -305,21 +307,23 @@ class Report:
     examples: list[dict[str, str]] = field(default_factory=list)
     energy_kwh: float | None = None
     usage: dict[str, str] | None = None
+    direction: str | None = None
+    direction_revision: str | None = None
 
-    def save(self, folder: str | Path) -> None:
-        """Write `gradiend_report.json`."""
+    def save(self, path: str | Path) -> None:
+        """Write `gradiend_report.json` into a folder, or the file that a path ending in `.json` names."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
-        Path(folder, REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+        _file(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path) -> Report:
-        """Read `gradiend_report.json`. Names and types of all fields are checked: it may be a stranger's.
+    def load(cls, path: str | Path) -> Report:
+        """Read what `save` wrote. Names and types of all fields are checked: it may be a stranger's.
 
         Raises:
             SchemaVersionError: written by a newer version of this library.
             ArtifactError: no report there, or not one that this library wrote.
         """
-        path = Path(folder, REPORT_FILE)
+        path = _file(path)
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             version, _ = fields["schema_version"], fields["splits"]
@@ -332,3 +336,8 @@ class Report:
             raise
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ArtifactError(f"{path} is missing or not a report of this library: {error!r}.") from error
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".json" and not path.is_dir() else path / REPORT_FILE

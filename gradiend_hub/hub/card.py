@@ -215,9 +215,10 @@ def _metadata(config: GradiendConfig, report: Report | None) -> ModelCardData:
 
 
 def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[EvalResult]:
+    encoder = split.encoder
     measured = [
-        ("feature-extraction", "pearsonr", "Encoder correlation", split.encoder.correlation),
-        ("feature-extraction", "accuracy", "Encoder accuracy", split.encoder.accuracy),
+        ("feature-extraction", "pearsonr", "Encoder correlation", encoder.correlation if encoder else None),
+        ("feature-extraction", "accuracy", "Encoder accuracy", encoder.accuracy if encoder else None),
     ]
     for point in split.curve:
         if abs(point.strength) == 1:
@@ -271,7 +272,7 @@ def _side_effects(report: Report, split: SplitReport) -> list[tuple[str, list[st
                 with_interval(r.scores.get(score), r.intervals.get(score)) if r else NOT_MEASURED for r in compared
             ]
             rows.append((f"{name}: {score}", cells))
-    run_names = {result.name.split()[0].casefold() for result in report.side_effects}
+    run_names = {name.casefold() for r in report.side_effects for name in r.name.split()[0].split("/")}  # "WEAT/SEAT"
     rows += [(name, [NOT_MEASURED] * len(_COMPARED)) for name in BENCHMARKS if name.casefold() not in run_names]
     return [*rows, ("other features of the language model", [NOT_MEASURED] * len(_COMPARED))]
 

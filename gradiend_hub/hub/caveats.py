@@ -29,7 +29,11 @@ def caveats(report: Report, name: str, split: SplitReport) -> list[str]:
         name: of the split that the card shows.
         split: its measurements.
     """
-    return [*_of_effect(report, split), *_of_encoder(report, split.encoder), *_of_measurement(report, name, split)]
+    return [
+        *_of_effect(report, split),
+        *(_of_encoder(report, split.encoder) if split.encoder else ()),
+        *_of_measurement(report, name, split),
+    ]
 
 
 def _of_effect(report: Report, split: SplitReport) -> Iterator[str]:

@@ -48,8 +48,9 @@ def plot_encodings(report: Report, split: str | None = None) -> Figure:
     name, measured = shown_split(report, split)
     encoder = measured.encoder
     first, second = report.feature_classes
-    kinds = [kind for kind in (second, "other", "neutral", first) if any(s.kind == kind for s in encoder.samples)]
-    if not kinds:
+    found = {s.kind for s in encoder.samples} if encoder else set()
+    kinds = [kind for kind in (second, "other", "neutral", first) if kind in found]
+    if not encoder or not kinds:
         raise ConfigError(f"The report keeps no encoded slots of the {name} split, so there is nothing to draw.")
     drawing, axes = figure(7.0, 0.9 + 0.85 * len(kinds))
     tidy(
@@ -98,7 +99,7 @@ def plot_fillers(report: Report, split: str | None = None) -> Figure:
         ConfigError: words were not told apart.
     """
     name, measured = shown_split(report, split)
-    found = list(measured.encoder.fillers.items())[:MOST_FILLERS]
+    found = list(measured.encoder.fillers.items())[:MOST_FILLERS] if measured.encoder else []
     if not found:
         raise ConfigError(f"The report has no figures by word for the {name} split.")
     found.sort(key=lambda item: (-report.feature_classes.index(item[1].feature_class), item[1].mean))

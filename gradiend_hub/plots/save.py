@@ -66,9 +66,9 @@ def _drawable(report: Report, safe_band: Sequence[float] | None) -> dict[str, Ca
         split = shown_split(report)[1]
         if split.curve:
             figures["strength"] = partial(plot_strength, report, safe_band=safe_band)
-        if split.encoder.samples:
+        if split.encoder and split.encoder.samples:
             figures["encodings"] = partial(plot_encodings, report)
-        if split.encoder.fillers:
+        if split.encoder and split.encoder.fillers:
             figures["fillers"] = partial(plot_fillers, report)
     if any("loss" in record for record in report.history):
         figures["training"] = partial(plot_training, report)

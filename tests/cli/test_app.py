@@ -15,7 +15,7 @@ from gradiend_hub_cli.console import Story
 
 from .conftest import Run
 
-COMMANDS = ("demo", "train", "info", "apply", "merge", "push")
+COMMANDS = ("demo", "train", "info", "apply", "verify", "evaluate", "merge", "push")
 ROOT = Path(__file__).parents[2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,18 @@ def test_an_output_folder_in_use_is_refused(run: Run, trained: Trained, tmp_path
     result = run("train", write_recipe(tmp_path, trained.recipe))
     assert result.exit_code == 1
     assert "is not empty" in result.stderr
+
+
+def test_a_dry_run_predicts_and_leaves_nothing(run: Run, trained: Trained, tmp_path: Path, hub: HubServer) -> None:
+    overrides = (f"args.output_dir={tmp_path / 'out'}", "args.push_to_hub=true", "args.hub_model_id=alice/never",
+                 "direction.layers=0-1")  # fmt: skip
+    path = write_recipe(tmp_path, trained.recipe)
+    result = run("train", path, "--dry-run", *(part for override in overrides for part in ("--set", override)))
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"blocks 0-1 +32 +[\d,]+ +\d+\.\d+%", result.stdout)  # 16 tensors in each
+    assert re.search(r"time +0:00:\d\d \(6 steps of \S+ s\)", result.stdout) and "peak memory" in result.stdout
+    assert "Learn" not in result.stdout and not (tmp_path / "out").exists()
+    assert not hub.log(path="/api/repos/create")
 
 
 def test_resume_without_a_checkpoint_is_refused(run: Run, trained: Trained, tmp_path: Path) -> None:

@@ -25,16 +25,20 @@ results = lm_eval.simple_evaluate(harness, tasks=["lambada_openai", "blimp"])
 from __future__ import annotations
 
 from .association import association_test
+from .registry import BENCHMARKS, Benchmark, side_effects
 from .scoring import BenchmarkRun, SentenceScorer
 from .sentence_pairs import crows_pairs, winobias
 from .stereoset import stereoset
 from .winogender import winogender
 
 __all__ = [
+    "BENCHMARKS",
+    "Benchmark",
     "BenchmarkRun",
     "SentenceScorer",
     "association_test",
     "crows_pairs",
+    "side_effects",
     "stereoset",
     "winobias",
     "winogender",

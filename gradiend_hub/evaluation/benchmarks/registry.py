@@ -1,0 +1,100 @@
+"""Bias benchmarks by name, before and after an edit."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradiend_hub.errors import ConfigError, DataError, GradiendError
+from gradiend_hub.evaluation.report import BenchmarkResult
+
+from .association import association_test
+from .scoring import BenchmarkRun
+from .sentence_pairs import crows_pairs, winobias
+from .stereoset import stereoset
+from .winogender import winogender
+
+if TYPE_CHECKING:
+    from gradiend_hub.model import GradiendModel
+
+BENCHMARKS: dict[str, tuple[Callable[..., BenchmarkRun], tuple[str, ...]]] = {
+    "stereoset": (stereoset, ("dev.json or Hub id",)),
+    "crows-pairs": (crows_pairs, ("CSV file or Hub id",)),
+    "winobias": (winobias, ("pro-stereotypical file", "anti-stereotypical file")),
+    "winogender": (winogender, ("templates.tsv", "occupations-stats.tsv")),
+    "seat": (association_test, ("JSON file",)),
+    "weat": (association_test, ("JSON file",)),
+}
+"""Function of each benchmark, and what data it reads."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark with its data.
+
+    Attributes:
+        name: a key of `BENCHMARKS`.
+        sources: files or Hub ids, as many as the benchmark reads.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Benchmark:
+        """Read `NAME=SOURCE` or `NAME=SOURCE,SOURCE`.
+
+        Raises:
+            ConfigError: there is no such benchmark (the nearest name is given), or it reads another number of sources.
+        """
+        given, _, listed = text.partition("=")
+        name = given.strip().casefold().replace("_", "-")
+        if name not in BENCHMARKS:
+            nearest = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(BENCHMARKS)}."
+            raise ConfigError(f"There is no benchmark {given!r}: {hint}")
+        wanted = BENCHMARKS[name][1]
+        sources = tuple(source for source in (part.strip() for part in listed.split(",")) if source)
+        if len(sources) != len(wanted):
+            usage = ",".join(f"<{part}>" for part in wanted)
+            raise ConfigError(f"Benchmark {text!r}: expected {name}={usage}, found {len(sources)} sources.")
+        return cls(name, sources)
+
+    def run(self, model: Any, tokenizer: Any, *, strength: float = 0.0) -> BenchmarkRun:
+        """Score a model as it is; `strength` is only noted in the result.
+
+        Raises:
+            DataError: the sources are missing, or not the benchmark's data.
+        """
+        try:
+            return BENCHMARKS[self.name][0](model, tokenizer, *self.sources, strength=strength)
+        except GradiendError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise DataError(
+                f"Benchmark {self.name}: {' and '.join(map(repr, self.sources))} cannot be read as "
+                f"{' and '.join(BENCHMARKS[self.name][1])} ({type(error).__name__}: {first})."
+            ) from error
+
+
+def side_effects(
+    model: GradiendModel,
+    tokenizer: Any,
+    benchmarks: Sequence[Benchmark],
+    strengths: Sequence[float] = (0.0, -1.0, 1.0),
+) -> list[BenchmarkResult]:
+    """Each benchmark at each strength; the model's strength is restored.
+
+    Raises:
+        DataError: a benchmark's data cannot be used.
+    """
+    results = []
+    for benchmark in benchmarks:
+        for strength in strengths:
+            with model.strength_at(strength):
+                results.append(benchmark.run(model, tokenizer, strength=strength).result)
+    return results

@@ -1,0 +1,97 @@
+"""A published direction, measured again by somebody else: on another base, on other rows, with bias benchmarks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradiend_hub.base_identity import base_commit, base_name
+from gradiend_hub.data import Row, require_classes, rows_digest
+from gradiend_hub.objectives import make_objective
+
+from .benchmarks import Benchmark, side_effects
+from .edit import edit_account
+from .measure import evaluate_direction
+from .report import Report
+
+if TYPE_CHECKING:
+    from gradiend_hub.model import GradiendModel
+
+__all__ = ["reevaluate"]
+
+SPLIT = "test"
+"""Where a report holds what was measured with a unit that was chosen on other rows."""
+
+_EXAMPLES = 3
+
+
+def reevaluate(
+    model: GradiendModel,
+    rows: Sequence[Row],
+    texts: Sequence[str] = (),
+    *,
+    benchmarks: Sequence[Benchmark] = (),
+    strengths: Sequence[float] | None = None,
+    controls: int = 3,
+    tokenizer: Any = None,
+    seed: int = 0,
+) -> Report:
+    """Measure the active direction of `model` on rows that it may never have seen; its strength unit stays as it is.
+
+    Benchmarks are run at the strengths 0, −1 and 1. The model is left as it was.
+
+    Args:
+        rows: of the direction's feature classes, one class at least; they become the report's "test" split.
+        texts: neutral sentences; without any, damage is not measured.
+        benchmarks: what else the edit may change.
+        strengths: grid of the curve, as in `evaluate_direction`.
+        controls: random directions to compare with.
+        tokenizer: of the base model, if it is not to be loaded from the base model's path.
+
+    Raises:
+        DataError: no rows, a word that cannot be read at a row's slot, or a benchmark's data.
+        NotFiniteError: the base model, or the edited one within strengths ±1, computes NaN.
+    """
+    config, base = model.active_peft_config, model.get_base_model()
+    classes = require_classes(config.feature_classes)
+    tokenizer = tokenizer or model.tokenizer
+    objective = make_objective(base, tokenizer, name=config.objective)
+    counts = Counter(row.factual_class for row in rows)
+    report = Report(
+        feature_classes=list(classes),
+        base_model=_public(base_name(base) or config.base_model_name_or_path or "unknown"),
+        base_revision=base_commit(base),
+        data={
+            "test_rows": {name: counts[name] for name in classes}, "test_neutral_texts": len(texts),
+            "test_sha256": rows_digest(rows),
+        },
+        versions={name: version(name) for name in ("gradiend_hub", "torch", "transformers", "peft")},
+        examples=[asdict(row) for row in rows[:_EXAMPLES]],
+    )  # fmt: skip
+    with _timed(report, f"evaluate {SPLIT}"):
+        report.splits[SPLIT] = evaluate_direction(
+            model, objective, rows, texts, strengths=strengths, controls=controls, seed=seed
+        )
+        report.layers, report.dtype_loss = edit_account(model)
+    if benchmarks:
+        with _timed(report, "benchmarks"):
+            report.side_effects = side_effects(model, tokenizer, benchmarks)
+    return report
+
+
+@contextmanager
+def _timed(report: Report, phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    report.seconds[phase] = time.perf_counter() - start
+
+
+def _public(name: str) -> str:
+    """A Hub id as it is; of a local path only the last part, since a report may be published."""
+    return Path(name).resolve().name if Path(name).exists() else name

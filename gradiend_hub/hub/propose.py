@@ -1,0 +1,96 @@
+"""A pull request that adds one report beside a published direction, and touches none of its files."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi, is_offline_mode
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from gradiend_hub.constants import CONFIG_FILE, REPORTS_FOLDER
+from gradiend_hub.errors import HubPushError
+
+from .publish import _File, _Push
+
+__all__ = ["ReportProposal"]
+
+
+class ReportProposal:
+    """A pull request to be opened with a report that is yet to be measured.
+
+    Args:
+        report: where the report is going to be; its name is also its name in the folder `reports` of the repository.
+        repo_id: repository of the direction. A user without write permission may open pull requests, too.
+        token: access token; by default the one that the user logged in with.
+        commit_message: title of the pull request.
+    """
+
+    def __init__(
+        self, report: str | Path, repo_id: str, *, token: str | bool | None = None, commit_message: str = ""
+    ) -> None:
+        report = Path(report)
+        self._push = _ReportPush(
+            api=HfApi(token=token), folder=report.parent, repo_id=repo_id, private=None, revision=None,
+            message=commit_message or f"Add the report {report.name}", create_pr=True, patterns=(), repo_type="model",
+            report=report,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Find out, before anything is measured, whether the pull request can be opened.
+
+        Raises:
+            HubPushError: offline, no such repository, no direction in it, or it has a report of this name already.
+        """
+        self._push.check()
+
+    def send(self) -> CommitInfo:
+        """Open the pull request. Failures that may pass are retried, and it is never opened twice.
+
+        Raises:
+            HubPushError: it was not opened; the message has the command that does it later.
+        """
+        self._push.check()
+        return self._push.run()
+
+
+@dataclass
+class _ReportPush(_Push):
+    """A pull request with a single file, to a repository that exists."""
+
+    report: Path = Path()
+
+    @property
+    def name(self) -> str:
+        return f"{REPORTS_FOLDER}/{self.report.name}"
+
+    @cached_property
+    def files(self) -> list[_File]:
+        return [_File(self.report, self.name)]
+
+    def check(self) -> None:
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise self._failure(f"the repository id is not valid. {error}", "Nothing was sent.") from error
+        if is_offline_mode():
+            raise self._failure("this process is offline (HF_HUB_OFFLINE=1)", "Nothing was sent.")
+        found = self._try(lambda: {row.path for row in self.api.get_paths_info(self.repo_id, [self.name, CONFIG_FILE])})
+        if CONFIG_FILE not in found:
+            raise self._failure(f"there is no direction in it ({CONFIG_FILE} is missing)", "Nothing was sent.")
+        if self.name in found:
+            raise self._failure(f"it has a {self.name} already; choose another name", "Nothing was sent.")
+
+    def run(self) -> CommitInfo:
+        known = self._try(self._pull_requests)
+        return self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
+
+    def _failure(self, reason: str, state: str) -> HubPushError:
+        message = f"Could not propose {self.name} to {self.repo_id}: {reason}.\n{state}"
+        if self.report.is_file():
+            command = ["hf", "upload", self.repo_id, str(self.report), self.name, "--create-pr"]
+            message += f"\nThe report is kept in {self.report}. To propose it later: {shlex.join(command)}"
+        return HubPushError(message)

@@ -1,0 +1,205 @@
+"""`evaluate`: somebody's direction, measured again here; what is claimed beside what was found."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from gradiend_hub import GradiendModel
+from gradiend_hub.constants import CONFIG_FILE, REPORT_FILE, REPORTS_FOLDER, WEIGHTS_FILE
+from gradiend_hub.data import Row, read_rows, read_texts, require_classes
+from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation import Report, SplitReport, reevaluate
+from gradiend_hub.evaluation.benchmarks import Benchmark
+from gradiend_hub.hub.propose import ReportProposal
+from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
+from gradiend_hub.plots import save_plots
+
+from .console import Story
+from .quiet import quiet
+from .tables import encoder_line, pairs_table, strength_text
+from .train import load_split
+
+__all__ = ["Request", "run_evaluation"]
+
+Source = tuple[str, str | None]
+"""A data set as on the command line, and its split."""
+
+_COMPARED = (-1.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure on what; see the options of `gradiend-hub evaluate`."""
+
+    direction: str
+    revision: str | None
+    base: str | None
+    allow_related: bool
+    data: Source
+    neutral: Source | None
+    benchmarks: tuple[str, ...]
+    strengths: list[float] | None
+    controls: int
+    out: Path | None
+    overwrite: bool
+    create_pr: str | None
+
+
+def run_evaluation(request: Request, story: Story) -> None:
+    """Measure, save, propose, and print the comparison.
+
+    Raises:
+        GradiendError: something cannot work; all that can be is found out before the measurement.
+    """
+    benchmarks = [Benchmark.parse(text) for text in request.benchmarks]
+    with quiet():
+        with story.step("Load") as step:
+            found = resolve_folder(request.direction, revision=request.revision, required=(CONFIG_FILE, WEIGHTS_FILE))
+            file = _report_file(request, found)
+            proposal = ReportProposal(file, request.create_pr) if request.create_pr else None
+            if proposal:
+                proposal.check()
+            claimed = Report.load(found.folder) if (found.folder / REPORT_FILE).is_file() else None
+            model = _model(request, found)
+            rows, texts = _data(request, model)
+            step.outcome = f"{len(rows):,} rows, {len(texts):,} neutral sentences"
+        with story.step("Measure") as step:
+            report = reevaluate(
+                model, rows, texts, benchmarks=benchmarks, strengths=request.strengths, controls=request.controls,
+                seed=_seed(claimed),
+            )  # fmt: skip
+            report.direction = found.repo_id or found.folder.resolve().name
+            report.direction_revision = found.commit
+            step.outcome = encoder_line(report.splits["test"])
+        with story.step("Save") as step:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            report.save(file)
+            save_plots(report, file.with_suffix(""), safe_band=model.active_peft_config.safe_band)
+            step.outcome = str(file)
+        if proposal:
+            with story.step("Propose") as step:
+                commit = proposal.send()
+                step.outcome = f"a pull request to {request.create_pr}"
+    _show(claimed, report, request.strengths or _COMPARED, story)
+    if proposal:
+        story.console.print(f"\nProposed: {commit.pr_url or commit.commit_url}", soft_wrap=True)
+
+
+def _report_file(request: Request, found: ResolvedRepo) -> Path:
+    """Where the report goes: beside the published one, or below `out` where that is in the cache of the Hub."""
+    home = found.folder if found.repo_id is None else Path("out", found.repo_id.split("/")[-1])
+    file = request.out or home / REPORTS_FOLDER / f"{_slug(request)}.json"
+    if file.suffix != ".json" or file.name == REPORT_FILE or file.is_dir():
+        raise ConfigError(f"--out {file}: expected a file ending in .json that is not the published {REPORT_FILE}.")
+    if file.exists() and not request.overwrite:
+        raise ConfigError(f"{file} exists. Name another file with --out, or replace it with --overwrite.")
+    return file
+
+
+def _slug(request: Request) -> str:
+    """`BASE-DATA-SPLIT` for a file name."""
+    data, split = request.data
+    parts = [request.base and Path(request.base).name, Path(data).name, split]
+    return re.sub(r"[^\w.-]+", "-", "-".join(part for part in parts if part)).strip("-.").lower() or "report"
+
+
+def _model(request: Request, found: ResolvedRepo) -> GradiendModel:
+    options: dict[str, Any] = (
+        {"device_map": str(device)} if (device := torch.accelerator.current_accelerator(True)) else {}
+    )
+    with warnings.catch_warnings():
+        if request.allow_related:
+            warnings.filterwarnings("ignore", message=".*to a relative of its base model")  # it was asked for
+        return GradiendModel.from_pretrained(
+            found.folder, base_model=request.base, strength=0.0, allow_related=request.allow_related, **options
+        )
+
+
+def _data(request: Request, model: GradiendModel) -> tuple[list[Row], list[str]]:
+    classes = require_classes(model.active_peft_config.feature_classes)
+    rows = read_rows(_load(request.data, "--data"), classes, what="--data", need_both=False)
+    return rows, read_texts(_load(request.neutral, "--neutral"), what="--neutral") if request.neutral else []
+
+
+def _load(source: Source, what: str) -> Iterator[dict[str, object]]:
+    text, split = source
+    path, _, name = (text, "", "") if Path(text).exists() else text.partition(":")
+    fields = {"path": path, "name": name or None, "split": split}
+    return iter(load_split({k: v for k, v in fields.items() if v}, "test", what))
+
+
+def _seed(claimed: Report | None) -> int:
+    """The author's, so that the same sentences have the same tokens masked."""
+    seed = claimed.training.get("seed") if claimed else None
+    return seed if isinstance(seed, int) and 0 <= seed < 2**32 else 0
+
+
+def _show(claimed: Report | None, report: Report, strengths: Sequence[float], story: Story) -> None:
+    """The figures of the published report, and these."""
+    splits = claimed.splits if claimed else {}
+    before = next((splits[name] for name in ("test", "eval", *splits) if name in splits), None)
+    after = report.splits["test"]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("figure", overflow="fold")
+    for name in ("claimed", "found", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    old = _figures(before, report.feature_classes, strengths) if before else {}
+    old |= _benchmarks(claimed) if claimed else {}
+    for name, (value, interval) in (_figures(after, report.feature_classes, strengths) | _benchmarks(report)).items():
+        said = old[name][0] if name in old else None
+        bounds = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+        table.add_row(Text(name), _cell(said), _cell(value), bounds)
+    story.console.print()
+    story.console.print(table)
+    if claimed is None:
+        story.console.print("\nThe direction has no published report, so nothing is claimed.")
+    notes = pairs_table()
+    for gap in after.missing:
+        notes.add_row("missing", gap)
+    story.console.print(notes)
+
+
+Figures = dict[str, tuple[float | None, Sequence[float] | None]]
+"""Value and 95 % interval by name; `None` where not measured."""
+
+
+def _figures(split: SplitReport, classes: Sequence[str], strengths: Sequence[float]) -> Figures:
+    figures: Figures = {}
+    if (encoder := split.encoder) is not None:
+        bounds = encoder.intervals
+        figures["encoder correlation"] = encoder.correlation, bounds.get("correlation")
+        figures["encoder accuracy"] = encoder.accuracy, bounds.get("accuracy")
+        figures["|h| on neutral text"] = encoder.neutral_abs_mean, bounds.get("neutral_abs_mean")
+    points = {p.strength: p for p in split.curve}
+    for wanted, other in (tuple(classes), tuple(classes)[::-1]):
+        for strength in strengths:
+            if strength in points and other in (p := points[strength]).probability:
+                name = f"P({wanted}) on {other} rows at {strength_text(strength)}"
+                figures[name] = p.probability[other][wanted], p.intervals.get(f"{wanted} on {other}")
+    for strength in strengths:
+        if strength and strength in points:
+            score = points[strength].lm_score, points[strength].intervals.get("lm_score")
+            figures[f"LM score at {strength_text(strength)}"] = score
+    return figures
+
+
+def _benchmarks(report: Report) -> Figures:
+    return {
+        f"{result.name} {score} at {strength_text(result.strength)}": (value, result.intervals.get(score))
+        for result in report.side_effects
+        for score, value in result.scores.items()
+    }
+
+
+def _cell(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
