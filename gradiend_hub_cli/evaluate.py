@@ -22,7 +22,7 @@ from gradiend_hub.evaluation import Report, SplitReport, reevaluate
 from gradiend_hub.evaluation.benchmarks import Benchmark
 from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
-from gradiend_hub.plots import save_plots
+from gradiend_hub.plots import save_html, save_plots
 
 from .console import Story
 from .quiet import quiet
@@ -82,9 +82,11 @@ def run_evaluation(request: Request, story: Story) -> None:
             report.direction_revision = found.commit
             step.outcome = encoder_line(report.splits["test"])
         with story.step("Save") as step:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            rendered, band = file.with_suffix(""), model.active_peft_config.safe_band
+            rendered.mkdir(parents=True, exist_ok=True)
             report.save(file)
-            save_plots(report, file.with_suffix(""), safe_band=model.active_peft_config.safe_band)
+            save_plots(report, rendered, safe_band=band)
+            save_html(report, rendered, base=report.base_model, safe_band=band)
             step.outcome = str(file)
         if proposal:
             with story.step("Propose") as step:

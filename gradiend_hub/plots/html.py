@@ -52,7 +52,7 @@ def render_html(report: Report, *, base: str = "its base model", safe_band: Sequ
     curve = draw_curve(split, first, second, safe_band)
     rows = _rows(split, first, second)
     completions = [_completion(completion) for completion in split.completions]
-    samples = split.encoder.samples
+    samples = split.encoder.samples if split.encoder else []
     parts = {file: _source(file) for file in ("report.css", "report.js")}
     data = {
         "samples": [{"text": s.text, "filler": s.filler, "kind": s.kind, "h": s.h} for s in samples],
@@ -129,5 +129,6 @@ def _completion(completion: Completion) -> dict[str, Any]:
 
 def _hardest(split: SplitReport, first: str) -> list[Any]:
     """Slots of both classes whose feature value is the furthest from what their class should have."""
-    of_classes = [s for s in split.encoder.samples if s.kind in split.encoder.rows]
+    encoder = split.encoder
+    of_classes = [s for s in encoder.samples if s.kind in encoder.rows] if encoder else []
     return sorted(of_classes, key=lambda s: s.h if s.kind == first else -s.h)[:HARDEST]

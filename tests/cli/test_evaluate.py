@@ -71,7 +71,7 @@ def test_the_same_rows_give_the_claimed_figures_again(run: Run, copy: Path, data
     assert len(new.control) == 1
     assert (found.direction, found.direction_revision, found.base_model) == ("copy", None, "masked")
     assert str(copy.parent) not in (copy / "reports" / "pronouns-test-16.json").read_text()
-    assert (copy / "reports" / "pronouns-test-16" / "strength.png").is_file()
+    assert {"strength.png", "report.html"} <= {p.name for p in (copy / "reports" / "pronouns-test-16").iterdir()}
     line = re.search(r"P\(3SG\) on 3PL rows at \+1 +(\S+) +(\S+) +\S+ to", result.stdout)
     assert line and line[1] == line[2] == f"{new.at(1.0).probability['3PL']['3SG']:.3f}"
     assert re.search(r"CrowS-Pairs stereotype_score at 0 +not measured +\d", result.stdout)
