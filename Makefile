@@ -4,6 +4,8 @@ VENV ?= .venv
 # A plain `torch` would resolve to gigabytes of CUDA libraries on Linux; override TORCH to choose another build.
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+# One process per core; a file's tests stay together, because they share what they have trained.
+PARALLEL ?= --numprocesses auto --dist loadfile
 
 .PHONY: demo test test-slow test-lower-bounds lint bench format clean
 
@@ -11,14 +13,14 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m tests.hub_server exec -- $(BIN)/gradiend-hub demo --repo-id alice/pronouns-3sg-3pl
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 # The oldest releases that pyproject.toml admits, in an environment of their own.
 test-lower-bounds: $(VENV)-lower/.installed
-	$(VENV)-lower/bin/python -m pytest -m "not slow" tests/adapter tests/hub tests/test_config.py tests/test_direction.py \
+	$(VENV)-lower/bin/python -m pytest $(PARALLEL) -m "not slow" tests/adapter tests/hub tests/test_config.py tests/test_direction.py \
 	    tests/test_model.py tests/test_trainer.py tests/gradients tests/objectives
 
 lint: $(VENV)/.installed

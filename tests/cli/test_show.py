@@ -118,7 +118,7 @@ def test_a_slot_at_the_start_of_a_text_has_guesses_and_no_completion(run: Run, c
 
 def test_a_foreign_base_model_is_refused(run: Run, trained: Trained, causal_path: Path) -> None:
     result = run("apply", trained.folder, SENTENCE, "--base", causal_path)
-    assert result.exit_code == 1 and "is not the base model of the direction" in result.stderr
+    assert result.exit_code == 1 and "was learned on a bert model" in result.stderr
 
 
 def test_many_strengths_go_into_several_tables() -> None:

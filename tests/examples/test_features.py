@@ -68,9 +68,9 @@ def test_built_from_text(name: str, each: int, example: Any, capsys: Any, tmp_pa
         *(f"On day {n} nobody was in the {place} at all." for n, place in enumerate(PLACES * 3)),
     ]
     (tmp_path / "text.txt").write_text("\n".join(text), encoding="utf-8")
-    output = example(name, capsys, "--text", str(tmp_path / "text.txt"), "--save", str(tmp_path / "set"))
+    output = example(name, capsys, "--text", str(tmp_path / "text.txt"), "--save", str(tmp_path / f"set-{name}"))
     ((pair, _),) = correlations(output).items()
-    saved = datasets.load_dataset(str(tmp_path / "set"))
+    saved = datasets.load_dataset(str(tmp_path / f"set-{name}"))
     assert read_rows(saved["test"], pair.split(" / "))
     if name == "sentiment":
         train, test = ({row["factual"] for row in saved[split]} for split in ("train", "test"))
