@@ -81,6 +81,7 @@ from .model import GradiendModel
 from .objectives import Example, make_objective, objective_name
 from .solvers import (
     ClassMeans,
+    Shard,
     Solution,
     Solver,
     calibrated,
@@ -202,9 +203,10 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def _new_solver(self, args: GradiendTrainingArguments) -> Solver:
         seeds, rates = zip(*args.runs, strict=True)
         relative = None if args.learning_rates is None else [rate / args.learning_rate for rate in rates]
-        solver = make_solver(args.solver, self.scope.size, seeds=seeds, rates=relative)
+        shard = Shard.of_process(self.scope.size)
+        solver = make_solver(args.solver, self.scope.size, seeds=seeds, rates=relative, shard=shard)
         if args.decoder != "solver" and not hasattr(solver, "target_means"):
-            solver.target_means = ClassMeans(self.scope.size)
+            solver.target_means = ClassMeans(shard)
             self._observes_targets = True
         return solver.requires_grad_(False)  # derivatives are closed forms; nothing is to be wrapped for autograd
 
@@ -231,6 +233,8 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         self.report.steps = self.state.global_step
         self.report.history = [record for record in self.state.log_history if "step" in record]
         self.report.splits.clear()
+        if self.args.world_size > 1:  # while all are here: afterwards one process alone may read it
+            _ = self.direction
         return output
 
     def dry_run(self) -> Estimate:
@@ -240,7 +244,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         lengths = [sum(self.train_dataset.examples[i].length for i in rows) for rows in batches]
         typical, largest = (sorted(zip(lengths, batches, strict=True))[k][1] for k in (len(batches) // 2, -1))
         steps = self.args.max_steps if self.args.max_steps > 0 else math.ceil(self.args.num_train_epochs * len(batches))
-        solver = copy.deepcopy(self.model)
+        solver, where = copy.deepcopy(self.model), self.model.shard.where
         stored = GradientStore.required_bytes(len(batches), self.scope.size, self.args.gradient_store_dtype)
         with GradientReader(self.base_model, self.scope, reuse=True) as reader:
             both = [
@@ -249,7 +253,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             ]
             return estimate(
                 reader, self.objective, both[0], steps=steps, state_vectors=self._state_vectors(), largest=both[1],
-                observe=lambda s, t: solver.observe(s, t, self.train_dataset.labels[typical[0]]),
+                observe=lambda s, t: solver.observe(s[where], t[where], self.train_dataset.labels[typical[0]]),
                 store_bytes=stored if self.args.gradient_store else 0,
                 source=self.gradiend_config.source, target=self.gradiend_config.target,
             )  # fmt: skip
@@ -300,6 +304,8 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             if not self.model.needs_optimizer:
                 kind, options, groups = torch.optim.SGD, {"lr": self.args.learning_rate}, [{"params": [torch.zeros(1)]}]
             self.optimizer = kind(groups, **options)
+            vectors = [p for name, p in self.model.named_parameters() if name in self.model.vectors]
+            self.model.shard.follow(self.optimizer, vectors)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
@@ -309,10 +315,11 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         pair = self._stream.pair(rows)
         if pair is None:  # the solver has no derivatives then, and the optimizer moves nothing
             return torch.zeros((), device=self.args.device)
-        label = self.train_dataset.labels[rows[0]]
-        loss: Tensor = self.model.observe(*pair, label).mean()
+        label, where = self.train_dataset.labels[rows[0]], self.model.shard.where
+        source, target = (vector[where] for vector in pair)
+        loss: Tensor = self.model.observe(source, target, label).mean()
         if self._observes_targets:
-            self.model.target_means.observe(pair[1], label)
+            self.model.target_means.observe(target, label)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -471,15 +478,25 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         if _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             super().save_model(str(folder), _internal_call=True)
             return
+        direction = self.direction  # of all processes, whoever writes
         if self.args.should_save:
-            self._save_artifact(folder)
+            self._save_artifact(folder, direction)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
-    def _save_artifact(self, folder: Path) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Checkpoints do not depend on the number of processes."""
+        super()._save(output_dir, self.model.whole_state() if state_dict is None else state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            self.optimizer.state_dict()  # gathers
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def _save_artifact(self, folder: Path, direction: Direction) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.report.save(folder)
-        model = GradiendModel.from_direction(self.base_model, self.direction, self.gradiend_config)
+        model = GradiendModel.from_direction(self.base_model, direction, self.gradiend_config)
         try:
             model.save_pretrained(folder)
             if self.report.splits:

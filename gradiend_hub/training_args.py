@@ -12,6 +12,9 @@ from .errors import ConfigError
 from .evaluation import Goal
 from .solvers import DECODERS
 
+_BY_COORDINATE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+"""Optimizers that move a coordinate whatever the others do, so that processes can share the coordinates."""
+
 
 @dataclass
 class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
@@ -99,6 +102,11 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             raise ConfigError(f"final_density must lie in (0, 1], found {self.final_density}.")
         if self.gradient_store and self.world_size > 1:
             raise ConfigError(f"gradient_store works in one process, and this is one of {self.world_size}.")
+        if self.world_size > 1 and (self.max_grad_norm > 0 or self.optim not in _BY_COORDINATE):
+            raise ConfigError(
+                f"max_grad_norm={self.max_grad_norm} and optim={self.optim!s}: each of the {self.world_size} processes "
+                f"holds some coordinates, so max_grad_norm must be 0 and optim one of {', '.join(_BY_COORDINATE)}."
+            )
         if self.identity_rows < 0:
             raise ConfigError(f"identity_rows must be at least 0, found {self.identity_rows}.")
         if not 0 < self.lm_score_floor < 1:

@@ -21,7 +21,9 @@ def bundled(name: str) -> Dataset:
     return Dataset.from_list([json.loads(line) for line in lines])
 
 
-def job(folder: Path, *, solver: str, max_steps: int, resume: bool = False, measure: bool = False, **more: Any) -> None:
+def job(
+    folder: Path, *, solver: str, max_steps: int, resume: str | None = None, measure: bool = False, **more: Any
+) -> None:
     """Train and save. Each process leaves a note of what it held and read."""
     data: dict[str, Any] = {name: bundled(name) for name in ("train", "validation")}
     args = arguments(folder / solver, solver=solver, max_steps=max_steps, **(SHORT | more))

@@ -41,13 +41,13 @@ def launch(folder: Path, jobs: list[dict[str, Any]]) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def assert_same(first: Path, second: Path) -> None:
+def assert_same(first: Path, second: Path, tolerance: float = 2e-5) -> None:
     """Saved directions are equal to fp32 rounding: by vector, because Adam magnifies it where a gradient is almost zero."""
     for file in (WEIGHTS_FILE, ENCODER_FILE):
         one, two = load_file(first / file), load_file(second / file)
         assert one.keys() == two.keys() and one
         for name, value in one.items():
-            assert float(torch.dist(two[name], value)) <= 2e-5 * float(value.norm()), name
+            assert float(torch.dist(two[name], value)) <= tolerance * float(value.norm()), name
 
 
 @pytest.mark.slow
@@ -57,8 +57,20 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     for options in JOBS:
         job(tmp_path / "one", **options)
         solver = options["solver"]
-        assert_same(tmp_path / "one" / solver, tmp_path / "two" / solver)
+        # ridge centres its Gram matrix, and loses digits to what all gradients share
+        assert_same(tmp_path / "one" / solver, tmp_path / "two" / solver, 1e-4 if solver == "ridge" else 2e-5)
         found = [json.loads((tmp_path / "two" / f"{solver}-{rank}.json").read_text()) for rank in (0, 1)]
-        assert all(each["processes"] == 2 for each in found)
         alone = json.loads((tmp_path / "one" / f"{solver}-0.json").read_text())
+        assert [each["processes"] for each in found] == [2, 2]
+        assert all(each["state"] == pytest.approx(alone["state"] / 2, rel=0.01) for each in found)
         assert [each["correlation"] for each in found] == [pytest.approx(alone["correlation"], abs=1e-4)] * 2
+
+    # a checkpoint is the same for any number of processes: each run goes on with the other's
+    resumed = {
+        name: JOBS[0] | {"resume": str(tmp_path / name / "autoencoder" / "checkpoint-4")} for name in ("one", "two")
+    }
+    launch(tmp_path / "from_one", [resumed["one"]])
+    (tmp_path / "from_two").mkdir()
+    job(tmp_path / "from_two", **resumed["two"])
+    assert_same(tmp_path / "one" / "autoencoder", tmp_path / "from_one" / "autoencoder")
+    assert_same(tmp_path / "one" / "autoencoder", tmp_path / "from_two" / "autoencoder")

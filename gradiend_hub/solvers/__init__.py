@@ -14,6 +14,7 @@ from .decoders import DECODERS, kindest, pruned, with_mean_decoder
 from .fisher import DAMPINGS, choose_damping, diagonal_fisher, effect_shares, kinder
 from .report import RunReport, SeedReport, seed_report
 from .ridge import RidgeSolver
+from .shard import Shard
 
 __all__ = [
     "DAMPINGS",
@@ -25,6 +26,7 @@ __all__ = [
     "RidgeSolver",
     "RunReport",
     "SeedReport",
+    "Shard",
     "Solution",
     "Solver",
     "calibrated",
@@ -53,6 +55,7 @@ def make_solver(
     seeds: Sequence[int] = (0,),
     rates: Sequence[float] | None = None,
     folder: str | Path | None = None,
+    shard: Shard | None = None,
 ) -> Solver:
     """The solver called `name` for gradients of `size` coordinates.
 
@@ -60,6 +63,7 @@ def make_solver(
         seeds: one run each; solvers without a random start make one run whatever the seeds.
         rates: learning rate of each run relative to the optimizer's, of the autoencoder.
         folder: where ridge keeps its vectors, instead of in memory.
+        shard: coordinates that this process holds; default: all.
 
     Raises:
         ConfigError: unknown name, or several runs or rates for a solver that has neither.
@@ -67,7 +71,7 @@ def make_solver(
     if name not in SOLVERS:
         raise ConfigError(f"Unknown solver {name!r}; expected one of {sorted(SOLVERS)}.")
     if name == "autoencoder":
-        return AutoencoderSolver(size, seeds, rates)
+        return AutoencoderSolver(size, seeds, rates, shard)
     if len(seeds) > 1 or rates is not None:
         raise ConfigError(f"Solver {name!r} has no seeds and no learning rates; its one run needs neither.")
-    return RidgeSolver(size, folder=folder) if name == "ridge" else ClosedFormSolver(size)
+    return RidgeSolver(size, folder=folder, shard=shard) if name == "ridge" else ClosedFormSolver(size, shard)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from gradiend_hub.errors import ConfigError
 
 from .base import Solution, Solver
+from .shard import Shard
 
 _BIAS_RATE = 0.01
 """b_e = 0.01·v_e, so that it moves slower than ⟨u_e, ŝ⟩: otherwise it swings z away before the classes are found."""
@@ -43,15 +44,23 @@ class AutoencoderSolver(Solver):
         size: n, the number of coordinates.
         seeds: one initialisation per run.
         rates: learning rate of each run, relative to the optimizer's; default: 1 for all.
+        shard: coordinates of this process; default: all.
 
     Raises:
         ConfigError: no run, or rates that are not one positive number per run.
     """
 
     needs_optimizer: ClassVar[bool] = True
+    vectors: ClassVar[frozenset[str]] = frozenset({"encoder", "decoder", "decoder_bias", "target_means.means"})
 
-    def __init__(self, size: int, seeds: Sequence[int] = (0,), rates: Sequence[float] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        size: int,
+        seeds: Sequence[int] = (0,),
+        rates: Sequence[float] | None = None,
+        shard: Shard | None = None,
+    ) -> None:
+        super().__init__(size, shard)
         self.seeds = tuple(seeds)
         self.rates = tuple(rates or [1.0] * len(self.seeds))
         if not self.seeds or len(self.rates) != len(self.seeds) or min(self.rates) <= 0:
@@ -59,15 +68,20 @@ class AutoencoderSolver(Solver):
         self.num_runs = len(self.seeds)
 
         def initial(stream: int) -> Tensor:
-            values = torch.empty(self.num_runs, size)
+            values = torch.empty(self.num_runs, self.shard.length)
             for row, seed, rate in zip(values, self.seeds, self.rates, strict=True):
-                row.normal_(generator=torch.Generator().manual_seed(2 * seed + stream)).mul_(0.1 / rate)
+                whole = (
+                    row if self.shard.world == 1 else torch.empty(size)
+                )  # the same values in any number of processes
+                whole.normal_(generator=torch.Generator().manual_seed(2 * seed + stream)).mul_(0.1 / rate)
+                if whole is not row:
+                    row.copy_(whole[self.shard.where])
             return values
 
         self.encoder = nn.Parameter(initial(0))
         self.encoder_bias = nn.Parameter(torch.zeros(self.num_runs))
         self.decoder = nn.Parameter(initial(1))
-        self.decoder_bias = nn.Parameter(torch.zeros(self.num_runs, size))
+        self.decoder_bias = nn.Parameter(torch.zeros(self.num_runs, self.shard.length))
         # sums over the stream: Σ 1 and Σ‖s‖₁/n; Σ 1, Σ‖t‖₁/n and Σ‖t‖²/n of rows that have a target.
         # fp64 so that the running means do not depend on how often a run was stopped and resumed
         self.register_buffer("source_sums", torch.zeros(2, dtype=torch.float64))
@@ -78,7 +92,7 @@ class AutoencoderSolver(Solver):
 
     @property
     def size(self) -> int:
-        return int(self.encoder.shape[1])
+        return self.shard.size
 
     def _scales(self) -> tuple[float, float]:
         """ρ_s and ρ_t."""
@@ -116,6 +130,7 @@ class AutoencoderSolver(Solver):
             torch.mul(residual, column, out=to_decoder)
             squares += _dot(residual, residual)
             slopes += _dot(residual, decoder)
+        squares, slopes = self.shard.sum(squares, slopes)
         dz = rates * slopes * (1 - h.square()) / n  # ∂loss/∂z
         factor = (dz / source_scale).unsqueeze(1)
         for s, to_encoder in self._chunks(source, for_encoder):
@@ -136,6 +151,7 @@ class AutoencoderSolver(Solver):
             dots += encoder @ s
             parts += [s.abs().sum(), t.abs().sum(), t @ t] if has_target else [s.abs().sum()]
         sums = torch.stack(parts).double().view(-1, 3 if has_target else 1).sum(0) / self.size
+        dots, sums = self.shard.sum(dots, sums)
         one = torch.ones_like(sums[:1])
         self.source_sums += torch.cat([one, sums[:1]])
         if has_target:
@@ -148,10 +164,10 @@ class AutoencoderSolver(Solver):
         source_scale, target_scale = self._scales()
         return [
             Solution(
-                encoder=self.encoder[k] * (rate / (self.size * source_scale)),
+                encoder=self.shard.whole(self.encoder[k]) * (rate / (self.size * source_scale)),
                 encoder_bias=_BIAS_RATE * rate * float(self.encoder_bias[k]),
-                decoder=self.decoder[k] * (rate * target_scale),
-                decoder_bias=self.decoder_bias[k] * (rate * target_scale),
+                decoder=self.shard.whole(self.decoder[k]) * (rate * target_scale),
+                decoder_bias=self.shard.whole(self.decoder_bias[k]) * (rate * target_scale),
             )
             for k, rate in enumerate(self.rates)
         ]

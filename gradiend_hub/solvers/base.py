@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
+
+from .shard import Shard
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,13 @@ class Solver(nn.Module, ABC):
     A solver is a module, so that trainers save, resume and move it like any other: everything it has learned is in its
     `state_dict`.
 
+    Several processes can share the state: each is given a `Shard` of the coordinates, and observes that part of s and t.
+    All of them call `observe` and `solutions` together then. A `state_dict` holds the part, and one of all coordinates
+    (`whole_state`) is loaded in any number of processes.
+
     Attributes:
+        vectors: names of the parts of the state whose last dimension is that of the coordinates.
+        shard: the coordinates that this process holds.
         num_runs: number of solutions k.
         needs_optimizer: whether an optimizer moves the solver's parameters after each `observe`. Without one, there are
             no parameters: learning rate and its schedule have no meaning.
@@ -83,14 +92,31 @@ class Solver(nn.Module, ABC):
 
     num_runs: int = 1
     needs_optimizer: ClassVar[bool] = False
+    vectors: ClassVar[frozenset[str]]
+
+    def __init__(self, size: int, shard: Shard | None = None) -> None:
+        super().__init__()
+        self.shard = shard or Shard(size)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As `nn.Module.load_state_dict`; of vectors with all coordinates this process takes its part."""
+        own = {
+            name: x[..., self.shard.where] if name in self.vectors and x.shape[-1] == self.shard.size else x
+            for name, x in state_dict.items()
+        }
+        return super().load_state_dict(own, strict=strict, assign=assign)
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """The `state_dict` of all coordinates, as one process alone would have it. All processes must call it."""
+        return self.shard.whole_state(self, self.vectors)
 
     @abstractmethod
     def observe(self, source: Tensor, target: Tensor, label: float) -> Tensor:
         """Take in one gradient pair; set `.grad` of parameters that an optimizer moves.
 
         Args:
-            source: s, [n], fp32.
-            target: t, [n], fp32.
+            source: s, [n], fp32, or this process's part of it.
+            target: t, likewise.
             label: sign of the class whose token gives s: +1 or −1; 0 for neutral and identity rows, whose t is zero.
 
         Returns:

@@ -10,11 +10,13 @@ Supervised baselines of an encoder or a decoder alone are the two halves of this
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .base import Solution, Solver
+from .shard import Shard
 
 LEVEL = 0.9
 """Feature value of the class means."""
@@ -25,9 +27,10 @@ _DAMPING = 0.1
 class ClassMeans(nn.Module):
     """Running mean of vectors [n] by label, +1 first; of label 0 only the number is kept. State: 2n values."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, shard: Shard) -> None:
         super().__init__()
-        self.register_buffer("means", torch.zeros(2, size))
+        self.shard = shard
+        self.register_buffer("means", torch.zeros(2, shard.length))
         self.register_buffer("counts", torch.zeros(3, dtype=torch.float64))  # of +1, −1 and 0
         self.means: Tensor
         self.counts: Tensor
@@ -39,7 +42,7 @@ class ClassMeans(nn.Module):
             self.means[which].lerp_(vector, 1 / float(self.counts[which]))
 
     def fit(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Least squares of the vectors on h, [n] each: weight and bias. Rows of label 0 count as zero vectors.
+        """Least squares of the vectors on h, weight and bias of all coordinates: [n] each. Rows of label 0 count as zeros.
 
         Args:
             levels: h of a row of label +1, −1 and 0; [3], fp64.
@@ -49,14 +52,16 @@ class ClassMeans(nn.Module):
         spread = shares @ (levels - mean).square()
         factors = (shares * (levels - mean) / spread if spread > 0 else torch.zeros_like(shares))[:2]
         weight = factors.to(self.means) @ self.means
-        return weight, shares[:2].to(self.means) @ self.means - weight * float(mean)
+        bias = shares[:2].to(self.means) @ self.means - weight * float(mean)
+        return self.shard.whole(weight), self.shard.whole(bias)
 
     def relative_error(self, vector: Tensor, label: float) -> Tensor:
         """‖mean − vector‖²/‖vector‖² of the mean as it is before the vector is taken in, [1]; 0 for neutral rows."""
         if label == 0:
             return torch.zeros(1, device=vector.device)
         residual = vector - self.means[0 if label > 0 else 1]
-        return (residual.dot(residual) / vector.dot(vector)).reshape(1)
+        wrong, all_of_it = self.shard.sum(residual.dot(residual), vector.dot(vector))
+        return (wrong / all_of_it).reshape(1)
 
 
 class ClosedFormSolver(Solver):
@@ -66,13 +71,16 @@ class ClosedFormSolver(Solver):
 
     Args:
         size: n, the number of coordinates.
+        shard: coordinates of this process; default: all.
     """
 
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.source_means = ClassMeans(size)
-        self.target_means = ClassMeans(size)
-        self.register_buffer("spread", torch.zeros(size))  # Σ(s − s̄)² over both classes
+    vectors: ClassVar[frozenset[str]] = frozenset({"source_means.means", "target_means.means", "spread"})
+
+    def __init__(self, size: int, shard: Shard | None = None) -> None:
+        super().__init__(size, shard)
+        self.source_means = ClassMeans(self.shard)
+        self.target_means = ClassMeans(self.shard)
+        self.register_buffer("spread", torch.zeros(self.shard.length))  # Σ(s − s̄)² over both classes
         self.spread: Tensor
 
     @torch.no_grad()
@@ -90,9 +98,12 @@ class ClosedFormSolver(Solver):
     def solutions(self) -> list[Solution]:
         positive, negative = self.source_means.means
         difference = positive - negative
-        variance = self.spread / self.spread.mean().clamp(min=1e-38)  # of mean 1, for only proportions matter
+        (total,) = self.shard.sum(self.spread.sum())
+        variance = self.spread / (total / self.shard.size).clamp(min=1e-38)  # of mean 1, for only proportions matter
         direction = difference / (variance + _DAMPING)
-        encoder = direction * (2 * math.atanh(LEVEL) / float(direction.dot(difference).clamp(min=1e-38)))
-        bias = -0.5 * float(encoder.dot(positive) + encoder.dot(negative))
+        (product,) = self.shard.sum(direction.dot(difference))
+        encoder = direction * (2 * math.atanh(LEVEL) / float(product.clamp(min=1e-38)))
+        (both,) = self.shard.sum(encoder.dot(positive) + encoder.dot(negative))
+        bias = -0.5 * float(both)
         levels = torch.tensor([LEVEL, -LEVEL, 0.0], dtype=torch.float64, device=encoder.device)
-        return [Solution(encoder, bias, *self.target_means.fit(levels))]
+        return [Solution(self.shard.whole(encoder), bias, *self.target_means.fit(levels))]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from gradiend_hub.errors import ConfigError
 
 from .base import Solution, Solver
 from .closed_form import LEVEL, ClassMeans
+from .shard import Shard
 
 PENALTIES = torch.logspace(-4, 2, 25, dtype=torch.float64)
 """Values of λ that are compared, in units of the mean squared norm of the centred vectors."""
@@ -37,17 +39,26 @@ class RidgeSolver(Solver):
         size: n, the number of coordinates.
         capacity: number of vectors that are kept.
         folder: keep them in a temporary file there instead of in memory. The file has no name and ends with the solver.
+        shard: coordinates of this process; default: all.
 
     Raises:
         ConfigError: a capacity below 6, where averaging could not make room.
     """
 
-    def __init__(self, size: int, capacity: int = 64, folder: str | Path | None = None) -> None:
-        super().__init__()
+    vectors: ClassVar[frozenset[str]] = frozenset({"bank", "target_means.means"})
+
+    def __init__(
+        self,
+        size: int,
+        capacity: int = 64,
+        folder: str | Path | None = None,
+        shard: Shard | None = None,
+    ) -> None:
+        super().__init__(size, shard)
         if capacity < 6:
             raise ConfigError(f"capacity must be at least 6 vectors, found {capacity}.")
         self.capacity = capacity
-        self.register_buffer("bank", _zeros(capacity, size, folder))
+        self.register_buffer("bank", _zeros(capacity, self.shard.length, folder))
         self.register_buffer("gram", torch.zeros(capacity, capacity, dtype=torch.float64))
         self.register_buffer("labels", torch.zeros(capacity, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(capacity, dtype=torch.float64))  # vectors in each; 0 = not in use
@@ -55,7 +66,7 @@ class RidgeSolver(Solver):
         self.gram: Tensor
         self.labels: Tensor
         self.counts: Tensor
-        self.target_means = ClassMeans(size)
+        self.target_means = ClassMeans(self.shard)
 
     @property
     def used(self) -> int:
@@ -71,7 +82,7 @@ class RidgeSolver(Solver):
         place = self.used
         self.bank[place] = source
         self.labels[place], self.counts[place] = label, 1
-        products = (self.bank[: place + 1] @ source).double()
+        (products,) = self.shard.sum((self.bank[: place + 1] @ source).double())
         self.gram[place, : place + 1] = self.gram[: place + 1, place] = products
         return loss
 
@@ -100,14 +111,14 @@ class RidgeSolver(Solver):
         used = self.used
         labels, counts = self.labels[:used], self.counts[:used]
         if not bool((labels > 0).any() and (labels < 0).any()):
-            zeros = self.target_means.means[0] * 0
+            zeros = self.bank.new_zeros(self.shard.size)
             return [Solution(zeros, 0.0, zeros, zeros)]
         weights, bias, fitted = dual_ridge(self.gram[:used, :used], labels, counts)
         gain = math.atanh(LEVEL)
         encoder = gain * (weights.to(self.bank) @ self.bank[:used])
         h = torch.tanh(gain * fitted)
         levels = [(h * counts)[labels == y].sum() / counts[labels == y].sum().clamp(min=1) for y in (1, -1, 0)]
-        return [Solution(encoder, gain * bias, *self.target_means.fit(torch.stack(levels)))]
+        return [Solution(self.shard.whole(encoder), gain * bias, *self.target_means.fit(torch.stack(levels)))]
 
 
 def dual_ridge(gram: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, float, Tensor]:

@@ -1,0 +1,99 @@
+"""Which part of a solver's vectors a process holds, and what the processes tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The coordinates `where` of vectors [n], one of equally long parts (the last one may be shorter).
+
+    Args:
+        size: n.
+        rank, world: number of this process, and of all.
+    """
+
+    size: int
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def of_process(cls, size: int) -> Shard:
+        """This process's part in a distributed run, everything otherwise."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls(size)
+        return cls(size, distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def _step(self) -> int:
+        return -(-self.size // self.world)
+
+    @property
+    def where(self) -> slice:
+        """Coordinates of this process."""
+        return slice(min(self.rank * self._step, self.size), min((self.rank + 1) * self._step, self.size))
+
+    @property
+    def length(self) -> int:
+        """Number of them."""
+        return len(range(self.size)[self.where])
+
+    def sum(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Sums over all processes, in one call; each of the shape and type that it came with, summed in fp64."""
+        if self.world == 1:
+            return parts
+        total = torch.cat([part.double().reshape(-1) for part in parts])
+        distributed.all_reduce(total)
+        sizes = [part.numel() for part in parts]
+        return tuple(x.view_as(part).to(part) for x, part in zip(total.split(sizes), parts, strict=True))
+
+    def whole(self, part: Tensor) -> Tensor:
+        """All coordinates, in every process: [..., length] → [..., n]. All processes must call it."""
+        if self.world == 1:
+            return part
+        padded = torch.nn.functional.pad(part.detach(), (0, self._step - self.length)).contiguous()
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        distributed.all_gather(parts, padded)
+        return torch.cat(parts, dim=-1)[..., : self.size]
+
+    def whole_state(self, module: nn.Module, vectors: Collection[str]) -> dict[str, Tensor]:
+        """A module's `state_dict` as that of one process would be. All processes must call it."""
+        return {name: self.whole(x) if name in vectors else x for name, x in module.state_dict().items()}
+
+    def follow(self, optimizer: torch.optim.Optimizer, vectors: Collection[nn.Parameter]) -> None:
+        """Let the optimizer's `state_dict` be that of one process, too: moments of vectors are gathered and sliced again.
+
+        From then on, all processes must call `state_dict` together.
+        """
+        if self.world == 1:
+            return
+
+        def sharded(moments: dict[int, dict[str, Any]], length: int) -> list[tuple[dict[str, Any], str]]:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            which = [any(p is vector for vector in vectors) for p in parameters]
+            return [
+                (state, name)
+                for i, state in moments.items() if which[i]
+                for name, x in state.items() if isinstance(x, Tensor) and x.dim() == 2 and x.shape[-1] == length
+            ]  # fmt: skip
+
+        def gather(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            copied = state | {"state": {i: dict(moments) for i, moments in state["state"].items()}}
+            for moments, name in sharded(copied["state"], self.length):
+                moments[name] = self.whole(moments[name])
+            return copied
+
+        def cut(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            copied = state | {"state": {i: dict(moments) for i, moments in state["state"].items()}}
+            for moments, name in sharded(copied["state"], self.size):
+                moments[name] = moments[name][..., self.where].clone()
+            return copied
+
+        optimizer.register_state_dict_post_hook(gather)
+        optimizer.register_load_state_dict_pre_hook(cut)
