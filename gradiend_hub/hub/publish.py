@@ -7,6 +7,7 @@ repository already holds them.
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from gradiend_hub.constants import CONFIG_FILE
 from gradiend_hub.errors import HubPushError
+from gradiend_hub.hub.names import hub_id
 from gradiend_hub.hub.retry import FAILURES, is_transient, summary, with_retries
 
 __all__ = ["publish_folder"]
@@ -151,6 +153,17 @@ class _Push:
             raise self._failure(f"no file of the folder matches {', '.join(self.patterns)}", "Nothing was sent.")
         if is_offline_mode():
             raise self._failure("this process is offline (HF_HUB_OFFLINE=1)", "Nothing was sent.")
+        if self.repo_type == "model":
+            self._warn_of_a_local_base()
+
+    def _warn_of_a_local_base(self) -> None:
+        """A direction is of use only to those who have its base model."""
+        base = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if isinstance(base, str) and hub_id(base) is None:
+            logger.warning(
+                f"{CONFIG_FILE} names the base model {base!r}, which is a path and no repository on the Hub. Others will "
+                "have to pass `base_model=`. Publish the base model, too, and train from its repository id."
+            )
 
     def run(self) -> CommitInfo:
         """Create what is missing, then commit."""

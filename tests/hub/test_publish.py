@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -317,3 +318,15 @@ def test_an_expired_upload_url_is_replaced(api: HfApi, direction_folder: Path, r
     publish_folder(direction_folder, repo_id)
     assert len(hub.log(path="/info/lfs/objects/batch")) == 2
     assert titles(api, repo_id) == ["Upload direction"]
+
+
+def test_a_base_model_that_only_this_machine_has_is_warned_of(
+    api: HfApi, direction_folder: Path, repo_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = direction_folder / "adapter_config.json"
+    for base, warned in (("google-bert/bert-base-cased", False), (str(direction_folder), True)):
+        config.write_text(json.dumps({"peft_type": "GRADIEND", "base_model_name_or_path": base}))
+        caplog.clear()
+        publish_folder(direction_folder, repo_id)
+        assert ("Others will have to pass `base_model=`" in caplog.text) is warned
+    assert str(direction_folder) in caplog.text
