@@ -202,17 +202,18 @@ class TestPullRequest:
         return path
 
     def test_it_adds_the_report_and_nothing_else(
-        self, run: Run, published: str, data: str, tmp_path: Path, hub: HubServer
+        self, run: Run, published: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        api, out = HfApi(), tmp_path / "mine.json"
+        monkeypatch.chdir(tmp_path)
+        api, out = HfApi(), Path("out", published.split("/")[1], "reports", "pronouns-test-4.json")
         head, files = api.repo_info(published).sha, {*api.list_repo_files(published)}
-        options = ("--data", data, "--split", "test[:4]", *QUICK, "--out", out, "--create-pr", published)
+        options = ("--data", data, "--split", "test[:4]", *QUICK, "--create-pr", published)
         result = run("evaluate", published, *options)
         assert result.exit_code == 0, result.stderr
         assert f"{constants.ENDPOINT}/{published}/discussions/1" in result.stdout
         assert api.repo_info(published).sha == head
-        assert {*api.list_repo_files(published, revision="refs/pr/1")} == files | {"reports/mine.json"}
-        there = Path(hf_hub_download(published, "reports/mine.json", revision="refs/pr/1"))
+        assert {*api.list_repo_files(published, revision="refs/pr/1")} == files | {"reports/pronouns-test-4.json"}
+        there = Path(hf_hub_download(published, "reports/pronouns-test-4.json", revision="refs/pr/1"))
         assert there.read_bytes() == out.read_bytes()
         assert (Report.load(there).direction, Report.load(there).direction_revision) == (published, head)
 
