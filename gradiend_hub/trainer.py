@@ -45,20 +45,16 @@ from .data import (
     rows_digest,
     tokenize_rows,
 )
-from .direction import Direction, ParameterDirection
+from .direction import Direction
 from .errors import ConfigError, HubPushError
 from .evaluation import (
     Report,
-    StrengthProbe,
-    calibrate,
     check_fillers,
     edit_account,
     encoder_report,
     evaluate_direction,
     flat_encoder,
-    preactivations,
 )
-from .fingerprint import Fingerprint
 from .gradients import (
     Estimate,
     GradientReader,
@@ -77,6 +73,7 @@ from .hub.publish import publish_folder
 from .hub.receipts import write_receipts
 from .hub.usage import MOST_PARAMETERS, run_usage
 from .hub.verify import write_probes
+from .learned import Learned, as_direction
 from .model import GradiendModel
 from .objectives import Example, make_objective, objective_name
 from .solvers import (
@@ -84,13 +81,7 @@ from .solvers import (
     Shard,
     Solution,
     Solver,
-    calibrated,
-    diagonal_fisher,
-    kindest,
     make_solver,
-    pruned,
-    seed_report,
-    with_mean_decoder,
 )
 from .training_args import GradiendTrainingArguments
 
@@ -100,14 +91,8 @@ ARTIFACT_FILES = (
     CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE, HTML_FILE, f"{ASSETS_FOLDER}/*.png",
 )  # fmt: skip
 
-_CALIBRATION_ROWS = 128
-"""Training rows from which orientation and gain of a solution are read."""
-
 _FISHER_TEXTS = 256
 """Most sentences that the Fisher information is estimated from."""
-
-_COMPARED_ROWS, _COMPARED_TOKENS = 60, 1000
-"""Validation rows of each class and neutral tokens on which dampings are compared."""
 
 
 class GradiendTrainer(Trainer):  # type: ignore[misc]
@@ -172,6 +157,10 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             raise ConfigError('decoder="fisher" needs neutral_train_dataset: sentences that no evaluation reads.')
         for checked in (self._eval_rows, rows[:1]):
             check_fillers(self.objective, checked, config.fillers)
+        self._learned = Learned(
+            base, self.objective, config, args, self.scope, dataset,
+            rows=rows, eval_rows=self._eval_rows, texts=self._texts, fisher_texts=self._fisher_texts,
+        )  # fmt: skip
         self._trained_words = {row.factual.lower() for row in rows} | {row.alternative.lower() for row in rows}
         self._observes_targets = False
         self.report = self._new_report(rows, len(dataset) - len(rows), args)
@@ -330,91 +319,26 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def direction(self) -> Direction:
         """What has been learned: the first class encodes to positive values, a typical row to ±0.9."""
         if self._direction is None:
-            self._direction = self._as_direction(*self._finished(self._best_solution()))
+            solution, scope, tried = self._learned.finished(
+                self._best_solution(), getattr(self.model, "target_means", None)
+            )
+            if tried:
+                self.report.training["effect_by_damping"] = {str(damping): value for damping, value in tried.items()}
+            self._direction = as_direction(solution, scope)
         return self._direction
 
-    def _as_direction(self, solution: Solution, scope: Scope) -> Direction:
-        encoder, decoder = scope.split(solution.encoder), scope.split(solution.decoder)
-        bias = scope.split(solution.decoder_bias)
-        return Direction(
-            {
-                name: ParameterDirection(
-                    tuple(parameter.shape), decoder[name].cpu(), bias[name].cpu(), encoder[name].cpu(),
-                    scope.kept.get(name),
-                )
-                for name, parameter in scope.parameters.items()
-            },
-            solution.encoder_bias,
-            Fingerprint.of(scope.parameters),
-        )  # fmt: skip
-
-    def _finished(self, solution: Solution) -> tuple[Solution, Scope]:
-        """The solution with the decoder and on the coordinates that were asked for."""
-        args, scope = self.args, self.scope
-        if args.decoder != "solver":
-            solution = with_mean_decoder(solution, self.model.target_means)
-        if args.decoder == "fisher":
-            with GradientReader(self.base_model, scope) as reader:
-                fisher = diagonal_fisher(reader, self.objective, self._fisher_texts, seed=args.seed)
-            effect = self._effect if self._eval_rows and self._texts else None
-            (solution, scope), tried = kindest(solution, scope, fisher, density=args.final_density, effect=effect)
-            self.report.training["effect_by_damping"] = {str(damping): value for damping, value in tried.items()}
-        else:
-            solution, scope = pruned(solution, scope, solution.decoder.abs(), args.final_density)
-        return (solution, scope) if scope is self.scope else (self._calibrated([solution], scope)[0], scope)
-
-    def _effect(self, solution: Solution, scope: Scope) -> float:
-        """Effect on some validation rows at the best dose that neutral text bears."""
-        config = copy.deepcopy(self.gradiend_config)
-        model = GradiendModel.from_direction(self.base_model, self._as_direction(solution, scope), config)
-        try:
-            probe = StrengthProbe(model, self.objective, self._eval_rows, self._texts, seed=self.args.seed)
-            probe = probe.subset(_COMPARED_ROWS, _COMPARED_TOKENS)
-            calibrate(probe, floor=self.args.lm_score_floor)
-            return probe.effect(probe.measure(1.0), probe.measure(-1.0))
-        finally:
-            model.unload()
-
-    def _calibrated(self, solutions: Sequence[Solution], scope: Scope) -> list[Solution]:
-        """The same solutions with orientation and gain read from training rows."""
-        chosen = self.train_dataset.sample(_CALIBRATION_ROWS)
-        examples = [self.train_dataset.examples[i] for i in chosen]
-        labels = torch.tensor([self.train_dataset.labels[i] for i in chosen])
-        ready = []
-        for found in solutions:
-            z = self._preactivations(found, examples, scope)
-            usable = z.isfinite()  # the rows that training left out
-            ready.append(calibrated(found, z[usable], labels[usable]))
-        return ready
-
     def _best_solution(self) -> Solution:
-        """The run with the best correlation on validation rows, or on training rows if there are no others."""
-        solutions = self._calibrated(self.accelerator.unwrap_model(self.model).solutions(), self.scope)
-        if len(solutions) == 1:
-            return solutions[0]
-        rows = self._eval_rows or [self._train_rows[i] for i in self.train_dataset.sample(_CALIBRATION_ROWS)]
-        examples = tokenize_rows(self.objective, rows, what="eval_dataset")
-        h = torch.stack([torch.tanh(self._preactivations(solution, examples)) for solution in solutions])
-        seeds, rates = zip(*self.args.runs, strict=True)
-        found = seed_report(solutions, h, self._labels(rows), seeds=seeds, rates=rates)
-        self.report.seeds = [
-            {"seed": run.seed, "learning_rate": run.rate, "correlation": run.correlation,
-             "class_means": dict(zip(self._classes, run.class_means, strict=True)),
-             "converged": run.converged, "chosen": run.chosen}
-            for run in found.runs
-        ]  # fmt: skip
-        self.report.training["encoder_overlap"] = found.encoder_overlap
-        self.report.training["decoder_overlap"] = found.decoder_overlap
-        return solutions[found.chosen]
-
-    def _labels(self, rows: Sequence[Row]) -> Tensor:
-        return torch.tensor([row.label(self._classes, self.gradiend_config.source) for row in rows])
-
-    def _preactivations(self, solution: Solution, examples: Sequence[Example], scope: Scope | None = None) -> Tensor:
-        return preactivations(
-            self.base_model, self.objective, examples, (scope or self.scope).dense_tensors(solution.encoder),
-            solution.encoder_bias, source=self.gradiend_config.source, batch_size=self.args.eval_batch_size,
-        )  # fmt: skip
+        solution, found = self._learned.best(self.accelerator.unwrap_model(self.model).solutions())
+        if found is not None:
+            self.report.seeds = [
+                {"seed": run.seed, "learning_rate": run.rate, "correlation": run.correlation,
+                 "class_means": dict(zip(self._classes, run.class_means, strict=True)),
+                 "converged": run.converged, "chosen": run.chosen}
+                for run in found.runs
+            ]  # fmt: skip
+            self.report.training["encoder_overlap"] = found.encoder_overlap
+            self.report.training["decoder_overlap"] = found.decoder_overlap
+        return solution
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
@@ -448,8 +372,8 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _read_encoder(self, rows: Sequence[Row]) -> dict[str, float]:
-        z = self._preactivations(self._best_solution(), tokenize_rows(self.objective, rows, what="eval_dataset"))
-        return flat_encoder(encoder_report(torch.tanh(z), self._labels(rows), self._classes))
+        h, labels = self._learned.encode(self._best_solution(), rows)
+        return flat_encoder(encoder_report(h, labels, self._classes))
 
     def _measure(self, rows: Sequence[Row], texts: Sequence[str], choose_unit: bool, name: str) -> dict[str, float]:
         start = time.perf_counter()

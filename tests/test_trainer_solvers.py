@@ -62,7 +62,7 @@ def test_runs_share_a_stream_and_the_best_is_kept(masked_path: Path, pronouns: A
     assert [run for run in runs if run["chosen"]] == [best] and best["learning_rate"] == 0.1
     alone = trained(masked_path, tmp_path / "alone", pronouns, density=0.05)  # the third run, by itself
     solver: Any = trainer.model
-    solutions = trainer._calibrated(solver.solutions(), trainer.scope)
+    solutions = trainer._learned.calibrated(solver.solutions(), trainer.scope)
     other = torch.cat([part.decoder for part in alone.direction.parameters.values()])
     torch.testing.assert_close(solutions[2].decoder, other, rtol=1e-3, atol=1e-8)
     assert direction.encoder_bias == solutions[runs.index(best)].encoder_bias

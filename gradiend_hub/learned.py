@@ -1,0 +1,159 @@
+"""From what a solver has learned to a direction: the best run, its orientation and gain, its decoder and coordinates."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .config import GradiendConfig
+from .data import Row, TransitionDataset, tokenize_rows
+from .direction import Direction, ParameterDirection
+from .evaluation import StrengthProbe, calibrate, preactivations
+from .fingerprint import Fingerprint
+from .gradients import GradientReader, Scope
+from .model import GradiendModel
+from .objectives import Example, Objective
+from .solvers import (
+    ClassMeans,
+    SeedReport,
+    Solution,
+    calibrated,
+    diagonal_fisher,
+    kindest,
+    pruned,
+    seed_report,
+    with_mean_decoder,
+)
+from .training_args import GradiendTrainingArguments
+
+__all__ = ["Learned", "as_direction"]
+
+CALIBRATION_ROWS = 128
+"""Training rows from which orientation and gain of a solution are read."""
+
+COMPARED_ROWS, COMPARED_TOKENS = 60, 1000
+"""Validation rows of each class and neutral tokens on which dampings are compared."""
+
+
+def as_direction(solution: Solution, scope: Scope) -> Direction:
+    """A solution by parameter, with the fingerprint of the base model that the scope belongs to."""
+    encoder, decoder = scope.split(solution.encoder), scope.split(solution.decoder)
+    bias = scope.split(solution.decoder_bias)
+    return Direction(
+        {
+            name: ParameterDirection(
+                tuple(parameter.shape), decoder[name].cpu(), bias[name].cpu(), encoder[name].cpu(), scope.kept.get(name)
+            )
+            for name, parameter in scope.parameters.items()
+        },
+        solution.encoder_bias,
+        Fingerprint.of(scope.parameters),
+    )
+
+
+class Learned:
+    """Reads solutions on the base model that they were learned on.
+
+    Args:
+        base_model, objective, config, args: those of the trainer.
+        scope: of the solutions' vectors.
+        dataset: the tokenised training rows, and `rows` as they are.
+        eval_rows, texts: what runs and dampings are compared on; training rows, or nothing, where there are none.
+        fisher_texts: what the Fisher information is estimated from.
+    """
+
+    def __init__(
+        self,
+        base_model: nn.Module,
+        objective: Objective,
+        config: GradiendConfig,
+        args: GradiendTrainingArguments,
+        scope: Scope,
+        dataset: TransitionDataset,
+        *,
+        rows: Sequence[Row],
+        eval_rows: Sequence[Row],
+        texts: Sequence[str],
+        fisher_texts: Sequence[str],
+    ) -> None:
+        self.base_model, self.objective, self.config, self.args = base_model, objective, config, args
+        self.scope, self.dataset = scope, dataset
+        self.rows, self.eval_rows, self.texts, self.fisher_texts = rows, eval_rows, texts, fisher_texts
+
+    def best(self, solutions: Sequence[Solution]) -> tuple[Solution, SeedReport | None]:
+        """The run with the best correlation on validation rows (training rows if there are no others), calibrated.
+
+        Returns:
+            The solution and, if there are several runs, how they compare.
+        """
+        solutions = self.calibrated(solutions, self.scope)
+        if len(solutions) == 1:
+            return solutions[0], None
+        rows = self.eval_rows or [self.rows[i] for i in self.dataset.sample(CALIBRATION_ROWS)]
+        encoded = [self.encode(solution, rows) for solution in solutions]
+        seeds, rates = zip(*self.args.runs, strict=True)
+        found = seed_report(solutions, torch.stack([h for h, _ in encoded]), encoded[0][1], seeds=seeds, rates=rates)
+        return solutions[found.chosen], found
+
+    def calibrated(self, solutions: Sequence[Solution], scope: Scope) -> list[Solution]:
+        """The same solutions with orientation and gain read from training rows."""
+        chosen = self.dataset.sample(CALIBRATION_ROWS)
+        examples = [self.dataset.examples[i] for i in chosen]
+        labels = torch.tensor([self.dataset.labels[i] for i in chosen])
+        ready = []
+        for found in solutions:
+            z = self.preactivations(found, examples, scope)
+            usable = z.isfinite()  # the rows that training left out
+            ready.append(calibrated(found, z[usable], labels[usable]))
+        return ready
+
+    def encode(self, solution: Solution, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Feature values and labels of rows, each [N]."""
+        z = self.preactivations(solution, tokenize_rows(self.objective, rows, what="eval_dataset"), self.scope)
+        classes = self.config.feature_classes or []
+        return torch.tanh(z), torch.tensor([row.label(classes, self.config.source) for row in rows])
+
+    def preactivations(self, solution: Solution, examples: Sequence[Example], scope: Scope) -> Tensor:
+        """z of every example, [N]."""
+        return preactivations(
+            self.base_model, self.objective, examples, scope.dense_tensors(solution.encoder), solution.encoder_bias,
+            source=self.config.source, batch_size=self.args.eval_batch_size,
+        )  # fmt: skip
+
+    def finished(
+        self, solution: Solution, target_means: ClassMeans | None
+    ) -> tuple[Solution, Scope, dict[float, float]]:
+        """The solution with the decoder and on the coordinates that the arguments ask for.
+
+        Returns:
+            Solution, scope, and the effect by damping where dampings were compared.
+        """
+        args, scope = self.args, self.scope
+        tried: dict[float, float] = {}
+        if args.decoder != "solver":
+            assert target_means is not None
+            solution = with_mean_decoder(solution, target_means)
+        if args.decoder == "fisher":
+            with GradientReader(self.base_model, scope) as reader:
+                fisher = diagonal_fisher(reader, self.objective, self.fisher_texts, seed=args.seed)
+            effect = self._effect if self.eval_rows and self.texts else None
+            (solution, scope), tried = kindest(solution, scope, fisher, density=args.final_density, effect=effect)
+        else:
+            solution, scope = pruned(solution, scope, solution.decoder.abs(), args.final_density)
+        if scope is not self.scope:  # fewer coordinates make a smaller z
+            (solution,) = self.calibrated([solution], scope)
+        return solution, scope, tried
+
+    def _effect(self, solution: Solution, scope: Scope) -> float:
+        """Effect on some validation rows at the best dose that neutral text bears."""
+        model = GradiendModel.from_direction(self.base_model, as_direction(solution, scope), copy.deepcopy(self.config))
+        try:
+            probe = StrengthProbe(model, self.objective, self.eval_rows, self.texts, seed=self.args.seed)
+            probe = probe.subset(COMPARED_ROWS, COMPARED_TOKENS)
+            calibrate(probe, floor=self.args.lm_score_floor)
+            return probe.effect(probe.measure(1.0), probe.measure(-1.0))
+        finally:
+            model.unload()
