@@ -16,7 +16,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest $(PARALLEL) -m slow
+	$(BIN)/python -m pytest --numprocesses auto --dist load -m slow
 
 # The oldest releases that pyproject.toml admits, in an environment of their own.
 test-lower-bounds: $(VENV)-lower/.installed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from gradiend_hub import GradiendModel
+from gradiend_hub.evaluation import Report
 from gradiend_hub_cli.fillings import Guess, guesses_tables
+from gradiend_hub_cli.tables import curve_table
 from tests.hub_server import HubServer
 
 from .conftest import Run, Trained
@@ -218,3 +221,12 @@ def test_a_repository_that_is_no_direction_is_refused(run: Run, hub: HubServer, 
     HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=repo_id)
     result = run("apply", repo_id, SENTENCE)
     assert result.exit_code == 1 and "There is no direction in" in result.stderr
+
+
+def test_a_curve_on_rows_of_one_class_names_what_is_missing(trained: Trained) -> None:
+    report = Report.load(trained.folder)
+    split = report.splits["test"]
+    points = [replace(p, probability={"3SG": p.probability["3SG"]}) for p in split.curve]
+    table = curve_table(replace(split, curve=points), ["3SG", "3PL"], [1.0])
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert cells[1:3] == ["not measured", f"{split.at(1.0).probability['3SG']['3PL']:.3f}"]
