@@ -25,7 +25,6 @@ from transformers import PrinterCallback
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.base_models import load_base_model
 from gradiend_hub.gradients import directional_derivatives
-from gradiend_hub.solvers import AutoencoderSolver
 
 from .learner_job import CLASSES, Clock, bare_pair, read_jsonl
 from .measure import interleaved, line, skipped
@@ -60,8 +59,9 @@ class TimedTrainer(GradiendTrainer):
     bare: list[float]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        batch = self.objective.collate_pairs([self.train_dataset.examples[i] for i in inputs["rows"]])
         start = time.process_time()
-        bare_pair(self, inputs["pairs"])
+        bare_pair(self, batch)
         self.bare.append(time.process_time() - start)
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -71,19 +71,14 @@ def timed_steps(path: Path, steps: int, runs: int = 1, density: float = 1.0) -> 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = GradiendTrainingArguments(
-            folder, max_steps=steps, use_cpu=True, disable_tqdm=True, save_strategy="no"
+            folder, max_steps=steps, use_cpu=True, disable_tqdm=True, save_strategy="no", num_runs=runs
         )
         trainer = TimedTrainer(
-            load_base_model(path), GradiendConfig(feature_classes=CLASSES), arguments,
+            load_base_model(path), GradiendConfig(feature_classes=CLASSES, density=density), arguments,
             train_dataset=read_jsonl(DATA / "train.jsonl"), callbacks=[clock],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.bare = []
-        if density < 1:
-            generator = torch.Generator().manual_seed(0)
-            parts = {n: torch.rand(p.numel(), generator=generator) for n, p in trainer.scope.parameters.items()}
-            trainer.scope = trainer.scope.keep({n: (x < density).nonzero().squeeze(1) for n, x in parts.items()})
-            trainer.model = trainer.model_wrapped = AutoencoderSolver(trainer.scope.size, seeds=tuple(range(runs)))
         trainer.train()
     between = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     return [whole - bare for whole, bare in zip(between, trainer.bare, strict=True)][2:], trainer.bare[2:]
