@@ -467,7 +467,11 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
                     if companion == PROBES_FILE:
                         from .hub.verify import renew_digests
 
-                        renew_digests(folder)  # the values may be stored in another type now
+                        try:
+                            renew_digests(folder)  # the values may be stored in another type now
+                        except ValueError as error:
+                            target.unlink()
+                            warnings.warn(f"The direction is saved without its self-test: {error}", stacklevel=2)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Publish the active direction in one commit; arguments as of `gradiend_hub.hub.publish.publish_folder`.

@@ -133,3 +133,12 @@ def test_it_passes_after_saving_again(copy: Path, masked_path: Path, tmp_path: P
     plain = PeftModel.from_pretrained(load_base_model(masked_path), str(copy))
     plain.save_pretrained(str(tmp_path / "peft"))
     assert failures(tmp_path / "peft") == []
+
+
+def test_a_damaged_self_test_does_not_stand_in_the_way_of_saving(copy: Path, tmp_path: Path) -> None:
+    (copy / PROBES_FILE).write_text("{}")
+    model = GradiendModel.from_pretrained(copy)
+    with pytest.warns(UserWarning, match="saved without its self-test: .* is not a self-test of this library"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / PROBES_FILE).exists()
+    assert (tmp_path / "saved" / WEIGHTS_FILE).is_file()
