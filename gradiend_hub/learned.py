@@ -10,23 +10,14 @@ from torch import Tensor, nn
 
 from .config import GradiendConfig
 from .data import Row, TransitionDataset, tokenize_rows
+from .decoders import kindest, pruned, with_mean_decoder
 from .direction import Direction, ParameterDirection
 from .evaluation import StrengthProbe, calibrate, preactivations
 from .fingerprint import Fingerprint
-from .gradients import GradientReader, Scope
+from .gradients import GradientReader, Scope, diagonal_fisher
 from .model import GradiendModel
 from .objectives import Example, Objective
-from .solvers import (
-    ClassMeans,
-    SeedReport,
-    Solution,
-    calibrated,
-    diagonal_fisher,
-    kindest,
-    pruned,
-    seed_report,
-    with_mean_decoder,
-)
+from .solvers import ClassMeans, SeedReport, Solution, calibrated, seed_report
 from .training_args import GradiendTrainingArguments
 
 __all__ = ["Learned", "as_direction"]

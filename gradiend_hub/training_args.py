@@ -8,9 +8,9 @@ from typing import get_args
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
+from .decoders import DECODERS
 from .errors import ConfigError
 from .evaluation import Goal
-from .solvers import DECODERS
 
 _BY_COORDINATE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Optimizers that move a coordinate whatever the others do, so that processes can share the coordinates."""

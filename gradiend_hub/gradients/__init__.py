@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .directional import directional_derivatives
 from .faults import SkippedRows
+from .fisher import diagonal_fisher
 from .importance import prune
 from .memory import Estimate, estimate, memory_advised
 from .pairs import GradientReader, read_pair
@@ -19,6 +20,7 @@ __all__ = [
     "Scope",
     "SkippedRows",
     "StoreKey",
+    "diagonal_fisher",
     "directional_derivatives",
     "estimate",
     "memory_advised",

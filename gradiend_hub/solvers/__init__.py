@@ -10,15 +10,13 @@ from gradiend_hub.errors import ConfigError
 from .autoencoder import AutoencoderSolver
 from .base import Solution, Solver, calibrated
 from .closed_form import ClassMeans, ClosedFormSolver
-from .decoders import DECODERS, kindest, pruned, with_mean_decoder
-from .fisher import DAMPINGS, choose_damping, diagonal_fisher, effect_shares, kinder
+from .fisher import DAMPINGS, choose_damping, effect_shares, kinder
 from .report import RunReport, SeedReport, seed_report
 from .ridge import RidgeSolver
 from .shard import Shard
 
 __all__ = [
     "DAMPINGS",
-    "DECODERS",
     "SOLVERS",
     "AutoencoderSolver",
     "ClassMeans",
@@ -31,14 +29,10 @@ __all__ = [
     "Solver",
     "calibrated",
     "choose_damping",
-    "diagonal_fisher",
     "effect_shares",
     "kinder",
-    "kindest",
     "make_solver",
-    "pruned",
     "seed_report",
-    "with_mean_decoder",
 ]
 
 SOLVERS: dict[str, type[Solver]] = {

@@ -8,70 +8,17 @@ coordinates act together. A coordinate's share in the effect is then w_d²/F, by
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from gradiend_hub.errors import ConfigError, DataError
-from gradiend_hub.gradients import GradientReader
-from gradiend_hub.objectives import Objective, Slots
-from gradiend_hub.objectives.base import IGNORED
+from gradiend_hub.errors import ConfigError
 
 from .base import Solution
 
 DAMPINGS = (1e-2, 1e-1, 1.0)
 """Values that are worth a try, in units of the mean of F."""
-
-
-def diagonal_fisher(
-    reader: GradientReader,
-    objective: Objective,
-    texts: Sequence[str],
-    *,
-    batch_size: int = 8,
-    seed: int = 0,
-    draws: int = 4,
-) -> Tensor:
-    """Diagonal of the base model's Fisher information per token of neutral text, at the scope's coordinates: [n], fp32.
-
-    Labels are sampled from the model, so that the gradients of different tokens have mean zero and add up like
-    independent numbers: the square of a batch's summed gradient is, on average, the sum of the squares.
-
-    Args:
-        reader: entered, of the scope that the decoder lives on.
-        texts: neutral sentences; others than those on which damage is measured later.
-        batch_size: texts per gradient. A smaller one costs more and gives less noise.
-        seed: decides which tokens are masked and which labels are drawn.
-        draws: how often each text is read.
-
-    Raises:
-        DataError: no text has a token that is scored.
-    """
-    rng = random.Random(seed)
-    device = next(iter(reader.scope.parameters.values())).device
-    generator = torch.Generator(device).manual_seed(seed)
-    samples = [sample for _ in range(draws) for text in texts for sample in objective.scored_text(text, rng)]
-    if not samples:
-        raise DataError(
-            f"None of the {len(texts)} neutral texts has a token to score, so there is no Fisher information."
-        )
-    samples.sort(key=lambda sample: len(sample.input_ids))
-    total, tokens = torch.zeros(reader.scope.size, device=device), 0
-    for start in range(0, len(samples), batch_size):
-        slots = objective.collate(samples[start : start + batch_size]).to(device)
-        total.addcmul_(*(2 * [reader.read(_sampled_loss(reader, objective, slots, generator))]))
-        tokens += int((slots.labels != IGNORED).sum())
-    return total / tokens
-
-
-def _sampled_loss(reader: GradientReader, objective: Objective, slots: Slots, generator: torch.Generator) -> Tensor:
-    """Sum over the slots of −log p of a label that the model itself drew."""
-    log_probs = objective.log_probs(reader.model, slots)[slots.labels != IGNORED]  # [tokens, V]
-    labels = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
-    return -log_probs.gather(1, labels).sum()
 
 
 def kinder(solution: Solution, fisher: Tensor, damping: float) -> Solution:

@@ -28,11 +28,11 @@ from transformers import AutoTokenizer
 
 from gradiend_hub.base_models import load_base_model
 from gradiend_hub.data import Row, TransitionBatchSampler, TransitionDataset, tokenize_rows
-from gradiend_hub.gradients import GradientReader, Scope, read_pair, select_parameters
+from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, read_pair, select_parameters
 from gradiend_hub.gradients.directional import evaluating
 from gradiend_hub.objectives import Objective, Slots, make_objective
 from gradiend_hub.objectives.base import IGNORED
-from gradiend_hub.solvers import Solution, choose_damping, diagonal_fisher, effect_shares, make_solver
+from gradiend_hub.solvers import Solution, choose_damping, effect_shares, make_solver
 
 from .measure import interleaved, line, skipped
 

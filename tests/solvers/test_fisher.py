@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradiend_hub.errors import ConfigError, DataError
-from gradiend_hub.gradients import GradientReader, Scope, select_parameters
+from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, select_parameters
 from gradiend_hub.objectives import Objective, make_objective
-from gradiend_hub.solvers import Solution, choose_damping, diagonal_fisher, effect_shares, kinder
+from gradiend_hub.solvers import Solution, choose_damping, effect_shares, kinder
 from tests.models import DECODER
 from tests.objectives.tokenizers import causal_tokenizer
 

@@ -8,13 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gradiend_hub.direction import index_dtype
-from gradiend_hub.gradients import Scope
-from gradiend_hub.gradients.importance import top_k
-
-from .base import Solution
-from .closed_form import LEVEL, ClassMeans
-from .fisher import DAMPINGS, effect_shares, kinder
+from .direction import index_dtype
+from .gradients import Scope
+from .gradients.importance import top_k
+from .solvers import DAMPINGS, ClassMeans, Solution, effect_shares, kinder
+from .solvers.closed_form import LEVEL
 
 __all__ = ["DECODERS", "kindest", "pruned", "with_mean_decoder"]
 
