@@ -54,9 +54,13 @@ def through_peft(folder: Path, base: nn.Module) -> PeftModel:
 
 @pytest.mark.parametrize("load", [GradiendModel.from_pretrained, through_peft])
 def test_offloaded_layers_are_refused(
-    stored: tuple[nn.Module, Path, torch.Tensor], load: Callable[..., nn.Module], tmp_path: Path
+    stored: tuple[nn.Module, Path, torch.Tensor],
+    load: Callable[..., nn.Module],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights on disk cannot be edited in place; the model stays as it was."""
+    monkeypatch.chdir(tmp_path)  # the offloader writes a copy below the working directory
     base, folder, _ = stored
     places = {"bert.embeddings": "cpu", "bert.encoder": "disk", "cls": "cpu"}
     offloaded = (
