@@ -18,7 +18,7 @@ from gradiend_hub.errors import ConfigError
 from gradiend_hub.objectives import Objective, make_objective
 
 from .quiet import quiet
-from .tables import strength_text
+from .tables import beyond_band, strength_text
 
 __all__ = ["Guess", "class_styles", "guesses", "guesses_tables", "show_texts"]
 
@@ -67,6 +67,8 @@ def show_texts(
                 completed = {s: completion(model, objective, before, s, tokens) for s in strengths}
                 tables.append(_completions_table(completed))
             console.print(Text(f"\n{text}", style="bold"), *tables, sep="\n")
+        if warning := beyond_band(model.active_peft_config, strengths):
+            console.print(f"\n{warning}")
 
 
 def guesses(model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int) -> list[Guess]:

@@ -16,7 +16,7 @@ from gradiend_hub.hub.card import write_rewritten_card
 from gradiend_hub.hub.resolve import resolve_folder
 
 from .quiet import quiet
-from .tables import folder_size, megabytes, pairs_table, strength_text
+from .tables import beyond_band, folder_size, megabytes, pairs_table, strength_text
 
 __all__ = ["merge_into", "require_empty"]
 
@@ -49,6 +49,10 @@ def merge_into(
         loaded_from = base_name(model.get_base_model())
         if loaded_from and out.exists() and Path(loaded_from).exists() and out.samefile(loaded_from):
             raise ConfigError(f"{out} is the folder of the base model itself. Give another folder.")
+        if model.strength == 0:
+            raise ConfigError(
+                "Strength 0 is the base model itself: there is nothing to merge. Give another --strength."
+            )
         applied, receipt, tokenizer, config = model.strength, model.receipt, model.tokenizer, model.active_peft_config
         merged = model.merge_and_unload()
         merged.save_pretrained(out)
@@ -66,6 +70,8 @@ def merge_into(
         "lost to dtype", f"{receipt.swallowed:.2%} of the changes are below the spacing of {merged.dtype} numbers"
     )
     table.add_row("written", f"{out} ({type(merged).__name__} with tokenizer, {megabytes(folder_size(out))})")
+    if warning := beyond_band(config, [applied]):
+        table.add_row("beware", warning)
     console.print(table)
 
 

@@ -8,14 +8,27 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from gradiend_hub import GradiendConfig
 from gradiend_hub.evaluation import SplitReport, StrengthPoint
 
-__all__ = ["curve_table", "encoder_line", "folder_size", "megabytes", "pairs_table", "strength_text"]
+__all__ = ["beyond_band", "curve_table", "encoder_line", "folder_size", "megabytes", "pairs_table", "strength_text"]
 
 
 def strength_text(strength: float) -> str:
     """`-1`, `0`, `+0.5`."""
     return f"{strength:+g}" if strength else "0"
+
+
+def beyond_band(config: GradiendConfig, strengths: Sequence[float]) -> str | None:
+    """What to know of strengths that are outside of the safe band; `None` if all are inside, or it was not measured."""
+    if config.safe_band is None:
+        return None
+    low, high = config.safe_band
+    outside = [strength_text(s) for s in strengths if not low <= s <= high]
+    if not outside:
+        return None
+    band = f"{strength_text(low)} to {strength_text(high)}"
+    return f"{', '.join(outside)}: outside of the safe band, {band}; the model may lose quality elsewhere, too."
 
 
 def megabytes(size: int) -> str:

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from gradiend_hub import GradiendModel
+from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.evaluation import Report
 from gradiend_hub_cli.fillings import Guess, guesses_tables
 from gradiend_hub_cli.tables import curve_table
@@ -177,6 +177,23 @@ def test_merge_keeps_off_folders_in_use(run: Run, trained: Trained, tmp_path: Pa
     assert onto_itself.exit_code == 1 and "the direction itself" in onto_itself.stderr
     onto_base = run("merge", trained.folder, trained.recipe["model"], "--overwrite")
     assert onto_base.exit_code == 1 and "the base model itself" in onto_base.stderr
+
+
+def test_strengths_outside_of_the_safe_band_are_named(run: Run, trained: Trained, tmp_path: Path) -> None:
+    low, high = GradiendConfig.from_pretrained(trained.folder).safe_band or (0.0, 0.0)
+    far, inside = high + 100, high / 2
+    applied = " ".join(run("apply", trained.folder, SENTENCE, "--strengths", f"{inside},{far}").stdout.split())
+    assert f"{far:+g}: outside of the safe band, {low:+g} to {high:+g}" in applied
+    merged = " ".join(run("merge", trained.folder, tmp_path / "far", "--strength", str(far)).stdout.split())
+    assert f"beware {far:+g}: outside of the safe band" in merged
+    assert "safe band" not in run("apply", trained.folder, SENTENCE, "--strengths", f"{inside}").stdout
+    assert "safe band" not in run("merge", trained.folder, tmp_path / "near", "--strength", str(inside)).stdout
+
+
+def test_merge_at_strength_zero_is_refused(run: Run, trained: Trained, tmp_path: Path) -> None:
+    refused = run("merge", trained.folder, tmp_path / "merged", "--strength", "0")
+    assert refused.exit_code == 1 and "nothing to merge" in refused.stderr
+    assert not (tmp_path / "merged").exists()
 
 
 def test_merge_at_a_strength_that_is_no_number_is_refused(run: Run, trained: Trained, tmp_path: Path) -> None:
