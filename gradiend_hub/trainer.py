@@ -318,6 +318,8 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     @property
     def direction(self) -> Direction:
         """What has been learned: the first class encodes to positive values, a typical row to ±0.9."""
+        if not self.state.global_step:
+            raise ConfigError("Nothing has been learned yet. Call trainer.train() first.")
         if self._direction is None:
             solution, scope, tried = self._learned.finished(
                 self._best_solution(), getattr(self.model, "target_means", None)

@@ -11,9 +11,16 @@ from transformers.trainer_utils import HubStrategy
 from .decoders import DECODERS
 from .errors import ConfigError
 from .evaluation import Goal
+from .gradients import MEASURES, STORE_DTYPES
+from .solvers import SOLVERS
 
 _BY_COORDINATE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Optimizers that move a coordinate whatever the others do, so that processes can share the coordinates."""
+
+_CHOICES = {
+    "solver": tuple(SOLVERS), "decoder": DECODERS, "goal": get_args(Goal), "importance": MEASURES,
+    "gradient_store_dtype": STORE_DTYPES,
+}  # fmt: skip
 
 
 @dataclass
@@ -94,10 +101,9 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             raise ConfigError(
                 f"num_runs must be at least 1 and learning_rates positive, found {self.num_runs} and {self.learning_rates}."
             )
-        if self.decoder not in DECODERS:
-            raise ConfigError(f"decoder must be one of {DECODERS}, found {self.decoder!r}.")
-        if self.goal not in get_args(Goal):
-            raise ConfigError(f"goal must be one of {get_args(Goal)}, found {self.goal!r}.")
+        for name, allowed in _CHOICES.items():
+            if (found := getattr(self, name)) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, found {found!r}.")
         if not 0 < self.final_density <= 1:
             raise ConfigError(f"final_density must lie in (0, 1], found {self.final_density}.")
         if self.gradient_store and self.world_size > 1:

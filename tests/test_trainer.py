@@ -398,6 +398,9 @@ def test_a_direction_that_is_not_measured_is_not_published(
 ) -> None:
     args = arguments(tmp_path / "out", max_steps=2, hub_model_id=repo_id)
     trainer = trainer_of(masked, tmp_path, pronouns, args=args, layers="3")
+    for unlearned in (trainer.save_model, trainer.evaluate, lambda: trainer.push_to_hub(allow_unmeasured=True)):
+        with pytest.raises(ConfigError, match=r"Nothing has been learned yet. Call trainer.train\(\) first"):
+            unlearned()
     trainer.train()
     with pytest.raises(ConfigError, match=r"unmeasured.*trainer.evaluate\(\) first.*allow_unmeasured=True"):
         trainer.push_to_hub()

@@ -183,13 +183,15 @@ def test_rows_without_a_finite_loss_are_named_and_left_out(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver": "magic"}, r"Unknown solver 'magic'; expected one of \['autoencoder', 'closed_form', 'ridge'\]"),
+        ({"solver": "adam"}, "solver must be one of autoencoder, closed_form, ridge, found 'adam'"),
         ({"solver": "ridge", "num_runs": 2}, "has no seeds"),
         ({"num_runs": 0}, "num_runs must be at least 1"),
         ({"learning_rates": [0.1, -1.0]}, "learning_rates positive"),
         ({"decoder": "kind"}, "decoder must be one of"),
         ({"final_density": 0.0}, r"final_density must lie in \(0, 1\]"),
         ({"goal": "harm"}, "goal must be one of"),
+        ({"importance": "l2"}, "importance must be one of mean, snr"),
+        ({"gradient_store_dtype": "int8"}, "gradient_store_dtype must be one of float32"),
         ({"identity_rows": -1}, "identity_rows must be at least 0"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from gradiend_hub.constants import SLOT
@@ -49,6 +49,10 @@ def read_rows(
     """
     rows: list[Row] = []
     for number, record in enumerate(dataset):
+        if not isinstance(record, Mapping):
+            raise DataError(
+                f"{what}, row {number}: expected a dictionary with the columns {list(COLUMNS)}, found {record!r}."
+            )
         if missing := [c for c in COLUMNS if c not in record]:
             raise DataError(
                 f"{what}: column {missing} is missing. Expected the columns {list(COLUMNS)}, found {sorted(record)}. "

@@ -5,14 +5,16 @@ from __future__ import annotations
 from .directional import directional_derivatives
 from .faults import SkippedRows
 from .fisher import diagonal_fisher
-from .importance import prune
+from .importance import MEASURES, prune
 from .memory import Estimate, estimate, memory_advised
 from .pairs import GradientReader, read_pair
 from .scope import Scope, select_parameters
-from .store import GradientStore, StoreKey
+from .store import STORE_DTYPES, GradientStore, StoreKey
 from .stream import PairStream, neutral_source
 
 __all__ = [
+    "MEASURES",
+    "STORE_DTYPES",
     "Estimate",
     "GradientReader",
     "GradientStore",

@@ -33,6 +33,9 @@ FORMAT = 1
 KEY_FILE, GRADIENTS_FILE, INDEX_FILE = "key.json", "gradients.bin", "index.bin"
 
 _TYPES = {"float32": (torch.float32, "<f4"), "bfloat16": (torch.bfloat16, "<i2"), "float16": (torch.float16, "<f2")}
+STORE_DTYPES = tuple(_TYPES)
+"""In which gradients can be kept."""
+
 _WRITTEN, _EMPTY = 1.0, -1.0
 """Marks in the index. Any positive number is a scale and means written; −1 a group without a usable row; 0 missing."""
 

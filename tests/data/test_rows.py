@@ -71,6 +71,7 @@ def test_label_is_of_the_class_that_gives_the_source(source: str, label: float) 
     ("records", "message"),
     [
         ([], "train_dataset has no rows"),
+        (["The [MASK] ran."], r"row 0: expected a dictionary with the columns .*found 'The \[MASK\] ran.'"),
         ([{"text": "a"}], r"column \['masked', .*\] is missing. Expected the columns .*found \['text'\]"),
         ([record(0), {k: v for k, v in record(1).items() if k != "factual"}], r"column \['factual'\] is missing"),
         ([record(0), record(1, masked=None)], r"train_dataset, row 1: 'masked' must be a non-empty text, found None"),
