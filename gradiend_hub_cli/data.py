@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gradiend_hub.data.builder import FeatureData, FeatureDatasetBuilder
+from gradiend_hub.data.builder import FeatureDatasetBuilder
+from gradiend_hub.data.feature_data import FeatureData
 from gradiend_hub.data.fillers import check_fillers
 from gradiend_hub.data.spec import FeatureDataConfig
 
@@ -75,8 +76,7 @@ def _funnel_table(data: FeatureData) -> Table:
 
 def _class_table(data: FeatureData) -> Table:
     table = _table("class", *data.rows)
-    for name in data.config.classes:
-        counts = (part["factual_class"][:].count(name) for part in data.rows.values())
+    for name, counts in data.counts().items():
         table.add_row(name, *(f"{count:,}" for count in counts))
     if data.neutral:
         table.add_row("neutral sentences", *(f"{len(part):,}" for part in data.neutral.values()))

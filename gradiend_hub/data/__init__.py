@@ -18,7 +18,8 @@ from .rows import (
 )
 
 if TYPE_CHECKING:
-    from .builder import FeatureData, FeatureDatasetBuilder
+    from .builder import FeatureDatasetBuilder
+    from .feature_data import FeatureData
     from .neutral import other_words
     from .readers import read_feature_data
     from .spec import ClassSpec, FeatureDataConfig, NeutralSpec, TextFilters
@@ -50,7 +51,7 @@ __all__ = [
 
 _LAZY = {
     "ClassSpec": "spec",
-    "FeatureData": "builder",
+    "FeatureData": "feature_data",
     "FeatureDataConfig": "spec",
     "FeatureDatasetBuilder": "builder",
     "NeutralSpec": "spec",

@@ -5,11 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import random
-import re
-from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +13,21 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from gradiend_hub.constants import SLOT
 from gradiend_hub.errors import DataError
 
 from .counterfactual import Alternatives
+from .feature_data import FeatureData
 from .funnel import Funnel
-from .matching import EXCLUDED, Hit, TagMatcher, WordMatcher, fold, goes_on, load_spacy
+from .language import told_language
+from .matching import Matcher, fold
 from .neutral import NeutralPool
 from .rows import COLUMNS
-from .sources import Texts, read_source, sentence_windows
+from .scan import Accept, Scan
 from .spec import FeatureDataConfig
-from .splits import Indices, Leaks, assign, find_leaks
+from .splits import Indices, assign, find_leaks
 from .spool import Spool
 
-__all__ = ["FeatureData", "FeatureDatasetBuilder"]
-
-_VOCABULARY_TEXTS = 1000
-"""Texts whose words are remembered, to name the nearest ones when a class finds nothing."""
-
-
-@dataclass(frozen=True)
-class FeatureData:
-    """What a builder made.
-
-    Attributes:
-        rows: splits of rows with the columns `masked`, `factual`, `alternative`, `factual_class`, `alternative_class`,
-            `split` and, if the source has groups, `group`.
-        neutral: splits of sentences (`text`) without the feature, in the same shares; `None` if none were asked for.
-        funnel: what became of every text.
-        leaks: texts that reached two splits, before they were dropped.
-        digest: SHA-256 of all rows in order.
-        config: what they were built from.
-    """
-
-    rows: datasets.DatasetDict
-    neutral: datasets.DatasetDict | None
-    funnel: Funnel
-    leaks: Leaks
-    digest: str
-    config: FeatureDataConfig
-
-    def save(self, folder: str | Path) -> Path:
-        """Write JSON lines and the card, as `datasets.load_dataset(folder)` reads them."""
-        from .card import save_data
-
-        return save_data(self, folder)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """Publish rows, neutral text and card in one commit; options are those of `publish_folder`."""
-        from .card import push_data
-
-        return push_data(self, repo_id, **options)
-
-
-@dataclass
-class _Candidates:
-    """Slots that passed the filters: numbers in memory, texts on disk."""
-
-    spool: Spool
-    texts: array[int] = field(default_factory=lambda: array("q"))
-    classes: array[int] = field(default_factory=lambda: array("q"))
-    words: array[int] = field(default_factory=lambda: array("q"))
-    lengths: array[int] = field(default_factory=lambda: array("q"))
-    word_ids: dict[str, int] = field(default_factory=dict)
+__all__ = ["FeatureDatasetBuilder"]
 
 
 class FeatureDatasetBuilder:
@@ -88,25 +36,27 @@ class FeatureDatasetBuilder:
     Args:
         config: classes, filters, splits; see `FeatureDataConfig`.
         nlp: a loaded spaCy pipeline, instead of the one that `config.spacy_model` names.
+        accept: a filter of your own after all others: called with the text before a slot, the word, the text after it and
+            the class's name, it says whether the slot is taken.
         cache_dir: folder for the Arrow files of the result, by default the cache of `datasets`.
 
     Raises:
         ConfigError: a tag that does not exist, a language that is not the model's, a missing model.
     """
 
-    def __init__(self, config: FeatureDataConfig, *, nlp: Any = None, cache_dir: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        config: FeatureDataConfig,
+        *,
+        nlp: Any = None,
+        accept: Accept | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
         self.config = config
         self._names = list(config.classes)
+        self._accept = accept
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
-        neutral = config.neutral
-        words = [(w, group) for group, spec in enumerate(config.classes.values()) for w in spec.words]
-        words += [(w, EXCLUDED) for w in (neutral.exclude_words if neutral else ())]
-        self._words = WordMatcher(words, case_sensitive=config.case_sensitive)
-        excluded = neutral.exclude_tags if neutral else ()
-        self._tags: TagMatcher | None = None
-        if excluded or any(spec.needs_spacy for spec in config.classes.values()):
-            self._tags = TagMatcher(config, nlp or load_spacy(config), excluded)
-        self._every_text = bool(excluded) or any(not spec.words for spec in config.classes.values())
+        self._matcher = Matcher(config, nlp)
 
     def build(self, source: Any = None) -> FeatureData:
         """Read a source (by default the configuration's) and make the data set.
@@ -121,7 +71,7 @@ class FeatureDatasetBuilder:
         rng = np.random.default_rng(config.seed)
         columns = ["masked", "factual"] + ["group"] * (config.group_column is not None) + ["split"]
         with Spool(columns, self._cache_dir) as spool:
-            scan = _Scan(self, _Candidates(spool))
+            scan = Scan(config, self._matcher, spool, self._accept)
             scan.run(config.source if source is None else source)
             self._require_every_class(scan)
             table = spool.table()
@@ -145,22 +95,7 @@ class FeatureDatasetBuilder:
         neutral = self._neutral_splits(scan.neutral, np.array(numbers.lengths)[chosen], order)
         return FeatureData(rows, neutral, funnel, leaks, digest, config)
 
-    # ------------------------------------------------------------------------------------------------------ matching
-
-    def hits(self, texts: Sequence[str]) -> dict[int, list[Hit]]:
-        """Words of the classes, and words that no neutral text may hold, of the texts that have any, by place."""
-        surface = self._words.find(texts)
-        if self._tags is None:
-            return surface
-        # where every class names words, the parser reads only texts that hold one
-        places = list(range(len(texts))) if self._every_text else list(surface)
-        parsed = dict(zip(places, self._tags.find([texts[place] for place in places]), strict=True))
-        for place, hits in surface.items() if self.config.neutral else ():
-            marks = hits if not self._every_text else [hit for hit in hits if hit[2] == EXCLUDED]
-            parsed[place] += [(start, end, EXCLUDED) for start, end, _ in marks]
-        return {place: hits for place, hits in parsed.items() if hits}
-
-    def _require_every_class(self, scan: _Scan) -> None:
+    def _require_every_class(self, scan: Scan) -> None:
         counts = Counter(scan.candidates.classes)
         for group, name in enumerate(self._names):
             if counts[group]:
@@ -173,9 +108,11 @@ class FeatureDatasetBuilder:
                 hint = f"Its words occur in {scan.lost[group]} texts, but every one was filtered:\n{scan.funnel}"
             else:
                 near = {n for w in spec.words for n in difflib.get_close_matches(fold(w), scan.vocabulary, n=3)}
-                seen = [value for value, _ in self._tags.values_seen.most_common(5)] if self._tags else []
                 hint = f"Words that do occur and look alike: {', '.join(sorted(near)) or 'none'}."
-                hint += f" Tags of its words that were seen: {', '.join(seen)}." if seen else ""
+                if seen := self._matcher.tags_seen:
+                    hint += f" Tags of its words that were seen: {', '.join(seen)}."
+                if told := told_language(scan.vocabulary):
+                    hint += f" The texts look like {told}."
             raise DataError(f"Class {name!r} ({asked}) has no rows in {scan.read:,} texts. {hint}")
 
     # ------------------------------------------------------------------------------------------------------ choosing
@@ -288,166 +225,6 @@ class FeatureDatasetBuilder:
         return datasets.DatasetDict(
             {n: datasets.Dataset.from_dict({"text": texts[a:b]}) for n, a, b in zip(order, starts, ends, strict=True)}
         )
-
-
-@dataclass(frozen=True)
-class _Units:
-    """Texts or sentences of a batch, where a sentence's own part begins, and their places in the batch."""
-
-    texts: list[str]
-    owns: list[int] | None
-    places: list[int]
-
-
-class _Scan:
-    """One pass over the source: filters texts, counts what is dropped, and gathers slots."""
-
-    def __init__(self, builder: FeatureDatasetBuilder, candidates: _Candidates) -> None:
-        config = builder.config
-        self.builder, self.config, self.candidates = builder, config, candidates
-        self.read = 0
-        self.dropped: Counter[str] = Counter()
-        self.lost: Counter[int] = Counter()
-        """Texts with words of a class that some filter dropped."""
-        self.vocabulary: set[str] = set()
-        self.neutral = NeutralPool(config.neutral.max_texts, config.seed) if config.neutral else None
-        self._units = self._kept = 0
-        self._rng = random.Random(config.seed)
-        self._seen: set[int] = set()
-        self._refuse = re.compile(config.filters.refuse) if config.filters.refuse else None
-        self._counts_words = config.filters.min_words > 1 or config.filters.max_words is not None
-
-    @property
-    def funnel(self) -> Funnel:
-        funnel = Funnel()
-        funnel.start("read", "texts", self.read)
-        for name in ("no text", "broken encoding"):
-            funnel.drop(name, self.dropped[name])
-        if self.config.filters.unit == "sentence":
-            funnel.start("divided into sentences", "sentences", self._units)
-        for name in (n for n in self.dropped if n not in ("no text", "broken encoding")):
-            funnel.drop(name, self.dropped[name])
-        if self.config.occurrences == "all":
-            funnel.start("slots", "slots", len(self.candidates.texts))
-        return funnel
-
-    def run(self, source: Any) -> None:
-        # the order of the funnel
-        for name in ("no text", "broken encoding", "no word of a class", f"holds {SLOT}", "too short", "too long",
-                     "refused characters", "words of several classes", "only in contractions or compounds",
-                     "too few words before the slot", "read before"):  # fmt: skip
-            self.dropped[name] = 0
-        left = float("inf") if self.config.max_texts is None else self.config.max_texts
-        for batch in read_source(source, self.config):
-            texts = batch.texts[: int(min(left - self.read, len(batch.texts)))]
-            self.read += len(texts)
-            places = self._readable(texts)
-            if self.config.filters.unit == "sentence":
-                windows = [(*w, p) for p in places for w in sentence_windows(texts[p], self.config.filters.context)]
-                units = _Units([w[0] for w in windows], [w[1] for w in windows], [w[2] for w in windows])
-            else:
-                units = _Units([texts[place] for place in places], None, places)
-            if self.read <= _VOCABULARY_TEXTS:
-                self.vocabulary.update(word for text in units.texts for word in re.findall(r"\w+", fold(text)))
-            self._units += len(units.texts)
-            self._take(units, batch)
-            if self.read >= left:
-                break
-        if not self.read:
-            raise DataError("The source has no texts.")
-
-    def _readable(self, texts: Sequence[Any]) -> list[int]:
-        """Places of the texts that are texts."""
-        places = []
-        for place, text in enumerate(texts):
-            if not isinstance(text, str) or not text or text.isspace():
-                self.dropped["no text"] += 1
-            elif "\ufffd" in text or "\0" in text:
-                self.dropped["broken encoding"] += 1
-            else:
-                places.append(place)
-        return places
-
-    def _take(self, units: _Units, batch: Texts) -> None:
-        """Filter the units of a batch and keep their slots."""
-        if self.config.split_by == "given" and batch.splits is None:
-            raise DataError("split_by: given, but the source has no splits. Name their column as split_column.")
-        hits_of = self.builder.hits(units.texts)
-        if self.neutral is not None:
-            for place, text in enumerate(units.texts):
-                if place not in hits_of and self._unfit(text) is None:
-                    self.neutral.offer(text)
-        none = len(units.texts) - len(hits_of)
-        whole = units.owns is None and self.neutral is None
-        for place, hits in hits_of.items():
-            text, own = units.texts[place], units.owns[place] if units.owns else 0
-            slots = hits if whole else [hit for hit in hits if hit[2] != EXCLUDED and hit[0] >= own]
-            if not slots:
-                none += 1
-                continue
-            classes = [group for _, _, group in slots]
-            reason = self._unfit(text) or self._filter(text, slots)
-            if reason is not None:
-                self.dropped[reason] += 1
-                self.lost.update(set(classes))
-                continue
-            self._keep(text, slots, units.places[place], batch)
-        self.dropped["no word of a class"] += none
-        self.candidates.spool.written()
-
-    def _keep(self, text: str, slots: list[Hit], place: int, batch: Texts) -> None:
-        """Note one slot of a text, or all of them."""
-        candidates, key = self.candidates, self.config.key
-        columns = candidates.spool.columns
-        self._kept += 1
-        for start, end, group in slots if self.config.occurrences == "all" else [self._one(slots)]:
-            factual = text[start:end]
-            candidates.texts.append(self._kept)
-            candidates.classes.append(group)
-            candidates.words.append(candidates.word_ids.setdefault(key(factual), len(candidates.word_ids)))
-            candidates.lengths.append(len(text))
-            columns[0].append(text[:start] + SLOT + text[end:])
-            columns[1].append(factual)
-            if len(columns) == 4:
-                columns[2].append(batch.groups[place] if batch.groups else "")
-            columns[-1].append(batch.splits[place] if batch.splits else "train")
-
-    def _one(self, slots: list[Hit]) -> Hit:
-        return slots[0] if len(slots) == 1 else self._rng.choice(slots)
-
-    def _unfit(self, text: str) -> str | None:
-        """Why a text is not taken, whatever it says."""
-        filters = self.config.filters
-        if SLOT in text:
-            return f"holds {SLOT}"
-        words = len(text.split()) if self._counts_words else 1
-        if len(text) < filters.min_chars or words < filters.min_words:
-            return "too short"
-        if (filters.max_chars and len(text) > filters.max_chars) or (filters.max_words and words > filters.max_words):
-            return "too long"
-        if self._refuse and self._refuse.search(text):
-            return "refused characters"
-        return None
-
-    def _filter(self, text: str, slots: list[Hit]) -> str | None:
-        """Remove slots that are not to be used; why, if none is left."""
-        filters = self.config.filters
-        if not filters.mixed and len({group for _, _, group in slots}) > 1:
-            return "words of several classes"
-        if not filters.contractions:
-            slots[:] = [hit for hit in slots if not goes_on(text, hit[0], hit[1])]
-            if not slots:
-                return "only in contractions or compounds"
-        if needed := filters.min_left_words:
-            slots[:] = [hit for hit in slots if len(text[: hit[0]].split(None, needed)) >= needed]
-            if not slots:
-                return "too few words before the slot"
-        if filters.deduplicate:
-            key = hash(text.lower())
-            if key in self._seen:
-                return "read before"
-            self._seen.add(key)
-        return None
 
 
 def _rank(keys: Indices) -> Indices:

@@ -1,83 +1,149 @@
-"""Finding the words of the classes: whole words by an Aho-Corasick automaton, grammar by spaCy."""
+"""Finding the words of the classes: whole words by an Aho-Corasick automaton, grammar by spaCy, their surroundings by
+regular expressions.
+"""
 
 from __future__ import annotations
 
-import difflib
+import re
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
 from ahocorasick_rs import AhoCorasick
 
-from gradiend_hub.errors import ConfigError
-
 from .spec import FeatureDataConfig
+from .tags import EXCLUDED, Hit, TagMatcher, load_spacy
 
-EXCLUDED = -1
-"""Class of words that no neutral text may hold."""
+_BORDER = " \0 "
+"""Stands between the texts of a batch; its middle is in no text that is read, and in no word."""
 
-_BORDER = "\0"
-"""Stands between the texts of a batch; in no text that is read, and in no word."""
-
-
-def _names(text: str) -> list[str]:
-    return text.split()
+_LETTERS = {code: chr(code) if chr(code).isalnum() else " " for code in range(1, 128)}
+_LOWER = {code: letter.lower() for code, letter in _LETTERS.items()}
 
 
-# universaldependencies.org/u/pos and /u/feat
-_UPOS = _names("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X SPACE")
-_FEATURES = _names(
-    "Abbr Animacy Aspect Case Clusivity Definite Degree Deixis DeixisRef Evident ExtPos Foreign Gender Mood NounClass "
-    "Number NumType Person Polarity Polite Poss PronType Reflex Tense Typo VerbForm Voice"
-)
-_ATTRIBUTES = ("pos", "tag", "dep", "ent_type")
+class Matcher:
+    """Words of the classes in texts, and words that no neutral text may hold.
 
+    Args:
+        config: classes, language, and what neutral text must not hold.
+        nlp: a loaded spaCy pipeline, instead of the one that `config.spacy_model` names.
 
-Hit = tuple[int, int, int]
-"""Start and end of a word in a text, and the index of its class (or `EXCLUDED`)."""
+    Raises:
+        ConfigError: a tag that does not exist, a language that is not the model's, a missing model.
+    """
+
+    def __init__(self, config: FeatureDataConfig, nlp: Any = None) -> None:
+        specs, neutral = config.classes.values(), config.neutral
+        words = [(word, group) for group, spec in enumerate(specs) for word in spec.words]
+        words += [(word, EXCLUDED) for word in (neutral.exclude_words if neutral else ())]
+        self._words = WordMatcher(words, case_sensitive=config.case_sensitive)
+        excluded = neutral.exclude_tags if neutral else ()
+        self._tags: TagMatcher | None = None
+        if excluded or any(spec.needs_spacy for spec in specs):
+            self._tags = TagMatcher(config, nlp or load_spacy(config), excluded)
+        self._every_text = bool(excluded) or any(not spec.words for spec in specs)
+        flags = 0 if config.case_sensitive else re.IGNORECASE
+        self._around = [
+            (re.compile(rf"(?:{spec.before})\Z", flags), re.compile(spec.after, flags)) for spec in specs
+        ] if any(spec.before or spec.after for spec in specs) else []  # fmt: skip
+        self._neutral = neutral is not None
+
+    def find(self, texts: Sequence[str]) -> dict[int, list[Hit]]:
+        """The hits of the texts that have any, by place."""
+        found = self._words.find(texts)
+        if self._tags is not None:
+            found = self._parsed(texts, found, self._tags)
+        if self._around:
+            found = {place: hits for place, all_ in found.items() if (hits := self._placed(texts[place], all_))}
+        return found
+
+    @property
+    def tags_seen(self) -> list[str]:
+        """The commonest values of the asked tags on words that met everything else."""
+        return [value for value, _ in self._tags.values_seen.most_common(5)] if self._tags else []
+
+    def _parsed(self, texts: Sequence[str], surface: dict[int, list[Hit]], tags: TagMatcher) -> dict[int, list[Hit]]:
+        # where every class names words, the parser reads only texts that hold one
+        places = list(range(len(texts))) if self._every_text else list(surface)
+        parsed = dict(zip(places, tags.find([texts[place] for place in places]), strict=True))
+        for place, hits in surface.items() if self._neutral else ():
+            marks = hits if not self._every_text else [hit for hit in hits if hit[2] == EXCLUDED]
+            parsed[place] += [(start, end, EXCLUDED) for start, end, _ in marks]
+        return {place: hits for place, hits in parsed.items() if hits}
+
+    def _placed(self, text: str, hits: list[Hit]) -> list[Hit]:
+        """Hits whose surroundings are as asked; the others make a text unfit as neutral, and nothing else."""
+        placed = []
+        for start, end, group in hits:
+            if group != EXCLUDED:
+                before, after = self._around[group]
+                if not (after.match(text, end) and before.search(text, 0, start)):
+                    group = EXCLUDED
+            if group != EXCLUDED or self._neutral:
+                placed.append((start, end, group))
+        return placed
 
 
 class WordMatcher:
     """Whole words and phrases of all classes in one pass over a text.
 
     Args:
-        words: (word, index of its class); a word may belong to several classes, which tags tell apart later.
+        words: (word, index of its class); a word may belong to several classes, which something else tells apart later.
     """
 
     def __init__(self, words: Iterable[tuple[str, int]], *, case_sensitive: bool = False) -> None:
+        self._fold = str if case_sensitive else fold
+        self._ascii = _LETTERS if case_sensitive else _LOWER
         groups: dict[str, list[int]] = {}
         for word, group in words:
-            groups.setdefault(word if case_sensitive else fold(word), []).append(group)
+            groups.setdefault(self._fold(word), []).append(group)
+        # spaces stand for borders on both sides, so that the automaton itself leaves "he" in "the" alone
+        patterns = [self._spaced([word]) for word in groups]
+        self._find = AhoCorasick([f" {pattern} " for pattern in patterns]).find_matches_as_indexes
         self._groups = list(groups.values())
-        self._fold = str if case_sensitive else fold
-        self._find = AhoCorasick(list(groups)).find_matches_as_indexes
+        self._exact = [word if word != pattern else None for word, pattern in zip(groups, patterns, strict=True)]
 
     def find(self, texts: Sequence[str]) -> dict[int, list[Hit]]:
         """Hits of the texts that have any, by place, in the order of the text; of overlapping ones the longest."""
         # one call for the whole batch: most texts have no hit and cost nothing more
-        folded = self._fold(_BORDER + _BORDER.join(texts) + _BORDER)
-        matches = [
-            (start, -end, word)
-            for word, start, end in self._find(folded, overlapping=True)
-            if not (folded[start - 1].isalnum() or folded[end].isalnum())
-        ]
+        places = [place for place, text in enumerate(texts) if text.isascii()]
+        parts = [self._spaced([texts[place] for place in places])] if places else []
+        if len(places) < len(texts):
+            others = [place for place, text in enumerate(texts) if not text.isascii()]
+            parts.append(self._spaced([texts[place] for place in others]))
+            places += others
+        joined = f" {_BORDER.join(parts)} "
+        matches = [(start, -end, word) for word, start, end in self._find(joined, overlapping=True)]
         matches.sort()
-        starts = list(accumulate((len(text) + 1 for text in texts), initial=1))
+        starts = list(accumulate((len(texts[place]) + len(_BORDER) for place in places), initial=0))
         found: dict[int, list[Hit]] = {}
         begin = border = end_of_last = 0
         for start, minus_end, word in matches:
             if start < end_of_last:
                 continue
-            end_of_last = -minus_end
             if start >= border:
-                place = bisect_right(starts, start) - 1
-                begin, border = starts[place], starts[place + 1]
-                found[place] = hits = []
+                at = bisect_right(starts, start) - 1
+                place, begin, border = places[at], starts[at], starts[at + 1]
+            first, last = start - begin, -minus_end - 2 - begin
+            if (exact := self._exact[word]) and self._fold(texts[place][first:last]) != exact:
+                continue  # "b c" for "b-c"
+            end_of_last = last + begin
+            hits = found.setdefault(place, [])
             for group in self._groups[word]:
-                hits.append((start - begin, end_of_last - begin, group))
-        return found
+                hits.append((first, last, group))
+        return dict(sorted(found.items()))
+
+    def _spaced(self, texts: Sequence[str]) -> str:
+        """All texts, folded, with a space for everything that is neither a letter nor a digit, and borders between them."""
+        joined = _BORDER.join(texts)
+        if joined.isascii():
+            return joined.translate(self._ascii)
+        joined = _BORDER.join(map(self._fold, texts))
+        for other in set(joined):
+            if not other.isalnum() and other != _BORDER.strip():
+                joined = joined.replace(other, " ")
+        return joined
 
 
 def fold(text: str) -> str:
@@ -96,104 +162,3 @@ def goes_on(text: str, start: int, end: int) -> bool:
     """Whether a word is part of a contraction or a compound: "he's", "she-wolf", "half-he"."""
     after, before = text[end : end + 2], text[start - 1 : start]
     return (after[:1] in _JOINTS and after[1:].isalnum()) or (before in _HYPHENS and text[: start - 1][-1:].isalnum())
-
-
-class TagMatcher:
-    """Tokens that meet lemmas and tags, as a spaCy pipeline sees them.
-
-    Args:
-        config: classes and language.
-        nlp: the loaded pipeline.
-        excluded: tags that make a text unfit as neutral.
-    """
-
-    def __init__(self, config: FeatureDataConfig, nlp: Any, excluded: Sequence[Mapping[str, str]] = ()) -> None:
-        if config.language and nlp.lang != config.language:
-            raise ConfigError(
-                f"language is {config.language!r}, but the spaCy model {config.spacy_model!r} reads {nlp.lang!r}."
-            )
-        self._nlp = nlp
-        self._key = config.key
-        self._classes = [
-            (frozenset(config.key(w) for w in spec.words), frozenset(spec.lemmas), dict(spec.tags))
-            for spec in config.classes.values()
-        ]
-        self._excluded = [dict(tags) for tags in excluded]
-        for tags in (*(spec.tags for spec in config.classes.values()), *excluded):
-            self._check(tags)
-        self.values_seen: Counter[str] = Counter()
-        """Values of the asked tags on tokens that met everything else, for a message when a class finds nothing."""
-
-    def find(self, texts: Sequence[str]) -> Iterator[list[Hit]]:
-        """Hits of each text."""
-        for doc in self._nlp.pipe(texts):
-            hits: list[Hit] = []
-            for token in doc:
-                for group, (words, lemmas, tags) in enumerate(self._classes):
-                    if words and self._key(token.text) not in words:
-                        continue
-                    if (not lemmas or token.lemma_ in lemmas) and self._meets(token, tags):
-                        hits.append((token.idx, token.idx + len(token.text), group))
-                    else:
-                        self.values_seen.update(f"{name}={_value(token, name)}" for name in tags)
-                if any(self._meets(token, tags) for tags in self._excluded):
-                    hits.append((token.idx, token.idx + len(token.text), EXCLUDED))
-            yield hits
-
-    @staticmethod
-    def _meets(token: Any, tags: Mapping[str, str]) -> bool:
-        return all(value in _value(token, name).split(",") for name, value in tags.items())
-
-    def _check(self, tags: Mapping[str, str]) -> None:
-        """Refuse a tag or value that no token can have."""
-        labels = [label for name in ("morphologizer", "tagger") if self._nlp.has_pipe(name)
-                  for label in self._nlp.get_pipe(name).labels]  # fmt: skip
-        features = {part.partition("=")[0] for label in labels for part in label.split("|") if "=" in part}
-        known = [*_ATTRIBUTES, *sorted({*_FEATURES, *features})]
-        for name, value in tags.items():
-            if name not in known:
-                raise ConfigError(f"Unknown tag {name!r}{_nearest(name, known)}. Expected one of {', '.join(known)}.")
-            values = _UPOS if name == "pos" else _values(labels, name)
-            if values and value not in values:
-                raise ConfigError(
-                    f"The tag {name} has no value {value!r}{_nearest(value, values)}. Expected one of {', '.join(values)}."
-                )
-
-
-def _values(labels: Iterable[str], name: str) -> list[str]:
-    """Values of a morphological feature that a model can give."""
-    parts = (part.partition("=") for label in labels for part in label.split("|"))
-    return sorted({one for feature, _, value in parts if feature == name for one in value.split(",")})
-
-
-def _value(token: Any, name: str) -> str:
-    if name in _ATTRIBUTES:
-        return str(getattr(token, f"{name}_"))
-    return ",".join(token.morph.get(name))
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f", did you mean {found[0]!r}?" if found else ""
-
-
-def load_spacy(config: FeatureDataConfig) -> Any:
-    """The spaCy pipeline of a configuration.
-
-    Raises:
-        ConfigError: spaCy or the model is missing, with the command that installs it.
-    """
-    if not config.spacy_model:
-        raise ConfigError("Lemmas and tags need spacy_model, e.g. en_core_web_sm or de_core_news_sm.")
-    try:
-        import spacy
-    except ImportError as error:
-        raise ConfigError(
-            "Lemmas and tags need spaCy, which is not installed: pip install 'gradiend_hub[spacy]'"
-        ) from error
-    try:
-        return spacy.load(config.spacy_model)
-    except OSError as error:
-        raise ConfigError(
-            f"The spaCy model {config.spacy_model!r} is not installed: python -m spacy download {config.spacy_model}"
-        ) from error

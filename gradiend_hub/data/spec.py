@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,11 +24,15 @@ class ClassSpec:
         words: words or short phrases; matched as whole words.
         lemmas: base forms, as spaCy finds them.
         tags: spaCy's marks by name: `pos`, `tag`, `dep`, `ent_type`, or a morphological feature such as `Case`.
+        before, after: regular expressions for the text right before and right after the word: `after: " (was|is)\\b"` takes
+            "it" as a subject only, `before: "(my|his) "` a noun that somebody has. Case counts if it does for words.
     """
 
     words: tuple[str, ...] = ()
     lemmas: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
+    before: str = ""
+    after: str = ""
 
     @property
     def needs_spacy(self) -> bool:
@@ -35,19 +40,20 @@ class ClassSpec:
 
     @classmethod
     def parse(cls, name: str, value: Any) -> ClassSpec:
-        """From a list of words, the path of a word list, or a mapping with `words`, `file`, `lemmas` and `tags`."""
+        """From a list of words, the path of a word list, or a mapping with `file` and the attributes."""
         if isinstance(value, ClassSpec):
             return value
         if isinstance(value, (str, list, tuple)):
             value = {"file": value} if isinstance(value, str) else {"words": value}
         if not isinstance(value, Mapping):
             raise ConfigError(f"classes.{name}: expected words, a word list's path or a mapping, found {value!r}.")
-        check_names(value, ("words", "file", "lemmas", "tags"), f"classes.{name}.")
+        check_names(value, ("file", *(f.name for f in fields(cls))), f"classes.{name}.")
         words = [*value.get("words", ()), *(read_words(value["file"]) if "file" in value else ())]
         spec = cls(
             tuple(dict.fromkeys(_words(words, f"classes.{name}.words"))),
             tuple(_words(value.get("lemmas", ()), f"classes.{name}.lemmas")),
             {str(k): str(v) for k, v in dict(value.get("tags") or {}).items()},
+            *(check_pattern(value.get(side, ""), f"classes.{name}.{side}") for side in ("before", "after")),
         )
         if not (spec.words or spec.needs_spacy):
             raise ConfigError(f"classes.{name} says nothing: give it words, a file, lemmas or tags.")
@@ -112,7 +118,7 @@ class FeatureDataConfig:
         split_column: column that names a text's split, for `split_by: given`; a `DatasetDict` has splits of its own.
         pairs: words that replace each other, one of each class; a list, or the path of a CSV file with a column per class.
         case_sensitive: whether "It" and "it" are different words.
-        language: language code; a spaCy model of another language is refused.
+        language: language code; a spaCy model of another language, and text that is evidently in another one, are refused.
         spacy_model: name of the spaCy model, for lemmas and tags.
         filters: see `TextFilters`.
         occurrences: `"one"` slot per text, chosen at random, or `"all"`: a row for each.
@@ -180,6 +186,7 @@ class FeatureDataConfig:
             object.__setattr__(self, "pairs", _read_pairs(self.pairs, list(parsed)))
         if len(parsed) < 2:
             raise ConfigError(f"A feature needs two classes or more, found {list(parsed)}.")
+        check_pattern(self.filters.refuse or "", "filters.refuse")
         check_choice(self.filters.unit, ("text", "sentence"), "filters.unit")
         check_choice(self.occurrences, ("one", "all"), "occurrences")
         check_choice(self.balance, ("strict", "oversample", "none"), "balance")
@@ -202,11 +209,12 @@ class FeatureDataConfig:
         seen: dict[tuple[str, Any], str] = {}
         for name, spec in self.classes.items():
             for word in spec.words:
-                key = (self.key(word), (tuple(sorted(spec.tags.items())), spec.lemmas))
+                told_apart_by = (tuple(sorted(spec.tags.items())), spec.lemmas, spec.before, spec.after)
+                key = (self.key(word), told_apart_by)
                 if seen.setdefault(key, name) != name:
                     raise ConfigError(
                         f"The word {word!r} belongs to the classes {seen[key]!r} and {name!r}. Remove it from one, or tell "
-                        "them apart by tags."
+                        "them apart by tags or by what stands before or after."
                     )
 
     def _check_pairs(self) -> None:
@@ -284,6 +292,15 @@ def check_choice(value: str, known: Sequence[str], name: str) -> None:
     """Refuse a value that is none of the known ones."""
     if value not in known:
         raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {value!r}.")
+
+
+def check_pattern(value: Any, name: str) -> str:
+    """Refuse what is no regular expression."""
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ConfigError(f"{name}: {value!r} is no regular expression ({error}).") from error
+    return str(value)
 
 
 def _words(value: Any, what: str) -> list[str]:

@@ -22,7 +22,8 @@ from ahocorasick_rs import AhoCorasick
 from datasets import Dataset
 
 from gradiend_hub.data import FeatureDataConfig, FeatureDatasetBuilder
-from gradiend_hub.data.builder import _Candidates, _Scan
+from gradiend_hub.data.matching import Matcher
+from gradiend_hub.data.scan import Scan
 from gradiend_hub.data.spool import Spool
 from tests.benchmarks.measure import interleaved, line, skipped
 
@@ -75,7 +76,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
         def scan(builder: FeatureDatasetBuilder = builder) -> None:
             with Spool(["masked", "factual", "split"]) as spool:
-                _Scan(builder, _Candidates(spool)).run(source)
+                Scan(builder.config, Matcher(builder.config), spool).run(source)
             spool.path.unlink()
 
         def build(builder: FeatureDatasetBuilder = builder) -> None:

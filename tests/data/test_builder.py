@@ -74,7 +74,7 @@ def test_alternatives_follow_the_frequencies() -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     st.lists(st.text("abcd '-ÄßİK.", max_size=12), max_size=6),
-    st.sets(st.sampled_from(["a", "ab", "abc", "b c", "bc", "ä", "c d", "d"]), min_size=1),
+    st.sets(st.sampled_from(["a", "ab", "abc", "b c", "b-c", "d.", "bc", "ä", "c d", "d"]), min_size=1),
 )
 def test_matcher_finds_what_a_regular_expression_does(found: list[str], words: set[str]) -> None:
     longest_first = sorted(words, key=len, reverse=True)
@@ -101,6 +101,57 @@ def test_words_not_surface_matches() -> None:
     assert (steps["no word of a class"], steps["only in contractions or compounds"]) == (3, 2)
     kept = built(data, splits={"train": 1}, filters=TextFilters(contractions=True), occurrences="all", balance="none")
     assert Counter(row["factual"] for row in rows_of(kept)) == {"it": 2, "he": 1, "THEY": 1}
+
+
+def test_words_are_told_apart_by_what_stands_beside_them() -> None:
+    """ "her" that somebody owns and "her" that somebody sees are the same word, without a parser."""
+    classes = {
+        "object": {"words": ["her", "him"], "after": r"(?=[.,]| (today|again)\b)"},
+        "possessive": {"words": ["her", "his"], "after": " [a-z]+(er|ther)", "before": r"\b(saw|met|knew) "},
+    }
+    source = [
+        "They all saw Her sister there.", "Then we all met HER again.", "When they came we met her, too.",
+        "There they met his brother there.", "The dog of her sister barked.", "Nobody was there at all.",
+    ]  # fmt: skip
+    options: dict[str, Any] = {"splits": {"train": 1}, "balance": "none", "filters": LOOSE, "neutral": NeutralSpec(9)}
+    made = FeatureDatasetBuilder(FeatureDataConfig.from_dict({"classes": classes, **options})).build(source)
+    found = {row["masked"]: row["factual_class"] for row in rows_of(made)}
+    assert found == {
+        "They all saw [MASK] sister there.": "possessive", "Then we all met [MASK] again.": "object",
+        "When they came we met [MASK], too.": "object", "There they met [MASK] brother there.": "possessive",
+    }  # fmt: skip
+    assert made.neutral is not None
+    assert made.neutral["train"]["text"] == source[-1:]  # "her" that is of neither class is no neutral word
+    exact = built(source, classes=classes, case_sensitive=True, **options | {"neutral": None})
+    assert sorted(row["factual"] for row in rows_of(exact)) == ["her", "his"]
+
+
+def test_a_word_that_two_classes_claim_is_counted_and_left_out() -> None:
+    classes = {
+        "a": {"words": ["it"], "after": " was"},
+        "b": {"words": ["it"], "after": " was (here|there)"},
+        "c": ["he"],
+    }
+    source = ["So then it was late.", "So then it was here.", "So then he was here."]
+    with pytest.raises(DataError, match=r"Class 'b'(?s:.*)a word that several classes claim +2 texts +−1"):
+        built(source, classes=classes, splits={"train": 1}, balance="none", filters=LOOSE)
+
+
+def test_a_filter_of_ones_own() -> None:
+    calls = []
+
+    def accept(before: str, word: str, after: str, name: str) -> bool:
+        calls.append((before + word + after, name))
+        return word != "it"
+
+    source = texts(80)
+    config = FeatureDataConfig(PRONOUNS, balance="none", near_duplicates=None)
+    made = FeatureDatasetBuilder(config, accept=accept).build(source)
+    assert sorted(text for text, _ in calls) == sorted(source)
+    refused = sum(" it " in text for text in source)
+    assert ("not accepted", "texts", 80 - refused) in made.funnel.steps
+    assert {row["factual"] for row in rows_of(made)} == {"he", "she", "they"}
+    assert {name for text, name in calls if " they " in text} == {"3PL"}
 
 
 def test_every_filter_is_counted() -> None:
@@ -337,6 +388,11 @@ def test_sources_that_cannot_be_used(source: Any, options: dict[str, Any], messa
             "classes.b.words: expected a list of words, found .*quote words such as",
         ),
         ({"classes": {"a": ["x"], "b": "nowhere.txt"}}, "The word list nowhere.txt cannot be read"),
+        (
+            {"classes": PRONOUNS | {"a": {"words": ["x"], "after": "("}}},
+            r"classes.a.after: '\(' is no regular expression",
+        ),
+        ({"classes": PRONOUNS, "filters": {"refuse": "["}}, r"filters.refuse: '\[' is no regular expression"),
         ({"classes": PRONOUNS, "balance": "all"}, "balance: expected one of strict, oversample, none, found 'all'"),
         ({"classes": PRONOUNS, "splits": {"train": 0}}, "every share must be larger than 0"),
         ({"classes": PRONOUNS, "split_by": "group"}, "split_by: group needs group_column"),
