@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .direction import index_dtype
 from .gradients import Scope
 from .gradients.importance import top_k
 from .solvers import DAMPINGS, ClassMeans, Solution, effect_shares, kinder
 from .solvers.closed_form import LEVEL
+from .storage import index_dtype
 
 __all__ = ["DECODERS", "kindest", "pruned", "with_mean_decoder"]
 

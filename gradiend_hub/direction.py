@@ -1,53 +1,38 @@
-"""`Direction`: what training results in. Named encoder and decoder vectors, sparse or dense, on disk and in arithmetic.
+"""`Direction`: what training results in. Named encoder and decoder vectors, sparse or dense, and their arithmetic.
 
-Nothing here knows PEFT, modules or training. Reading treats the files as a stranger's: names, sizes and types are
-compared with the configuration from the header alone, and values are checked before anybody uses them.
+Nothing here knows PEFT, modules or training.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .constants import ENCODER_FILE, WEIGHTS_FILE
-from .errors import ArtifactError, ArtifactNotFoundError, ConfigError
+from .errors import ArtifactError, ConfigError
 from .fingerprint import Fingerprint
-
-if TYPE_CHECKING:
-    from .config import GradiendConfig
+from .storage import (
+    ENCODER_BIAS_KEY,
+    ENCODER_KEY,
+    FINGERPRINT_KEY,
+    StoredForm,
+    check_indices,
+    index_dtype,
+    peak,
+    read_encoder,
+    read_vectors,
+    vector_key,
+    write,
+)
 
 __all__ = ["Direction", "ParameterDirection"]
 
-SIDECAR = "rewrite_"
-"""First part of the name of the module that carries one parameter's direction; free of the prefix `gradiend_`."""
-
-KEY_PREFIX = "base_model.model."
-DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-ENCODER_KEY, ENCODER_BIAS_KEY, FINGERPRINT_KEY = "encoder.", "encoder_bias", "fingerprint."
-
-SMALL = 1 << 16
-"""Elements below which a tensor is checked together with others."""
-
 Importance = Literal["decoder", "encoder", "decoder_bias", "decoder_sum"]
-
-
-def index_dtype(numel: int) -> torch.dtype:
-    """Type of the flat indices into a tensor of `numel` elements."""
-    return torch.int32 if numel <= 2**31 - 1 else torch.int64
-
-
-def sidecar_name(parameter: str) -> str:
-    """Module path of a parameter's side-car: `a.b.weight` → `a.b.rewrite_weight`."""
-    owner, _, leaf = parameter.rpartition(".")
-    return f"{owner}.{SIDECAR}{leaf}" if owner else f"{SIDECAR}{leaf}"
 
 
 def combine(weight: torch.Tensor, bias: torch.Tensor | None, c_w: float, c_b: float) -> torch.Tensor:
@@ -135,58 +120,6 @@ class ParameterDirection:
             encoder=None if self.encoder is None else self.encoder[positions],
             indices=indices.to(index_dtype(self.numel)),
         )
-
-
-def peak(tensors: Sequence[torch.Tensor]) -> float:
-    """Largest absolute value; NaN or infinity if there is one. Ten times faster than `isfinite().all()`.
-
-    Small tensors are looked at together, as each look costs more than their values.
-    """
-    detached = [tensor.detach() for tensor in tensors if tensor.numel()]
-    small = [tensor for tensor in detached if tensor.numel() < SMALL]
-    joined = [torch.cat(small)] if len(small) > 1 else small
-    largest = 0.0
-    for tensor in [*joined, *(tensor for tensor in detached if tensor.numel() >= SMALL)]:
-        low, high = (float(bound) for bound in torch.aminmax(tensor))
-        if math.isnan(low) or math.isnan(high):
-            return math.nan
-        largest = max(largest, -low, high)
-    return largest
-
-
-def check_indices(named: Mapping[str, tuple[torch.Tensor, int]]) -> None:
-    """Check flat indices: 1-d, of the right type, sorted, unique and within the parameter.
-
-    Args:
-        named: Parameter name → (indices, number of elements of the parameter).
-
-    Raises:
-        ArtifactError: Naming the first parameter whose indices are unusable.
-    """
-    for name, (indices, numel) in named.items():
-        if indices.dtype != index_dtype(numel) or indices.ndim != 1:
-            raise ArtifactError(
-                f"Indices of {name}: expected {index_dtype(numel)} [k], found {indices.dtype} {list(indices.shape)}."
-            )
-    filled = {name: pair for name, pair in named.items() if pair[0].numel()}
-    if not filled or _all_in_order([indices for indices, _ in filled.values()], [size for _, size in filled.values()]):
-        return
-    for name, (indices, numel) in filled.items():
-        if not _all_in_order([indices], [numel]):
-            raise ArtifactError(
-                f"Indices of {name} must be sorted, unique and within 0…{numel - 1}; the file is damaged or hostile."
-            )
-
-
-def _all_in_order(vectors: list[torch.Tensor], numels: list[int]) -> bool:
-    """Whether each of the vectors is sorted, unique and within its parameter; looked at together, for speed."""
-    joined = torch.cat(vectors) if len(vectors) > 1 else vectors[0]
-    sizes = torch.tensor([vector.numel() for vector in vectors])
-    ends = sizes.cumsum(0)
-    ordered = joined[1:] > joined[:-1]
-    ordered[ends[:-1] - 1] = True  # from one vector to the next
-    first, last = joined[ends - sizes].cpu(), joined[ends - 1].cpu()
-    return bool(ordered.all()) and bool((first >= 0).all()) and bool((last < torch.tensor(numels)).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,13 +280,12 @@ class Direction:
         weights: dict[str, torch.Tensor] = {}
         encoder: dict[str, torch.Tensor] = {}
         for name, part in self.parameters.items():
-            stem = f"{KEY_PREFIX}{sidecar_name(name)}.gradiend_"
-            weights[f"{stem}weight"] = part.decoder.to(value_type)
+            weights[vector_key(name, "weight")] = part.decoder.to(value_type)
             if self.has_bias:
                 bias = part.decoder_bias if part.decoder_bias is not None else torch.zeros_like(part.decoder)
-                weights[f"{stem}bias"] = bias.to(value_type)
+                weights[vector_key(name, "bias")] = bias.to(value_type)
             if part.indices is not None:
-                weights[f"{stem}indices"] = part.indices
+                weights[vector_key(name, "indices")] = part.indices
             if part.encoder is not None and self.has_encoder:
                 encoder[ENCODER_KEY + name] = part.encoder.to(value_type)
         if self.has_encoder:
@@ -362,19 +294,19 @@ class Direction:
         if self.fingerprint is not None:
             encoder |= {FINGERPRINT_KEY + name: values for name, values in self.fingerprint.samples.items()}
             metadata["base_dtype"] = self.fingerprint.dtype  # alone: several entries get a random order
-        _write(weights, folder / WEIGHTS_FILE, {"format": "pt"})
+        write(weights, folder / WEIGHTS_FILE, {"format": "pt"})
         if encoder:
-            _write(encoder, folder / ENCODER_FILE, metadata)
+            write(encoder, folder / ENCODER_FILE, metadata)
         else:
             (folder / ENCODER_FILE).unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: str | Path, config: GradiendConfig, *, encoder: bool = True) -> Direction:
+    def load(cls, folder: str | Path, config: StoredForm, *, encoder: bool = True) -> Direction:
         """Read and validate a saved direction.
 
         Args:
             folder: Folder of the artifact.
-            config: Its configuration; names, sizes and types must agree with it.
+            config: Its `GradiendConfig`; names, sizes and types must agree with it.
             encoder: Whether to read the encoder vectors, too. The fingerprint is always read.
 
         Returns:
@@ -387,16 +319,13 @@ class Direction:
         folder = Path(folder)
         if config.parameters is None:
             raise ArtifactError(f"{folder}: adapter_config.json lists no `parameters`; this is no saved direction.")
-        weights = _read_weights(folder / WEIGHTS_FILE, config)
-        vectors, bias, fingerprint = _read_encoder(folder / ENCODER_FILE, config, encoder)
-        parts = {}
-        for name, spec in config.parameters.items():
-            stem = f"{KEY_PREFIX}{sidecar_name(name)}.gradiend_"
-            indices, decoder_bias = weights.get(f"{stem}indices"), weights.get(f"{stem}bias")
-            parts[name] = ParameterDirection(
-                tuple(spec["shape"]), weights[f"{stem}weight"], decoder_bias, vectors.get(ENCODER_KEY + name), indices
-            )
-        return cls(parts, bias, fingerprint).check()
+        decoder = read_vectors(folder / WEIGHTS_FILE, config)
+        read = read_encoder(folder / ENCODER_FILE, config, encoder)
+        parts = {
+            name: ParameterDirection(tuple(spec["shape"]), weight, bias, read.vectors.get(name), indices)
+            for (name, spec), (weight, bias, indices) in zip(config.parameters.items(), decoder.values(), strict=True)
+        }
+        return cls(parts, read.bias, Fingerprint(read.samples, read.base_dtype) if read.samples else None).check()
 
 
 def _add(name: str, mine: ParameterDirection, theirs: ParameterDirection) -> ParameterDirection:
@@ -426,104 +355,3 @@ def _importance(name: str, part: ParameterDirection, by: Importance) -> torch.Te
     if values is None:
         raise ConfigError(f"to_sparse(by={by!r}): {name} has no such values.")
     return values.abs()
-
-
-def _write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a file beside its place and move it there, so that no reader ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    plain, seen = {}, set()
-    for key, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        plain[key] = value.clone() if value.data_ptr() in seen else value  # the format stores no shared memory
-        seen.add(value.data_ptr())
-    try:
-        save_file(plain, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def expected_tensors(config: GradiendConfig) -> dict[str, tuple[str, int]]:
-    """Keys of `adapter_model.safetensors` with the type code and size that the configuration promises for each."""
-    expected: dict[str, tuple[str, int]] = {}
-    for name, spec in (config.parameters or {}).items():
-        numel = math.prod(spec["shape"])
-        size = numel if spec["entries"] is None else spec["entries"]
-        stem = f"{KEY_PREFIX}{sidecar_name(name)}.gradiend_"
-        expected[f"{stem}weight"] = (DTYPE_CODES[config.dtype], size)
-        if config.has_bias:
-            expected[f"{stem}bias"] = (DTYPE_CODES[config.dtype], size)
-        if spec["entries"] is not None:
-            expected[f"{stem}indices"] = ("I32" if index_dtype(numel) == torch.int32 else "I64", size)
-    return expected
-
-
-def _read_weights(path: Path, config: GradiendConfig) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise ArtifactNotFoundError(f"There is no {path.name} in {path.parent}; is this the folder of a direction?")
-    expected = expected_tensors(config)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            _compare_keys(path, set(file.keys()), set(expected))
-            for key, promised in expected.items():
-                _compare_header(path, file, key, promised)
-            return {key: _as_values(file.get_tensor(key)) for key in expected}
-    except SafetensorError as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file: {error}. Download it again.") from error
-
-
-def _read_encoder(
-    path: Path, config: GradiendConfig, with_vectors: bool
-) -> tuple[dict[str, torch.Tensor], float, Fingerprint | None]:
-    """Encoder vectors by key, encoder bias and fingerprint; a direction may be published without this file."""
-    if not path.is_file():
-        return {}, 0.0, None
-    parameters = config.parameters or {}
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            keys = set(file.keys())
-            vector_keys = (
-                {ENCODER_KEY + name for name in parameters} if any(k.startswith(ENCODER_KEY) for k in keys) else set()
-            )
-            sample_keys = {FINGERPRINT_KEY + name for name in parameters} & keys
-            _compare_keys(path, keys, vector_keys | sample_keys | ({ENCODER_BIAS_KEY} if vector_keys else set()))
-            for key in vector_keys:
-                spec = parameters[key.removeprefix(ENCODER_KEY)]
-                size = math.prod(spec["shape"]) if spec["entries"] is None else spec["entries"]
-                _compare_header(path, file, key, (DTYPE_CODES[config.dtype], size))
-            samples = {}
-            for key in sample_keys:
-                _compare_header(path, file, key, ("F32", None))
-                samples[key.removeprefix(FINGERPRINT_KEY)] = file.get_tensor(key)
-            vectors = {key: _as_values(file.get_tensor(key)) for key in vector_keys} if with_vectors else {}
-            bias = 0.0
-            if vector_keys:
-                _compare_header(path, file, ENCODER_BIAS_KEY, ("F64", 1))
-                bias = float(file.get_tensor(ENCODER_BIAS_KEY))
-            base_dtype = (file.metadata() or {}).get("base_dtype", "float32")
-    except SafetensorError as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file: {error}. Download it again.") from error
-    ordered = {name: samples[name] for name in parameters if name in samples}
-    return vectors, bias, Fingerprint(ordered, base_dtype) if ordered else None
-
-
-def _compare_keys(path: Path, found: set[str], expected: set[str]) -> None:
-    for problem, keys in (("lacks", expected - found), ("holds unexpected", found - expected)):
-        if keys:
-            raise ArtifactError(
-                f"{path} {problem} {len(keys)} tensors, e.g. {min(keys)[:120]!r}; it does not match its configuration."
-            )
-
-
-def _compare_header(path: Path, file: Any, key: str, promised: tuple[str, int | None]) -> None:
-    found = file.get_slice(key)
-    dtype, size = promised
-    if found.get_dtype() != dtype or len(found.get_shape()) != 1 or (size is not None and found.get_shape() != [size]):
-        raise ArtifactError(
-            f"{path}: expected {key[:120]!r} to be {dtype} [{'n' if size is None else size}], "
-            f"found {found.get_dtype()} {found.get_shape()}."
-        )
-
-
-def _as_values(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

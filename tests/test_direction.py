@@ -148,7 +148,7 @@ def test_a_failed_save_leaves_the_former_file(tmp_path: Path, monkeypatch: pytes
     def full_disk(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("gradiend_hub.direction.save_file", full_disk)
+    monkeypatch.setattr("gradiend_hub.storage.save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         make(2).save(tmp_path)
     assert (tmp_path / WEIGHTS_FILE).read_bytes() == before

@@ -62,7 +62,7 @@ class QuantizedGradiendLayer(GradiendLayer):
         self._handles.append(self.site.owner.register_forward_hook(self._add))
 
     def _add(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        if self._disable_adapters or not self._parts(self.active_adapters):
+        if self._disable_adapters or not self.parts(self.active_adapters):
             return output
         delta = self.dense_delta(self.active_adapters)
         extra = nn.functional.linear(args[0].to(delta.dtype), delta)

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gradiend_hub.direction import SIDECAR
 from gradiend_hub.errors import BaseModelError, BaseModelMismatchError
+from gradiend_hub.storage import SIDECAR
 
 __all__ = ["Site", "SiteMap", "refuse_offloaded", "resolve_names"]
 

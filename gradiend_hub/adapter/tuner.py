@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -14,20 +14,16 @@ from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from gradiend_hub.config import GradiendConfig
-from gradiend_hub.direction import (
-    KEY_PREFIX,
-    Direction,
-    ParameterDirection,
-    index_dtype,
-    sidecar_name,
-)
+from gradiend_hub.direction import Direction, ParameterDirection
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
+from gradiend_hub.storage import KEY_PREFIX, index_dtype, sidecar_name
 
 from .arithmetic import total_delta, write_edits
-from .layer import VALUE_NAMES, GradiendLayer
+from .layer import GradiendLayer
 from .quantized import QuantizedGradiendLayer, make_layer, refuse_quantized
 from .rows import row_strengths
 from .sites import Site, SiteMap, refuse_offloaded, resolve_names
+from .values import VALUE_NAMES
 
 __all__ = ["GradiendTuner", "gradiend_layers"]
 
@@ -96,7 +92,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
                 with init_empty_weights() if low_cpu_mem_usage else nullcontext():
                     layer.add(adapter_name, spec["entries"])
                 layer.set_requires_grad(adapter_name, requires_grad=trainable)
-            layer._active_adapter = list(self.active_adapters)
+            layer.__dict__["_active_adapter"] = list(self.active_adapters)
             if not merge_next:
                 layer.watch()
         self.targeted_parameter_names = list(
@@ -136,8 +132,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         config._stored_names = {found: stored for stored, found in names.items()}
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
-        """PEFT's way to attach an adapter by modules; `inject_adapter` does it by parameters."""
-        raise NotImplementedError("GradiendTuner attaches adapters in inject_adapter.")
+        """Abstract in PEFT, whose `inject_adapter` calls it for every module; ours goes by parameters and never does."""
 
     # ------------------------------------------------------------------------------------------------ PEFT's questions
 
@@ -176,13 +171,11 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
             if layer.disable_adapters:
                 layer.enable_adapters(True)
             if names != layer.merged_adapters:
-                layer.keep(names)
-                layer.refresh()
+                write_edits(layer.keep(names, layer.parts(names)))
             layer.detach()  # drops the originals of one layer before the next one is touched
         for parameter in self._frozen:
             parameter.requires_grad_(True)
-        if hasattr(self.model, "peft_config"):
-            del self.model.peft_config
+        self.model.__dict__.pop("peft_config", None)
         return self.model
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
@@ -193,23 +186,17 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
     def merge_exactly(self, adapter_names: list[str]) -> None:
         """Make these the merged adapters on all layers, and no others. Nothing is written if one of them cannot be."""
         wanted = [[name for name in adapter_names if name in layer.configs] for layer in self.layers]
-        plan = [pair for pair in zip(self.layers, wanted, strict=True) if pair[0].merged_adapters != pair[1]]
-        for layer, names in plan:
-            layer.check_merge(names)
-        for layer, names in plan:
-            layer.keep(names)
+        pairs = [pair for pair in zip(self.layers, wanted, strict=True) if pair[0].merged_adapters != pair[1]]
+        plan = [(layer, names, layer.check_merge(names)) for layer, names in pairs]
+        edits = [edit for layer, names, parts in plan for edit in layer.keep(names, parts)]
+        for layer, _ in pairs:
             layer.watch()
-        self._write(layer for layer, _ in plan)
-
-    @staticmethod
-    def _write(layers: Iterable[GradiendLayer]) -> None:
-        """Write the merged edits of layers; all sums are known to be in range before the first one is written."""
-        write_edits([edit for layer in layers for edit in [layer.edit()] if edit is not None])
+        write_edits(edits)
 
     def _apply(self, fn: Any, recurse: bool = True) -> GradiendTuner:
         """After a move or a change of type, merged weights are summed and rounded again from the moved originals."""
         super()._apply(fn, recurse)
-        self._write(self.layers)
+        write_edits([edit for layer in self.layers for edit in layer.edit()])
         return self
 
     @property
@@ -228,8 +215,10 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         """Set the strength of one adapter on all layers, merged or not."""
         if adapter_name not in self.peft_config:
             raise ConfigError(f"There is no adapter {adapter_name!r}; loaded are {list(self.peft_config)}.")
-        merged = [layer for layer in self.layers if layer.note_strength(adapter_name, strength, feature_factor)]
-        self._write(merged)
+        for layer in self.layers:
+            layer.note_strength(adapter_name, strength, feature_factor)
+        # All sums are known to be in range before the first one is written.
+        write_edits([edit for layer in self.layers if adapter_name in layer.merged_adapters for edit in layer.edit()])
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
@@ -265,7 +254,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         for layer in self.layers:
             parts = []
             for name, weight in zip(adapters, weights, strict=True):
-                for part in layer._parts([name]):
+                for part in layer.parts([name]):
                     parts.append(part._replace(c_w=part.c_w * weight, c_b=part.c_b * weight))
             if not parts:
                 continue

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradiend_hub.direction import Direction, ParameterDirection, index_dtype
+from gradiend_hub.direction import Direction, ParameterDirection
+from gradiend_hub.storage import index_dtype
 
 from .report import SplitReport, StrengthPoint
 from .strength import NotFiniteError, StrengthProbe

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gradiend_hub.direction import index_dtype
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.objectives import Example, Objective
+from gradiend_hub.storage import index_dtype
 
 from .pairs import GradientReader, slot_losses
 from .scope import Scope
