@@ -18,6 +18,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, Trainer, TrainerCallback
+from transformers.integrations import CodeCarbonCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .base_identity import base_commit
@@ -48,6 +49,7 @@ from .data import (
 from .direction import Direction
 from .errors import ConfigError, HubPushError
 from .evaluation import (
+    EvaluationSettings,
     Report,
     check_fillers,
     edit_account,
@@ -219,12 +221,21 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             if 0 < len(reader.silent) < len(self.scope.parameters):
                 logger.warning(silence(reader))
         self.report.seconds["train"] = time.perf_counter() - start
+        self.report.energy_kwh = self._energy()
         self.report.steps = self.state.global_step
         self.report.history = [record for record in self.state.log_history if "step" in record]
         self.report.splits.clear()
         if self.args.world_size > 1:  # while all are here: afterwards one process alone may read it
             _ = self.direction
         return output
+
+    def _energy(self) -> float | None:
+        """What CodeCarbon has metered, where `report_to` names "codecarbon"; `Trainer` starts and stops it."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, CodeCarbonCallback):  # a tracker that could not start, or a second one, has no data
+                data = getattr(callback.tracker, "final_emissions_data", None)
+                return None if data is None else float(data.energy_consumed)
+        return None
 
     def dry_run(self) -> Estimate:
         """Predict time and memory of `train` from three batches. Nothing is learned, and nothing written."""
@@ -382,10 +393,13 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         config = self.gradiend_config
         model = GradiendModel.from_direction(self.base_model, self.direction, config)
         try:
+            settings = EvaluationSettings(
+                floor=self.args.lm_score_floor, controls=self.args.controls, batch_size=self.args.eval_batch_size,
+                seed=self.args.seed,
+            )  # fmt: skip
             split = evaluate_direction(
-                model, self.objective, rows, texts, choose_unit=choose_unit, floor=self.args.lm_score_floor,
-                goal=self.args.goal, controls=self.args.controls, trained_words=self._trained_words,
-                batch_size=self.args.eval_batch_size, seed=self.args.seed,
+                model, self.objective, rows, texts, settings, choose_unit_for=self.args.goal if choose_unit else None,
+                trained_words=self._trained_words,
             )  # fmt: skip
             measured = model.active_peft_config
             config.strength_unit, config.strength = measured.strength_unit, measured.strength

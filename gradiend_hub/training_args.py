@@ -29,7 +29,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
 
     Defaults that differ from transformers': `learning_rate` 0.1 (in the solver's normalised units, see
     `gradiend_hub.solvers.autoencoder`), `per_device_train_batch_size` 16 rows per gradient, one epoch, no clipping,
-    evaluation batches of 64, `hub_strategy` "end", `report_to` "none".
+    evaluation batches of 64, `hub_strategy` "end", `report_to` "none". With "codecarbon" in
+    `report_to`, report and card say how much energy the training took.
 
     Early stopping and `load_best_model_at_end` go by `metric_for_best_model` "correlation", that of the validation rows.
 

@@ -94,6 +94,10 @@ Base = Annotated[
     str | None, typer.Option("--base", help="Folder or id of the base model, if not the one that the direction names.")
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the direction.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16", "auto"] | None,
+    typer.Option(help="Type of the base model's weights; auto is the checkpoint's. Default: float32 on a CPU."),
+]
 
 
 @app.command()
@@ -184,11 +188,11 @@ def apply(
 
 
 @app.command()
-def verify(direction: Direction, base: Base = None, revision: Revision = None) -> None:
+def verify(direction: Direction, base: Base = None, dtype: Dtype = None, revision: Revision = None) -> None:
     """Measure a direction's self-test again and compare; exit status 1 if anything differs."""
     from .verify import show_verification
 
-    if not show_verification(direction, base=base, revision=revision, console=output()):
+    if not show_verification(direction, base=base, dtype=dtype, revision=revision, console=output()):
         raise typer.Exit(1)
 
 
@@ -219,6 +223,8 @@ def evaluate(
         str | None, typer.Option(metavar="NUMBERS", help="Strengths to measure, with commas between them.")
     ] = None,
     controls: Annotated[int, typer.Option(min=0, help="Random directions to compare with.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 64,
+    dtype: Dtype = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE.json", help="The report; default: in the folder `reports` of the direction."),
@@ -236,13 +242,16 @@ def evaluate(
     wanted = None if strengths is None else _numbers(strengths)
     story = Story()
     with story.step("Import") as step:
+        from gradiend_hub.evaluation import EvaluationSettings
+
         from .demo import library_versions
         from .evaluate import Request, run_evaluation
 
         step.outcome = library_versions()
     request = Request(
         direction, revision, base, allow_related, (data, split), (neutral, neutral_split) if neutral else None,
-        tuple(bench or ()), wanted, controls, out, overwrite, create_pr,
+        tuple(bench or ()), EvaluationSettings(strengths=wanted, controls=controls, batch_size=batch_size), dtype, out,
+        overwrite, create_pr,
     )  # fmt: skip
     run_evaluation(request, story)
 
@@ -255,10 +264,7 @@ def merge(
     strength: Annotated[
         str | None, typer.Option(metavar="NUMBER", help="Default: the recommended one of the direction.")
     ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "auto"] | None,
-        typer.Option(help="Type of the weights; auto is the base checkpoint's. Default: float32 on a CPU."),
-    ] = None,
+    dtype: Dtype = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
     revision: Revision = None,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from gradiend_hub import GradiendModel
 from gradiend_hub.constants import CONFIG_FILE, REPORT_FILE, REPORTS_FOLDER, WEIGHTS_FILE
 from gradiend_hub.data import Row, read_rows, read_texts, require_classes
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.evaluation import Report, SplitReport, reevaluate
+from gradiend_hub.evaluation import EvaluationSettings, Report, SplitReport, reevaluate
 from gradiend_hub.evaluation.benchmarks import Benchmark
 from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
@@ -48,8 +48,8 @@ class Request:
     data: Source
     neutral: Source | None
     benchmarks: tuple[str, ...]
-    strengths: list[float] | None
-    controls: int
+    settings: EvaluationSettings
+    dtype: str | None
     out: Path | None
     overwrite: bool
     create_pr: str | None
@@ -74,10 +74,8 @@ def run_evaluation(request: Request, story: Story) -> None:
             rows, texts = _data(request, model)
             step.outcome = f"{len(rows):,} rows, {len(texts):,} neutral sentences"
         with story.step("Measure") as step:
-            report = reevaluate(
-                model, rows, texts, benchmarks=benchmarks, strengths=request.strengths, controls=request.controls,
-                seed=_seed(claimed),
-            )  # fmt: skip
+            settings = replace(request.settings, seed=_seed(claimed))
+            report = reevaluate(model, rows, texts, settings, benchmarks=benchmarks)
             report.direction = found.repo_id or found.folder.resolve().name
             report.direction_revision = found.commit
             step.outcome = encoder_line(report.splits["test"])
@@ -92,7 +90,7 @@ def run_evaluation(request: Request, story: Story) -> None:
             with story.step("Propose") as step:
                 commit = proposal.send()
                 step.outcome = f"a pull request to {request.create_pr}"
-    _show(claimed, report, request.strengths or _COMPARED, story)
+    _show(claimed, report, request.settings.strengths or _COMPARED, story)
     if proposal:
         story.console.print(f"\nProposed: {commit.pr_url or commit.commit_url}", soft_wrap=True)
 
@@ -116,9 +114,9 @@ def _slug(request: Request) -> str:
 
 
 def _model(request: Request, found: ResolvedRepo) -> GradiendModel:
-    options: dict[str, Any] = (
-        {"device_map": str(device)} if (device := torch.accelerator.current_accelerator(True)) else {}
-    )
+    device = torch.accelerator.current_accelerator(True)
+    options: dict[str, Any] = {"device_map": device and str(device), "dtype": request.dtype}
+    options = {name: value for name, value in options.items() if value is not None}
     with warnings.catch_warnings():
         if request.allow_related:
             warnings.filterwarnings("ignore", message=".*to a relative of its base model")  # it was asked for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -16,17 +17,21 @@ from .quiet import quiet
 __all__ = ["show_verification"]
 
 
-def show_verification(direction: str, *, base: str | None, revision: str | None, console: Console) -> bool:
+def show_verification(
+    direction: str, *, base: str | None, dtype: str | None, revision: str | None, console: Console
+) -> bool:
     """Print the table of what is claimed and what was found; whether all of it agrees.
 
     Raises:
         GradiendError: the direction or its base cannot be loaded, or there is no self-test.
     """
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     with quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*to a relative of its base model")  # a line of the table says so
         model = GradiendModel.from_pretrained(
-            direction, base_model=base, revision=revision, strength=0.0, allow_related=base is not None
-        )
+            direction, base_model=base, revision=revision, strength=0.0, allow_related=base is not None,
+            **options,
+        )  # fmt: skip
         result = model.verify()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("check", overflow="fold")

@@ -6,6 +6,7 @@ from .calibration import (
     BREAK_SCORE,
     CURVE,
     LM_SCORE_FLOOR,
+    Search,
     break_point,
     calibrate,
     equalising_strength,
@@ -16,7 +17,7 @@ from .completions import complete
 from .control import above_control, control_curves, random_direction
 from .edit import edit_account
 from .encoder import encode_rows, encoder_report, measure_encoder, neutral_source, preactivations
-from .measure import Goal, evaluate_direction
+from .measure import EvaluationSettings, Goal, evaluate_direction
 from .reevaluate import reevaluate
 from .report import (
     BenchmarkResult,
@@ -39,12 +40,14 @@ __all__ = [
     "BenchmarkResult",
     "Completion",
     "EncoderReport",
+    "EvaluationSettings",
     "FillerReport",
     "Goal",
     "LayerShare",
     "NotFiniteError",
     "Report",
     "Sample",
+    "Search",
     "SplitReport",
     "StrengthPoint",
     "StrengthProbe",

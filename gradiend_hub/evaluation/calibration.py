@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from scipy.optimize import brentq
 
 from gradiend_hub.errors import EditError
 
+from .control import above_control, control_curves
 from .report import StrengthPoint
 from .strength import NotFiniteError, StrengthProbe
 
@@ -30,16 +31,33 @@ _NEAR = 0.15
 """Relative distance to a level at which a point is next to it."""
 
 
-def calibrate(probe: StrengthProbe, *, floor: float = LM_SCORE_FLOOR, refinements: int = 2) -> list[StrengthPoint]:
+@dataclass(frozen=True)
+class Search:
+    """What the search for the strength unit has measured, in the new unit.
+
+    Attributes:
+        points: every strength of the direction.
+        control: the random directions at ±1 (see `control_curves`), one curve each.
+    """
+
+    points: list[StrengthPoint]
+    control: list[list[StrengthPoint]]
+
+
+def calibrate(
+    probe: StrengthProbe, *, floor: float = LM_SCORE_FLOOR, refinements: int = 2, controls: int = 0, seed: int = 0
+) -> Search:
     """Find the dose with the best effect that leaves the language model intact, and make it strength ±1.
 
     A dose is safe if the lower bound of its language-modelling score reaches `floor` at both signs. From
     ‖Δ‖ = ‖W‖/256 doses double while they are safe (or halve until one is); the gap to the first unsafe one is then narrowed
     up to `refinements` times, where the damage that was measured at its ends says that the floor is. The config's
-    `strength_unit` becomes the safe dose with the best effect.
+    `strength_unit` becomes the safe dose with the best effect among those whose effect is above that of every random
+    direction of equal norm; if there is none, the safe dose with the best effect.
 
-    Returns:
-        Every point that was measured, its strength in the new unit.
+    Args:
+        controls: random directions; without any, the effect alone decides.
+        seed: of the first of them.
 
     Raises:
         EditError: even the smallest dose damages the model.
@@ -87,10 +105,27 @@ def calibrate(probe: StrengthProbe, *, floor: float = LM_SCORE_FLOOR, refinement
             best = max(best, middle, key=effect)
         else:
             high = middle
+    doses = sorted((dose for dose in tried if damage[dose] <= 1 - floor), key=effect, reverse=True)
     with model.strength_at(0.0):  # a strength in force afterwards is applied anew, in the new unit
-        config.strength_unit = best
-    points = (replace(p, strength=p.strength / best) for pair in tried.values() for p in pair)
-    return sorted(points, key=lambda p: p.strength)
+        control = _choose(probe, {dose: tried[dose] for dose in doses}, controls, seed)
+    points = (replace(p, strength=p.strength / config.strength_unit) for pair in tried.values() for p in pair)
+    return Search(sorted(points, key=lambda p: p.strength), control)
+
+
+def _choose(
+    probe: StrengthProbe, doses: Mapping[float, Sequence[StrengthPoint]], controls: int, seed: int
+) -> list[list[StrengthPoint]]:
+    """Make the first of some doses whose effect is above the control the unit, else the very first; its control."""
+    config = probe.model.active_peft_config
+    found: dict[float, list[list[StrengthPoint]]] = {}
+    for dose, points in doses.items():
+        config.strength_unit = dose
+        found[dose] = control_curves(probe, (-1.0, 1.0), draws=controls, seed=seed)
+        at_unit = [replace(p, strength=p.strength / dose) for p in points]
+        if above_control(at_unit, found[dose]) is not False:
+            return found[dose]
+    config.strength_unit = next(iter(doses))
+    return found[config.strength_unit]
 
 
 def between(low: float, low_damage: float, high: float, high_damage: float, wanted: float) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from gradiend_hub.direction import Direction, ParameterDirection
 from gradiend_hub.storage import index_dtype
 
-from .report import SplitReport, StrengthPoint
+from .report import StrengthPoint
 from .strength import NotFiniteError, StrengthProbe
 
 if TYPE_CHECKING:
@@ -77,7 +77,12 @@ def _instead(model: GradiendModel, direction: Direction) -> Iterator[None]:
 
 
 def control_curves(
-    probe: StrengthProbe, strengths: Sequence[float], *, draws: int = 3, seed: int = 0
+    probe: StrengthProbe,
+    strengths: Sequence[float],
+    known: Sequence[Sequence[StrengthPoint]] = (),
+    *,
+    draws: int = 3,
+    seed: int = 0,
 ) -> list[list[StrengthPoint]]:
     """Curves of `draws` random directions at `strengths`, each with the base model's point at 0.
 
@@ -87,32 +92,33 @@ def control_curves(
 
     Args:
         probe: holds the model, with the direction that is compared, and what it is measured on.
+        known: what the same draws gave before at some strengths, on the same probe.
         seed: of the first draw; the others follow.
     """
+    if not draws:
+        return []
     base, few = probe.measure(0.0), probe.subset(CONTROL_ROWS, CONTROL_TOKENS)
     curves = []
     for draw in range(draws):
-        curve = [base]
+        curve = {p.strength: p for p in (*(known[draw] if draw < len(known) else ()), base)}
         with _instead(probe.model, random_direction(probe.model, seed + draw)):
-            for strength in strengths:
-                if strength == 0:
-                    continue
+            for strength in (s for s in strengths if s not in curve):
                 with suppress(NotFiniteError):
-                    curve.append(few.summarise(strength, few.read(strength), anchor=base))
-        curves.append(sorted(curve, key=lambda p: p.strength))
+                    curve[strength] = few.summarise(strength, few.read(strength), anchor=base)
+        curves.append(sorted(curve.values(), key=lambda p: p.strength))
     return curves
 
 
-def above_control(split: SplitReport) -> bool | None:
+def above_control(curve: Sequence[StrengthPoint], control: Sequence[Sequence[StrengthPoint]]) -> bool | None:
     """Whether the effect at strengths ±1 is above that of every random direction, 95 % intervals included.
 
     `None` if there is no control, or strength ±1 was not measured.
     """
-    if not split.control:
+    if not control:
         return None
     verdicts = []
-    for point in split.curve:
-        others = [p.effect_interval for curve in split.control for p in curve if p.strength == point.strength]
+    for point in curve:
+        others = [p.effect_interval for drawn in control for p in drawn if p.strength == point.strength]
         if abs(point.strength) == 1 and point.effect_interval is not None:
             verdicts.append(all(point.effect_interval[0] > other[1] for other in others if other is not None))
     return all(verdicts) if verdicts else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gradiend_hub.config import GradiendConfig
@@ -16,6 +17,7 @@ from .calibration import (
     BREAK_SCORE,
     CURVE,
     LM_SCORE_FLOOR,
+    Search,
     break_point,
     calibrate,
     equalising_strength,
@@ -40,70 +42,82 @@ _NO_ENCODER = (
 )
 
 
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How a direction is measured.
+
+    Attributes:
+        floor: lowest relative language-modelling score that counts as safe.
+        strengths: grid of the curve; by default `CURVE`, the config's safe band and break point, or, where the config names
+            no break point, strengths that are chosen around them as they are found.
+        controls: random directions to compare with.
+        batch_size: rows per forward pass; the figures do not depend on it beyond fp32 rounding.
+        seed: decides which neutral tokens are masked or encoded, the random directions and the bootstrap.
+    """
+
+    floor: float = LM_SCORE_FLOOR
+    strengths: Sequence[float] | None = None
+    controls: int = 3
+    batch_size: int = 64
+    seed: int = 0
+
+
 def evaluate_direction(
     model: GradiendModel,
     objective: Objective,
     rows: Sequence[Row],
     texts: Sequence[str] = (),
+    settings: EvaluationSettings | None = None,
     *,
-    choose_unit: bool = False,
-    goal: Goal = "strengthen",
-    floor: float = LM_SCORE_FLOOR,
-    strengths: Sequence[float] | None = None,
-    controls: int = 3,
+    choose_unit_for: Goal | None = None,
     trained_words: Collection[str] | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
 ) -> SplitReport:
     """Measure the active direction of `model` on `rows` and neutral `texts`; the model is left as it was.
 
     What cannot be measured is left out and named in the report's `missing`.
 
     Args:
-        choose_unit: first search the dose that becomes strength 1, and write the safe band and the break point into the
-            config (do this on validation rows only).
-        goal: with "debias" and `choose_unit`, the config's recommended `strength` becomes the one within the safe band that
-            makes both classes equally likely, instead of 1.
-        floor: lowest relative language-modelling score that counts as safe.
-        strengths: grid of the curve; by default `CURVE`, the config's safe band and break point, or, where the config names
-            no break point, strengths that are chosen around them as they are found.
-        controls: random directions to compare with.
+        choose_unit_for: first search the dose that becomes strength 1, and write the safe band and the break point into the
+            config (do this on validation rows only). With "debias" the config's recommended `strength` becomes the one
+            within the safe band that makes both classes equally likely, instead of 1.
         trained_words: words that training rows had, in lower case; the other words' rows make up `encoder.held_out`.
-        seed: decides which neutral tokens are masked or encoded, the random directions and the bootstrap.
 
     Raises:
         DataError: no rows, or feature values that are not finite.
         NotFiniteError: the base model, or the edited one within strengths ±1, computes NaN.
         EditError: even the smallest dose damages the model.
     """
+    settings = settings or EvaluationSettings()
     config = model.active_peft_config
     classes = require_classes(config.feature_classes)
     if not rows:
         raise DataError("There are no rows to measure the direction on. Give at least one row of each class.")
+    sizes = {"batch_size": settings.batch_size, "seed": settings.seed}
     encoder = None
     if model.direction.has_encoder:
-        encoder = measure_encoder(
-            model, objective, rows, texts, trained_words=trained_words, batch_size=batch_size, seed=seed
-        )
-    probe = StrengthProbe(model, objective, rows, texts, batch_size=batch_size, seed=seed)
-    search = calibrate(probe, floor=floor) if choose_unit else []
-    adaptive = strengths is None and (choose_unit or config.break_point is None)
-    grid = _grid(config, refined=not adaptive) if strengths is None else strengths
-    curve = measure_curve(probe, grid, search, floor=floor if adaptive else None)
+        encoder = measure_encoder(model, objective, rows, texts, trained_words=trained_words, **sizes)
+    probe = StrengthProbe(model, objective, rows, texts, **sizes)
+    search = Search([], [])
+    if choose_unit_for:
+        search = calibrate(probe, floor=settings.floor, controls=settings.controls, seed=settings.seed)
+    adaptive = settings.strengths is None and (choose_unit_for is not None or config.break_point is None)
+    grid = _grid(config, refined=not adaptive) if settings.strengths is None else settings.strengths
+    curve = measure_curve(probe, grid, search.points, floor=settings.floor if adaptive else None)
     broken = break_point(curve)
-    if choose_unit:
-        _record(config, curve, broken, floor)
-        if goal == "debias":
-            curve = _debias(probe, config, curve)
-    split = SplitReport(
-        encoder, curve, search, probe.scored_tokens,
-        control=control_curves(probe, CURVE if strengths is None else strengths, draws=controls, seed=seed),
-        break_point=broken, completions=complete(model, objective, rows),
+    if choose_unit_for:
+        _record(config, curve, broken, settings.floor)
+    if choose_unit_for == "debias":
+        curve = _debias(probe, config, curve)
+    control = control_curves(
+        probe, settings.strengths or CURVE, search.control, draws=settings.controls, seed=settings.seed
+    )
+    if above_control(curve, control) is False:
+        logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal norm.")
+    return SplitReport(
+        encoder, curve, search.points, probe.scored_tokens, control=control, break_point=broken,
+        completions=complete(model, objective, rows),
         missing=[*([] if encoder else [_NO_ENCODER]), *_missing(rows, classes, texts, broken)],
     )  # fmt: skip
-    if above_control(split) is False:
-        logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal norm.")
-    return split
 
 
 def _grid(config: GradiendConfig, *, refined: bool) -> list[float]:

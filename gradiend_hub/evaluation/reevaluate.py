@@ -17,7 +17,7 @@ from gradiend_hub.objectives import make_objective
 
 from .benchmarks import Benchmark, side_effects
 from .edit import edit_account
-from .measure import evaluate_direction
+from .measure import EvaluationSettings, evaluate_direction
 from .report import Report
 
 if TYPE_CHECKING:
@@ -35,12 +35,10 @@ def reevaluate(
     model: GradiendModel,
     rows: Sequence[Row],
     texts: Sequence[str] = (),
+    settings: EvaluationSettings | None = None,
     *,
     benchmarks: Sequence[Benchmark] = (),
-    strengths: Sequence[float] | None = None,
-    controls: int = 3,
     tokenizer: Any = None,
-    seed: int = 0,
 ) -> Report:
     """Measure the active direction of `model` on rows that it may never have seen; its strength unit stays as it is.
 
@@ -50,8 +48,6 @@ def reevaluate(
         rows: of the direction's feature classes, one class at least; they become the report's "test" split.
         texts: neutral sentences; without any, damage is not measured.
         benchmarks: what else the edit may change.
-        strengths: grid of the curve, as in `evaluate_direction`.
-        controls: random directions to compare with.
         tokenizer: of the base model, if it is not to be loaded from the base model's path.
 
     Raises:
@@ -75,9 +71,7 @@ def reevaluate(
         examples=[asdict(row) for row in rows[:_EXAMPLES]],
     )  # fmt: skip
     with _timed(report, f"evaluate {SPLIT}"):
-        report.splits[SPLIT] = evaluate_direction(
-            model, objective, rows, texts, strengths=strengths, controls=controls, seed=seed
-        )
+        report.splits[SPLIT] = evaluate_direction(model, objective, rows, texts, settings)
         report.layers, report.dtype_loss = edit_account(model)
     if benchmarks:
         with _timed(report, "benchmarks"):

@@ -1,35 +1,33 @@
-"""The evaluation of a direction, beside the bare batched forward passes that it consists of.
+"""The evaluation of a direction, beside the bare batched forward passes that it consists of, and beside the reference's.
 
-Every batch that `evaluate_direction` gives to the base model is recorded, and run again with nothing around it.
+Every batch that is given to the base model is recorded, and run again with nothing around it. The reference package runs
+where `GRADIEND_REFERENCE_PYTHON` names its interpreter (see the README here).
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from gradiend_hub.base_models import load_base_model
 from gradiend_hub.config import GradiendConfig
 from gradiend_hub.data import Row, read_rows, read_texts
 from gradiend_hub.direction import Direction, ParameterDirection
-from gradiend_hub.evaluation import CURVE, StrengthProbe, control_curves, evaluate_direction
+from gradiend_hub.evaluation import CURVE, EvaluationSettings, StrengthProbe, control_curves, evaluate_direction
 from gradiend_hub.gradients import select_parameters
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, Slots, make_objective
 
+from .bench_learner import DATA, LONGEST, MODELS, REFERENCE_PYTHON, make_job, reference_on
 from .learner_job import CLASSES, read_jsonl
 from .measure import interleaved, line, skipped
 
-ROOT = Path(__file__).parents[2]
-DATA = ROOT / "examples" / "data" / "pronouns"
-MODELS = {
-    "bundled masked": ROOT / "examples" / "base_models" / "masked",
-    "bundled causal": ROOT / "examples" / "base_models" / "causal",
-    "MiniLM": ROOT.parent / "shared" / "models" / "minilm-mlm",
-}
 FILLERS = {"3SG": ["he", "she", "it"], "3PL": ["they"]}
 
 
@@ -40,14 +38,17 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         if not path.exists():
             lines.append(skipped("evaluation", f"there is no {path.name} in {path.parent}", model=name))
         elif not (quick and name == "MiniLM"):
-            lines += evaluation(name, path, quick)
+            lines += evaluation(name, path, 40 if quick else 100)
+            lines += against_reference(name, path, 20 if quick else 50)
+    if not quick:
+        with tempfile.TemporaryDirectory() as folder:
+            lines += evaluation("135M shapes, random", random_135m(Path(folder)), 48)
     return lines
 
 
-def evaluation(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
-    """A whole evaluation, and the share of it that goes to random controls."""
+def evaluation(name: str, path: Path, size: int) -> list[dict[str, Any]]:
+    """A whole evaluation on `size` rows and neutral texts, and the share of it that goes to random controls."""
     model, objective = prepared(path)
-    size = 40 if quick else 200
     rows = read_rows(read_jsonl(DATA / "test.jsonl"), CLASSES)
     rows = [row for c in CLASSES for row in [r for r in rows if r.factual_class == c][: size // 2]]
     texts = read_texts([r for r in read_jsonl(DATA / "neutral.jsonl") if r["split"] == "test"])[:size]
@@ -59,13 +60,9 @@ def evaluation(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
         for batch in batches:
             base(**batch.inputs)
 
-    @torch.inference_mode()
-    def slots_only() -> None:
-        for batch in batches:
-            objective.log_probs(base, batch)
-
-    works = {"plain": plain, "slots": slots_only, "ours": lambda: whole(model, objective, rows, texts)}
-    times = interleaved(works, 1 if quick else 3)
+    bare = partial(slots_only, model, objective, batches)
+    works = {"plain": plain, "slots": bare, "ours": lambda: whole(model, objective, rows, texts)}
+    times = interleaved(works, 1, warm_up=False)  # recording was one
     probe = StrengthProbe(model, objective, rows, texts, batch_size=64)
     probe.measure(0.0)
     start = time.process_time()
@@ -84,9 +81,60 @@ def evaluation(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def against_reference(name: str, path: Path, size: int) -> list[dict[str, Any]]:
+    """The same rows, neutral texts and number of strengths for both; neither encodes, controls or completes anything."""
+    what = "strength curve: reference's evaluate_decoder / ours"
+    if not REFERENCE_PYTHON:
+        return [skipped(what, "GRADIEND_REFERENCE_PYTHON is not set; see tests/benchmarks/README.md", model=name)]
+    grid = [0.01 * 2**-power for power in range(16)]
+    with tempfile.TemporaryDirectory() as folder:
+        job = make_job(name, Path(folder), steps=1, seeds=1, evaluate="decoder", eval_rows=size)
+        theirs = reference_on({**job, "max_length": LONGEST, "decoder_grid": grid}, Path(folder))
+        rows = read_rows([row for row in read_jsonl(job["rows"][0]) if row["split"] == "test"], CLASSES)
+    texts = read_texts(read_jsonl(job["neutral"])[: job["neutral_texts"]])
+    if [theirs[f"decoder_{of}"] for of in ("points", "rows", "texts")] != [len(grid) + 1, len(rows), len(texts)]:
+        raise RuntimeError(f"The reference did another job: {theirs}.")
+    model, objective = prepared(path)
+
+    def curve() -> None:
+        probe = StrengthProbe(model, objective, rows, texts, tokens=1)  # one draw of masks, as in the reference
+        for strength in (0.0, *grid):
+            probe.measure(strength)
+
+    batches = recorded(objective, curve)
+    times = interleaved({"slots": partial(slots_only, model, objective, batches), "ours": curve}, 1, warm_up=False)
+    model.unload()
+    ours, bare, reference = times.medians["ours"], times.medians["slots"], theirs["decoder_cpu_s"]
+    return [
+        line(what, reference / ours, "×", "≥ 5", model=name, ours=f"{ours:.2f} s", other=f"{reference:.2f} s",
+             note=f"{len(rows)} rows, {len(texts)} neutral texts, {len(grid) + 1} strengths; its defaults"),
+        line("strength curve: reference's evaluate_decoder / bare forwards of ours", reference / bare, "×", model=name,
+             ours=f"{bare:.2f} s", other=f"{reference:.2f} s", note="the most that the line above can reach"),
+    ]  # fmt: skip
+
+
+@torch.inference_mode()
+def slots_only(model: GradiendModel, objective: Objective, batches: list[Slots]) -> None:
+    """The bare forward passes: logits at the slots and nowhere else."""
+    base = model.get_base_model()
+    for batch in batches:
+        objective.log_probs(base, batch)
+
+
+def random_135m(folder: Path) -> Path:
+    """A causal model with the shapes of SmolLM2-135M and random weights, and a bundled tokenizer."""
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODELS["bundled causal"]).save_pretrained(folder)
+    return folder
+
+
 def whole(model: GradiendModel, objective: Objective, rows: list[Row], texts: list[str]) -> None:
     """What `trainer.evaluate` does on a test split."""
-    evaluate_direction(model, objective, rows, texts, strengths=CURVE, batch_size=64)
+    evaluate_direction(model, objective, rows, texts, EvaluationSettings(strengths=CURVE))
 
 
 def prepared(path: Path) -> tuple[GradiendModel, Objective]:

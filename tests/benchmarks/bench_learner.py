@@ -222,7 +222,8 @@ def make_job(name: str, folder: Path, *, steps: int, seeds: int, evaluate: str, 
     return {
         "model": str(MODELS[name].resolve()), "rows": [str(path)], "neutral": str(DATA / "neutral.jsonl"), "steps": steps,
         "batch_size": 16, "learning_rate": 1e-3, "seeds": seeds, "max_length": None, "evaluate": evaluate,
-        "eval_rows": eval_rows, "decoder_rows": eval_rows, "neutral_texts": 2 * eval_rows, "threads": 1,
+        "eval_rows": eval_rows, "decoder_rows": eval_rows, "neutral_texts": 2 * eval_rows,
+        "decoder_grid": None, "threads": 1,
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ class Times:
     ratios: dict[str, float]
 
 
-def interleaved(works: Mapping[str, Callable[[], Any]], repetitions: int) -> Times:
+def interleaved(works: Mapping[str, Callable[[], Any]], repetitions: int, *, warm_up: bool = True) -> Times:
     """Run works in turn, `repetitions` times after one warm-up.
 
     Returns:
@@ -27,8 +27,9 @@ def interleaved(works: Mapping[str, Callable[[], Any]], repetitions: int) -> Tim
         wall time, and ratios within a turn: both hold on a machine that others use at the same time.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for work in works.values():
-        work()
+    if warm_up:
+        for work in works.values():
+            work()
     for _ in range(repetitions):
         gc.collect()
         for name, work in works.items():

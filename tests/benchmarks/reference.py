@@ -1,11 +1,11 @@
 """Runs the reference package (gradiend 0.2.3) on given rows and prints what it took as one line of JSON.
 
-Started by `bench_learner` with the interpreter of an environment that holds the reference; nothing of this project is
-imported here. The job comes as a JSON file, the only argument:
+Started by `bench_learner` and `bench_evaluation` with the interpreter of an environment that holds the reference; nothing of
+this project is imported here. The job comes as a JSON file, the only argument:
 
     model, rows (JSON Lines of train/validation/test with our columns), neutral (JSON Lines with `text`), steps, batch_size,
-    learning_rate, seeds, max_length (null: the package's own), evaluate ("none" | "encoder" | "all"), eval_rows,
-    decoder_rows, neutral_texts, threads
+    learning_rate, seeds, max_length (null: the package's own), evaluate ("none" | "encoder" | "decoder" | "all"),
+    eval_rows, decoder_rows, neutral_texts, decoder_grid (null: the package's own), threads
 """
 
 from __future__ import annotations
@@ -82,11 +82,12 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
         num_train_epochs=1000,  # the package stops at whichever comes first
         max_seeds=job["seeds"],
         min_convergent_seeds=None,  # train them all
-        do_eval=job["evaluate"] != "none",
+        do_eval=job["evaluate"] in ("encoder", "all"),
         eval_steps=job["steps"],
         encoder_eval_max_size=job["eval_rows"],
         decoder_eval_max_size_training_like=job["decoder_rows"],
         decoder_eval_max_size_neutral=job["neutral_texts"],
+        decoder_eval_lrs=job["decoder_grid"],
     )
     neutral = pd.read_json(job["neutral"], lines=True).head(job["neutral_texts"])
     base_mib = peak_mib()
@@ -107,13 +108,17 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
 
     timed("train", lambda: trainer.train(callbacks=[clock]))
     figures |= {"step_s": clock.step_seconds(), "steps": len(clock.ends) - job["seeds"], "imported_mib": base_mib}
-    if job["evaluate"] != "none":
+    if job["evaluate"] in ("encoder", "all"):
         encoded = timed("encoder", lambda: trainer.evaluate_encoder(split="test", return_df=True))
         frame = encoded["encoder_df"]
         figures |= {"encoder_rows": len(frame), "correlation": encoded["correlation"]}
         figures["pair_rows"] = int((frame["type"] == "training").sum())
-    if job["evaluate"] == "all":
-        timed("decoder", lambda: trainer.evaluate_decoder(target_class="3SG"))
+    if job["evaluate"] in ("decoder", "all"):
+        decoded = timed("decoder", lambda: trainer.evaluate_decoder(target_class="3SG"))
+        rows, texts = trainer._get_decoder_eval_dataframe(
+            trainer.get_model().tokenizer
+        )  # what it has just read at each point
+        figures |= {"decoder_points": len(decoded["grid"]), "decoder_rows": len(rows), "decoder_texts": len(texts)}
     return figures
 
 

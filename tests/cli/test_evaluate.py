@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from statistics import mode
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.benchmarks import Benchmark, crows_pairs, side_effects
 from gradiend_hub.hub import publish_folder, retry
 from gradiend_hub.hub.propose import ReportProposal
+from gradiend_hub.objectives import Objective, Slots
 from tests.hub.conftest import TOLERATE_LFS_UPLOAD
 from tests.hub_server import TOKENS, HubServer
 
@@ -75,6 +77,25 @@ def test_the_same_rows_give_the_claimed_figures_again(run: Run, copy: Path, data
     line = re.search(r"P\(3SG\) on 3PL rows at \+1 +(\S+) +(\S+) +\S+ to", result.stdout)
     assert line and line[1] == line[2] == f"{new.at(1.0).probability['3PL']['3SG']:.3f}"
     assert re.search(r"CrowS-Pairs stereotype_score at 0 +not measured +\d", result.stdout)
+
+
+def test_batch_size_and_type_are_those_asked_for(
+    run: Run, copy: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    types: set[torch.dtype] = set()
+    original = Objective.log_probs
+
+    def recorded(self: Objective, model: torch.nn.Module, slots: Slots) -> torch.Tensor:
+        sizes.append(len(slots.labels))
+        types.add(next(model.parameters()).dtype)
+        return original(self, model, slots)
+
+    monkeypatch.setattr(Objective, "log_probs", recorded)
+    options = ("--data", data, "--split", "test[:8]", *QUICK, "--out", tmp_path / "mine.json")
+    result = run("evaluate", copy, *options, "--batch-size", "3", "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.stderr
+    assert mode(sizes) == 3 and types == {torch.bfloat16}  # only the six completions are one batch
 
 
 def test_benchmarks_are_run_on_the_edited_model_and_leave_it_as_it_was(copy: Path, crows: Path) -> None:

@@ -16,7 +16,7 @@ from gradiend_hub import GradiendModel
 from gradiend_hub.base_models import load_base_model
 from gradiend_hub.constants import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
-from gradiend_hub.hub.verify import Probes, content_digests
+from gradiend_hub.hub.verify import TOLERANCES, Probes, content_digests
 from tests.cli.conftest import Run, Trained
 
 
@@ -45,6 +45,13 @@ def test_it_passes_and_the_table_says_so(run: Run, trained: Trained) -> None:
     assert "all agree" in result.stdout and "DIFFERS" not in result.stdout
     assert re.search(r"base model +same +same +ok", result.stdout)
     assert re.search(r"P\(3PL\) on 3SG rows at -1 +\+0\.\d{4} +\+0\.\d{4} +ok", result.stdout)
+
+
+def test_a_rounded_base_is_held_to_the_tolerance_of_its_type(run: Run, trained: Trained, copy: Path) -> None:
+    result = run("verify", trained.folder, "--dtype", "bfloat16")
+    assert result.exit_code == 0 and "all agree" in result.stdout
+    tolerances = [re.search(r"may differ by (\S+):", text) for text in (result.stdout, run("verify", copy).stdout)]
+    assert [float(found[1]) for found in tolerances if found] == [TOLERANCES["bfloat16"], TOLERANCES["float32"]]
 
 
 def test_one_changed_value_of_the_decoder(run: Run, copy: Path) -> None:

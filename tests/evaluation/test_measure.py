@@ -15,8 +15,7 @@ from gradiend_hub.data import Row, read_rows
 from gradiend_hub.direction import Direction, ParameterDirection
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation import (
-    EncoderReport,
-    SplitReport,
+    EvaluationSettings,
     StrengthPoint,
     StrengthProbe,
     above_control,
@@ -102,7 +101,13 @@ def test_everything_is_measured_and_written_down(request: pytest.FixtureRequest,
     model, objective = measured(base, bias=True)
     config = model.active_peft_config
     split = evaluate_direction(
-        model, objective, rows, TEXTS * 3, choose_unit=True, floor=0.97, controls=1, trained_words={"he", "they"}
+        model,
+        objective,
+        rows,
+        TEXTS * 3,
+        EvaluationSettings(floor=0.97, controls=1),
+        choose_unit_for="strengthen",
+        trained_words={"he", "they"},
     )
     strengths = [p.strength for p in split.curve]
     assert strengths == sorted(set(strengths))
@@ -113,7 +118,7 @@ def test_everything_is_measured_and_written_down(request: pytest.FixtureRequest,
     assert config.break_point == (ends if len(ends) == 2 else None)
     assert len(split.missing) == 2 - len(ends)
     assert all(p.kl is not None and p.intervals.keys() >= {"kl", "nll", "lm_score"} for p in split.curve)
-    assert len(split.control) == 1 and above_control(split) is not None
+    assert len(split.control) == 1 and above_control(split.curve, split.control) is not None
     other = {row.alternative.lower() for row in rows} - {"he", "they"}
     assert split.encoder.held_out is not None
     assert sum(split.encoder.held_out.rows.values()) == sum(row.alternative.lower() in other for row in rows)
@@ -123,8 +128,8 @@ def test_everything_is_measured_and_written_down(request: pytest.FixtureRequest,
     assert all(s.text.count("[MASK]") == 1 and s.filler for s in split.encoder.samples)
     words = {w for of in FILLERS.values() for w in of}
     assert not any(s.filler.lower() in words for s in split.encoder.samples if s.kind == "other")
-    fresh = evaluate_direction(model, objective, rows, TEXTS * 3, floor=0.97, controls=0)
-    assert fresh.search == [] and fresh.control == [] and above_control(fresh) is None
+    fresh = evaluate_direction(model, objective, rows, TEXTS * 3, EvaluationSettings(floor=0.97, controls=0))
+    assert fresh.search == [] and fresh.control == [] and above_control(fresh.curve, fresh.control) is None
     if config.break_point is not None:
         wanted = {-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, *config.safe_band, *config.break_point}
         assert [p.strength for p in fresh.curve] == sorted(wanted)
@@ -136,7 +141,9 @@ def test_what_the_data_lacks_is_named(masked_path: Any, rows: list[Row]) -> None
     base = load_base_model(masked_path)
     model, objective = measured(base)
     singular = [row for row in rows if row.factual_class == "3SG"]
-    split = evaluate_direction(model, objective, singular, choose_unit=True, controls=1)
+    split = evaluate_direction(
+        model, objective, singular, (), EvaluationSettings(controls=1), choose_unit_for="strengthen"
+    )
     assert [m.split(":")[0] for m in split.missing] == ["No rows of 3PL", "No neutral text"]
     assert (split.encoder.correlation, split.at(1.0).lm_score, split.break_point) == (None, None, None)
     assert model.active_peft_config.safe_band is None
@@ -150,7 +157,7 @@ def test_what_the_data_lacks_is_named(masked_path: Any, rows: list[Row]) -> None
 
 def test_debiasing_recommends_another_strength(masked_path: Any, rows: list[Row]) -> None:
     model, objective = measured(load_base_model(masked_path))
-    split = evaluate_direction(model, objective, rows, choose_unit=True, goal="debias", controls=0)
+    split = evaluate_direction(model, objective, rows, (), EvaluationSettings(controls=0), choose_unit_for="debias")
     strength = model.active_peft_config.strength
     chances = split.at(strength).probability.values()
     assert strength not in (0.0, 1.0)
@@ -237,8 +244,7 @@ def test_an_effect_is_compared_with_every_control() -> None:
         return [StrengthPoint(s, chances, None, None, None, None, None, ends) for s in (-1.0, 0.0, 1.0)]
 
     def verdict(*controls: list[StrengthPoint]) -> bool | None:
-        encoder = EncoderReport(None, 1.0, None, {}, {}, None, {}, 0)
-        return above_control(SplitReport(encoder, curve([0.3, 0.5], [0.2, 0.4]), [], 0, list(controls)))
+        return above_control(curve([0.3, 0.5], [0.2, 0.4]), controls)
 
     low, high = curve([0.1, 0.2], [0.1, 0.19]), curve([0.1, 0.2], [0.1, 0.21])
     assert verdict(low) is verdict(low, low) is True

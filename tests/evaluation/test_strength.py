@@ -18,17 +18,20 @@ from gradiend_hub.data import Row, read_rows
 from gradiend_hub.direction import Direction, ParameterDirection
 from gradiend_hub.errors import DataError, EditError
 from gradiend_hub.evaluation import (
+    EvaluationSettings,
     NotFiniteError,
     StrengthPoint,
     StrengthProbe,
     break_point,
     calibrate,
     check_fillers,
+    control_curves,
     equalising_strength,
     evaluate_direction,
     measure_curve,
     safe_band,
 )
+from gradiend_hub.evaluation import calibration as calibration_module
 from gradiend_hub.evaluation import strength as strength_module
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, make_objective
@@ -259,7 +262,7 @@ def test_the_unit_is_the_safe_dose_with_the_best_effect(
     model, objective = model_of(masked, rest=1.0)
     opened.append(model)
     probe = StrengthProbe(model, objective, rows, TEXTS * 2)
-    search = calibrate(probe, floor=0.97)
+    search = calibrate(probe, floor=0.97).points
     unit = model.active_peft_config.strength_unit
     by_dose: dict[float, list[StrengthPoint]] = {}
     for point in search:
@@ -288,10 +291,61 @@ def test_the_unit_is_the_safe_dose_with_the_best_effect(
     assert model.strengths == {"default": 0.0}
 
 
+def test_the_unit_is_a_dose_whose_effect_is_above_that_of_random_directions(
+    masked: Any, rows: list[Row], opened: list[GradiendModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control that does as much as the best dose leaves the choice to the next one; one that beats all, to the best."""
+    model, objective = model_of(masked, rest=1.0)
+    opened.append(model)
+    config = model.active_peft_config
+
+    def unit(limit: float | None) -> tuple[float, list[StrengthPoint]]:
+        """Chosen unit if random directions of at least this dose do more than the direction; none ever does by default."""
+        asked: list[float] = []
+
+        def control(probe: StrengthProbe, strengths: Any, *, draws: int, seed: int) -> list[list[StrengthPoint]]:
+            asked.append(config.strength_unit)
+            assert (strengths, draws, seed) == ((-1.0, 1.0), 2, 7)
+            strong = limit is not None and config.strength_unit >= limit
+            interval = [0.99, 1.0] if strong else [-1.0, -1.0]
+            ends = {"3SG on 3PL": interval, "3PL on 3SG": interval}
+            chances = {c: dict.fromkeys(CLASSES, 0.5) for c in CLASSES}
+            return [[StrengthPoint(s, chances, None, None, None, None, None, ends) for s in strengths]] * draws
+
+        config.strength_unit = 1.0
+        monkeypatch.setattr(calibration_module, "control_curves", control)
+        search = calibrate(StrengthProbe(model, objective, rows, TEXTS * 2), floor=0.97, controls=2, seed=7)
+        assert len(search.control) == 2 and config.strength_unit in asked
+        return config.strength_unit, search.points
+
+    best, points = unit(None)
+    second, others = unit(0.999 * best)
+    assert 0 < second < best
+    safe = {p.strength * second for p in others if p.strength > 0 and (p.lm_score_low or 0) >= 0.97}
+    assert max(dose for dose in safe if dose < best * 0.999) == pytest.approx(second)
+    assert unit(0.0)[0] == best
+    assert {round(p.strength * best, 9) for p in points} == {round(p.strength * second, 9) for p in others}
+
+
+def test_the_control_of_the_search_is_not_measured_again(
+    masked: Any, rows: list[Row], opened: list[GradiendModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, objective = model_of(masked, rest=1.0)
+    opened.append(model)
+    probe = StrengthProbe(model, objective, rows, TEXTS)
+    search = calibrate(probe, floor=0.97, controls=1, seed=3)
+    fresh = control_curves(probe, (-1.0, 0.5, 1.0), draws=1, seed=3)
+    read: list[float] = []
+    original = StrengthProbe.read
+    monkeypatch.setattr(StrengthProbe, "read", lambda self, s: (read.append(s), original(self, s))[1])
+    assert control_curves(probe, (-1.0, 0.5, 1.0), search.control, draws=1, seed=3) == fresh
+    assert [s for s in read if s != 0] == [0.5]
+
+
 def test_search_ends_without_neutral_text(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:
     model, objective = model_of(masked)
     opened.append(model)
-    search = calibrate(StrengthProbe(model, objective, rows))
+    search = calibrate(StrengthProbe(model, objective, rows)).points
     at = {p.strength: p for p in search}
     assert at[1.0].probability["3PL"]["3SG"] > at[min(at, key=abs)].probability["3PL"]["3SG"]
 
@@ -309,7 +363,7 @@ def test_strength_in_force_follows_the_new_unit(masked: Any, rows: list[Row], op
     model, objective = model_of(masked, rest=1.0)
     opened.append(model)
     model.set_strength(0.5)
-    calibrate(StrengthProbe(model, objective, rows, TEXTS), floor=0.97)
+    calibrate(StrengthProbe(model, objective, rows, TEXTS), floor=0.97, controls=1)
     held = {n: p.clone() for n, p in masked.state_dict().items()}
     assert model.strengths == {"default": 0.5}
     assert model.active_peft_config.strength_unit != 1.0
@@ -349,13 +403,14 @@ def test_evaluate_direction_uses_the_unit_that_is_there_unless_told_to_choose(
     model.unload()
     model = GradiendModel.from_direction(masked, Direction(encoded, 0.3), config)
     opened.append(model)
-    used = evaluate_direction(model, objective, rows, TEXTS, strengths=(0.0, 1.0))
+    used = evaluate_direction(model, objective, rows, TEXTS, EvaluationSettings(strengths=(0.0, 1.0)))
     assert (model.active_peft_config.strength_unit, used.search) == (0.25, [])
     assert [p.strength for p in used.curve] == [0.0, 1.0]
     assert used.at(1.0).strength == 1.0
     assert used.encoder.class_means["3SG"] == pytest.approx(math.tanh(0.3))
     assert used.encoder.neutral_rows == len(TEXTS)
-    chosen = evaluate_direction(model, objective, rows, TEXTS, strengths=(-1.0, 0.0, 1.0), choose_unit=True, floor=0.97)
+    settings = EvaluationSettings(strengths=(-1.0, 0.0, 1.0), floor=0.97)
+    chosen = evaluate_direction(model, objective, rows, TEXTS, settings, choose_unit_for="strengthen")
     assert chosen.search
     assert model.active_peft_config.strength_unit != 0.25
     assert model.active_peft_config.safe_band == safe_band(chosen.curve, floor=0.97) == [-1.0, 1.0] or chosen.search
