@@ -19,7 +19,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from datasets import Dataset
 from pronoun_templates import NOUNS, template_row
+
+from gradiend_hub.data import FeatureDataConfig, FeatureDatasetBuilder, TextFilters
 
 
 def word_set(text: str) -> frozenset[str]:
@@ -31,7 +34,8 @@ SPLITS = {"train": 0.70, "validation": 0.15, "test": 0.15}
 ROWS_PER_CLASS = {"template": 700, "wordnet": 150, "kjv": 550}
 NEUTRAL_PER_SOURCE = 400
 TEMPLATE_KINDS = {"person": 0.5, "animal": 0.25, "thing": 0.25}
-CLASS_OF = {"he": "3SG", "she": "3SG", "it": "3SG", "they": "3PL"}
+CLASSES = {"3SG": ["he", "she", "it"], "3PL": ["they"]}
+CLASS_OF = {word: name for name, found in CLASSES.items() for word in found}
 SINGULAR_FORMS = word_set("he him his himself she her hers herself it its itself")
 PLURAL_FORMS = word_set("they them their theirs themselves")
 PRONOUN_FORMS = SINGULAR_FORMS | PLURAL_FORMS
@@ -125,23 +129,29 @@ def left_number(left: list[str], plural_cues: frozenset[str]) -> str | None:
     return None
 
 
-def real_slot(text: str, plural_cues: frozenset[str]) -> tuple[str, str] | None:
-    """(masked text, pronoun) for a real sentence whose left context tells the number, else None."""
-    found = words(text)
-    if not 6 <= len(found) <= 40 or '"' in text or "[" in text or "`" in text:
-        return None
-    classes = {"3SG" for w in found if w in SINGULAR_FORMS} | {"3PL" for w in found if w in PLURAL_FORMS}
-    if len(classes) != 1:
-        return None
-    slots = list(re.finditer(r"\b(?:he|she|it|they)\b(?!['’-])", text))
-    for slot in reversed(slots):
-        left, right = words(text[: slot.start()]), words(text[slot.end() :])
-        if len(left) < 3 or not right or left_number(left, plural_cues) not in classes:
-            continue
-        if slot.group() == "it" and (right[0] not in IT_VERBS or {"pass", "so"} & set(right[1:5])):
-            continue
-        return text[: slot.start()] + "[MASK]" + text[slot.end() :], slot.group()
-    return None
+def real_slots(sentences: Iterable[str], plural_cues: frozenset[str]) -> dict[str, list[tuple[str, str]]]:
+    """(masked text, pronoun) by class: in each sentence the last pronoun whose left context tells its number."""
+
+    def accept(before: str, pronoun: str, after: str, name: str) -> bool:
+        left, right, found = words(before), words(after), words(before + pronoun + after)
+        classes = {"3SG" for w in found if w in SINGULAR_FORMS} | {"3PL" for w in found if w in PLURAL_FORMS}
+        if not right or after[0] in "'’-" or not 6 <= len(found) <= 40 or len(left) < 3 or classes != {name}:
+            return False
+        if pronoun == "it" and (right[0] not in IT_VERBS or {"pass", "so"} & set(right[1:5])):
+            return False
+        return left_number(left, plural_cues) == name
+
+    texts = dict.fromkeys(sentences)
+    config = FeatureDataConfig(
+        CLASSES, group_column="number", case_sensitive=True, occurrences="all", balance="none", splits={"all": 1},
+        filters=TextFilters(refuse=r'["\[`]', min_left_words=0, contractions=True, deduplicate=False),
+    )  # fmt: skip
+    source = Dataset.from_dict({"text": list(texts), "number": range(len(texts))})
+    data = FeatureDatasetBuilder(config, accept=accept).build(source)
+    print(data.funnel)
+    ordered = sorted(data.rows["all"], key=lambda row: (int(row["group"]), row["masked"].index("[MASK]")))
+    last = {row["group"]: row for row in ordered}.values()
+    return {name: [(r["masked"], r["factual"]) for r in last if r["factual_class"] == name] for name in CLASSES}
 
 
 def divide(count: int) -> dict[str, int]:
@@ -152,10 +162,7 @@ def divide(count: int) -> dict[str, int]:
 
 def real_rows(sentences: list[str], source: str, plural_cues: frozenset[str], rng: random.Random) -> list[Row]:
     """Rows of one source, as many of each class; alternatives follow the frequencies of the 3SG rows' words."""
-    slots: dict[str, list[tuple[str, str]]] = {"3SG": [], "3PL": []}
-    for text in dict.fromkeys(sentences):
-        if found := real_slot(text, plural_cues):
-            slots[CLASS_OF[found[1]]].append(found)
+    slots = real_slots(sentences, plural_cues)
     count = min(ROWS_PER_CLASS[source], *(len(rows) for rows in slots.values()))
     # "he" is far the commonest word: it may fill at most half of the singular rows.
     rng.shuffle(slots["3SG"])

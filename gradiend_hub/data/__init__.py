@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .neutral import other_words
     from .readers import read_feature_data
     from .spec import ClassSpec, FeatureDataConfig, NeutralSpec, TextFilters
-    from .splits import find_leaks, without_leaks
+    from .splits import divided_anew, find_leaks, without_leaks
 
 __all__ = [
     "ClassSpec",
@@ -36,6 +36,7 @@ __all__ = [
     "TransitionBatchSampler",
     "TransitionDataset",
     "class_fillers",
+    "divided_anew",
     "find_leaks",
     "neutral_examples",
     "other_examples",
@@ -56,6 +57,7 @@ _LAZY = {
     "FeatureDatasetBuilder": "builder",
     "NeutralSpec": "spec",
     "TextFilters": "spec",
+    "divided_anew": "splits",
     "find_leaks": "splits",
     "other_words": "neutral",
     "read_feature_data": "readers",

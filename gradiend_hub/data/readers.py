@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,18 +20,21 @@ from .counterfactual import in_case_of
 from .funnel import Funnel
 from .rows import COLUMNS
 from .sources import SPLIT_NAMES, file_builder
+from .splits import Leaks, divided_anew, find_leaks
 
 __all__ = ["ReadData", "read_feature_data"]
 
 Record = Mapping[str, Any]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ReadData:
-    """Rows in this library's schema, by split, and what became of the rows that were read."""
+    """Rows in this library's schema, by split, what became of the rows that were read, and texts that splits share."""
 
     rows: datasets.DatasetDict
     funnel: Funnel
+    leaks: Leaks
 
 
 def read_feature_data(
@@ -39,9 +43,12 @@ def read_feature_data(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
+    splits: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> ReadData:
     """Read rows of two or more classes, whatever layout they have.
+
+    Some published sets have the same texts in several splits; that is noted in `leaks`, and a warning is logged.
 
     These are known, each with or without a column `split`:
 
@@ -57,7 +64,8 @@ def read_feature_data(
         classes: classes to keep; by default all. Needed where a class is neither a column's nor a configuration's name.
         revision: branch, tag or commit on the Hub.
         token: access token for the Hub.
-        seed: decides which alternative a row gets where several would do.
+        splits: shares in which all rows are divided anew, texts together, whatever splits the set has.
+        seed: decides which alternative a row gets where several would do, and the new splits.
 
     Raises:
         DataError: nothing can be read, the layout is none of these, or a class has no rows.
@@ -88,12 +96,19 @@ def read_feature_data(
     _require_classes(rows, names, funnel)
     order = sorted(rows, key=lambda s: (["train", "validation", "test", s].index(s), s))
     columns = (*COLUMNS, "split")
-    return ReadData(
-        datasets.DatasetDict(
-            {s: datasets.Dataset.from_dict({c: [r[c] for r in rows[s]] for c in columns}) for s in order}
-        ),
-        funnel,
+    found = datasets.DatasetDict(
+        {s: datasets.Dataset.from_dict({c: [r[c] for r in rows[s]] for c in columns}) for s in order}
     )
+    if splits is not None:
+        found = divided_anew(found, splits, seed)
+    texts = [text for part in found.values() for text in part["masked"]]
+    leaks = find_leaks(texts, [s for s, part in found.items() for _ in range(len(part))], list(found), None)
+    if leaks.pairs:
+        logger.warning(
+            "%s of %s. What is measured on rows that were learned from says nothing: use without_leaks, or let the option "
+            "`splits` make new splits.", leaks, source if isinstance(source, (str, Path)) else "the data set",
+        )  # fmt: skip
+    return ReadData(found, funnel, leaks)
 
 
 # ------------------------------------------------------------------------------------------------------------- loading

@@ -96,11 +96,13 @@ def find_leaks(
         texts: [N] texts, with their slots.
         splits: [N] split of each.
         order: the splits, training first.
-        threshold: similarity from which two texts count as the same; `None` finds equal ones only.
+        threshold: similarity from which two texts count as the same; `None` finds equal ones only, and fast.
     """
-    wanted = 1.0 if threshold is None else threshold
-    features, sizes = _shingles(texts)
     place = np.array([order.index(split) for split in splits])
+    if threshold is None:
+        return _equal(texts, place.tolist())
+    wanted = threshold
+    features, sizes = _shingles(texts)
     found: list[tuple[int, int, float]] = []
     for position in range(len(order) - 1):
         earlier, later = np.flatnonzero(place == position), np.flatnonzero(place > position)
@@ -120,6 +122,34 @@ def find_leaks(
     return Leaks([best[row] for row in sorted(best)], wanted)
 
 
+def _equal(texts: Sequence[str], places: Sequence[int]) -> Leaks:
+    """Rows whose text is in a later split word for word."""
+    keys = [" ".join(_WORD.findall(text.lower())) for text in texts]
+    latest = {key: row for row, key in sorted(enumerate(keys), key=lambda item: places[item[0]])}
+    pairs = [(row, latest[key], 1.0) for row, key in enumerate(keys) if places[latest[key]] > places[row]]
+    return Leaks(pairs, 1.0)
+
+
+def divided_anew(rows: datasets.DatasetDict, splits: Mapping[str, float], seed: int = 0) -> datasets.DatasetDict:
+    """All rows, equal ones once, in new splits, whatever splits they had; rows of one text stay together.
+
+    Args:
+        rows: splits with the columns `masked`, `factual_class` and `split`.
+        splits: share of each new split.
+        seed: decides which text goes where.
+
+    Raises:
+        DataError: a class has fewer texts than there are splits.
+    """
+    every = datasets.concatenate_datasets([part.remove_columns("split") for part in rows.values()])
+    every = every.select(list({tuple(row.values()): number for number, row in enumerate(every)}.values()))
+    keys = [" ".join(_WORD.findall(text.lower())) for text in every["masked"]]
+    units = np.unique(np.array(keys), return_inverse=True)[1].reshape(-1)
+    chosen = assign(units, np.array(every["factual_class"][:]), splits, np.random.default_rng(seed))
+    parts = {name: every.select(np.flatnonzero(chosen == number)) for number, name in enumerate(splits)}
+    return datasets.DatasetDict({name: part.add_column("split", [name] * len(part)) for name, part in parts.items()})
+
+
 def without_leaks(
     rows: datasets.DatasetDict, threshold: float | None = 0.8, column: str = "masked"
 ) -> tuple[datasets.DatasetDict, Leaks]:
@@ -129,12 +159,20 @@ def without_leaks(
         rows: splits, training first.
         threshold: see `find_leaks`.
         column: column of the texts.
+
+    Raises:
+        DataError: nothing is left of a split.
     """
     splits = [name for name, part in rows.items() for _ in range(len(part))]
     leaks = find_leaks([text for part in rows.values() for text in part[column]], splits, list(rows), threshold)
     leaking, kept, start = set(leaks.rows), {}, 0
     for name, part in rows.items():
         kept[name] = part.select([i for i in range(len(part)) if start + i not in leaking])
+        if len(part) and not len(kept[name]):
+            raise DataError(
+                f"All {len(part)} rows of split {name!r} occur in a later split again. Let divided_anew (or the option "
+                "splits of read_feature_data) make new splits."
+            )
         start += len(part)
     return datasets.DatasetDict(kept), leaks
 

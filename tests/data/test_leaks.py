@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
-from gradiend_hub.data import find_leaks, other_words, without_leaks
+from gradiend_hub.data import divided_anew, find_leaks, other_words, without_leaks
 from gradiend_hub.data.splits import assign
 from gradiend_hub.errors import DataError
 
@@ -30,7 +30,7 @@ def test_leaks_are_those_of_a_double_loop(threshold: float | None) -> None:
         for j, b in enumerate(texts):
             if order.index(splits[i]) < order.index(splits[j]):
                 similarity = len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
-                if similarity >= (threshold or 1.0):
+                if similarity >= threshold if threshold else a == b:
                     expected[i] = max(similarity, expected.get(i, 0.0))
     leaks = find_leaks(texts, splits, order, threshold)
     assert {i: s for i, _, s in leaks.pairs} == pytest.approx(expected)
@@ -44,6 +44,22 @@ def test_leaks_of_a_finished_set_are_removed() -> None:
     kept, leaks = without_leaks(rows)
     assert {name: part["masked"][:] for name, part in kept.items()} == texts | {"train": ["d e f [MASK]"]}
     assert leaks.exact == 1
+    rows["test"] = rows["train"]
+    with pytest.raises(DataError, match=r"All 2 rows of split 'train' occur in a later split again. Let divided_anew"):
+        without_leaks(rows)
+
+
+def test_new_splits_keep_the_rows_of_a_text_together() -> None:
+    rows = [
+        {"masked": f"Text [MASK] {n}.", "factual_class": "ab"[k], "split": "train"} for n in range(40) for k in (0, 1)
+    ]
+    old = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows), "test": datasets.Dataset.from_list(rows)})
+    new = divided_anew(old, {"train": 3, "test": 1})
+    assert [len(part) for part in new.values()] == [60, 20]  # each once
+    assert all(set(part["split"]) == {name} for name, part in new.items())
+    assert not without_leaks(new)[1].pairs
+    assert divided_anew(old, {"train": 3, "test": 1})["test"][:] == new["test"][:]
+    assert divided_anew(old, {"train": 3, "test": 1}, seed=1)["test"][:] != new["test"][:]
 
 
 def test_units_stay_together_and_shares_are_met() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from gradiend_hub.data import read_feature_data, read_rows, read_texts
+from gradiend_hub.data import read_feature_data, read_rows, read_texts, without_leaks
 from gradiend_hub.errors import DataError
 
 ARTICLES = {
@@ -78,6 +78,30 @@ def test_pairs_of_races(hub: Any, repo_id: str) -> None:
     assert read.funnel.steps == [("read", "rows", 16), ("more than one slot", "rows", 14)]
     rows = read_rows(read.rows["train"], ["black", "white"])
     assert {(r.factual, r.alternative) for r in rows} == {("African", "white"), ("white", "African")}
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_equal_splits_are_said_and_can_be_divided_anew(
+    hub: Any, repo_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A set whose test split is its training split, as some configurations of the race and religion data."""
+    rows = [
+        {"masked": f"The [MASK] people of town {n} came.", "source": a, "target": b, "source_id": a, "target_id": b}
+        for n in range(20) for a, b in (("jewish", "muslim"), ("muslim", "jewish"))
+    ]  # fmt: skip
+    pushed({"jewish_to_muslim": {"train": rows, "test": rows}}, repo_id)
+    read = read_feature_data(repo_id)
+    assert read.leaks.exact == len(rows) == len(read.leaks.pairs)
+    said = f"40 rows occur in a later split again (40 of them word for word) of {repo_id}. What is measured on rows"
+    assert said in caplog.text
+    with pytest.raises(DataError, match="All 40 rows of split 'train' occur in a later split again"):
+        without_leaks(read.rows)
+    caplog.clear()
+    anew = read_feature_data(repo_id, splits={"train": 0.5, "validation": 0.25, "test": 0.25})
+    assert {name: len(part) for name, part in anew.rows.items()} == {"train": 20, "validation": 10, "test": 10}
+    texts = [set(part["masked"]) for part in anew.rows.values()]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+    assert not anew.leaks.pairs and not caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import pytest
+import spacy
 
 from gradiend_hub.data import ClassSpec, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec, TextFilters
 from gradiend_hub.errors import ConfigError, DataError
@@ -30,7 +31,6 @@ def config(**options: Any) -> FeatureDataConfig:
 @pytest.fixture(scope="module")
 def german() -> Any:
     """German rules: "der" after "mit" is feminine dative, any other one masculine nominative."""
-    spacy = pytest.importorskip("spacy")
     nlp = spacy.blank("de")
     ruler = nlp.add_pipe("attribute_ruler")
     ruler.add([[{"LOWER": "der"}]], {"POS": "DET", "MORPH": "Case=Nom|Gender=Masc", "LEMMA": "der"})
@@ -95,6 +95,5 @@ def test_what_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match=r"not installed: pip install 'gradiend_hub\[spacy\]'"):
         FeatureDatasetBuilder(config(classes=DER, spacy_model="de_core_news_sm"))
     monkeypatch.undo()
-    pytest.importorskip("spacy")
     with pytest.raises(ConfigError, match="not installed: python -m spacy download de_core_news_sm"):
         FeatureDatasetBuilder(config(classes=DER, spacy_model="de_core_news_sm"))
