@@ -110,8 +110,16 @@ def _check_architecture(path: str, model_class: type[PreTrainedModel], arguments
         )
 
 
-def check_base_model(model: nn.Module, direction: Direction, *, allow_related: bool = False) -> dict[str, str]:
+def check_base_model(
+    model: nn.Module, direction: Direction, *, sites: SiteMap | None = None, allow_related: bool = False
+) -> dict[str, str]:
     """Map the direction's parameter names to the model's, and compare its fingerprint with the model's values.
+
+    Args:
+        model: The model.
+        direction: The direction.
+        sites: The model's `SiteMap`, if it is at hand.
+        allow_related: Accept a fine-tuned relative of the base model, with a warning.
 
     Returns:
         Name in the direction → name in the model.
@@ -120,7 +128,7 @@ def check_base_model(model: nn.Module, direction: Direction, *, allow_related: b
         BaseModelMismatchError: If a parameter is missing, or the values are those of another model; of a fine-tuned
             relative only without `allow_related`.
     """
-    sites = SiteMap(model)
+    sites = SiteMap(model) if sites is None else sites
     names = resolve_names(model, direction.parameters, sites.parameters)
     parameters = _original_parameters(model, sites)
     refuse_offloaded([name for name in names.values() if name in parameters and parameters[name].is_meta])

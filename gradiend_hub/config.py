@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -24,9 +24,6 @@ from peft.utils.peft_types import PeftType, TaskType
 
 from .constants import ENCODER_FILE, PROBES_FILE, REPORT_FILE, SCHEMA_VERSION
 from .errors import ArtifactError, ConfigError, SchemaVersionError
-
-if TYPE_CHECKING:
-    from .direction import Direction
 
 __all__ = ["GRADIEND", "GradiendConfig", "decoder_sign"]
 
@@ -173,8 +170,6 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
             None  # finds a companion file of the artifact it was read from
         )
         self._stored_names: dict[str, str] = {}  # parameter name in the model that it is attached to → in the artifact
-        self._direction: Direction | None = None  # checked values that the adapter is about to be attached with
-        self._merge_next = False  # whether the adapter will be merged as soon as it is attached
 
     def _check_peft_fields(self) -> None:
         for name in ("base_model_name_or_path", "revision", "peft_version", "gradiend_version", "transformers_version"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from .adapter import GradiendTuner
 from .adapter.receipt import EditReceipt, receipt_of
+from .adapter.sites import SiteMap
+from .adapter.tuner import GradiendTuner, arriving
 from .base_identity import base_commit, base_name, check_base_model, load_recorded_base
 from .config import GradiendConfig, is_number
 from .constants import CARD_FILE, CONFIG_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
@@ -146,12 +147,13 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     ) -> GradiendModel:
         """`from_direction` with values that were checked already."""
         _check_strength(strength)
-        names = check_base_model(base_model, direction, allow_related=allow_related)
-        config = _describe(config, direction, base_model)
-        config._merge_next = True
-        model = cls(base_model, config, adapter_name, autocast_adapter_dtype=False)
+        sites = SiteMap(base_model)
+        names = check_base_model(base_model, direction, sites=sites, allow_related=allow_related)
+        config, direction = _describe(config, direction, base_model), direction.renamed(names)
+        with arriving(direction, sites, merged_next=True):
+            model = cls(base_model, config, adapter_name, autocast_adapter_dtype=False)
         try:
-            model._directions[adapter_name] = direction.renamed(names)
+            model._directions[adapter_name] = direction
             model.base_model.set_strength(adapter_name, strength)
             if model._merged:
                 model.base_model.merge_exactly([adapter_name])
@@ -213,7 +215,6 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         self.load_adapter(model_id, temporary, **hub)
         folder, direction, config = self._folders[temporary], self._directions[temporary], self.peft_config[temporary]
         config.parameters = {config._stored_names[name]: spec for name, spec in config.parameters.items()}
-        config._direction = direction.renamed(config._stored_names)
         self._set_active([name for name in active if name != adapter_name])
         self._delete(adapter_name)
         self._attach(adapter_name, config, direction)
@@ -224,7 +225,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
     def _attach(self, adapter_name: str, config: GradiendConfig, direction: Direction) -> None:
         """Attach a further direction (under this model's names), at strength 0."""
-        self.add_adapter(adapter_name, config, autocast_adapter_dtype=False)
+        with arriving(direction, SiteMap(self.base_model.model)):
+            self.add_adapter(adapter_name, config, autocast_adapter_dtype=False)
         self.base_model.set_strength(adapter_name, 0.0)
         self._directions[adapter_name] = direction
 
@@ -488,9 +490,6 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         return commit
 
 
-Strengths = Mapping[str, Any] | list[float] | torch.Tensor | Callable[..., Any]
-
-
 def _find(repo_or_path: str | Path, **arguments: Any) -> Path:
     from .hub.resolve import resolve_folder
 
@@ -521,5 +520,5 @@ def _describe(config: GradiendConfig, direction: Direction, model: nn.Module) ->
         "inference_mode": True,
     }
     described = replace(config, **fields)
-    described._source, described._direction = config._source, direction
+    described._source = config._source
     return described

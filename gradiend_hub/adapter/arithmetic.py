@@ -185,15 +185,18 @@ def _write_sparse(edits: list[Edit]) -> None:
 def _write_dense(parameter: torch.Tensor, originals: torch.Tensor, part: Part) -> None:
     """`parameter = round(originals + Δ)` for one dense part, block by block: no temporary tensor outgrows the cache."""
     target, dtype = parameter.detach().view(-1), sum_dtype(parameter.dtype)
-    vectors = [part.weight.detach()] if part.bias is None else [part.weight.detach(), part.bias.detach()]
-    factors = [part.c_w, part.c_b]
-    rooms = [torch.empty(min(BLOCK, target.numel()), dtype=dtype, device=target.device) for _ in vectors]
-    columns = [tensor.split(BLOCK) if target.numel() > BLOCK else (tensor,) for tensor in (target, originals, *vectors)]
-    for written, kept, *values in zip(*columns, strict=True):
+    if target.numel() <= BLOCK:
+        torch.add(originals, part.delta(dtype), out=target)
+        return
+    room, second = (torch.empty(BLOCK, dtype=dtype, device=target.device) for _ in range(2))
+    weights, biases = part.weight.detach().split(BLOCK), () if part.bias is None else part.bias.detach().split(BLOCK)
+    for number, (written, kept, weight) in enumerate(
+        zip(target.split(BLOCK), originals.split(BLOCK), weights, strict=True)
+    ):
         size = written.numel()
-        terms = [
-            torch.mul(value.to(dtype), factor, out=room if room.numel() == size else room[:size])
-            for value, factor, room in zip(values, factors, rooms, strict=False)
-        ]
-        delta = terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
+        if size < BLOCK:
+            room, second = room[:size], second[:size]
+        delta = torch.mul(weight.to(dtype), part.c_w, out=room)
+        if biases:
+            delta.add_(torch.mul(biases[number].to(dtype), part.c_b, out=second))
         torch.add(kept, delta, out=written)

@@ -39,7 +39,8 @@ class ShownParameter:
         """The parameter itself, also while hooks show another tensor in its place."""
         if self._stash is not None:
             return self._stash
-        owner, leaf = self.site.owner, self.site.leaf
+        site = self._site[0]
+        owner, leaf = site.owner, site.leaf
         # FSDP (use_orig_params) keeps plain tensors in __dict__ while a module is unsharded.
         return owner.__dict__[leaf] if leaf in owner.__dict__ else owner._parameters[leaf]  # type: ignore[return-value]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar
+from contextvars import ContextVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -25,7 +26,36 @@ from .rows import row_strengths
 from .sites import Site, SiteMap, refuse_offloaded, resolve_names
 from .values import VALUE_NAMES
 
-__all__ = ["GradiendTuner", "gradiend_layers"]
+__all__ = ["GradiendTuner", "arriving", "gradiend_layers"]
+
+
+class Arrival(NamedTuple):
+    """What the next adapter is attached with, instead of with room for values that are loaded later."""
+
+    direction: Direction
+    peaks: tuple[float, float]
+    sites: SiteMap
+    merged_next: bool
+
+
+_arrival: ContextVar[Arrival | None] = ContextVar("arrival", default=None)
+
+
+@contextmanager
+def arriving(direction: Direction, sites: SiteMap, *, merged_next: bool = False) -> Iterator[None]:
+    """Within the block, PEFT's calls attach adapters with these values.
+
+    Args:
+        direction: A checked direction, under the model's parameter names.
+        sites: Those of the model as it is now.
+        merged_next: Whether the adapter will be merged at once, so that no hooks are needed.
+    """
+    assert direction.peaks is not None, "checked directions only"
+    token = _arrival.set(Arrival(direction, direction.peaks, sites, merged_next))
+    try:
+        yield
+    finally:
+        _arrival.reset(token)
 
 
 def gradiend_layers(model: nn.Module) -> Iterator[GradiendLayer]:
@@ -69,7 +99,8 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         if "." in adapter_name or not adapter_name:
             raise ConfigError(f"Adapter name {adapter_name!r}: torch allows no '.' in it, nor an empty name. Use '_'.")
         self._check_new_adapter_config(config)
-        sites = SiteMap(model)
+        arrival = _arrival.get()
+        sites = SiteMap(model) if arrival is None else arrival.sites
         self._settle_parameters(config, sites)
         places = {name: sites[name] for name in config.parameters or {}}
         if hasattr(model, "hf_device_map"):  # a model that is empty as a whole, without a map, may be filled later
@@ -79,21 +110,18 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             self._freeze_base(model)
         self.layers = list(gradiend_layers(model))
-        direction, config._direction = config._direction, None
-        merge_next, config._merge_next = config._merge_next, False
         trainable = adapter_name in self.active_adapters and not config.inference_mode
         for name, spec in (config.parameters or {}).items():
             layer = self._sidecar(places[name])
             layer.attach(adapter_name, config)
-            if direction is not None:
-                assert direction.peaks is not None, "checked directions only"
-                layer.fill(adapter_name, direction.parameters[config._stored_names[name]], direction.peaks)
+            if arrival is not None:
+                layer.fill(adapter_name, arrival.direction.parameters[name], arrival.peaks)
             else:
                 with init_empty_weights() if low_cpu_mem_usage else nullcontext():
                     layer.add(adapter_name, spec["entries"])
                 layer.set_requires_grad(adapter_name, requires_grad=trainable)
             layer.__dict__["_active_adapter"] = list(self.active_adapters)
-            if not merge_next:
+            if arrival is None or not arrival.merged_next:
                 layer.watch()
         self.targeted_parameter_names = list(
             dict.fromkeys([*self.targeted_parameter_names, *(config.parameters or {})])
@@ -243,9 +271,9 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         config.parameters, config.has_bias, config.dtype, config._source = direction.spec(), False, "float32", None
         config.decoder_sign, config.strength_unit, config.strength, config.feature_factor = 1, 1.0, 1.0, 1.0
         config.safe_band = config.break_point = None
-        config._direction = direction.check()
         self.peft_config[adapter_name] = config
-        self.inject_adapter(self.model, adapter_name)
+        with arriving(direction.check(), SiteMap(self.model)):
+            self.inject_adapter(self.model, adapter_name)
         return direction
 
     @torch.no_grad()

@@ -204,18 +204,18 @@ class AdapterValues(ShownParameter, nn.Module):
                 # transformers' loader and optimizers write values without telling us.
                 if name not in self._peaks or weight.requires_grad:
                     self.check(name, weight, bias, indices)
-                self._check_range(part, name)
+                largest_weight, largest_bias = self._peaks[name]
+                if not abs(c_w) * largest_weight + abs(c_b) * largest_bias <= largest_edit(self.dtype):
+                    self._check_range(part, name)
             parts.append(part)
         return parts
 
     def _check_range(self, part: Part, adapter_name: str) -> None:
-        limit, (weight, bias) = largest_edit(self.dtype), self._peaks[adapter_name]
-        if abs(part.c_w) * weight + abs(part.c_b) * bias <= limit:
-            return
-        largest = abs(part.c_w) * peak([part.weight]) + (
-            0.0 if part.bias is None else abs(part.c_b) * peak([part.bias])
-        )
-        if not largest <= limit:
+        """The same bound as before, with the values of this parameter alone."""
+        largest = abs(part.c_w) * peak([part.weight])
+        if part.bias is not None:
+            largest += abs(part.c_b) * peak([part.bias])
+        if not largest <= largest_edit(self.dtype):
             raise EditError(
                 f"At strength {self.strength[adapter_name]} the direction {adapter_name!r} would change "
                 f"{self.site.name} by up to {largest:.3g}, beyond the numbers of its type. Use a smaller strength."
