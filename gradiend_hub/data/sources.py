@@ -89,7 +89,7 @@ def _load(source: str | Path | Mapping[str, Any]) -> Any:
         raise ConfigError(f"source: expected a `path`, a file or a Hub id, found {wanted}.")
     path = Path(wanted["path"])
     options: dict[str, Any] = {"streaming": wanted.pop("streaming", True), "split": wanted.pop("split", None)}
-    encoding = wanted.pop("encoding", None)
+    encoding = wanted.pop("encoding", None) or "utf-8"
     kind = file_builder(path)
     if path.is_file():
         if kind is None:
@@ -99,8 +99,9 @@ def _load(source: str | Path | Mapping[str, Any]) -> Any:
         if kind == "csv" and ".tsv" in path.suffixes:
             wanted["sep"] = "\t"
         if kind != "parquet":
-            # undecodable bytes become U+FFFD, by which such texts are found and counted
-            wanted |= {"encoding_errors": "replace"} | ({"encoding": encoding} if encoding else {})
+            # undecodable bytes become U+FFFD, by which such texts are found and counted; under the name "utf-8", the JSON
+            # reader of datasets would hand them to Arrow as they are
+            wanted |= {"encoding_errors": "replace", "encoding": "utf8" if encoding == "utf-8" else encoding}
     elif kind is not None or (path.is_absolute() and not path.exists()):
         raise DataError(f"source: there is no file {path}.")
     try:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from gradiend_hub.data import FeatureData, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec, TextFilters, read_rows
 from gradiend_hub.data.matching import WordMatcher
 from gradiend_hub.errors import ConfigError, DataError
+from tests.benchmarks.measure import peak_growth
 
 PRONOUNS = {"3SG": ["he", "she", "it"], "3PL": ["they"]}
 NOUNS = [f"{a}{b}" for a in ("ba", "do", "fi", "gu", "ke", "lo") for b in ("nder", "mp", "rt", "st", "ll", "ck", "gg")]
@@ -325,11 +326,53 @@ def test_files_and_streams(tmp_path: Path) -> None:
     assert built(table, max_texts=30).funnel.steps[0] == ("read", "texts", 30)
 
 
-def test_broken_bytes_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
+def test_broken_bytes_are_counted(tmp_path: Path, ending: str) -> None:
     lines = [text.encode() for text in texts(60)]
     lines[7] += "Grüße".encode("latin-1")
-    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
-    assert ("broken encoding", "texts", 59) in built(str(tmp_path / "a.txt")).funnel.steps
+    if ending == "csv":
+        lines = [b"text", *(b'"' + line + b'"' for line in lines)]
+    if ending == "jsonl":
+        lines = [b'{"text": "' + line + b'"}' for line in lines]
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(b"\n".join(lines))
+    assert ("broken encoding", "texts", 59) in built(str(path)).funnel.steps
+    whole = built({"path": str(path), "encoding": "latin-1"})  # the right name of the encoding reads them all
+    assert "broken encoding" not in [name for name, _, _ in whole.funnel.steps]
+
+
+def test_a_data_set_of_the_hub(hub: Any, repo_id: str) -> None:
+    source = texts(80)
+    datasets.Dataset.from_dict({"sentence": source}).push_to_hub(repo_id)
+    data = built({"path": repo_id, "split": "train"}, text_column="sentence")
+    assert data.digest == built(source).digest
+    assert built(repo_id, text_column="sentence", split_by="given", balance="none").funnel.steps[0] == (
+        "read",
+        "texts",
+        80,
+    )
+
+
+@pytest.mark.slow
+def test_a_large_file_is_read_in_constant_memory(tmp_path: Path) -> None:
+    """What a file 300 times as large adds to the whole process, Arrow's and the parser's memory included."""
+    block = "".join(
+        f"In the year {n} the long and winding road was seen and nobody came along.\n" for n in range(10_000)
+    )
+    kept = "\n".join(texts(400)) + "\n"
+    small, large = tmp_path / "small.txt", tmp_path / "large.txt"
+    for path, repeats in ((small, 1), (large, 300)):
+        with path.open("w", encoding="utf-8") as file:
+            file.write(kept)
+            for _ in range(repeats):
+                file.write(block)
+    assert large.stat().st_size > 200 * 2**20
+    options: dict[str, Any] = {"neutral": NeutralSpec(50)}
+    built(str(small), **options)
+    data: list[FeatureData] = []
+    grown = peak_growth(lambda: data.append(built(str(large), **options)))
+    assert data[0].funnel.steps[0] == ("read", "texts", 3_000_400)
+    assert grown < 160  # MiB; the file alone has more than 200
 
 
 def test_memory_does_not_grow_with_the_stream() -> None:

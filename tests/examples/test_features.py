@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import pytest
+from huggingface_hub import HfApi
 
 from gradiend_hub.data import read_rows
 from tests.conftest import ROOT
@@ -27,12 +28,13 @@ FRAMES = {
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs an example in this process with the bundled masked model."""
+    """Runs an example in this process with the bundled masked model, or with what other options say."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
 
     def run(name: str, capsys: Any, *arguments: str) -> str:
         base = ROOT / "examples" / "base_models" / "masked"
-        monkeypatch.setattr(sys, "argv", [name, "--offline", "--model", str(base), "--max-rows", "24", *arguments])
+        given = arguments if "--model" in arguments else ("--offline", "--model", str(base), *arguments)
+        monkeypatch.setattr(sys, "argv", [name, "--max-rows", "24", *given])
         importlib.import_module(name).main()
         return str(capsys.readouterr().out)
 
@@ -85,6 +87,30 @@ def test_pairs_from_templates(example: Any, capsys: Any, masked_path: Path) -> N
     found = correlations(output)
     assert len(found) == 6
     assert min(found.values()) > 0.2  # after four steps
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_with_a_model_and_a_set_of_the_hub(
+    example: Any, capsys: Any, hub: Any, repo_id: str, masked_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `--offline`: the base model is a repository, and the set has equal splits, as some of aieng-lab's have."""
+    api = HfApi()
+    api.create_repo(f"{repo_id}-base")
+    api.upload_folder(repo_id=f"{repo_id}-base", folder_path=masked_path)
+    pair = [("Asian", "asian", "White", "white"), ("White", "white", "Asian", "asian")]
+    rows = [
+        {"masked": f"On day {n} the [MASK] people came to the {place}.", "source": a, "target": b, "source_id": i,
+         "target_id": j}
+        for n, place in enumerate(PLACES * 4) for a, i, b, j in pair
+    ]  # fmt: skip
+    same = datasets.DatasetDict(dict.fromkeys(("train", "test"), datasets.Dataset.from_list(rows)))
+    same.push_to_hub(repo_id, config_name="asian_to_white")
+    module = importlib.import_module("race_religion")
+    monkeypatch.setattr(module, "HUB", {"race": repo_id})
+    monkeypatch.setattr(module, "CLASSES", {"race": {"asian": ["Asian"], "white": ["White"]}})
+    output = example("race_religion", capsys, "--model", f"{repo_id}-base")
+    assert "0 rows occur in a later split again" in output
+    assert list(correlations(output)) == ["asian / white"]
 
 
 def test_german_articles_by_rules(example: Any, capsys: Any, tmp_path: Path, masked_path: Path) -> None:
