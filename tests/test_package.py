@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 import gradiend_hub
 from tests.conftest import ROOT
@@ -58,3 +63,34 @@ def test_importing_registers_the_method_and_little_else() -> None:
     parts = ("trainer", "data", "solvers", "evaluation", "objectives", "gradients")
     assert not {f"gradiend_hub.{part}" for part in parts} & first
     assert {"gradiend_hub.trainer", "transformers.trainer"} <= later
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_module_and_template(tmp_path: Path) -> None:
+    """Built from what git tracks, without a warning about what is left out."""
+    source = tmp_path / "source"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    shipped = [name for name in tracked if name.startswith(("gradiend_hub/", "gradiend_hub_cli/", "model_cards/"))]
+    for name in (*shipped, "pyproject.toml", "README.md", "LICENSE"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--verbose",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        tmp_path,
+        source,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "absent from the `packages` configuration" not in done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert found == {name.replace("model_cards/", "gradiend_hub/model_cards/", 1) for name in shipped}

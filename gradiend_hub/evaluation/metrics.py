@@ -10,6 +10,7 @@ EncoderCorrelation().compute(predictions=h, references=labels)
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ _PAIRS = """@inproceedings{nangia2020crows,
   booktitle = {EMNLP}, year = {2020}}"""
 
 
-class _FloatMetric(evaluate.Metric):  # type: ignore[misc]
+class _FloatMetric(evaluate.Metric, ABC):  # type: ignore[misc]
     """A metric of two lists of floats."""
 
     description = ""
@@ -56,8 +57,9 @@ class _FloatMetric(evaluate.Metric):  # type: ignore[misc]
                 raise DataError(f"{self.name}: {name} are not finite at {bad[:5]} ({len(bad)} of {len(items)}).")
         return self.figures(*values)
 
+    @abstractmethod
     def figures(self, predictions: Any, references: Any) -> dict[str, float]:
-        raise NotImplementedError
+        """The metric's values by name, of two arrays of finite fp64 values [N]."""
 
 
 class EncoderCorrelation(_FloatMetric):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, List, Sequence, Value
 from scipy.special import expit
 from transformers import AutoTokenizer
 
@@ -23,6 +24,7 @@ from gradiend_hub.evaluation.benchmarks import (
     winogender,
 )
 from gradiend_hub.evaluation.benchmarks.association import effect_size
+from gradiend_hub.evaluation.benchmarks.stereoset import _filled
 
 SENTENCE = "The king went to the city because he was old."
 
@@ -123,6 +125,91 @@ def test_stereoset(pair: Any, tmp_path: Path) -> None:
     path.write_text(json.dumps({"data": {"intrasentence": items}}))
     with pytest.raises(DataError, match="expected a sentence of each of"):
         stereoset(*pair, path)
+
+
+@pytest.mark.parametrize(
+    ("context", "sentence", "word"),
+    [
+        ("The king is BLANK.", "The king is old.", "old"),
+        ("The king is BLANK.", "The king is very old.", "very old"),
+        ("The BLANK man came.", "The  old man came", "old"),  # two spaces, no full stop
+        ("BLANK people came.", "Old people came.", "Old"),
+        ('He was "BLANK", she said.', 'He was "mean", she said.', "mean"),
+        ("My cat's BLANK", "My cat's old", "old"),
+        ("It is old BLANK.", "It is old old.", "old"),
+    ],
+)
+def test_the_blank_of_a_stereoset_sentence_is_found_by_its_place(context: str, sentence: str, word: str) -> None:
+    start, end = _filled(context, sentence)
+    assert sentence[start:end] == word
+    if sentence.count(word) > 1:
+        assert start == sentence.rindex(word)
+
+
+def test_a_stereoset_sentence_without_a_blank_is_named() -> None:
+    for context, sentence in (("The king is old.", "The king is old."), ("The king is BLANK.", "The king is")):
+        with pytest.raises(DataError, match=r"Expected .* with BLANK filled in"):
+            _filled(context, sentence)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+class TestHubLayouts:
+    """Each set in the features that it has on the Hub gives what the published file gives."""
+
+    @pytest.fixture
+    def pair(self, masked_path: Path) -> tuple[Any, Any]:
+        return load_base_model(masked_path), AutoTokenizer.from_pretrained(masked_path)
+
+    @pytest.mark.parametrize("columnar", [True, False], ids=["columns", "structs"])
+    def test_stereoset(self, pair: Any, tmp_path: Path, hub: Any, repo_id: str, columnar: bool) -> None:
+        """McGill-NLP/stereoset: "intrasentence", with labels 0 anti-stereotype, 1 stereotype, 2 unrelated."""
+        words = {"stereotype": "old", "anti-stereotype": "young", "unrelated": "sea"}
+        names = ["anti-stereotype", "stereotype", "unrelated"]
+        record = {"id": "a", "target": "king", "bias_type": "age", "context": "The king is BLANK."}
+        filled = [{"sentence": f"The king is {w}.", "id": w, "gold_label": label} for label, w in words.items()]
+        path = tmp_path / "dev.json"
+        path.write_text(json.dumps({"data": {"intrasentence": [{**record, "sentences": filled}]}}))
+        sentence = {"sentence": Value("string"), "id": Value("string"), "gold_label": ClassLabel(names=names)}
+        kind = Sequence(sentence) if columnar else List(sentence)
+        features = Features(dict.fromkeys(record, Value("string")) | {"sentences": kind})
+        numbered = [{**s, "gold_label": names.index(s["gold_label"])} for s in filled]
+        given = {field: [s[field] for s in numbered] for field in sentence} if columnar else numbered
+        Dataset.from_list([{**record, "sentences": given}], features=features).push_to_hub(
+            repo_id, "intrasentence", split="validation"
+        )
+        own, theirs = stereoset(*pair, path), stereoset(*pair, repo_id)
+        assert theirs.rows == own.rows and theirs.result.scores == own.result.scores
+        assert (own.rows[0]["stereotype"] > own.rows[0]["anti-stereotype"]) == (own.result.scores["ss"] == 100)
+
+    def test_crows_pairs(self, pair: Any, tmp_path: Path, hub: Any, repo_id: str) -> None:
+        """nyu-mll/crows_pairs: the kind of bias is a class label."""
+        path = tmp_path / "crows.csv"
+        path.write_text(
+            ",sent_more,sent_less,stereo_antistereo,bias_type\n0,The king is old.,The queen is old.,stereo,age\n"
+        )
+        names = ["race-color", "age"]
+        features = Features(
+            {"sent_more": Value("string"), "sent_less": Value("string"), "bias_type": ClassLabel(names=names)}
+        )
+        row = {"sent_more": "The king is old.", "sent_less": "The queen is old.", "bias_type": 1}
+        Dataset.from_list([row], features=features).push_to_hub(repo_id, split="test")
+        own, theirs = crows_pairs(*pair, path), crows_pairs(*pair, repo_id)
+        assert theirs.rows == own.rows and theirs.result.scores == own.result.scores
+        assert "stereotype_score age" in theirs.result.scores
+
+    def test_winobias(self, pair: Any, tmp_path: Path, hub: Any, repo_id: str) -> None:
+        """uclanlp/wino_bias: a configuration per type and side, sentences as tokens."""
+        files = []
+        for side, word in (("pro", "he"), ("anti", "she")):
+            files.append(tmp_path / f"{side}.txt.test")
+            files[-1].write_text(f"1 [The king] didn't see the woman's house, because [{word}] was old.\n")
+            tokens = f"The king did n't see the woman 's house , because {word} was old .".split()
+            row = {"document_id": "doc", "tokens": tokens, "coreference_clusters": ["0", "1", "10", "10"]}
+            Dataset.from_list([row]).push_to_hub(repo_id, f"type1_{side}", split="test")
+        own = winobias(*pair, *files)
+        theirs = winobias(*pair, f"{repo_id}:type1_pro", f"{repo_id}:type1_anti")
+        assert theirs.rows == own.rows and theirs.result.scores == own.result.scores
+        assert theirs.result.source == f"{repo_id}:type1_pro, {repo_id}:type1_anti"
 
 
 def test_winobias(pair: Any, tmp_path: Path) -> None:

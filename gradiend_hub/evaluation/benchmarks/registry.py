@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BENCHMARKS: dict[str, tuple[Callable[..., BenchmarkRun], tuple[str, ...]]] = {
     "stereoset": (stereoset, ("dev.json or Hub id",)),
     "crows-pairs": (crows_pairs, ("CSV file or Hub id",)),
-    "winobias": (winobias, ("pro-stereotypical file", "anti-stereotypical file")),
+    "winobias": (winobias, ("pro-stereotypical file or Hub id:config", "anti-stereotypical one")),
     "winogender": (winogender, ("templates.tsv", "occupations-stats.tsv")),
     "seat": (association_test, ("JSON file",)),
     "weat": (association_test, ("JSON file",)),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from gradiend_hub.errors import DataError
@@ -30,9 +31,9 @@ class BenchmarkRun:
     rows: list[dict[str, Any]]
 
 
-def unwrapped(model: Any) -> Any:
+def unwrapped(model: nn.Module) -> Any:
     """The transformers model inside a PEFT model, whose weights hold the edit; any other model as it is."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 class SentenceScorer:
@@ -110,25 +111,37 @@ class SentenceScorer:
         return [TokenizedSlots((*ids[:p], mask, *ids[p + 1 :]), (p,), (ids[p],)) for p in content]
 
 
-def read_table(source: str | Path, *, split: str, config: str | None = None, delimiter: str = ",") -> Any:
+def read_table(source: str | Path, *, split: str, config: str | None = None) -> Any:
     """Records of a local file (CSV, TSV, JSON or JSON Lines, by its ending) or, if there is none, of a Hub data set.
+
+    Args:
+        source: file, or `REPO_ID`, or `REPO_ID:CONFIG`.
+        split: of the Hub data set, whose class labels come as their names.
+        config: of the Hub data set, where `source` names none.
 
     Raises:
         DataError: the file has another ending.
     """
     path = Path(source)
     if not path.is_file():
-        from datasets import load_dataset
-
-        return load_dataset(str(source), config, split=split)
+        return _from_hub(str(source), split, config)
     text = path.read_text(encoding="utf-8")
     if path.suffix in (".csv", ".tsv"):
-        return list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else delimiter))
+        return list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     if path.suffix == ".json":
         return json.loads(text)
     raise DataError(f"{path}: expected a .csv, .tsv, .json or .jsonl file, found {path.suffix or 'no ending'!r}.")
+
+
+def _from_hub(source: str, split: str, config: str | None) -> list[dict[str, Any]]:
+    from datasets import ClassLabel, load_dataset
+
+    repo_id, _, own = source.partition(":")
+    table = load_dataset(repo_id, own or config, split=split)
+    labels = {name: feature for name, feature in table.features.items() if isinstance(feature, ClassLabel)}
+    return [{**record, **{name: of.int2str(record[name]) for name, of in labels.items()}} for record in table]
 
 
 def require_columns(records: Sequence[Any], columns: Sequence[str], source: object) -> None:

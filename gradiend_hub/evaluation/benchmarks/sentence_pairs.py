@@ -66,6 +66,7 @@ def winobias(
     pro: str | Path,
     anti: str | Path,
     *,
+    split: str = "test",
     strength: float = 0.0,
     batch_size: int = 32,
 ) -> BenchmarkRun:
@@ -76,13 +77,14 @@ def winobias(
 
     Args:
         pro: local file in the published layout (`pro_stereotyped_type1.txt.test`): numbered sentences with the coreferring
-            phrases in square brackets.
-        anti: the other file of the same type, line by line with the other pronoun.
+            phrases in square brackets; or `uclanlp/wino_bias:type1_pro` on the Hub, whose sentences are lists of tokens.
+        anti: the other one of the same type, sentence by sentence with the other pronoun.
+        split: of the Hub data set.
 
     Returns:
         Score "stereotype_score" (percent) with a Wilson interval; one row per pair.
     """
-    texts = [_bracketed(path) for path in (pro, anti)]
+    texts = [_sentences(source, split) for source in (pro, anti)]
     if len(texts[0]) != len(texts[1]) or not texts[0]:
         raise DataError(
             f"{Path(pro).name} has {len(texts[0])} sentences and {Path(anti).name} {len(texts[1])}; expected equally many, "
@@ -154,7 +156,11 @@ def _changed(first: str, second: str) -> tuple[list[Span], list[Span]]:
     return [w for _, i, j, _, _ in other for w in a[i:j]], [w for _, _, _, i, j in other for w in b[i:j]]
 
 
-def _bracketed(path: str | Path) -> list[str]:
-    """Sentences without their numbers and brackets."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [re.sub(r"[\[\]]", "", re.sub(r"^\d+\s+", "", line)).strip() for line in lines if line.strip()]
+def _sentences(source: str | Path, split: str) -> list[str]:
+    """Sentences without their numbers and brackets, or put together from tokens."""
+    if Path(source).is_file():
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
+        return [re.sub(r"[\[\]]", "", re.sub(r"^\d+\s+", "", line)).strip() for line in lines if line.strip()]
+    records = read_table(source, split=split)
+    require_columns(records, ("tokens",), source)
+    return [re.sub(r" (?=[.,;:!?]|n't\b|')", "", " ".join(record["tokens"])) for record in records]

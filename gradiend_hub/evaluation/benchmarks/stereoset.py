@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ STEREOSET = """@inproceedings{nadeem2021stereoset,
 _BLANK = "BLANK"
 _LABELS = ("stereotype", "anti-stereotype", "unrelated")
 _HUB_LABELS = ("anti-stereotype", "stereotype", "unrelated")
-"""Names of the integers in the Hub's `gold_label`."""
+"""Names of the integers in `gold_label` on the Hub."""
 
 
 def stereoset(
@@ -90,11 +91,11 @@ def _read(source: str | Path, split: str) -> list[dict[str, str]]:
     items = []
     for record in records:
         sentences = record["sentences"]
-        if isinstance(sentences, dict):  # the Hub's columns
-            labels = [_HUB_LABELS[label] for label in sentences["gold_label"]]
-            by_label = dict(zip(labels, sentences["sentence"], strict=True))
+        if isinstance(sentences, dict):  # a column per field, as `datasets` gives it
+            found = list(zip(sentences["gold_label"], sentences["sentence"], strict=True))
         else:
-            by_label = {sentence["gold_label"]: sentence["sentence"] for sentence in sentences}
+            found = [(sentence["gold_label"], sentence["sentence"]) for sentence in sentences]
+        by_label = {_HUB_LABELS[label] if isinstance(label, int) else label: text for label, text in found}
         if set(by_label) != set(_LABELS):
             raise DataError(
                 f"{source}: expected a sentence of each of {_LABELS}, found {sorted(by_label)} in {record}."
@@ -106,9 +107,17 @@ def _read(source: str | Path, split: str) -> list[dict[str, str]]:
 
 
 def _filled(context: str, sentence: str) -> Span:
-    """Where the blank of `context` is in the filled sentence."""
-    before, found, after = context.partition(_BLANK)
-    start, end = len(before), len(sentence) - len(after)
-    if not found or start >= end:
+    """Where the blank of `context` is in the filled sentence.
+
+    The published sentences repeat their context up to small slips (a missing full stop, two spaces), so words are counted.
+    """
+    words, found = context.split(), [match.span() for match in re.finditer(r"\S+", sentence)]
+    place = next((place for place, word in enumerate(words) if _BLANK in word), None)
+    if place is None or place >= len(found):
         raise DataError(f"Expected {context!r} with {_BLANK} filled in, found {sentence!r}.")
-    return start, end
+    last = max(place, len(found) - (len(words) - place))
+    (start, _), (_, end) = found[place], found[last]
+    before, _, after = words[place].partition(_BLANK)
+    filled = sentence[start:end].removeprefix(before).removesuffix(after)
+    start += sentence[start:end].index(filled)
+    return start, start + len(filled)
