@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .adapter import gradiend_layers
-from .adapter.sites import SiteMap, refuse_offloaded, resolve_names
+from .adapter.sites import SiteMap, refuse_offloaded, refuse_sharded, resolve_names
 from .config import GradiendConfig
 from .direction import Direction
 from .errors import BaseModelError, BaseModelMismatchError
@@ -127,11 +127,13 @@ def check_base_model(
     Raises:
         BaseModelMismatchError: If a parameter is missing, or the values are those of another model; of a fine-tuned
             relative only without `allow_related`.
+        EditError: If the model is sharded.
     """
+    refuse_sharded(model)
     sites = SiteMap(model) if sites is None else sites
     names = resolve_names(model, direction.parameters, sites.parameters)
     parameters = _original_parameters(model, sites)
-    refuse_offloaded([name for name in names.values() if name in parameters and parameters[name].is_meta])
+    refuse_offloaded({name: parameters[name] for name in names.values() if name in parameters})
     if direction.fingerprint is None:
         return names
     match = direction.fingerprint.renamed(names).only(parameters).compare(parameters)

@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import nn
 
 from .adapter.receipt import EditReceipt, receipt_of
-from .adapter.sites import SiteMap
+from .adapter.sites import SiteMap, refuse_sharded
 from .adapter.tuner import GradiendTuner, arriving
 from .base_identity import base_commit, base_name, check_base_model, load_recorded_base
 from .config import GradiendConfig, is_number
@@ -37,7 +37,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
     Being merged, they cost nothing at inference. The touched original weights are kept, so every change of strength
     is exact, and strength 0 is the base model to the bit. Inference may run in many threads; changing the strength, or
-    giving strengths by row, while another thread runs the model may not.
+    giving strengths by row, while another thread runs the model may not. A merged model can be sharded (FSDP) or offloaded,
+    but its strength can no longer be changed then.
 
     Use `GradiendModel.from_pretrained` or `GradiendModel.from_direction`.
     """
@@ -348,6 +349,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         self.base_model.set_adapter(names, inference_mode=True)
         self.active_adapter = names[0] if names else next(iter(self.peft_config))  # PEFT looks its configuration up
         if self._merged:
+            refuse_sharded(self.base_model.model)
             self.base_model.merge_exactly(names)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:

@@ -46,8 +46,9 @@ class Changes(NamedTuple):
 
 @dataclass
 class Originals:
-    """Values of the base model under a merged edit: at sorted flat `indices` `[k]`, or all of them (`None`)."""
+    """Values of the base model's `parameter` under a merged edit: at sorted flat `indices` `[k]`, or all (`None`)."""
 
+    parameter: torch.Tensor
     indices: torch.Tensor | None
     values: torch.Tensor
 

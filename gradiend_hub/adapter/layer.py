@@ -65,12 +65,25 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
         """The module that owns the parameter."""
         return self.site.owner
 
+    def check_in_place(self) -> torch.Tensor:
+        """The parameter, if it still is the one that the edit was merged into.
+
+        Raises:
+            EditError: If the model has another tensor there now.
+        """
+        parameter = self.base_parameter
+        if self._originals is not None and parameter is not self._originals.parameter:
+            raise EditError(
+                f"{self.site.name} is another tensor than the one that was edited: the model was sharded, offloaded or "
+                "loaded anew since. Do that to the plain model that `merge_and_unload()` gives."
+            )
+        return parameter
+
     def original(self) -> torch.Tensor:
         """The base model's values, whether an edit is merged or not; a copy if it is."""
-        parameter = self.base_parameter.detach()
         if self._originals is None:
-            return parameter
-        copy = parameter.clone()
+            return self.base_parameter.detach()
+        copy = self.check_in_place().detach().clone()
         write_entries(copy, self._originals.indices, self._originals.values)
         return copy
 
@@ -133,9 +146,11 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
 
         Raises:
             ArtifactError: If an adapter holds unusable values.
-            EditError: If the edit overflows; with `safe_merge`, if a weight would be NaN or infinite in any other way.
+            EditError: If the edit overflows, or the parameter was replaced since it was merged; with `safe_merge`, if a
+                weight would be NaN or infinite in any other way.
         """
         parts = self.parts(adapter_names)
+        self.check_in_place()
         if safe_merge and not bool(torch.isfinite(self.rewritten(self.original(), adapter_names)).all()):
             raise EditError(f"Merging {adapter_names} would make weights of {self.site.name} NaN or infinite.")
         return parts
@@ -156,14 +171,14 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
         Returns:
             The edit that is to be written now, if there is one.
         """
-        parameter = self.base_parameter
+        parameter = self.check_in_place()
         if self._originals is not None:
             write_entries(parameter, self._originals.indices, self._originals.values)
         self.merged_adapters, self._originals = list(adapter_names), None
         if not adapter_names:
             return []
         support = union([self.values(name)[2] for name in adapter_names])
-        self._originals = Originals(support, read_entries(parameter, support))
+        self._originals = Originals(parameter, support, read_entries(parameter, support))
         return [Edit(parameter, self._originals, [] if self._disable_adapters else parts)]
 
     def edit(self) -> list[Edit]:
@@ -171,7 +186,7 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
         if self._originals is None:
             return []
         parts = [] if self._disable_adapters else self.parts(self.merged_adapters)
-        return [Edit(self.base_parameter, self._originals, parts)]
+        return [Edit(self.check_in_place(), self._originals, parts)]
 
     def refresh(self) -> None:
         """Write the merged parameter again, after a change of strength."""
@@ -269,7 +284,8 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         if self._originals is not None:
             indices = self._originals.indices
-            self._originals = Originals(None if indices is None else move(indices), fn(self._originals.values))
+            values = fn(self._originals.values)
+            self._originals = Originals(self.base_parameter, None if indices is None else move(indices), values)
         return self
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

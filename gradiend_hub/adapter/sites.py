@@ -16,12 +16,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gradiend_hub.errors import BaseModelError, BaseModelMismatchError
+from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, EditError
 from gradiend_hub.storage import SIDECAR
 
-__all__ = ["Site", "SiteMap", "refuse_offloaded", "resolve_names"]
+__all__ = ["Site", "SiteMap", "refuse_offloaded", "refuse_sharded", "resolve_names"]
 
 WRAPPED = ".base_layer"
 """What other PEFT methods put into the name of a module that they wrap."""
@@ -123,17 +125,33 @@ def resolve_names(
     return resolved
 
 
-def refuse_offloaded(names: list[str]) -> None:
+def refuse_offloaded(tensors: Mapping[str, torch.Tensor]) -> None:
     """Refuse parameters that have no values in memory.
 
     Raises:
         BaseModelError: Naming the first one, if there is any.
     """
-    if names:
+    if names := [name for name, tensor in tensors.items() if tensor.is_meta]:
         raise BaseModelError(
             f"{names[0]} (and {len(names) - 1} more) has no values in memory: it is offloaded, and cannot be edited there. "
             "Load the base model without offloading, or edit a copy of it and offload the merged model."
         )
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Refuse a model whose parameters are spread over processes (FSDP, tensor parallelism): what is in memory is a part of
+    them, or a copy for the time of a forward.
+
+    Raises:
+        EditError: If it is one.
+    """
+    for name, module in model.named_modules():
+        tensors = module._parameters.values()
+        if isinstance(module, (FSDPModule, FullyShardedDataParallel)) or any(isinstance(t, DTensor) for t in tensors):
+            raise EditError(
+                f"{name or type(model).__name__} is sharded over processes, and cannot be edited there. Apply the "
+                "direction before sharding; `merge_and_unload()` gives a plain model that can be sharded."
+            )
 
 
 class SiteMap:

@@ -23,7 +23,7 @@ from .arithmetic import total_delta, write_edits
 from .layer import GradiendLayer
 from .quantized import QuantizedGradiendLayer, make_layer, refuse_quantized
 from .rows import row_strengths
-from .sites import Site, SiteMap, refuse_offloaded, resolve_names
+from .sites import Site, SiteMap, refuse_offloaded, refuse_sharded, resolve_names
 from .values import VALUE_NAMES
 
 __all__ = ["GradiendTuner", "arriving", "gradiend_layers"]
@@ -104,9 +104,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         self._settle_parameters(config, sites)
         places = {name: sites[name] for name in config.parameters or {}}
         if hasattr(model, "hf_device_map"):  # a model that is empty as a whole, without a map, may be filled later
-            refuse_offloaded(
-                [name for name in places if sites.parameters[name].is_meta and name not in sites.quantized]
-            )
+            refuse_offloaded({name: sites.parameters[name] for name in places if name not in sites.quantized})
         if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             self._freeze_base(model)
         self.layers = list(gradiend_layers(model))
@@ -188,8 +186,11 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         wanted: list[list[str]] = [[] for _ in self.layers]
+        for layer in self.layers:
+            layer.check_in_place()
         if merge:
             refuse_quantized(self.model)
+            refuse_sharded(self.model)
             for layer, names in zip(self.layers, wanted, strict=True):
                 chosen = adapter_names or layer.merged_adapters or layer.active_adapters
                 names += [name for name in chosen if name in layer.gradiend_weight]
@@ -209,6 +210,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As in PEFT, but refused as a whole if a layer is quantised."""
         refuse_quantized(self.model)
+        refuse_sharded(self.model)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def merge_exactly(self, adapter_names: list[str]) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from gradiend_hub.adapter import GradiendLayer
-from gradiend_hub.errors import BaseModelError
+from gradiend_hub.config import GradiendConfig
+from gradiend_hub.direction import Direction
+from gradiend_hub.errors import BaseModelError, EditError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, edited, random_direction, same_bits, save
 from tests.models import build, output
@@ -113,5 +118,72 @@ def test_pickled_for_another_process(stored: tuple[nn.Module, Path, torch.Tensor
         "model.set_strength(2.0)\n"
         "assert not torch.equal(output(model, 'bert'), expected)\n"
         "assert same_bits(bits(model.unload()), before)\n"
+        "print('restored')\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program, tmp_path / "model.pickle"], check=True)
+    command = [sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "model.pickle")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "restored\n", done.stderr
+
+
+def test_pickled_tensors_bring_no_others(stored: tuple[nn.Module, Path, torch.Tensor]) -> None:
+    """Tensors that were read from one file have memory of their own; a pickle holds each value once."""
+    _, folder, _ = stored
+    direction = Direction.load(folder, GradiendConfig.from_pretrained(str(folder)))
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert len(pickle.dumps(direction)) < 3 * size
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """One process, as a mesh."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_sharded_parameters_are_not_edited(stored: tuple[nn.Module, Path, torch.Tensor], mesh: DeviceMesh) -> None:
+    """A merged model can be sharded, and stays as it is then; a sharded one cannot be edited."""
+    base, folder, expected = stored
+    sharded = fully_shard(copy.deepcopy(base), mesh=mesh)
+    with pytest.raises(EditError, match="sharded"):
+        GradiendModel.from_pretrained(folder, sharded)
+    unmerged = PeftModel.from_pretrained(sharded, folder)
+    with pytest.raises(EditError, match="sharded"):
+        unmerged.merge_adapter()
+
+    model = GradiendModel.from_pretrained(folder, copy.deepcopy(base))
+    fully_shard(model.get_base_model().cls, mesh=mesh)
+    for edit in (lambda: model.set_strength(0.5), lambda: model.unload()):  # after a forward, the root is in one piece
+        with pytest.raises(EditError, match="sharded"):
+            edit()
+        assert torch.equal(output(model, "bert"), expected)
+
+
+@pytest.mark.slow
+def test_fully_sharded_over_two_processes(tmp_path: Path) -> None:
+    """A merged model, sharded over two processes, computes what the unsharded one does."""
+    program = tmp_path / "job.py"
+    program.write_text(
+        "import torch\n"
+        "from torch.distributed.device_mesh import init_device_mesh\n"
+        "from torch.distributed.fsdp import fully_shard\n"
+        "from gradiend_hub.model import GradiendModel\n"
+        "from tests.adapter.support import config_for, random_direction\n"
+        "from tests.models import build, output\n"
+        "torch.distributed.init_process_group('gloo')\n"
+        "mesh = init_device_mesh('cpu', (2,))\n"
+        "base = build('llama')\n"
+        "direction = random_direction(base)\n"
+        "model = GradiendModel.from_direction(base, direction, config_for(direction), strength=1.0).merge_and_unload()\n"
+        "expected = output(model, 'llama')\n"
+        "for layer in model.model.layers:\n"
+        "    fully_shard(layer, mesh=mesh)\n"
+        "fully_shard(model, mesh=mesh)\n"
+        "assert model.lm_head.weight.to_local().numel() < model.lm_head.weight.numel()\n"
+        "assert torch.equal(output(model, 'llama'), expected)\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([*command, str(program)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
