@@ -187,7 +187,8 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
     ) -> nn.Module:
         wanted: list[list[str]] = [[] for _ in self.layers]
         for layer in self.layers:
-            layer.check_in_place()
+            if layer.merged:
+                layer.check_in_place()
         if merge:
             refuse_quantized(self.model)
             refuse_sharded(self.model)
