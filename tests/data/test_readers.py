@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import pytest
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from gradiend_hub.data import read_feature_data, read_rows, read_texts, without_leaks
 from gradiend_hub.errors import DataError
@@ -18,30 +19,36 @@ ARTICLES = {
 SPLITS = ("train", "validation", "test")
 
 
-def pushed(tables: dict[str, dict[str, list[dict[str, Any]]]], repo_id: str) -> None:
-    """A data set on the Hub, by configuration and split."""
+def pushed(tables: dict[str, dict[str, list[dict[str, Any]]]], repo_id: str, folder: Path) -> None:
+    """A data set on the Hub, by configuration and split, as `push_to_hub` of datasets lays it out."""
     for config, splits in tables.items():
-        parts = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
-        parts.push_to_hub(repo_id, config_name=config)
+        (folder / config).mkdir(parents=True)
+        for name, rows in splits.items():
+            datasets.Dataset.from_list(rows).to_parquet(folder / config / f"{name}-00000-of-00001.parquet")
+    configs = [
+        {"config_name": config, "data_files": [{"split": s, "path": f"{config}/{s}-*"} for s in splits]}
+        for config, splits in tables.items()
+    ]
+    DatasetCard(f"---\n{DatasetCardData(configs=configs).to_yaml()}\n---\n").save(folder / "README.md")
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="dataset")
+    api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder)
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
-def test_german_articles(hub: Any, repo_id: str) -> None:
+def test_german_articles(hub: Any, repo_id: str, tmp_path: Path) -> None:
     """A configuration per class with `masked`, `split` and `label`, as aieng-lab/de-gender-case-articles."""
-    chosen = ("masc_nom", "fem_nom", "fem_dat")
     tables = {
         name: {
             split: [
-                {"masked": f"Satz {number} mit [MASK] Wort für {name}.", "split": split, "label": article}
+                {"masked": f"Satz {number} mit [MASK] Wort für {name}, {split}.", "split": split, "label": article}
                 for number in range(6)
             ]
             for split in SPLITS
         }
         for name, article in ARTICLES.items()
-        if name in chosen
     }
     tables["masc_nom"]["train"].append({"masked": "[MASK] Hund bellt.", "split": "train", "label": "Der"})
-    pushed(tables, repo_id)
+    pushed(tables, repo_id, tmp_path / "set")
     read = read_feature_data(repo_id, ["masc_nom", "fem_nom"])
     assert {name: len(part) for name, part in read.rows.items()} == {"train": 13, "validation": 12, "test": 12}
     rows = read_rows(read.rows["train"], ["masc_nom", "fem_nom"])
@@ -51,11 +58,11 @@ def test_german_articles(hub: Any, repo_id: str) -> None:
     with pytest.raises(DataError, match=r"has no usable rows(?s:.*)factual and alternative are the same word"):
         read_feature_data(repo_id, ["masc_nom", "fem_dat"])  # "der" twice: nothing to tell apart
     every = read_feature_data(repo_id)
-    assert set(every.rows["test"]["factual_class"]) == set(chosen)
+    pairs = {(row["factual_class"], row["alternative_class"]) for row in every.rows["test"]}
+    assert pairs == {(a, b) for a, article in ARTICLES.items() for b, other in ARTICLES.items() if article != other}
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
-def test_pairs_of_races(hub: Any, repo_id: str) -> None:
+def test_pairs_of_races(hub: Any, repo_id: str, tmp_path: Path) -> None:
     """A configuration per pair with source and target, as aieng-lab/gradiend_race_data and gradiend_religion_data."""
 
     def record(source: str, target: str, own: str, other: str, number: int = 0) -> dict[str, str]:
@@ -72,7 +79,7 @@ def test_pairs_of_races(hub: Any, repo_id: str) -> None:
 
     white, black, asian = ("white", "white"), ("African", "black"), ("Asian", "asian")
     pairs = {"black_to_white": (black, white), "asian_to_white": (asian, white), "asian_to_black": (asian, black)}
-    pushed({name: table(*pair) for name, pair in pairs.items()}, repo_id)
+    pushed({name: table(*pair) for name, pair in pairs.items()}, repo_id, tmp_path / "set")
     read = read_feature_data(repo_id, ["black", "white"])
     assert {name: len(part) for name, part in read.rows.items()} == {"train": 5, "validation": 4, "test": 5}
     assert read.funnel.steps == [("read", "rows", 16), ("more than one slot", "rows", 14)]
@@ -80,16 +87,15 @@ def test_pairs_of_races(hub: Any, repo_id: str) -> None:
     assert {(r.factual, r.alternative) for r in rows} == {("African", "white"), ("white", "African")}
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
 def test_equal_splits_are_said_and_can_be_divided_anew(
-    hub: Any, repo_id: str, caplog: pytest.LogCaptureFixture
+    hub: Any, repo_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A set whose test split is its training split, as some configurations of the race and religion data."""
     rows = [
         {"masked": f"The [MASK] people of town {n} came.", "source": a, "target": b, "source_id": a, "target_id": b}
         for n in range(20) for a, b in (("jewish", "muslim"), ("muslim", "jewish"))
     ]  # fmt: skip
-    pushed({"jewish_to_muslim": {"train": rows, "test": rows}}, repo_id)
+    pushed({"jewish_to_muslim": {"train": rows, "test": rows}}, repo_id, tmp_path / "set")
     read = read_feature_data(repo_id)
     assert read.leaks.exact == len(rows) == len(read.leaks.pairs)
     said = f"40 rows occur in a later split again (40 of them word for word) of {repo_id}. What is measured on rows"
@@ -104,8 +110,7 @@ def test_equal_splits_are_said_and_can_be_divided_anew(
     assert not anew.leaks.pairs and not caplog.text
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
-def test_a_column_for_each_class(hub: Any, repo_id: str) -> None:
+def test_a_column_for_each_class(hub: Any, repo_id: str, tmp_path: Path) -> None:
     """A configuration per class with a column per class, as the later form of the race and religion data."""
     words = {"christian": "church", "jewish": "synagogue", "muslim": "mosque"}
     tables = {
@@ -113,15 +118,14 @@ def test_a_column_for_each_class(hub: Any, repo_id: str) -> None:
                for split in SPLITS}
         for name in words
     }  # fmt: skip
-    pushed(tables, repo_id)
+    pushed(tables, repo_id, tmp_path / "set")
     read = read_feature_data(repo_id, ["christian", "muslim"])
     assert [len(part) for part in read.rows.values()] == [6, 6, 6]
     assert {(r["factual"], r["alternative"]) for r in read.rows["test"]} == {("church", "mosque"), ("mosque", "church")}
     assert len(read_feature_data(repo_id).rows["train"]) == 18  # each against both others
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
-def test_name_templates_and_neutral_text(hub: Any, repo_id: str) -> None:
+def test_name_templates_and_neutral_text(hub: Any, repo_id: str, tmp_path: Path) -> None:
     """Names and pronouns in templates, as aieng-lab/genter; sentences alone, as aieng-lab/biasneutral."""
     rows = [
         {"text": "mary knew she was right .", "masked": "[NAME] knew [PRONOUN] was right .", "label": "F", "name": "mary",
@@ -131,7 +135,7 @@ def test_name_templates_and_neutral_text(hub: Any, repo_id: str) -> None:
         {"text": "john said he knew he was late .", "masked": "[NAME] said [PRONOUN] knew [PRONOUN] was late .",
          "label": "M", "name": "john", "pronoun": "he", "pronoun_count": 2},
     ]  # fmt: skip
-    pushed({"default": {"train": rows, "validation": rows[:2], "test": rows[:2]}}, repo_id)
+    pushed({"default": {"train": rows, "validation": rows[:2], "test": rows[:2]}}, repo_id, tmp_path / "set")
     read = read_feature_data(repo_id)
     assert read.rows["train"][:] == {
         "masked": ["mary knew [MASK] was right .", "john said [MASK] was late ."], "factual": ["she", "he"],
@@ -140,7 +144,7 @@ def test_name_templates_and_neutral_text(hub: Any, repo_id: str) -> None:
     }  # fmt: skip
     assert ("more than one slot", "rows", 6) in read.funnel.steps
     sentences = repo_id.replace("alice/", "alice/neutral-")
-    pushed({"default": {"train": [{"text": "Nobody came ."}]}}, sentences)
+    pushed({"default": {"train": [{"text": "Nobody came ."}]}}, sentences, tmp_path / "sentences")
     assert read_texts(datasets.load_dataset(sentences, split="train")) == ["Nobody came ."]
 
 
