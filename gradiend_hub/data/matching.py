@@ -67,9 +67,8 @@ class Matcher:
         # where every class names words, the parser reads only texts that hold one
         places = list(range(len(texts))) if self._every_text else list(surface)
         parsed = dict(zip(places, tags.find([texts[place] for place in places]), strict=True))
-        for place, hits in surface.items() if self._neutral else ():
-            marks = hits if not self._every_text else [hit for hit in hits if hit[2] == EXCLUDED]
-            parsed[place] += [(start, end, EXCLUDED) for start, end, _ in marks]
+        for place, hits in surface.items() if self._neutral else ():  # unfit as neutral, whatever role the word has
+            parsed[place] += [(start, end, EXCLUDED) for start, end, _ in hits]
         return {place: hits for place, hits in parsed.items() if hits}
 
     def _placed(self, text: str, hits: list[Hit]) -> list[Hit]:

@@ -64,6 +64,15 @@ def test_lemmas_and_neutral_text_without_a_tag(german: Any) -> None:
     assert made.neutral["train"]["text"] == ["Heute ist alles ruhig."]
 
 
+def test_a_word_in_another_role_is_not_neutral(german: Any) -> None:
+    """The "der" of a dative is not of the class, but a text that holds it is no text without the feature."""
+    classes = {"article": DER["masc_nom"], "verb": {"lemmas": ["tun"]}}
+    source = [*TEXTS, "Heute ist alles ruhig."]
+    made = FeatureDatasetBuilder(config(classes=classes, neutral=NeutralSpec(5)), nlp=german).build(source)
+    assert made.neutral is not None
+    assert made.neutral["train"]["text"] == ["Heute ist alles ruhig."]
+
+
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
