@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
 
 from gradiend_hub.data import Row, require_classes
 from gradiend_hub.errors import DataError, EditError
@@ -30,7 +29,7 @@ SCORED_TOKENS = 2000
 """Neutral tokens behind a language-modelling score, so that one flipped token cannot reject a dose."""
 
 KL_VALUES = 2**26
-"""Most log-probabilities of the base model that are kept to be compared with (268 MB); fewer tokens are compared beyond."""
+"""Most values of the base model's distributions that are kept (268 MB); beyond that, fewer tokens are compared."""
 
 LOGITS = 2**26
 """Most logits of a batch, whatever its number of rows."""
@@ -129,6 +128,34 @@ class Values:
     kl: Array
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """The base model's distributions at scored tokens: p and log p, [tokens, vocabulary]; `picked` ones if not all."""
+
+    picked: Tensor | None
+    probs: Tensor
+    log_probs: Tensor
+
+    @classmethod
+    def of(cls, log_probs: Tensor, share: float, seed: int) -> _Compared:
+        picked = None
+        if share < 1:
+            drawn = torch.randperm(len(log_probs), generator=torch.Generator().manual_seed(seed))
+            picked = drawn[: math.ceil(share * len(log_probs))].to(log_probs.device)
+            log_probs = log_probs[picked]
+        probs = log_probs.exp()
+        return cls(picked, probs, log_probs.masked_fill(probs == 0, 0.0))
+
+    def divergence(self, log_probs: Tensor) -> Tensor:
+        """KL(base‖edited) of each compared token, [tokens]: Σ p·(log p − log q), where p = 0 counts for nothing."""
+        if self.picked is not None:
+            log_probs = log_probs[self.picked]
+        terms: Tensor = torch.linalg.vecdot(self.probs, self.log_probs - log_probs)
+        if bool(terms.isfinite().all()):
+            return terms
+        return (self.probs * (self.log_probs - log_probs)).masked_fill(self.probs == 0, 0.0).sum(-1)  # q = 0 where p is
+
+
 class StrengthProbe:
     """Measures a model at any strength on fixed rows and fixed neutral text, in place and batched.
 
@@ -186,9 +213,7 @@ class StrengthProbe:
         self._samples = scored
         self._scored = [self.objective.collate([scored[i] for i in chosen]) for chosen in self._batched(scored)]
         self.scored_tokens = sum(len(s.positions) for s in scored)
-        self._compared: list[
-            tuple[Tensor, Tensor]
-        ] = []  # of each scored batch: slots, and the base's log-probabilities
+        self._compared: list[_Compared] = []  # of each scored batch
         self._base: Values | None = None
         self._measured: dict[float, StrengthPoint] = {}  # by dose, which does not change with the unit
 
@@ -270,18 +295,13 @@ class StrengthProbe:
         log_probs = self.objective.log_probs(base, slots).flatten(0, 1)
         labels = slots.labels.flatten()
         real = (labels != IGNORED).nonzero().squeeze(1)
-        labels = labels[real]
-        nll = -log_probs[real, labels]
-        correct = log_probs.argmax(-1)[real] == labels
+        if len(real) < len(labels):
+            log_probs, labels = log_probs[real], labels[real]
         if number == len(self._compared):  # the base model comes first
-            share = min(1.0, KL_VALUES / (log_probs.shape[-1] * self.scored_tokens))
-            generator = torch.Generator().manual_seed(self.seed + number)
-            picked = torch.randperm(len(real), generator=generator)[: math.ceil(share * len(real))]
-            picked = real[picked.to(device)]
-            self._compared.append((picked, log_probs[picked]))
-        picked, before = self._compared[number]
-        divergence = kl_div(log_probs[picked], before, reduction="none", log_target=True)
-        return nll, correct, divergence.masked_fill_(before.isneginf(), 0.0).sum(-1)
+            share = KL_VALUES / (2 * log_probs.shape[-1] * self.scored_tokens)
+            self._compared.append(_Compared.of(log_probs, share, self.seed + number))
+        nll = -log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
+        return nll, log_probs.argmax(-1) == labels, self._compared[number].divergence(log_probs)
 
     def _check_finite(self, strength: float, values: Values) -> None:
         rows = [i for i, finite in enumerate(np.isfinite(values.probability)) if not finite.all()]

@@ -238,13 +238,21 @@ def test_divergence_is_that_of_the_whole_distribution(causal_path: Any, rows: li
     assert 0 < point.intervals["kl"][0] < point.kl < point.intervals["kl"][1]
 
 
+def test_words_that_neither_model_knows_count_for_nothing_and_lost_ones_for_everything() -> None:
+    p = torch.tensor([[0.0, 1.0, -math.inf], [0.0, 2.0, 1.0]]).log_softmax(-1)
+    q = torch.tensor([[0.5, 0.2, -math.inf], [0.0, 2.0, -math.inf]]).log_softmax(-1)
+    found = strength_module._Compared.of(p, 1.0, 0).divergence(q)
+    assert found.tolist() == pytest.approx(stats.entropy(p.exp(), q.exp(), axis=-1).tolist(), rel=1e-6)
+    assert found[0] < math.inf == found[1]
+
+
 def test_divergence_of_large_vocabularies_is_read_on_fewer_tokens(
     masked: Any, rows: list[Row], opened: list[GradiendModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, objective = model_of(masked, rest=1.0)
     opened.append(model)
     whole = StrengthProbe(model, objective, rows, TEXTS * 20).read(0.5)
-    monkeypatch.setattr(strength_module, "KL_VALUES", 300 * masked.config.vocab_size)
+    monkeypatch.setattr(strength_module, "KL_VALUES", 600 * masked.config.vocab_size)
     fewer = StrengthProbe(model, objective, rows, TEXTS * 20).read(0.5)
     assert len(whole.kl) == len(whole.nll) > 600
     assert 300 <= len(fewer.kl) < 350
