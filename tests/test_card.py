@@ -167,6 +167,41 @@ def test_every_number_of_a_full_card_is_one_of_the_report(tmp_path: Path) -> Non
         assert len(untraced(wrong, report, config)) == 1
 
 
+def test_each_figure_of_a_full_card_stands_in_its_own_row(tmp_path: Path) -> None:
+    folder = saved(tmp_path, classes=CLASSES, fillers=FILLERS)
+    report = full_report(CLASSES, FILLERS)
+    report.save(folder)
+    text, split = str(render_card(folder)), report.splits["test"]
+    encoder, one = split.encoder, split.at(1.0)
+    assert encoder and encoder.held_out and one.lm_score and one.kl is not None
+    effects = [p.effect for curve in split.control for p in curve if p.strength == 1.0]
+    bounds = encoder.intervals
+    figures: dict[str, list[float | None]] = {
+        "| correlation with the class |": [encoder.correlation, *bounds["correlation"]],
+        "| the same with neutral text as 0 |": [encoder.correlation_with_neutral],
+        "| rank correlation (Spearman) |": [encoder.spearman],
+        "| accuracy (sign) |": [encoder.accuracy, *bounds["accuracy"]],
+        "| accuracy (two classes and neutral, thresholds ±0.5) |": [encoder.ternary_accuracy],
+        "| AUC |": [encoder.auc],
+        "| mean of 3SG (611 rows) |": [encoder.class_means["3SG"], *bounds["mean 3SG"], encoder.class_stds["3SG"]],
+        "| mean of 3PL (587 rows) |": [encoder.class_means["3PL"], *bounds["mean 3PL"], encoder.class_stds["3PL"]],
+        "| mean absolute value on neutral text (402 slots) |": [encoder.neutral_abs_mean, *bounds["neutral_abs_mean"]],
+        "| mean absolute value on other tokens of the rows (377 slots) |": [encoder.other_token_abs_mean],
+        "| accuracy on words that training did not have (60 rows) |": [encoder.held_out.accuracy],
+        "| +1.00 |": [
+            one.probability["3PL"]["3SG"], *one.intervals["3SG on 3PL"],
+            one.probability["3SG"]["3PL"], *one.intervals["3PL on 3SG"],
+            min(e for e in effects if e is not None), max(e for e in effects if e is not None), 100 * one.lm_score, one.kl,
+        ],
+    }  # fmt: skip
+    for start, values in figures.items():
+        shown = NUMBER.findall(row(text, start).removeprefix(start))
+        assert len(shown) == len(values), start
+        for written, value in zip(shown, values, strict=True):
+            digits = len(written.partition(".")[2])
+            assert digits >= 2 and float(written) == pytest.approx(value, abs=0.51 * 10**-digits), start
+
+
 def test_what_was_not_measured_is_written_out(tmp_path: Path) -> None:
     text = str(render_card(saved(tmp_path)))
     for start in (
