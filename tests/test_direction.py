@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gradiend_hub import storage
 from gradiend_hub.config import GradiendConfig
 from gradiend_hub.constants import ENCODER_FILE, WEIGHTS_FILE
 from gradiend_hub.direction import Direction, ParameterDirection
@@ -101,8 +102,11 @@ def test_pruning_arguments() -> None:
         direction.to_sparse(0.5, by="decoder_bias")
 
 
+@pytest.mark.parametrize("small", [0, 24, storage.SMALL], ids=["mapped", "mixed", "copied"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_round_trip(tmp_path: Path, dtype: str) -> None:
+def test_round_trip(tmp_path: Path, dtype: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tensors are copied out of the file, and large ones mapped."""
+    monkeypatch.setattr(storage, "SMALL", small)
     direction = make()
     direction.save(tmp_path, dtype=dtype)
     read = Direction.load(tmp_path, config(direction, dtype=dtype))

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from gradiend_hub.adapter import gradiend_layers
+from gradiend_hub.adapter import arithmetic, gradiend_layers
 from gradiend_hub.direction import Direction
 from gradiend_hub.errors import EditError
 from gradiend_hub.model import GradiendModel
@@ -203,3 +203,22 @@ def test_a_failing_merge_and_unload_changes_nothing() -> None:
         model.merge_and_unload()
     assert same_bits(bits(net), before)
     assert len(list(gradiend_layers(model))) == len(direction.parameters)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_tensors_larger_than_a_block(
+    dtype: torch.dtype, kind: str, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large tensors are written in blocks, the last of which is shorter, and small sparse ones in groups."""
+    monkeypatch.setattr(arithmetic, "BLOCK", 10)
+    monkeypatch.setattr(arithmetic, "SPARSE_BLOCK", 10)
+    net = Net(dtype)
+    direction = random_direction(net, kind, share=0.6, bias=bias)
+    before, config = bits(net), config_for(direction)
+    model = GradiendModel.from_direction(copy.deepcopy(net), direction, config, strength=1.0)
+    for strength in (1.0, -0.7):
+        model.set_strength(strength)
+        assert same_bits(bits(model), bits(edited(net, [(direction, *config.coefficients(strength))])))
+    assert same_bits(bits(model.unload()), before)
