@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,56 +12,30 @@ import pytest
 
 from gradiend_hub.constants import REPORT_FILE
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
-from gradiend_hub.evaluation import (
-    BenchmarkResult,
-    Completion,
-    EncoderReport,
-    FillerReport,
-    LayerShare,
-    Report,
-    Sample,
-    SplitReport,
-    StrengthPoint,
-)
+from gradiend_hub.evaluation import Report, StrengthPoint
+from tests.reports import full_report
 
 
 def report() -> Report:
-    words = {"der": FillerReport("a", 3, 0.9, 0.1, 1.0)}
-    held_out = EncoderReport(None, 1.0, None, {"a": 0.9}, {"a": 0.1}, None, {"a": 1}, 0)
-    encoder = EncoderReport(
-        0.98, 1.0, 1.0, {"a": 0.9, "ß": -0.8}, {"a": 0.1, "ß": 0.2}, 0.12, {"a": 3, "ß": 4}, 7, spearman=0.9,
-        intervals={"mean a": [0.8, 1.0]}, fillers=words, held_out=held_out, samples=[Sample("[MASK] Tag", "der", "a", 0.9)],
-    )  # fmt: skip
-    chances = {"a": {"a": 0.5, "ß": 0.1}, "ß": {"a": 0.2, "ß": 0.6}}
-    curve = [
-        StrengthPoint(-1.0, chances, 3.1, 0.4, 0.99, 0.985),
-        StrengthPoint(0.0, chances, 3.0, 0.41, 1.0, 1.0),
-        StrengthPoint(1.0, chances, None, None, None, None),
-    ]
-    completions = [
-        Completion("[MASK] ist da", {"-1.0": [["der", 0.5], ["die", 0.1]], "0.0": [["die", 0.4]]}),
-        Completion("Da ist", {"0.0": "der Tag"}),
-    ]
-    return Report(
-        ["a", "ß"], "org/base", "0123abcd", "3 tensors", 12, {"seed": 0}, {"train_rows": {"a": 3}},
-        {"eval": SplitReport(encoder, curve, curve[:1], 2048, [curve, curve[1:]], [None, 3.5], completions, ["x"])},
-        {"train": 1.5}, {"torch": "2"}, layers=[LayerShare("h.0", 2, 10, 1.0, 0.01)], dtype_loss={"int8": 0.5},
-        history=[{"step": 1, "loss": 0.5}], examples=[{"masked": "[MASK] Tag"}], usage={"code": "1", "output": "1"},
-        side_effects=[BenchmarkResult("WEAT", 0.0, {"effect_size": 1.2}, {"effect_size": [0.9, 1.4]}, 16, "file")],
-    )  # fmt: skip
+    """Every kind of field, a class outside ASCII, and a strength without neutral text."""
+    made = full_report(["a", "ß"], {"a": ["der"], "ß": ["die", "das"]}, base_revision="0123abcd")
+    split = made.splits["test"]
+    bare = StrengthPoint(9.0, split.at(1.0).probability, None, None, None, None)
+    made.splits["test"] = replace(split, curve=[*split.curve, bare], search=split.curve[:1])
+    return made
 
 
 def test_round_trip(tmp_path: Path) -> None:
     report().save(tmp_path)
     loaded = Report.load(tmp_path)
     assert loaded == report()
-    assert loaded.splits["eval"].at(-1.0).lm_score == 0.99
+    assert loaded.splits["test"].at(-1.0).lm_score == report().splits["test"].at(-1.0).lm_score
     first = (tmp_path / REPORT_FILE).read_bytes()
     loaded.save(tmp_path)
     assert (tmp_path / REPORT_FILE).read_bytes() == first
     assert "ß" in first.decode()
     with pytest.raises(StopIteration):
-        loaded.splits["eval"].at(0.5)
+        loaded.splits["test"].at(0.25)
 
 
 def test_numbers_that_are_not_json_are_not_written(tmp_path: Path) -> None:
