@@ -44,7 +44,7 @@ def rows_from_templates(classes: dict[str, list[str]], args: Namespace) -> Datas
 
 
 def rows_from_hub(name: str, classes: dict[str, list[str]], args: Namespace) -> DatasetDict:
-    """The set of the Hub, divided anew: in some of its configurations the splits are equal."""
+    """The set of the Hub, divided anew, because its own splits may share texts (the reader warns where they do)."""
     read = read_feature_data(HUB[name], list(classes), splits={"train": 0.6, "validation": 0.2, "test": 0.2})
     rows, leaks = without_leaks(read.rows)
     print(read.funnel, leaks, sep="\n")
