@@ -18,6 +18,7 @@ from .control import above_control, control_curves, random_direction
 from .edit import edit_account
 from .encoder import encode_rows, encoder_report, measure_encoder, neutral_source, preactivations
 from .measure import EvaluationSettings, Goal, evaluate_direction
+from .readings import check_fillers
 from .reevaluate import reevaluate
 from .report import (
     BenchmarkResult,
@@ -31,7 +32,7 @@ from .report import (
     StrengthPoint,
     flat_encoder,
 )
-from .strength import NotFiniteError, StrengthProbe, check_fillers
+from .strength import NotFiniteError, StrengthProbe
 
 __all__ = [
     "BREAK_SCORE",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from gradiend_hub.objectives import Objective, Slots, TokenizedSlots
 from gradiend_hub.objectives.base import IGNORED
 
 from .intervals import Array, clamp, mean_interval, spread
+from .readings import Reading, padded, readings_of
 from .report import StrengthPoint
 
 if TYPE_CHECKING:
@@ -41,74 +42,13 @@ class NotFiniteError(EditError):
     """At this strength the model computes NaN or infinity."""
 
 
-def check_fillers(objective: Objective, rows: Sequence[Row], fillers: Mapping[str, Sequence[str]] | None) -> None:
-    """Find out before training what the strength curve needs: every class word can be read at every row's slot.
-
-    Args:
-        rows: the rows that are going to be measured.
-        fillers: words by class, as in `GradiendConfig.fillers`.
-
-    Raises:
-        DataError: there are no fillers, or some row where one of them cannot be read; the first row is named and all such
-            rows are counted.
-    """
-    problems = []
-    for number, row in enumerate(rows):
-        try:
-            _readings(objective, row, fillers)
-        except DataError as error:
-            problems.append(f"row {number} ({row.masked[:60]!r}): {error}")
-    if problems:
-        raise DataError(
-            f"The probability of the classes cannot be read on {len(problems)} of {len(rows)} rows, because a word of the "
-            f"fillers {dict(fillers or {})} is not usable there. The first is {problems[0]} Leave these rows out, or name "
-            "other words in GradiendConfig.fillers."
-        )
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """One input of a row, and the words of each class whose tokens are read at its slots."""
-
-    slots: TokenizedSlots
-    words: list[list[tuple[int, ...]]]
-
-
 @dataclass(frozen=True)
 class _Item:
     """One feature row: its number, its class, and the inputs in which the classes' words are read."""
 
     number: int
     row_class: int
-    readings: list[_Reading]
-
-
-def _readings(objective: Objective, row: Row, fillers: Mapping[str, Sequence[str]] | None) -> list[_Reading]:
-    """The inputs in which the classes' words are read, in the case of the word that the row had.
-
-    Words of one token share one input. A longer word's probability is the product over its slots: of as many masks in a
-    masked model, of each token after the ones before it in a causal one.
-    """
-    if not fillers:
-        raise DataError("The direction's config names no fillers, so class probabilities cannot be read.")
-    cased = _capitalised if row.factual[:1].isupper() else str
-    words = sorted(
-        {
-            (of, objective.filler_tokens(row.masked, cased(word)))
-            for of, class_words in enumerate(fillers.values())
-            for word in class_words
-        }
-    )
-    samples = objective.slots(row.masked, [tokens for _, tokens in words])
-    readings: dict[tuple[int, ...], _Reading] = {}
-    for (of, tokens), sample in zip(words, samples, strict=True):
-        reading = readings.setdefault(sample.input_ids, _Reading(sample, [[] for _ in fillers]))
-        reading.words[of].append(tokens)
-    return list(readings.values())
-
-
-def _capitalised(word: str) -> str:
-    return word[:1].upper() + word[1:]
+    readings: list[Reading]
 
 
 @dataclass(frozen=True)
@@ -192,7 +132,7 @@ class StrengthProbe:
         words = {c: fillers[c] for c in self.classes if c in fillers} if fillers else None
         self.batch_size = batch_size
         items = [
-            _Item(number, self.classes.index(row.factual_class), _readings(objective, row, words))
+            _Item(number, self.classes.index(row.factual_class), readings_of(objective, row, words))
             for number, row in enumerate(rows)
         ]
         self._fill(items, _scored_samples(objective, texts, seed, tokens))
@@ -206,7 +146,7 @@ class StrengthProbe:
         self._batches = [
             (
                 self.objective.collate([readings[i][1].slots for i in chosen]),
-                _padded([readings[i][1].words for i in chosen]),
+                padded([readings[i][1].words for i in chosen]),
             )
             for chosen in batches
         ]
@@ -381,18 +321,6 @@ class StrengthProbe:
     def effect(self, up: StrengthPoint, down: StrengthPoint) -> float:
         """P(c₊) on rows of c₋ at a positive strength plus P(c₋) on rows of c₊ at the negative one, of those with rows."""
         return sum(e for e in (up.effect, down.effect) if e is not None)
-
-
-def _padded(words: Sequence[Sequence[Sequence[tuple[int, ...]]]]) -> Tensor:
-    """[B, C, W, K] from lists of unequal length, filled up with −1."""
-    count = max(len(of_class) for row in words for of_class in row)
-    length = max(len(tokens) for row in words for of_class in row for tokens in of_class)
-    ids = torch.full((len(words), len(words[0]), count, length), -1)
-    for b, row in enumerate(words):
-        for c, of_class in enumerate(row):
-            for w, tokens in enumerate(of_class):
-                ids[b, c, w, : len(tokens)] = torch.tensor(tokens)
-    return ids
 
 
 def _scored_samples(objective: Objective, texts: Sequence[str], seed: int, tokens: int) -> list[TokenizedSlots]:
