@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .direction import Direction
 from .errors import BaseModelError, BaseModelMismatchError
 from .fingerprint import BaseModelRelation
 
-__all__ = ["base_commit", "base_name", "check_base_model", "load_recorded_base", "original_parameters"]
+__all__ = ["base_commit", "base_name", "check_base_model", "described", "load_recorded_base", "original_parameters"]
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
@@ -52,6 +53,29 @@ def original_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
 def _original_parameters(model: nn.Module, sites: SiteMap) -> dict[str, torch.Tensor]:
     tensors = {name: value.detach() for name, value in sites.parameters.items() if name not in sites.quantized}
     return tensors | {layer.site.name: layer.original() for layer in gradiend_layers(model) if layer.merged}
+
+
+def described(config: GradiendConfig, direction: Direction, model: nn.Module) -> GradiendConfig:
+    """The configuration with the direction's tensors, and with the base model's identity where it has none yet."""
+    import transformers
+
+    from . import __version__
+
+    mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+    known = config.base_model_name_or_path is not None
+    fields: dict[str, Any] = {
+        "parameters": direction.spec(),
+        "has_bias": direction.has_bias,
+        "base_model_name_or_path": config.base_model_name_or_path if known else base_name(model),
+        "revision": config.revision if known else base_commit(model),
+        "auto_mapping": config.auto_mapping or mapping,
+        "gradiend_version": config.gradiend_version or __version__,
+        "transformers_version": config.transformers_version or transformers.__version__,
+        "inference_mode": True,
+    }
+    result = replace(config, **fields)
+    result._source = config._source
+    return result
 
 
 def load_recorded_base(config: GradiendConfig, base: str | Path | None, **arguments: Any) -> nn.Module:

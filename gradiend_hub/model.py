@@ -18,7 +18,7 @@ from torch import nn
 from .adapter.receipt import EditReceipt, receipt_of
 from .adapter.sites import SiteMap, refuse_sharded
 from .adapter.tuner import GradiendTuner, arriving
-from .base_identity import base_commit, base_name, check_base_model, load_recorded_base
+from .base_identity import base_commit, base_name, check_base_model, described, load_recorded_base
 from .config import GradiendConfig, is_number
 from .constants import CARD_FILE, CONFIG_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from .direction import Direction
@@ -150,7 +150,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         _check_strength(strength)
         sites = SiteMap(base_model)
         names = check_base_model(base_model, direction, sites=sites, allow_related=allow_related)
-        config, direction = _describe(config, direction, base_model), direction.renamed(names)
+        config, direction = described(config, direction, base_model), direction.renamed(names)
         with arriving(direction, sites, merged_next=True):
             model = cls(base_model, config, adapter_name, autocast_adapter_dtype=False)
         try:
@@ -195,7 +195,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             raise ConfigError(f"There is a direction {adapter_name!r} already; delete it first, or use `swap`.")
         base = self.get_base_model()
         names = check_base_model(base, direction.check(), allow_related=allow_related)
-        self._attach(adapter_name, _describe(config, direction, base), direction.renamed(names))
+        self._attach(adapter_name, described(config, direction, base), direction.renamed(names))
         if self._merged and self.base_model.quantized_layers:
             self.unmerge_adapter()
 
@@ -501,26 +501,3 @@ def _find(repo_or_path: str | Path, **arguments: Any) -> Path:
 def _check_strength(strength: object) -> None:
     if not is_number(strength):
         raise ConfigError(f"A strength must be a finite number, found {strength!r}.")
-
-
-def _describe(config: GradiendConfig, direction: Direction, model: nn.Module) -> GradiendConfig:
-    """The configuration with the direction's tensors, and with the base model's identity where it has none yet."""
-    import transformers
-
-    from . import __version__
-
-    mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
-    known = config.base_model_name_or_path is not None
-    fields: dict[str, Any] = {
-        "parameters": direction.spec(),
-        "has_bias": direction.has_bias,
-        "base_model_name_or_path": config.base_model_name_or_path if known else base_name(model),
-        "revision": config.revision if known else base_commit(model),
-        "auto_mapping": config.auto_mapping or mapping,
-        "gradiend_version": config.gradiend_version or __version__,
-        "transformers_version": config.transformers_version or transformers.__version__,
-        "inference_mode": True,
-    }
-    described = replace(config, **fields)
-    described._source = config._source
-    return described
