@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .objectives import Example, Objective
 from .solvers import ClassMeans, SeedReport, Solution, calibrated, seed_report
 from .training_args import GradiendTrainingArguments
 
-__all__ = ["Learned", "as_direction"]
+__all__ = ["Learned", "LearnedFrom", "as_direction"]
 
 CALIBRATION_ROWS = 128
 """Training rows from which orientation and gain of a solution are read."""
@@ -45,34 +46,33 @@ def as_direction(solution: Solution, scope: Scope) -> Direction:
     )
 
 
-class Learned:
-    """Reads solutions on the base model that they were learned on.
+@dataclass(frozen=True)
+class LearnedFrom:
+    """The data of a training.
 
-    Args:
-        base_model, objective, config, args: those of the trainer.
-        scope: of the solutions' vectors.
+    Attributes:
         dataset: the tokenised training rows, and `rows` as they are.
         eval_rows, texts: what runs and dampings are compared on; training rows, or nothing, where there are none.
         fisher_texts: what the Fisher information is estimated from.
     """
 
-    def __init__(
-        self,
-        base_model: nn.Module,
-        objective: Objective,
-        config: GradiendConfig,
-        args: GradiendTrainingArguments,
-        scope: Scope,
-        dataset: TransitionDataset,
-        *,
-        rows: Sequence[Row],
-        eval_rows: Sequence[Row],
-        texts: Sequence[str],
-        fisher_texts: Sequence[str],
-    ) -> None:
-        self.base_model, self.objective, self.config, self.args = base_model, objective, config, args
-        self.scope, self.dataset = scope, dataset
-        self.rows, self.eval_rows, self.texts, self.fisher_texts = rows, eval_rows, texts, fisher_texts
+    dataset: TransitionDataset
+    rows: Sequence[Row]
+    eval_rows: Sequence[Row] = ()
+    texts: Sequence[str] = ()
+    fisher_texts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Reads solutions on the base model that they were learned on; `scope` is that of the solutions' vectors."""
+
+    base_model: nn.Module
+    objective: Objective
+    config: GradiendConfig
+    args: GradiendTrainingArguments
+    scope: Scope
+    data: LearnedFrom
 
     def best(self, solutions: Sequence[Solution]) -> tuple[Solution, SeedReport | None]:
         """The run with the best correlation on validation rows (training rows if there are no others), calibrated.
@@ -83,7 +83,7 @@ class Learned:
         solutions = self.calibrated(solutions, self.scope)
         if len(solutions) == 1:
             return solutions[0], None
-        rows = self.eval_rows or [self.rows[i] for i in self.dataset.sample(CALIBRATION_ROWS)]
+        rows = self.data.eval_rows or [self.data.rows[i] for i in self.data.dataset.sample(CALIBRATION_ROWS)]
         encoded = [self.encode(solution, rows) for solution in solutions]
         seeds, rates = zip(*self.args.runs, strict=True)
         found = seed_report(solutions, torch.stack([h for h, _ in encoded]), encoded[0][1], seeds=seeds, rates=rates)
@@ -91,9 +91,9 @@ class Learned:
 
     def calibrated(self, solutions: Sequence[Solution], scope: Scope) -> list[Solution]:
         """The same solutions with orientation and gain read from training rows."""
-        chosen = self.dataset.sample(CALIBRATION_ROWS)
-        examples = [self.dataset.examples[i] for i in chosen]
-        labels = torch.tensor([self.dataset.labels[i] for i in chosen])
+        chosen = self.data.dataset.sample(CALIBRATION_ROWS)
+        examples = [self.data.dataset.examples[i] for i in chosen]
+        labels = torch.tensor([self.data.dataset.labels[i] for i in chosen])
         ready = []
         for found in solutions:
             z = self.preactivations(found, examples, scope)
@@ -129,8 +129,8 @@ class Learned:
             solution = with_mean_decoder(solution, target_means)
         if args.decoder == "fisher":
             with GradientReader(self.base_model, scope) as reader:
-                fisher = diagonal_fisher(reader, self.objective, self.fisher_texts, seed=args.seed)
-            effect = self._effect if self.eval_rows and self.texts else None
+                fisher = diagonal_fisher(reader, self.objective, self.data.fisher_texts, seed=args.seed)
+            effect = self.effect if self.data.eval_rows and self.data.texts else None
             (solution, scope), tried = kindest(solution, scope, fisher, density=args.final_density, effect=effect)
         else:
             solution, scope = pruned(solution, scope, solution.decoder.abs(), args.final_density)
@@ -138,11 +138,11 @@ class Learned:
             (solution,) = self.calibrated([solution], scope)
         return solution, scope, tried
 
-    def _effect(self, solution: Solution, scope: Scope) -> float:
+    def effect(self, solution: Solution, scope: Scope) -> float:
         """Effect on some validation rows at the best dose that neutral text bears."""
         model = GradiendModel.from_direction(self.base_model, as_direction(solution, scope), copy.deepcopy(self.config))
         try:
-            probe = StrengthProbe(model, self.objective, self.eval_rows, self.texts, seed=self.args.seed)
+            probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, seed=self.args.seed)
             probe = probe.subset(COMPARED_ROWS, COMPARED_TOKENS)
             calibrate(probe, floor=self.args.lm_score_floor)
             return probe.effect(probe.measure(1.0), probe.measure(-1.0))

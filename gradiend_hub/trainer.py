@@ -75,7 +75,7 @@ from .hub.publish import publish_folder
 from .hub.receipts import write_receipts
 from .hub.usage import MOST_PARAMETERS, run_usage
 from .hub.verify import write_probes
-from .learned import Learned, as_direction
+from .learned import Learned, LearnedFrom, as_direction
 from .model import GradiendModel
 from .objectives import Example, make_objective, objective_name
 from .solvers import (
@@ -159,10 +159,8 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             raise ConfigError('decoder="fisher" needs neutral_train_dataset: sentences that no evaluation reads.')
         for checked in (self._eval_rows, rows[:1]):
             check_fillers(self.objective, checked, config.fillers)
-        self._learned = Learned(
-            base, self.objective, config, args, self.scope, dataset,
-            rows=rows, eval_rows=self._eval_rows, texts=self._texts, fisher_texts=self._fisher_texts,
-        )  # fmt: skip
+        data = LearnedFrom(dataset, rows, self._eval_rows, self._texts, self._fisher_texts)
+        self._learned = Learned(base, self.objective, config, args, self.scope, data)
         self._trained_words = {row.factual.lower() for row in rows} | {row.alternative.lower() for row in rows}
         self._observes_targets = False
         self.report = self._new_report(rows, len(dataset) - len(rows), args)

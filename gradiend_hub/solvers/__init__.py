@@ -10,7 +10,7 @@ from gradiend_hub.errors import ConfigError
 from .autoencoder import AutoencoderSolver
 from .base import Solution, Solver, calibrated
 from .closed_form import ClassMeans, ClosedFormSolver
-from .fisher import DAMPINGS, choose_damping, effect_shares, kinder
+from .fisher import DAMPINGS, effect_shares, kinder
 from .report import RunReport, SeedReport, seed_report
 from .ridge import RidgeSolver
 from .shard import Shard
@@ -28,7 +28,6 @@ __all__ = [
     "Solution",
     "Solver",
     "calibrated",
-    "choose_damping",
     "effect_shares",
     "kinder",
     "make_solver",

@@ -8,7 +8,6 @@ coordinates act together. A coordinate's share in the effect is then w_d²/F, by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -45,28 +44,3 @@ def effect_shares(solution: Solution, fisher: Tensor, damping: float) -> Tensor:
         solution: the plain one, not yet divided.
     """
     return solution.decoder.square() / (fisher + damping * fisher.mean()).clamp(min=1e-38)
-
-
-def choose_damping(
-    solution: Solution,
-    fisher: Tensor,
-    effect: Callable[[Solution], float],
-    dampings: Sequence[float] = DAMPINGS,
-) -> tuple[Solution, dict[float, float]]:
-    """The kinder solution of the most effect at an equal, allowed damage.
-
-    Prune first where a direction is to be sparse, and choose on what is left: it wants more damping (on the bundled masked
-    model at 1 % of the coordinates, validation effect .56 at 0.1 and .66 at 1).
-
-    Args:
-        solution: the plain one.
-        effect: measures a solution on validation rows, e.g. its best effect among the doses that cost neutral text at
-            most 1 %.
-        dampings: values to try.
-
-    Returns:
-        The best solution, and the effect by damping.
-    """
-    measured = {damping: effect(kinder(solution, fisher, damping)) for damping in dampings}
-    best = max(measured, key=lambda damping: (measured[damping], damping))
-    return kinder(solution, fisher, best), measured

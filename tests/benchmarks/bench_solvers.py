@@ -2,105 +2,167 @@
 
     python -m tests.benchmarks.bench_solvers [masked | causal | FOLDER OF A BASE MODEL] ...
 
-Features and their splits are found in the bundled sentences: pronoun number, gender (he/she) and tense (was/is). A
-direction is learned on train rows; F is estimated on a quarter of the neutral texts, its
-damping chosen on another quarter and on validation rows; all figures are of test rows and of the other half. Both signs
-of a dose count. Intervals are 95 % of a bootstrap over rows and neutral texts.
+Pronoun number is read from the bundled rows; gender and sentiment (tested on words that no training row has) are built as in
+the examples of these names. A direction is learned on train rows, F is estimated on a quarter of the neutral texts, dampings
+are compared on another quarter and on validation rows, as the trainer does it, and all figures are of test rows and of the
+other half. Both signs of a dose count. Intervals are 95 % of a bootstrap over rows and scored tokens.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from datasets import disable_progress_bars
+from torch import Tensor
 from transformers import AutoTokenizer
 
+from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainingArguments
 from gradiend_hub.base_models import load_base_model
-from gradiend_hub.data import Row, TransitionBatchSampler, TransitionDataset, tokenize_rows
+from gradiend_hub.data import (
+    FeatureDataConfig,
+    FeatureDatasetBuilder,
+    Row,
+    TextFilters,
+    TransitionBatchSampler,
+    TransitionDataset,
+    read_rows,
+    tokenize_rows,
+)
+from gradiend_hub.decoders import kindest
+from gradiend_hub.errors import DataError
+from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, read_pair, select_parameters
-from gradiend_hub.gradients.directional import evaluating
-from gradiend_hub.objectives import Objective, Slots, make_objective
-from gradiend_hub.objectives.base import IGNORED
-from gradiend_hub.solvers import Solution, choose_damping, effect_shares, make_solver
+from gradiend_hub.learned import Learned, LearnedFrom, as_direction
+from gradiend_hub.objectives import Objective, make_objective
+from gradiend_hub.solvers import Solution, make_solver
 
-from .measure import interleaved, line, skipped
+from .measure import EXAMPLES, MODELS, interleaved, line, read_jsonl, skipped
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 ALLOWED = 0.01
 """Damage: relative rise of the negative log-likelihood of neutral text."""
 
 STEPS, BATCH = 60, 16
-DOSES = 10
-ROWS_PER_CLASS = 60
+ROWS_PER_CLASS, TOKENS = 60, 1500
+SEARCH = 8
+GRID = (0.15, 0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2)
+"""Doses that are measured, relative to the one of about the allowed damage."""
+
 RESAMPLES = 300
+DENSITY = 0.01
+
+Kept = tuple[Solution, Scope]
+
+
+# ------------------------------------------------------------------------------------------------------ what is learned
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Two classes, each with its words. `paired[i]` of one class replaces `paired[i]` of the other."""
+    """Two classes with the words that are read at a slot, and rows by split."""
 
     name: str
-    classes: tuple[str, str]
-    words: Mapping[str, Sequence[str]]
+    words: dict[str, list[str]]
+    rows: dict[str, list[Row]]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.words)
 
 
-FEATURES = (
-    Feature("number", ("3SG", "3PL"), {"3SG": ("he", "she", "it"), "3PL": ("they",)}),
-    Feature("gender", ("he", "she"), {"he": ("he",), "she": ("she",)}),
-    Feature("tense", ("was", "is"), {"was": ("was",), "is": ("is",)}),
-)
+def features(objective: Objective) -> Iterator[Feature]:
+    """Number, gender and sentiment, with words of one token only, so that a row is one input of the model."""
+    data = EXAMPLES / "data" / "pronouns"
+    number = {s: read_rows(read_jsonl(data / f"{s}.jsonl"), ["3SG", "3PL"], what=s) for s in SPLITS}
+    yield Feature("number", {"3SG": ["he", "she", "it"], "3PL": ["they"]}, number)
+    sys.path.insert(0, str(EXAMPLES))
+    import common  # type: ignore[import-not-found]
+    import english_gender  # type: ignore[import-not-found]
+    import sentiment  # type: ignore[import-not-found]
+
+    shared = common.SHARED / "text" / "sentences.jsonl.gz"
+    text = str(shared) if shared.is_file() else list(common.bundled_sentences())
+    for name, given, split_by in (("gender", english_gender.WORDS, "text"), ("sentiment", sentiment.WORDS, "word")):
+        words = {c: [w for w in listed.split() if _is_token(objective, w)] for c, listed in given.items()}
+        config = FeatureDataConfig(
+            words, split_by=split_by, max_per_word=50, max_per_class=400, language="en",
+            splits={"train": 0.6, "validation": 0.2, "test": 0.2},
+            filters=TextFilters(unit="sentence", min_words=6, max_words=40, mixed=False),
+        )  # fmt: skip
+        built = FeatureDatasetBuilder(config).build(text)
+        rows = {s: [r for r in read_rows(built.rows[s], list(words), what=s) if _reads(objective, r)] for s in SPLITS}
+        yield Feature(name, words, rows)
 
 
-def read_jsonl(name: str) -> list[dict[str, str]]:
-    lines = (EXAMPLES / "data" / "pronouns" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+SPLITS = ("train", "validation", "test")
 
 
-def feature_rows(feature: Feature, split: str) -> list[Row]:
-    """Rows of a split: as they are for pronoun number, else sentences with one of the words, once, after three words."""
-    records = read_jsonl(split)
-    if feature.name == "number":
-        keys = ("masked", "factual", "alternative", "factual_class", "alternative_class")
-        return [Row(*(record[key] for key in keys)) for record in records]
-    rows = []
-    either = re.compile(rf"\b({'|'.join(feature.classes)})\b")
-    for record in records:
-        text = record["masked"].replace("[MASK]", record["factual"])
-        found = either.findall(text)
-        if len(found) == 1 and len(either.split(text)[0].split()) >= 3:
-            own = found[0]
-            other = next(c for c in feature.classes if c != own)
-            rows.append(Row(either.sub("[MASK]", text), own, other, own, other))
-    return rows
+def _is_token(objective: Objective, word: str) -> bool:
+    try:
+        return len(objective.filler_tokens("It was said that [MASK]", word)) == 1
+    except DataError:
+        return False
+
+
+def _reads(objective: Objective, row: Row) -> bool:
+    """Whether the words of the row are one token each at its slot, after at least three other words."""
+    before = row.masked.split("[MASK]")[0]
+    try:
+        tokens = [objective.filler_tokens(row.masked, word) for word in (row.factual, row.alternative)]
+        return len(before.split()) >= 3 and all(len(t) == 1 for t in tokens)
+    except DataError:
+        return False
+
+
+def learn(base: torch.nn.Module, objective: Objective, scope: Scope, data: TransitionDataset) -> dict[str, Solution]:
+    """The solutions of closed form and autoencoder on one stream of gradients."""
+    mean, trained = make_solver("closed_form", scope.size), make_solver("autoencoder", scope.size)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=0.1, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
+
+    def batches() -> Iterator[list[int]]:
+        sampler = TransitionBatchSampler(data, BATCH)
+        while True:
+            yield from sampler
+            sampler.set_epoch(sampler.epoch + 1)
+
+    with GradientReader(base, scope, reuse=True) as reader:
+        for batch in islice(batches(), STEPS):
+            s, t = read_pair(reader, objective, objective.collate_pairs([data.examples[i] for i in batch]))
+            for solver in (mean, trained):
+                solver.observe(s, t, data.labels[batch[0]])
+            optimizer.step()
+            schedule.step()
+    own = trained.solutions()[0]
+    # w_d of the autoencoder belongs to the sign that its h happens to have
+    sign = float(torch.sign(own.decoder @ mean.solutions()[0].decoder))
+    return {"mean": mean.solutions()[0], "autoencoder": own.with_gain(sign)}
+
+
+# ------------------------------------------------------------------------------------------------------- what is measured
 
 
 @dataclass
 class Curve:
-    """One decoder at rising doses: per dose the effect of every row [D, R] and the loss of every token [D, T].
+    """One decoder at rising doses, the first of which is 0: the effect on every row [D, R], the loss of every token [D, T].
 
-    The first dose is 0. Columns of `effects` are rows of both classes, each read under the sign that should move it.
+    Rows are of both classes, each read under the sign that should move it.
     """
 
     effects: np.ndarray
     losses: np.ndarray
-    groups: np.ndarray
-    """Index of the neutral text of each token."""
 
-    def means(self, rows: np.ndarray | None = None, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Effect and damage by dose, of all or of resampled rows and texts."""
+    def means(self, rows: np.ndarray | None = None, tokens: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Effect and damage by dose, of all or of resampled rows and tokens."""
         effect = self.effects.mean(1) if rows is None else self.effects[:, rows].mean(1)
-        nll = self.losses.mean(1) if weights is None else self.losses @ weights / weights.sum()
+        nll = self.losses.mean(1) if tokens is None else self.losses[:, tokens].mean(1)
         return effect, nll / nll[0] - 1
 
     def effect_at(self, damage: float = ALLOWED, **resampled: Any) -> float:
@@ -108,11 +170,10 @@ class Curve:
         effects, damages = self.means(**resampled)
         best = effects[0]
         for i in range(1, len(effects)):
-            if damages[i] <= damage:
-                best = max(best, effects[i])
-                continue
-            share = (damage - damages[i - 1]) / max(damages[i] - damages[i - 1], 1e-12)
-            return float(max(best, effects[i - 1] + share * (effects[i] - effects[i - 1])))
+            if damages[i] > damage:
+                share = (damage - damages[i - 1]) / max(damages[i] - damages[i - 1], 1e-12)
+                return float(max(best, effects[i - 1] + share * (effects[i] - effects[i - 1])))
+            best = max(best, effects[i])
         return float(best)
 
     def damage_at(self, effect: float, **resampled: Any) -> float:
@@ -125,286 +186,171 @@ class Curve:
         return float("nan")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Laboratory:
-    """A base model whose parameters in scope are edited and restored."""
+    """A base model, and a twin of it in bfloat16 where that is to be measured."""
 
-    base: nn.Module
+    base: torch.nn.Module
     objective: Objective
     scope: Scope
-    originals: dict[str, Tensor] = field(default_factory=dict)
+    texts: Sequence[str]
 
     @classmethod
-    def of(cls, folder: Path) -> Laboratory:
-        base = load_base_model(folder)
+    def of(cls, folder: Path, texts: Sequence[str], dtype: torch.dtype = torch.float32) -> Laboratory:
+        base = load_base_model(folder, dtype=dtype)
         objective = make_objective(base, AutoTokenizer.from_pretrained(folder))
-        scope = Scope.dense(select_parameters(base))
-        return cls(base, objective, scope, {n: p.detach().clone() for n, p in scope.parameters.items()})
+        return cls(base, objective, Scope.dense(select_parameters(base)), texts)
 
-    @contextmanager
-    def edited(self, delta: Tensor | None, dtype: torch.dtype | None = None) -> Iterator[None]:
-        """θ + delta in the scope; with a dtype, what such weights would hold, before and after the edit."""
+    def curve(self, feature: Feature, solution: Solution, kept: Mapping[str, Tensor]) -> Curve:
+        """Doses up to 1.2 times the one of about the allowed damage, which is looked for first."""
+        scope = self.scope.keep(dict(kept)) if kept else self.scope
+        config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
+        model = GradiendModel.from_direction(self.base, as_direction(solution, scope), config)
+        by_class = ([r for r in feature.rows["test"] if r.factual_class == c] for c in feature.classes)
+        rows = [row for own in by_class for row in own[:ROWS_PER_CLASS]]
+        first = np.array([row.factual_class == feature.classes[0] for row in rows])
         try:
-            with torch.no_grad():
-                for name, change in self.scope.dense_tensors(delta).items() if delta is not None else ():
-                    old = self.originals[name]
-                    new = old + change if dtype is None else (old.to(dtype).float() + change).to(dtype).float()
-                    self.scope.parameters[name].copy_(new)
-            yield
-        finally:
-            with torch.no_grad():
-                for name, old in self.originals.items():
-                    self.scope.parameters[name].copy_(old)
+            probe = StrengthProbe(model, self.objective, rows, self.texts, tokens=TOKENS)
 
+            def at(dose: float) -> tuple[np.ndarray, np.ndarray]:
+                up, down = (probe.read(sign * dose) for sign in (1, -1)) if dose else 2 * (probe.base,)
+                return np.where(first, down.probability[:, 1], up.probability[:, 0]), (up.nll + down.nll) / 2
 
-class Meter:
-    """Measures decoders on fixed rows and fixed neutral texts."""
-
-    def __init__(self, laboratory: Laboratory, feature: Feature, rows: Sequence[Row], texts: Sequence[str]) -> None:
-        self.laboratory, self.feature = laboratory, feature
-        objective = laboratory.objective
-        self.rows = {c: [row for row in rows if row.factual_class == c][:ROWS_PER_CLASS] for c in feature.classes}
-        self.wanted: dict[str, list[list[int]]] = {}
-        self.batches: dict[str, list[Slots]] = {}
-        for i, own in enumerate(feature.classes):
-            chosen = self.rows[own]
-            words = feature.words[feature.classes[1 - i]]
-            self.wanted[own] = [[objective.filler_tokens(r.masked, w)[0] for w in words] for r in chosen]
-            samples = [objective.tokenize(r.masked, r.factual, r.alternative).factual for r in chosen]
-            self.batches[own] = [objective.collate(samples[j : j + 32]) for j in range(0, len(samples), 32)]
-        rng = random.Random(0)
-        draws = 1 if objective.name == "causal_lm" else 3
-        scored = [
-            (s, i) for _ in range(draws) for i, text in enumerate(texts) for s in objective.scored_text(text, rng)
-        ]
-        scored.sort(key=lambda pair: len(pair[0].input_ids))
-        self.texts = [objective.collate([s for s, _ in scored[j : j + 32]]) for j in range(0, len(scored), 32)]
-        self.groups = np.array([i for s, i in scored for _ in s.positions])
-        self.text_count = len(texts)
-
-    def effects(self, own: str) -> list[float]:
-        """P(words of the other class) of each row of class `own`."""
-        found: list[float] = []
-        wanted = iter(self.wanted[own])
-        for slots in self.batches[own]:
-            for row in self.laboratory.objective.log_probs(self.laboratory.base, slots)[:, 0].exp():
-                found.append(float(row[next(wanted)].sum()))
-        return found
-
-    def losses(self) -> np.ndarray:
-        parts = []
-        for slots in self.texts:
-            log_probs = self.laboratory.objective.log_probs(self.laboratory.base, slots)
-            real = slots.labels != IGNORED
-            parts.append(-log_probs[real].gather(1, slots.labels[real].unsqueeze(1)).squeeze(1))
-        return torch.cat(parts).double().numpy()
-
-    @torch.no_grad()
-    def curve(self, solution: Solution, dtype: torch.dtype | None = None) -> Curve:
-        """Doses from ‖Δ‖ = ‖W‖/500 times four while they cost next to nothing, then doubled, up to three times the allowed
-        damage.
-        """
-        laboratory = self.laboratory
-        norm = sum(float(p.square().sum()) for p in laboratory.originals.values()) ** 0.5
-        first, second = self.feature.classes
-        dose, effects, losses = 0.0, [], []
-        with evaluating(laboratory.base):
-            while len(effects) <= DOSES:
-                raised, nll = [], np.zeros(())
-                for sign, own in ((1, second), (-1, first)):
-                    delta = dose * (sign * solution.decoder + solution.decoder_bias)
-                    with laboratory.edited(delta, dtype):
-                        raised += self.effects(own)
-                        nll = nll + self.losses() / 2
-                effects.append(raised)
-                losses.append(nll)
-                damage = np.mean(nll) / np.mean(losses[0]) - 1
-                if damage > 3 * ALLOWED:
+            with model.strength_at(1.0):
+                dose = 1 / (256 * model.receipt.relative_norm)
+            before = at(0.0)[1].mean()
+            for _ in range(SEARCH):
+                damage = at(dose)[1].mean() / before - 1
+                if 0.7 * ALLOWED < damage < 1.4 * ALLOWED:
                     break
-                start = norm / 500 / float(solution.decoder.norm())
-                dose = start if dose == 0 else dose * (4 if damage < ALLOWED / 20 else 2)
-        return Curve(np.array(effects), np.array(losses), self.groups)
+                dose *= min(max((ALLOWED / max(damage, 1e-9)) ** 0.5, 0.25), 8.0)
+            effects, losses = zip(*(at(share * dose) for share in (0.0, *GRID)), strict=True)
+        finally:
+            model.unload()
+        return Curve(np.array(effects), np.array(losses))
 
 
-def learn(laboratory: Laboratory, rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Solution]:
-    """The solutions of closed form and autoencoder on one stream of gradients."""
-    data = TransitionDataset(rows, tokenize_rows(laboratory.objective, rows), classes, "alternative")
-    mean = make_solver("closed_form", laboratory.scope.size)
-    trained = make_solver("autoencoder", laboratory.scope.size)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=0.1, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
-
-    def batches() -> Iterator[list[int]]:
-        sampler = TransitionBatchSampler(data, BATCH)
-        while True:
-            yield from sampler
-            sampler.set_epoch(sampler.epoch + 1)
-
-    with GradientReader(laboratory.base, laboratory.scope) as reader:
-        for batch in islice(batches(), STEPS):
-            pairs = laboratory.objective.collate_pairs([data.examples[i] for i in batch])
-            s, t = read_pair(reader, laboratory.objective, pairs)
-            for solver in (mean, trained):
-                solver.observe(s, t, data.labels[batch[0]])
-            optimizer.step()
-            schedule.step()
-    own = trained.solutions()[0]
-    # w_d of the autoencoder belongs to the sign that its h happens to have
-    sign = float(torch.sign(own.decoder @ mean.solutions()[0].decoder))
-    return {"mean": mean.solutions()[0], "autoencoder": own.with_gain(sign)}
-
-
-def sparse(solution: Solution, scores: Tensor, density: float = 0.01) -> Solution:
-    """Only the coordinates of the largest scores."""
-    keep = torch.zeros_like(scores)
-    keep[scores.topk(max(1, round(density * len(scores)))).indices] = 1
-    return Solution(solution.encoder, 0.0, solution.decoder * keep, solution.decoder_bias * keep)
-
-
-def bootstrap(curves: Mapping[str, Curve], text_count: int) -> dict[str, dict[str, Any]]:
-    """Per decoder: effect at the allowed damage; damage at the mean decoder's effect there, as a share of its damage."""
+def bootstrap(curves: Mapping[str, Curve]) -> dict[str, dict[str, Any]]:
+    """Per decoder: effect at the allowed damage; damage at the mean decoder's effect there, as a share of its damage; and
+    the gain in effect as a share of the gain of "fisher".
+    """
     rng = np.random.default_rng(0)
-    reference = curves["mean"]
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in curves}
+    mean, fisher = curves["mean"], curves["fisher"]
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in curves}
     for trial in range(RESAMPLES + 1):
         drawn: dict[str, Any] = {}
         if trial:
-            counts = np.bincount(rng.integers(text_count, size=text_count), minlength=text_count)
-            drawn = {
-                "rows": rng.integers(reference.effects.shape[1], size=reference.effects.shape[1]),
-                "weights": counts[reference.groups].astype(float),
-            }
-        effect = reference.effect_at(**drawn)
-        damage = reference.damage_at(effect, **drawn)
+            rows, tokens = mean.effects.shape[1], mean.losses.shape[1]
+            drawn = {"rows": rng.integers(rows, size=rows), "tokens": rng.integers(tokens, size=tokens)}
+        effect, whole = mean.effect_at(**drawn), fisher.effect_at(**drawn)
+        damage = mean.damage_at(effect, **drawn)
         for name, curve in curves.items():
-            samples[name].append((curve.effect_at(**drawn), curve.damage_at(effect, **drawn) / damage))
-    out = {}
-    for name, values in samples.items():
-        effects, ratios = np.array(values).T
-        out[name] = {
-            "base": float(curves[name].means()[0][0]),
-            "effect": float(effects[0]),
-            "effect_interval": np.nanquantile(effects[1:], (0.025, 0.975)).round(4).tolist(),
-            "damage_ratio": float(ratios[0]),
-            "damage_interval": _interval(ratios[1:]),
-        }
-    return out
+            own, before = curve.effect_at(**drawn), curve.means(**drawn)[0][0]
+            gained = (own - before) / max(whole - before, 1e-12)
+            found[name].append((own, curve.damage_at(effect, **drawn) / damage, gained))
+    records = {}
+    for name, values in found.items():
+        record: dict[str, Any] = {"before": float(curves[name].means()[0][0])}
+        for what, column in zip(("effect", "damage_ratio", "gain_ratio"), np.array(values).T, strict=True):
+            record |= {what: None if np.isnan(column[0]) else float(column[0]), f"{what}_interval": _interval(column[1:])}
+        records[name] = record
+    return records
 
 
 def _interval(values: np.ndarray) -> list[float] | None:
     """95 % of the resamples; none where a twentieth of them never reach the effect."""
     if np.isnan(values).mean() > 0.05:
         return None
-    low, high = np.nanquantile(values, (0.025, 0.975))
-    return [round(float(low), 3), round(float(high), 3)]
+    return [round(float(x), 4) for x in np.nanquantile(values, (0.025, 0.975))]
 
 
 def bench_base(
-    name: str, folder: Path, progress: Callable[[str], None], features: Sequence[Feature] = FEATURES
+    name: str, folder: Path, progress: Callable[[str], None], count: int = 3, coarse: bool = False
 ) -> list[dict[str, Any]]:
-    laboratory = Laboratory.of(folder)
-    neutral = read_jsonl("neutral")
+    """Records of the first `count` features on one base model; `coarse`: in bfloat16, too, for the first one."""
+    neutral = read_jsonl(EXAMPLES / "data" / "pronouns" / "neutral.jsonl")
     early = [r["text"] for r in neutral if r["split"] == "validation"]
-    late = [r["text"] for r in neutral if r["split"] == "test"]
-    with GradientReader(laboratory.base, laboratory.scope) as reader:
-        fisher = diagonal_fisher(reader, laboratory.objective, early[::2])
-    results = []
-    for feature in features:
-        solutions = learn(laboratory, feature_rows(feature, "train"), feature.classes)
-        mean = solutions["mean"]
-        choosing = Meter(laboratory, feature, feature_rows(feature, "validation"), early[1::2])
-        chosen, tried = choose_damping(mean, fisher, lambda s, m=choosing: m.curve(s).effect_at())
-        damping = max(tried, key=lambda d: (tried[d], d))
-        progress(f"{name} {feature.name} effect by damping: {tried}")
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(len(fisher), generator=generator)
-        decoders: dict[str, tuple[Solution, torch.dtype | None]] = {
-            "mean": (mean, None),
-            "fisher": (chosen, None),
-            "fisher, 1 %": (sparse(chosen, effect_shares(mean, fisher, damping)), None),
-            "fisher, bf16": (chosen, torch.bfloat16),
-            "autoencoder": (solutions["autoencoder"], None),
-            "random": (Solution(noise, 0.0, noise, torch.zeros_like(noise)), None),
+    laboratory = Laboratory.of(folder, [r["text"] for r in neutral if r["split"] == "test"])
+    base, objective, scope = laboratory.base, laboratory.objective, laboratory.scope
+    with GradientReader(base, scope) as reader:
+        fisher = diagonal_fisher(reader, objective, early[::2])
+    args = GradiendTrainingArguments("unused", use_cpu=True)
+    records = []
+    for feature in islice(features(objective), count):
+        rows = feature.rows["train"]
+        data = TransitionDataset(rows, tokenize_rows(objective, rows), feature.classes, "alternative")
+        solutions = learn(base, objective, scope, data)
+        config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
+        learned_from = LearnedFrom(data, rows, feature.rows["validation"], early[1::2])
+        learned = Learned(base, objective, config, args, scope, learned_from)
+        (kinder, _), tried = kindest(solutions["mean"], scope, fisher, effect=learned.effect)
+        (sparse, few), tried_sparse = kindest(
+            solutions["mean"], scope, fisher, density=DENSITY, effect=learned.effect
+        )
+        progress(f"{name} {feature.name}, effect by damping: {tried}; at 1 %: {tried_sparse}")
+        noise = torch.randn(scope.size, generator=torch.Generator().manual_seed(0))
+        decoders: dict[str, tuple[Solution, Mapping[str, Tensor]]] = {
+            "mean": (solutions["mean"], {}),
+            "fisher": (kinder, {}),
+            "fisher, 1 %": (sparse, few.kept),
+            "autoencoder": (solutions["autoencoder"], {}),
+            "random": (Solution(noise, 0.0, noise, torch.zeros_like(noise)), {}),
         }
-        meter = Meter(laboratory, feature, feature_rows(feature, "test"), late)
-        curves = {}
-        for decoder, (solution, dtype) in decoders.items():
-            curves[decoder] = meter.curve(solution, dtype)
-            progress(f"{name} {feature.name} {decoder}: {curves[decoder].effect_at():.3f}")
-        for decoder, figures in bootstrap(curves, meter.text_count).items():
-            results.append(
-                {
-                    "base": name,
-                    "feature": feature.name,
-                    "decoder": decoder,
-                    "damping": damping,
-                    "tokens": len(meter.groups),
-                }
-                | {("before" if key == "base" else key): value for key, value in figures.items()}
-            )
-        progress(table(results))
-    return results
+        curves = {decoder: laboratory.curve(feature, *what) for decoder, what in decoders.items()}
+        if coarse and not records:
+            twin = Laboratory.of(folder, laboratory.texts, torch.bfloat16)
+            curves |= {f"{of}, bf16": twin.curve(feature, *decoders[of]) for of in ("fisher", "fisher, 1 %")}
+        sizes = {"rows": curves["mean"].effects.shape[1], "tokens": curves["mean"].losses.shape[1]}
+        records += [
+            {"base": name, "feature": feature.name, "decoder": decoder, **sizes, **record}
+            for decoder, record in bootstrap(curves).items()
+        ]
+        progress(table(records))
+    return records
 
 
-def bases(names: Sequence[str] = ()) -> dict[str, Path]:
-    """The bundled models, and MiniLM where it is kept beside the repository; or those that are named."""
-    known = {name: EXAMPLES / "base_models" / name for name in ("masked", "causal")}
-    minilm = EXAMPLES.parents[1] / "shared" / "models" / "minilm-mlm"
-    if minilm.is_dir():
-        known["minilm"] = minilm
-    return {Path(n).name: known.get(n, Path(n)) for n in names} if names else known
-
-
-def records(
-    names: Sequence[str] = (),
-    progress: Callable[[str], None] = lambda text: None,
-    features: Sequence[Feature] = FEATURES,
-) -> list[dict[str, Any]]:
-    """One record by base model, feature and decoder."""
-    return [r for name, folder in bases(names).items() for r in bench_base(name, folder, progress, features)]
+# ----------------------------------------------------------------------------------------------------- what is reported
 
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
     """Lines of the common table: what decoders do to each base model and feature, and what eight runs cost."""
-    found = records(("masked", "causal"), features=FEATURES[:1]) if quick else records()
-    return [one for r in found for one in lines(r)] + [cost_of_runs(*item) for item in bases().items()]
+    disable_progress_bars()
+    bases = {name: folder for name, folder in MODELS.items() if folder.is_dir() and not (quick and name == "minilm")}
+    silent: Callable[[str], None] = lambda text: None  # noqa: E731
+    found = [r for name, folder in bases.items() for r in bench_base(name, folder, silent, 1 if quick else 3, not quick)]
+    return [one for r in found for one in lines(r)] + [cost_of_runs(*item) for item in bases.items()]
 
 
 def lines(r: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The two figures of a record, with the targets of the kinder decoder."""
-    target = ("≤ 0.25" if r["base"] == "causal" else "≤ 0.6") if r["decoder"].startswith("fisher") else ""
-    names = {"model": r["base"], "feature": r["feature"], "decoder": r["decoder"]}
-    note = f"{r['feature']}, {r['decoder']}"
-    ratio = None if np.isnan(r["damage_ratio"]) else r["damage_ratio"]
-    return [
-        line("effect at 1 % damage", r["effect"], "probability", note=note, interval=r["effect_interval"], **names),
-        line(
-            "damage at equal effect, of the mean decoder's",
-            ratio,
-            "x",
-            target,
-            note=note,
-            interval=r["damage_interval"],
-            **names,
-        )
-        if ratio is not None
-        else skipped(
-            "damage at equal effect, of the mean decoder's", "the effect is never reached", note=note, **names
-        ),
+    """The figures of a record, with the targets of the kinder decoder."""
+    kind, names = r["decoder"], {"model": r["base"], "feature": r["feature"], "decoder": r["decoder"]}
+    note = f"{r['feature']}, {kind}"
+    target = ("≤ 0.25" if r["base"] == "causal" else "≤ 0.6") if kind == "fisher" else ""
+    shown = [
+        line("effect at 1 % damage", r["effect"], "probability", note=note, interval=r["effect_interval"], **names)
     ]
+    what = "damage at equal effect, of the mean decoder's"
+    if r["damage_ratio"] is None:
+        shown.append(skipped(what, "the effect is never reached", note=note, **names))
+    else:
+        shown.append(line(what, r["damage_ratio"], "×", target, note=note, interval=r["damage_interval"], **names))
+    if kind.startswith("fisher, "):
+        what = "gain in effect at 1 % damage, of the dense fp32 decoder's"
+        shown.append(line(what, r["gain_ratio"], "×", "≥ 0.9", note=note, interval=r["gain_ratio_interval"], **names))
+    return shown
 
 
 def cost_of_runs(name: str, folder: Path, runs: int = 8) -> dict[str, Any]:
     """A gradient pair and the solver's step for it: several runs of the autoencoder beside one, at 1 % density."""
-    laboratory = Laboratory.of(folder)
-    rows = feature_rows(FEATURES[0], "train")[:64]
-    examples = tokenize_rows(laboratory.objective, rows)
-    data = TransitionDataset(rows, examples, FEATURES[0].classes, "alternative")
+    laboratory = Laboratory.of(folder, ())
+    feature = next(features(laboratory.objective))
+    rows = feature.rows["train"][:64]
+    data = TransitionDataset(rows, tokenize_rows(laboratory.objective, rows), feature.classes, "alternative")
     chosen = next(iter(TransitionBatchSampler(data, BATCH)))
-    batch = laboratory.objective.collate_pairs([examples[i] for i in chosen])
+    batch = laboratory.objective.collate_pairs([data.examples[i] for i in chosen])
     generator = torch.Generator().manual_seed(0)
     kept = {
-        parameter: torch.rand(p.numel(), generator=generator).lt(0.01).nonzero().squeeze(1)
+        parameter: torch.rand(p.numel(), generator=generator).lt(DENSITY).nonzero().squeeze(1)
         for parameter, p in laboratory.scope.parameters.items()
     }
     scope = laboratory.scope.keep(kept)
@@ -422,27 +368,37 @@ def cost_of_runs(name: str, folder: Path, runs: int = 8) -> dict[str, Any]:
 
         times = interleaved({"one": step_of(1), "several": step_of(runs)}, 9)
     return line(
-        f"{runs} runs beside one, 1 % of the coordinates", times.ratios["several"], "x", "≤ 1.3", model=name,
+        f"{runs} runs beside one, 1 % of the coordinates", times.ratios["several"], "×", "≤ 1.3", model=name,
         ours=times.medians["several"], other=times.medians["one"],
     )  # fmt: skip
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """The records as Markdown."""
-    lines = [
-        "| base | feature | decoder | effect before | effect at 1 % damage | damage at the mean decoder's effect |",
-        "|---|---|---|---|---|---|",
+    shown = [
+        "| base | feature | decoder | effect before | effect at 1 % damage | damage at the mean decoder's effect | gain |",
+        "|---|---|---|---|---|---|---|",
     ]
+
+    def cell(r: Mapping[str, Any], what: str, digits: int, unit: str = "") -> str:
+        if r[what] is None:
+            return "never reached"
+        interval = r[f"{what}_interval"]
+        ends = f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
+        return f"{r[what]:.{digits}f}{unit}{ends}"
+
     for r in found:
-        low, high = r["effect_interval"]
-        ratio = "never reached" if np.isnan(r["damage_ratio"]) else f"{r['damage_ratio']:.2f}×"
-        interval = f" [{r['damage_interval'][0]:.2f}, {r['damage_interval'][1]:.2f}]" if r["damage_interval"] else ""
-        effect = f"{r['effect']:.3f} [{low:.3f}, {high:.3f}]"
-        names = f"{r['base']} | {r['feature']} | {r['decoder']}"
-        lines.append(f"| {names} | {r['before']:.3f} | {effect} | {ratio}{interval} |")
-    return "\n".join(lines)
+        cells = [r["base"], r["feature"], r["decoder"], f"{r['before']:.3f}", cell(r, "effect", 3)]
+        cells += [cell(r, "damage_ratio", 2, "×"), cell(r, "gain_ratio", 2, "×")]
+        shown.append(f"| {' | '.join(cells)} |")
+    return "\n".join(shown)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(table(records(sys.argv[1:], lambda text: print(text, file=sys.stderr, flush=True))))
+    disable_progress_bars()
+    for base_name in sys.argv[1:] or MODELS:
+        found_here = bench_base(
+            Path(base_name).name, MODELS.get(base_name, Path(base_name)), lambda text: print(text, file=sys.stderr), coarse=True
+        )
+        print(table(found_here) + "\n" + json.dumps(found_here), flush=True)

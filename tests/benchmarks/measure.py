@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MODELS = {
+    "masked": EXAMPLES / "base_models" / "masked",
+    "causal": EXAMPLES / "base_models" / "causal",
+    "minilm": EXAMPLES.parents[1] / "shared" / "models" / "minilm-mlm",  # where it is kept beside the repository
+}
+"""Base models that benchmarks measure; not all of them are everywhere."""
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, select_parameters
 from gradiend_hub.objectives import Objective, make_objective
-from gradiend_hub.solvers import Solution, choose_damping, effect_shares, kinder
+from gradiend_hub.solvers import Solution, effect_shares, kinder
 from tests.models import DECODER
 from tests.objectives.tokenizers import causal_tokenizer
 
@@ -113,14 +113,3 @@ def test_no_other_edit_of_equal_cost_has_more_effect(damping: float) -> None:
     order = shares.argsort(descending=True).tolist()
     pairs = {(i, j): effect(best * torch.eye(4)[[i, j]].sum(0)) for i in range(4) for j in range(i)}
     assert set(max(pairs, key=lambda pair: pairs[pair])) == set(order[:2])
-
-
-def test_damping_is_chosen_by_effect() -> None:
-    wanted = kinder(SOLUTION, FISHER, 0.1)
-    found, measured = choose_damping(
-        SOLUTION, FISHER, lambda s: -float((s.decoder - wanted.decoder).norm()), (1e-2, 1e-1, 1.0)
-    )
-    assert torch.equal(found.decoder, wanted.decoder)
-    assert max(measured, key=lambda damping: measured[damping]) == 0.1
-    _, tied = choose_damping(SOLUTION, FISHER, lambda s: 0.0, (1e-2, 1e-1))
-    assert tied == {1e-2: 0.0, 1e-1: 0.0}
