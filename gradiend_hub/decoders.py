@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .gradients import Scope
 from .gradients.importance import top_k
-from .solvers import DAMPINGS, ClassMeans, Solution, effect_shares, kinder
+from .solvers import DAMPINGS, UNMEASURED, ClassMeans, Solution, effect_shares, kinder
 from .solvers.closed_form import LEVEL
 from .storage import index_dtype
 
@@ -59,21 +59,27 @@ def kindest(
     """The solution divided by the damped Fisher information, with the damping of the most effect at an allowed damage.
 
     Coordinates are left out before dampings are compared, for each damping by its own ranking: what is best for all
-    coordinates is not for the few that stay.
+    coordinates is not for the few that stay, which move further and want more damping. (On the bundled masked model at 1 %
+    of the coordinates, effects at 1 % damage are .63, .63 and .68 at 0.1, 1 and 10; at all, .72, .72 and less.) Dampings are
+    tried from the largest, and as long as a smaller one is better.
 
     Args:
         fisher: F at the scope's coordinates, [n].
         density: share of the coordinates to keep, by w_d²/(F + damping).
-        effect: measures a candidate on validation rows; without it, the first of `DAMPINGS` is taken.
+        effect: measures a candidate on validation rows; without it, `UNMEASURED` is the damping.
 
     Returns:
-        The chosen solution with its scope, and the effect by damping.
+        The chosen solution with its scope, and the effect by damping of those that were tried.
     """
 
     def candidate(damping: float) -> Kept:
         return pruned(kinder(solution, fisher, damping), scope, effect_shares(solution, fisher, damping), density)
 
     if effect is None:
-        return candidate(DAMPINGS[0]), {}
-    measured = {damping: effect(*candidate(damping)) for damping in DAMPINGS}
+        return candidate(UNMEASURED), {}
+    measured: dict[float, float] = {}
+    for damping in DAMPINGS:
+        measured[damping] = effect(*candidate(damping))
+        if measured[damping] < max(measured.values()):
+            break
     return candidate(max(measured, key=lambda damping: (measured[damping], damping))), measured

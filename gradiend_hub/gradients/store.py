@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from .memory import format_bytes
 from .pairs import GradientReader
 from .scope import Scope
 
-FORMAT = 1
+FORMAT = 2
 """Layout of the files; another one is refused."""
 
 KEY_FILE, GRADIENTS_FILE, INDEX_FILE = "key.json", "gradients.bin", "index.bin"
@@ -37,7 +38,9 @@ STORE_DTYPES = tuple(_TYPES)
 """In which gradients can be kept."""
 
 _WRITTEN, _EMPTY = 1.0, -1.0
-"""Marks in the index. Any positive number is a scale and means written; −1 a group without a usable row; 0 missing."""
+_INDEX = np.dtype([("mark", "<f4"), ("crc", "<u4")])
+"""What the index says of each vector. Any positive mark is a scale and means written; −1 a group without a usable row;
+0 missing. The checksum is that of its bytes."""
 
 
 @dataclass(frozen=True)
@@ -137,16 +140,17 @@ class GradientStore:
             self._check()
         else:
             self._create()
-        self._index = np.memmap(self.folder / INDEX_FILE, "<f4", mode="r+", shape=(key.groups, 2))
+        self._index = np.memmap(self.folder / INDEX_FILE, _INDEX, mode="r+", shape=(key.groups, 2))
         self._values = np.memmap(self.folder / GRADIENTS_FILE, self._code, mode="r", shape=(key.groups, 2, key.size))
+        self._verified: set[tuple[int, int]] = set()
 
     @staticmethod
     def required_bytes(groups: int, size: int, dtype: str = "float32") -> int:
         """Bytes on disk for `groups` pairs of `size` coordinates, without the key of about 1 kB."""
-        return groups * 2 * (size * _TYPES[dtype][0].itemsize + 4)
+        return groups * 2 * (size * _TYPES[dtype][0].itemsize + _INDEX.itemsize)
 
     def _sizes(self) -> dict[str, int]:
-        index = self.key.groups * 2 * 4
+        index = self.key.groups * 2 * _INDEX.itemsize
         return {
             GRADIENTS_FILE: self.required_bytes(self.key.groups, self.key.size, self.key.dtype) - index,
             INDEX_FILE: index,
@@ -194,29 +198,31 @@ class GradientStore:
     @property
     def missing(self) -> list[int]:
         """Groups that are not written yet."""
-        return [group for group, marks in enumerate(self._index) if not marks.all()]
+        return [group for group in range(self.key.groups) if not self.has(group)]
 
     def has(self, group: int) -> bool:
         """Whether a group is written."""
-        return bool(self._index[group].all())
+        return bool(self._index["mark"][group].all())
 
     def write(self, group: int, alternative: Tensor | None, diff: Tensor | None) -> None:
         """Store g_a and g_f − g_a of a group, each [n]; None for both when no row of it is usable."""
-        marks = [_EMPTY, _EMPTY]
+        marks = [(_EMPTY, 0), (_EMPTY, 0)]
         if alternative is not None and diff is not None:
             marks = []
             with (self.folder / GRADIENTS_FILE).open("r+b") as file:
                 file.seek(self._values[0].nbytes * group)
                 for vector in (alternative, diff):
                     scale = self._scale(vector)
-                    marks.append(scale)
                     values = (vector.detach() / scale if scale != 1 else vector.detach()).to("cpu", self._dtype)
                     bits = values.view(torch.int16) if self._dtype == torch.bfloat16 else values
-                    file.write(bits.contiguous().numpy().data)
+                    data = bits.contiguous().numpy().data
+                    file.write(data)
+                    marks.append((scale, zlib.crc32(data)))
                 file.flush()
                 os.fsync(file.fileno())
-        self._index[group] = marks
+        self._index[group] = np.array(marks, _INDEX)
         self._index.flush()
+        self._verified -= {(group, 0), (group, 1)}
 
     def _scale(self, vector: Tensor) -> float:
         """float16 ends at 6e-8, where gradients begin: vectors are stored relative to their largest value."""
@@ -228,13 +234,13 @@ class GradientStore:
         """Source and target gradient of a group, as `read_pair`: each [n], fp32; None if no row of it is usable.
 
         Raises:
-            TrainingError: the group is not written yet.
+            TrainingError: the group is not written yet, or its values are not those that were written.
         """
         if not self.has(group):
             raise TrainingError(
                 f"Group {group} of the gradient store {self.folder} is not written yet; call fill() first."
             )
-        if self._index[group, 0] == _EMPTY:
+        if self._index["mark"][group, 0] == _EMPTY:
             return None
         made = {name: self._vector(group, name, device) for name in {source, target}}
         return made[source], made[target]
@@ -243,8 +249,15 @@ class GradientStore:
         if name == "factual":
             return self._vector(group, "alternative", device) + self._vector(group, "diff", device)
         side = 0 if name == "alternative" else 1
-        stored = torch.from_numpy(np.array(self._values[group, side]))
-        scale = float(self._index[group, side])
+        block = np.array(self._values[group, side])
+        mark = self._index[group, side]
+        if (group, side) not in self._verified and zlib.crc32(block.data) != mark["crc"]:
+            raise TrainingError(
+                f"{self.folder / GRADIENTS_FILE} is damaged: the {'diff' if side else 'alternative'} gradient of group "
+                f"{group} is not what was written. Remove {self.folder} to compute it anew."
+            )
+        self._verified.add((group, side))
+        stored, scale = torch.from_numpy(block), float(mark["mark"])
         values = (stored.view(torch.bfloat16) if self._dtype == torch.bfloat16 else stored).to(device).float()
         return values if scale == 1 else values.mul_(scale)
 

@@ -10,7 +10,7 @@ from gradiend_hub.errors import ConfigError
 from .autoencoder import AutoencoderSolver
 from .base import Solution, Solver, calibrated
 from .closed_form import ClassMeans, ClosedFormSolver
-from .fisher import DAMPINGS, effect_shares, kinder
+from .fisher import DAMPINGS, UNMEASURED, effect_shares, kinder
 from .report import RunReport, SeedReport, seed_report
 from .ridge import RidgeSolver
 from .shard import Shard
@@ -18,6 +18,7 @@ from .shard import Shard
 __all__ = [
     "DAMPINGS",
     "SOLVERS",
+    "UNMEASURED",
     "AutoencoderSolver",
     "ClassMeans",
     "ClosedFormSolver",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from gradiend_hub.gradients import select_parameters
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, Slots, make_objective
 
-from .bench_learner import DATA, LONGEST, MODELS, REFERENCE_PYTHON, make_job, reference_on
-from .learner_job import CLASSES, read_jsonl
-from .measure import interleaved, line, skipped
+from .bench_learner import DATA, LONGEST, REFERENCE_PYTHON, make_job, reference_on
+from .learner_job import CLASSES
+from .measure import MODELS, interleaved, line, plain_and_slots, read_jsonl, skipped
 
 FILLERS = {"3SG": ["he", "she", "it"], "3PL": ["they"]}
 
@@ -37,7 +36,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     for name, path in MODELS.items():
         if not path.exists():
             lines.append(skipped("evaluation", f"there is no {path.name} in {path.parent}", model=name))
-        elif not (quick and name == "MiniLM"):
+        elif not (quick and name == "minilm"):
             lines += evaluation(name, path, 40 if quick else 100)
             lines += against_reference(name, path, 20 if quick else 50)
     if not quick:
@@ -55,13 +54,8 @@ def evaluation(name: str, path: Path, size: int) -> list[dict[str, Any]]:
     batches = recorded(objective, lambda: whole(model, objective, rows, texts))
     base = model.get_base_model()
 
-    @torch.inference_mode()
-    def plain() -> None:
-        for batch in batches:
-            base(**batch.inputs)
-
-    bare = partial(slots_only, model, objective, batches)
-    works = {"plain": plain, "slots": bare, "ours": lambda: whole(model, objective, rows, texts)}
+    works = plain_and_slots(base, objective, batches)
+    works["ours"] = lambda: whole(model, objective, rows, texts)
     times = interleaved(works, 1, warm_up=False)  # recording was one
     probe = StrengthProbe(model, objective, rows, texts, batch_size=64)
     probe.measure(0.0)
@@ -102,7 +96,7 @@ def against_reference(name: str, path: Path, size: int) -> list[dict[str, Any]]:
             probe.measure(strength)
 
     batches = recorded(objective, curve)
-    times = interleaved({"slots": partial(slots_only, model, objective, batches), "ours": curve}, 1, warm_up=False)
+    times = interleaved({"slots": plain_and_slots(model.get_base_model(), objective, batches)["slots"], "ours": curve}, 1, warm_up=False)
     model.unload()
     ours, bare, reference = times.medians["ours"], times.medians["slots"], theirs["decoder_cpu_s"]
     return [
@@ -113,14 +107,6 @@ def against_reference(name: str, path: Path, size: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-@torch.inference_mode()
-def slots_only(model: GradiendModel, objective: Objective, batches: list[Slots]) -> None:
-    """The bare forward passes: logits at the slots and nowhere else."""
-    base = model.get_base_model()
-    for batch in batches:
-        objective.log_probs(base, batch)
-
-
 def random_135m(folder: Path) -> Path:
     """A causal model with the shapes of SmolLM2-135M and random weights, and a bundled tokenizer."""
     config = LlamaConfig(
@@ -128,7 +114,7 @@ def random_135m(folder: Path) -> Path:
         num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(MODELS["bundled causal"]).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODELS["causal"]).save_pretrained(folder)
     return folder
 
 

@@ -50,9 +50,12 @@ ALLOWED = 0.01
 """Damage: relative rise of the negative log-likelihood of neutral text."""
 
 STEPS, BATCH = 60, 16
-ROWS_PER_CLASS, TOKENS = 60, 1500
-SEARCH = 8
-GRID = (0.15, 0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2)
+ROWS_PER_CLASS, TEXTS = 50, 400
+LARGE, FEWER = 5_000_000, (30, 160)
+"""A base model of more weights in scope is measured on fewer rows of each class, and fewer neutral texts."""
+
+SEARCH = 6
+GRID = (0.2, 0.35, 0.5, 0.7, 1.0, 1.2)
 """Doses that are measured, relative to the one of about the allowed damage."""
 
 RESAMPLES = 300
@@ -89,7 +92,7 @@ def features(objective: Objective) -> Iterator[Feature]:
 
     shared = common.SHARED / "text" / "sentences.jsonl.gz"
     text = str(shared) if shared.is_file() else list(common.bundled_sentences())
-    for name, given, split_by in (("gender", english_gender.WORDS, "text"), ("sentiment", sentiment.WORDS, "word")):
+    for name, given, split_by in (("gender", english_gender.WORDS, "random"), ("sentiment", sentiment.WORDS, "word")):
         words = {c: [w for w in listed.split() if _is_token(objective, w)] for c, listed in given.items()}
         config = FeatureDataConfig(
             words, split_by=split_by, max_per_word=50, max_per_class=400, language="en",
@@ -206,11 +209,12 @@ class Laboratory:
         scope = self.scope.keep(dict(kept)) if kept else self.scope
         config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
         model = GradiendModel.from_direction(self.base, as_direction(solution, scope), config)
+        each, texts = (ROWS_PER_CLASS, TEXTS) if self.scope.size < LARGE else FEWER
         by_class = ([r for r in feature.rows["test"] if r.factual_class == c] for c in feature.classes)
-        rows = [row for own in by_class for row in own[:ROWS_PER_CLASS]]
+        rows = [row for own in by_class for row in own[:each]]
         first = np.array([row.factual_class == feature.classes[0] for row in rows])
         try:
-            probe = StrengthProbe(model, self.objective, rows, self.texts, tokens=TOKENS)
+            probe = StrengthProbe(model, self.objective, rows, self.texts[:texts], tokens=1)
 
             def at(dose: float) -> tuple[np.ndarray, np.ndarray]:
                 up, down = (probe.read(sign * dose) for sign in (1, -1)) if dose else 2 * (probe.base,)
@@ -252,7 +256,10 @@ def bootstrap(curves: Mapping[str, Curve]) -> dict[str, dict[str, Any]]:
     for name, values in found.items():
         record: dict[str, Any] = {"before": float(curves[name].means()[0][0])}
         for what, column in zip(("effect", "damage_ratio", "gain_ratio"), np.array(values).T, strict=True):
-            record |= {what: None if np.isnan(column[0]) else float(column[0]), f"{what}_interval": _interval(column[1:])}
+            record |= {
+                what: None if np.isnan(column[0]) else float(column[0]),
+                f"{what}_interval": _interval(column[1:]),
+            }
         records[name] = record
     return records
 
@@ -284,9 +291,7 @@ def bench_base(
         learned_from = LearnedFrom(data, rows, feature.rows["validation"], early[1::2])
         learned = Learned(base, objective, config, args, scope, learned_from)
         (kinder, _), tried = kindest(solutions["mean"], scope, fisher, effect=learned.effect)
-        (sparse, few), tried_sparse = kindest(
-            solutions["mean"], scope, fisher, density=DENSITY, effect=learned.effect
-        )
+        (sparse, few), tried_sparse = kindest(solutions["mean"], scope, fisher, density=DENSITY, effect=learned.effect)
         progress(f"{name} {feature.name}, effect by damping: {tried}; at 1 %: {tried_sparse}")
         noise = torch.randn(scope.size, generator=torch.Generator().manual_seed(0))
         decoders: dict[str, tuple[Solution, Mapping[str, Tensor]]] = {
@@ -317,7 +322,9 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     disable_progress_bars()
     bases = {name: folder for name, folder in MODELS.items() if folder.is_dir() and not (quick and name == "minilm")}
     silent: Callable[[str], None] = lambda text: None  # noqa: E731
-    found = [r for name, folder in bases.items() for r in bench_base(name, folder, silent, 1 if quick else 3, not quick)]
+    found = [
+        r for name, folder in bases.items() for r in bench_base(name, folder, silent, 1 if quick else 3, not quick)
+    ]
     return [one for r in found for one in lines(r)] + [cost_of_runs(*item) for item in bases.items()]
 
 
@@ -398,7 +405,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     disable_progress_bars()
     for base_name in sys.argv[1:] or MODELS:
-        found_here = bench_base(
-            Path(base_name).name, MODELS.get(base_name, Path(base_name)), lambda text: print(text, file=sys.stderr), coarse=True
+        where = MODELS.get(base_name, Path(base_name))
+        measured = bench_base(
+            Path(base_name).name, where, lambda text: print(text, file=sys.stderr, flush=True), coarse=True
         )
-        print(table(found_here) + "\n" + json.dumps(found_here), flush=True)
+        print(table(measured) + "\n" + json.dumps(measured), flush=True)

@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.learner_job JOB.json
 
-One line of JSON with the same names of figures; and, for the memory that a run may need, `base_mib` (with the base model
+Beside what the reference reads, `our_batch_size` may say that its steps × batch_size rows are read in other portions, and
+`controls` how many random directions an evaluation compares with. One line of JSON with the same names of figures; and, for the memory that a run may need, `base_mib` (with the base model
 loaded) and `activations_mib` (peak growth in a bare forward and backward pass over the longest batch).
 """
 
@@ -27,7 +28,7 @@ from gradiend_hub.base_models import load_base_model
 from gradiend_hub.evaluation.encoder import encode_rows
 from gradiend_hub.objectives import PairBatch
 
-from .measure import peak_growth
+from .measure import peak_growth, read_jsonl
 
 CLASSES = ["3SG", "3PL"]
 
@@ -47,10 +48,6 @@ class Clock(TrainerCallback):  # type: ignore[misc]
     def step_seconds(self) -> float:
         """Median of a step without the first, in which the optimizer allocates its state."""
         return statistics.median(b - a for a, b in zip(self.ends[1:], self.ends[2:], strict=False))
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def bare_pair(trainer: GradiendTrainer, batch: PairBatch) -> None:
@@ -87,9 +84,10 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     clock = Clock()
 
     def train() -> GradiendTrainer:
+        portion = job.get("our_batch_size", job["batch_size"])
         arguments = GradiendTrainingArguments(
-            folder, max_steps=job["steps"], per_device_train_batch_size=job["batch_size"], seed=0, num_runs=job["seeds"],
-            use_cpu=True, disable_tqdm=True, save_strategy="no",
+            folder, max_steps=job["steps"] * job["batch_size"] // portion, per_device_train_batch_size=portion, seed=0,
+            num_runs=job["seeds"], controls=job.get("controls", 3), use_cpu=True, disable_tqdm=True, save_strategy="no",
         )  # fmt: skip
         trainer = GradiendTrainer(
             base, GradiendConfig(feature_classes=CLASSES), arguments, train_dataset=splits["train"],

@@ -6,11 +6,15 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from gradiend_hub.objectives import Objective, Slots
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS = {
@@ -55,6 +59,22 @@ def interleaved(works: Mapping[str, Callable[[], Any]], repetitions: int, *, war
         {name: statistics.median(values) for name, values in seconds.items()},
         {n: statistics.median(a / b for a, b in zip(v, first, strict=True)) for n, v in seconds.items()},
     )
+
+
+def plain_and_slots(base: nn.Module, objective: Objective, batches: Sequence[Slots]) -> dict[str, Callable[[], None]]:
+    """Forward passes that an evaluation of the same batches consists of: with all logits, and with those at slots only."""
+
+    @torch.inference_mode()
+    def plain() -> None:
+        for batch in batches:
+            base(**batch.inputs)
+
+    @torch.inference_mode()
+    def slots_only() -> None:
+        for batch in batches:
+            objective.log_probs(base, batch)
+
+    return {"plain": plain, "slots": slots_only}
 
 
 def line(what: str, value: float, unit: str, target: str = "", **details: Any) -> dict[str, Any]:

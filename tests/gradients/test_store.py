@@ -161,7 +161,7 @@ def test_every_difference_is_refused_and_named(tmp_path: Path) -> None:
         "size": [key_of(model, pruned(model, 4))],
         "dtype": [key_of(model, scope, dtype="bfloat16")],
         "objective": [shorter],
-        "format": [replace(key, format=2)],
+        "format": [replace(key, format=key.format + 1)],
     }
     assert set(different) == {field.name for field in fields(StoreKey)}
     for field, keys in different.items():
