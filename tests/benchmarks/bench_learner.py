@@ -181,8 +181,8 @@ def whole_job(name: str, folder: Path) -> list[dict[str, Any]]:
     return [
         line("whole job: reference / ours", total["reference"] / total["ours"], "×", "≥ 10", model=name,
              ours=seconds(total["ours"]), other=seconds(total["reference"]),
-             note="3 seeds of 192 rows each (12 steps of 16; ours 24 of 8), encoder on test rows, decoder evaluation without "
-             "random controls (ours both signs, on validation rows)"),
+             note="3 seeds of 192 rows (12 steps of 16; ours 24 of 8), encoder on test rows, decoder evaluation (ours both "
+             "signs, on validation rows; no random controls)"),
         line("whole job: held-out correlation", ours["correlation"], "", f"≥ {max(0, reference['correlation']):.3f}",
              model=name, ours=f"{ours['correlation']:.3f}", other=f"{reference['correlation']:.3f}",
              note="the reference at its README's learning rate of 1e-3"),

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.learner_job JOB.json
 
 Beside what the reference reads, `our_batch_size` may say that its steps × batch_size rows are read in other portions, and
-`controls` how many random directions an evaluation compares with. One line of JSON with the same names of figures; and, for the memory that a run may need, `base_mib` (with the base model
-loaded) and `activations_mib` (peak growth in a bare forward and backward pass over the longest batch).
+`controls` how many random directions an evaluation compares with. One line of JSON with the same names of figures; and,
+for the memory that a run may need, `base_mib` (with the base model loaded) and `activations_mib` (peak growth in a bare
+forward and backward pass over the longest batch).
 """
 
 from __future__ import annotations
