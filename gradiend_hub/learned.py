@@ -26,6 +26,9 @@ __all__ = ["Learned", "LearnedFrom", "as_direction"]
 CALIBRATION_ROWS = 128
 """Training rows from which orientation and gain of a solution are read."""
 
+RUN_ROWS = 32
+"""The same while runs are compared, all but one of which are then left behind."""
+
 COMPARED_ROWS, COMPARED_TOKENS = 60, 1000
 """Validation rows of each class and neutral tokens on which dampings are compared."""
 
@@ -80,18 +83,18 @@ class Learned:
         Returns:
             The solution and, if there are several runs, how they compare.
         """
-        solutions = self.calibrated(solutions, self.scope)
         if len(solutions) == 1:
-            return solutions[0], None
+            return self.calibrated(solutions, self.scope)[0], None
+        compared = self.calibrated(solutions, self.scope, RUN_ROWS)
         rows = self.data.eval_rows or [self.data.rows[i] for i in self.data.dataset.sample(CALIBRATION_ROWS)]
-        encoded = [self.encode(solution, rows) for solution in solutions]
+        encoded = [self.encode(solution, rows) for solution in compared]
         seeds, rates = zip(*self.args.runs, strict=True)
-        found = seed_report(solutions, torch.stack([h for h, _ in encoded]), encoded[0][1], seeds=seeds, rates=rates)
-        return solutions[found.chosen], found
+        found = seed_report(compared, torch.stack([h for h, _ in encoded]), encoded[0][1], seeds=seeds, rates=rates)
+        return self.calibrated([solutions[found.chosen]], self.scope)[0], found
 
-    def calibrated(self, solutions: Sequence[Solution], scope: Scope) -> list[Solution]:
-        """The same solutions with orientation and gain read from training rows."""
-        chosen = self.data.dataset.sample(CALIBRATION_ROWS)
+    def calibrated(self, solutions: Sequence[Solution], scope: Scope, count: int = CALIBRATION_ROWS) -> list[Solution]:
+        """The same solutions with orientation and gain read from training rows, `count` of them if there are as many."""
+        chosen = self.data.dataset.sample(count)
         examples = [self.data.dataset.examples[i] for i in chosen]
         labels = torch.tensor([self.data.dataset.labels[i] for i in chosen])
         ready = []

@@ -61,9 +61,11 @@ from .gradients import (
     Estimate,
     GradientReader,
     GradientStore,
+    PairRows,
     PairStream,
     Scope,
     SkippedRows,
+    StoredPairs,
     StoreKey,
     estimate,
     prune,
@@ -264,20 +266,18 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
 
     def _new_stream(self, reader: GradientReader) -> PairStream:
         dataset, config = self.train_dataset, self.gradiend_config
-        store, groups = None, list(self._sampler()) if self.args.gradient_store else []
-        if self.args.gradient_store:
-            key = StoreKey.of(
-                self.base_model, self.scope, self.objective, dataset.examples, groups,
-                dtype=self.args.gradient_store_dtype,
-            )  # fmt: skip
-            size = GradientStore.required_bytes(len(groups), self.scope.size, self.args.gradient_store_dtype)
-            logger.info("Gradient store %s: %.1f MB", self.args.gradient_store, size / 1e6)
-            store = GradientStore(self.args.gradient_store, key)
         return PairStream(
-            reader, self.objective, dataset.examples, dataset.labels, source=config.source, target=config.target,
-            skipped=SkippedRows(len(dataset)), state_vectors=self._state_vectors(), store=store,
-            groups={tuple(rows): number for number, rows in enumerate(groups)},
+            reader, self.objective, PairRows(dataset.examples, dataset.labels, config.source, config.target),
+            skipped=SkippedRows(len(dataset)), state_vectors=self._state_vectors(),
+            stored=self._stored(self.args.gradient_store) if self.args.gradient_store else None,
         )  # fmt: skip
+
+    def _stored(self, folder: str) -> StoredPairs:
+        groups, dtype = list(self._sampler()), self.args.gradient_store_dtype
+        key = StoreKey.of(self.base_model, self.scope, self.objective, self.train_dataset.examples, groups, dtype=dtype)
+        size = GradientStore.required_bytes(len(groups), self.scope.size, dtype)
+        logger.info("Gradient store %s: %.1f MB", folder, size / 1e6)
+        return StoredPairs(GradientStore(folder, key), {tuple(rows): number for number, rows in enumerate(groups)})
 
     def _sampler(self) -> TransitionBatchSampler:
         args, fixed = self.args, self.args.gradient_store is not None

@@ -102,6 +102,11 @@ def _correlation(measure: Any, x: Array, y: Array) -> float:
     return float(measure(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
 
 
+def _pearson(x: Array, y: Array) -> float:
+    """The same as `_correlation(pearsonr, x, y)`, without its p-value: many times faster, for a thousand resamples."""
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
+
+
 def _spread(values: Array) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
@@ -110,7 +115,7 @@ def _intervals(x: Array, y: Array, of_class: Mapping[str, Array], silent: Array,
     right = int(((x > 0) == (y > 0)).sum())
     intervals = {"accuracy": share_interval(right, len(x))}
     if len(of_class) == 2 and len(x) > 2:
-        intervals["correlation"] = bootstrap_interval(lambda a, b: _correlation(pearsonr, a, b), x, y, seed=seed)
+        intervals["correlation"] = bootstrap_interval(_pearson, x, y, seed=seed)
     means = {f"mean {name}": values for name, values in of_class.items()} | {"neutral_abs_mean": abs(silent)}
     return intervals | {
         name: bootstrap_mean_interval(values, seed=seed) for name, values in means.items() if len(values) > 1

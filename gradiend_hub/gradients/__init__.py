@@ -10,7 +10,7 @@ from .memory import Estimate, estimate, memory_advised
 from .pairs import GradientReader, read_pair
 from .scope import Scope, select_parameters
 from .store import STORE_DTYPES, GradientStore, StoreKey
-from .stream import PairStream, neutral_source
+from .stream import PairRows, PairStream, StoredPairs, neutral_source
 
 __all__ = [
     "MEASURES",
@@ -18,10 +18,12 @@ __all__ = [
     "Estimate",
     "GradientReader",
     "GradientStore",
+    "PairRows",
     "PairStream",
     "Scope",
     "SkippedRows",
     "StoreKey",
+    "StoredPairs",
     "diagonal_fisher",
     "directional_derivatives",
     "estimate",

@@ -56,7 +56,7 @@ def directional_derivatives(
                 try:
                     out[rows] = _derivatives(model, objective, objective.collate(chosen).to(device), tangents)
                     continue
-                except NotImplementedError as error:
+                except NotImplementedError as error:  # what torch itself raises for an operation without a formula
                     _without_formula.add(model)
                     logger.info(
                         "%s has an operation without a forward-mode formula, so its rows are encoded one at a time by a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -25,12 +25,14 @@ class SkippedRows:
 
     Attributes:
         rows: the rows left out so far, and why.
+        used: number of rows behind the pair that was read last.
     """
 
     def __init__(self, total: int, *, share: float = 0.01) -> None:
         self.total = total
         self.allowed = max(1, int(share * total))
         self.rows: dict[str, str] = {}
+        self.used = 0
 
     def read_pair(
         self,
@@ -47,6 +49,7 @@ class SkippedRows:
             TrainingError: more rows than allowed are unusable, or a gradient is zero everywhere.
         """
         while len(batch.factual.labels):
+            self.used = len(batch.factual.labels)
             try:
                 return read_pair(reader, objective, batch, source=source, target=target)
             except NotFiniteError as error:
@@ -64,13 +67,26 @@ class SkippedRows:
         if row in self.rows:
             return
         self.rows[row] = reason
+        self._require_few()
+        logger.warning("Row left out, %s: %s", reason, row)
+
+    def join(self, others: Sequence[Mapping[str, str]]) -> None:
+        """Count rows that other processes have left out, too.
+
+        Raises:
+            TrainingError: together they are more than allowed.
+        """
+        for rows in others:
+            self.rows |= rows
+        self._require_few()
+
+    def _require_few(self) -> None:
         if len(self.rows) > self.allowed:
             listed = "; ".join(f"{name} ({why})" for name, why in list(self.rows.items())[:3])
             raise TrainingError(
                 f"{len(self.rows)} of {self.total} rows have no finite loss and gradient, more than the {self.allowed} that "
                 f"may be left out. The first are: {listed}. Check these texts, or load the base model in float32."
             )
-        logger.warning("Row left out, %s: %s", reason, row)
 
 
 def _bad_gradients(

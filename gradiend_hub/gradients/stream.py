@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
@@ -14,7 +15,7 @@ from .memory import memory_advised
 from .pairs import GradientReader
 from .store import GradientStore
 
-__all__ = ["PairStream", "neutral_source"]
+__all__ = ["PairRows", "PairStream", "StoredPairs", "neutral_source"]
 
 
 def neutral_source(source: str) -> str:
@@ -22,40 +23,48 @@ def neutral_source(source: str) -> str:
     return "factual" if source == "diff" else source
 
 
+@dataclass(frozen=True)
+class PairRows:
+    """Tokenised rows, the label of each (0: its target is zero), and source and target as in `GradiendConfig`."""
+
+    examples: Sequence[Example]
+    labels: Sequence[float]
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class StoredPairs:
+    """A store that is read, and written, in place of computing again; and the number of each batch in it, by its rows."""
+
+    store: GradientStore
+    groups: Mapping[tuple[int, ...], int]
+
+
 class PairStream:
     """Source and target gradient (s, t) of batches of rows.
 
-    With several processes each computes its share of a batch's rows, and all get the sum.
+    With several processes each computes its share of a batch's rows, and all get the mean over those that are usable.
 
     Args:
         reader: an open reader of the base model.
-        examples: tokenised rows.
-        labels: label of each row; rows of label 0 have a target of zero.
-        source, target: as in `GradiendConfig`.
-        skipped: keeps count of rows without a finite gradient.
+        skipped: keeps count of rows without a finite gradient, of all processes.
         state_vectors: vectors [n] that the solver holds, for advice when memory runs out.
-        store: read and written in place of computing again.
-        groups: number of each batch in the store, by its rows.
     """
 
     def __init__(
         self,
         reader: GradientReader,
         objective: Objective,
-        examples: Sequence[Example],
-        labels: Sequence[float],
+        rows: PairRows,
         *,
-        source: str,
-        target: str,
         skipped: SkippedRows,
         state_vectors: int,
-        store: GradientStore | None = None,
-        groups: Mapping[tuple[int, ...], int] | None = None,
+        stored: StoredPairs | None = None,
     ) -> None:
-        self.reader, self.objective, self.examples, self.labels = reader, objective, examples, labels
-        self.source, self.target = source, target
+        self.reader, self.objective, self.rows, self.stored = reader, objective, rows, stored
         self.skipped, self.state_vectors = skipped, state_vectors
-        self.store, self.groups = store, groups or {}
+        self._told = len(skipped.rows)
 
     def pair(self, rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
         """s and t of the mean loss over a batch of one label, each [n], fp32; `None` if no row of it is usable.
@@ -63,17 +72,19 @@ class PairStream:
         Raises:
             TrainingError: too many rows are unusable, a gradient is zero everywhere, or memory ran out.
         """
-        neutral = self.labels[rows[0]] == 0
-        source, target = (neutral_source(self.source), "diff") if neutral else (self.source, self.target)
-        if self.store is None:
+        neutral = self.rows.labels[rows[0]] == 0
+        source, target = self.rows.source, self.rows.target
+        if neutral:
+            source, target = neutral_source(source), "diff"
+        if self.stored is None:
             return self._shared(rows, source, target, neutral)
-        group = self.groups[tuple(rows)]
-        if not self.store.has(group):
-            self.store.write(group, *(self._computed(rows, "alternative", "diff", neutral) or (None, None)))
-        return self.store.read(group, source=source, target=target, device=self.reader.device)
+        store, group = self.stored.store, self.stored.groups[tuple(rows)]
+        if not store.has(group):
+            store.write(group, *(self._computed(rows, "alternative", "diff", neutral) or (None, None)))
+        return store.read(group, source=source, target=target, device=self.reader.device)
 
     def _computed(self, rows: Sequence[int], source: str, target: str, neutral: bool) -> tuple[Tensor, Tensor] | None:
-        batch = self.objective.collate_pairs([self.examples[i] for i in rows]).to(self.reader.device)
+        batch = self.objective.collate_pairs([self.rows.examples[i] for i in rows]).to(self.reader.device)
         with memory_advised(self.reader, self.objective, batch, state_vectors=self.state_vectors):
             pair = self.skipped.read_pair(
                 self.reader, self.objective, batch, source=source, target=source if neutral else target
@@ -88,8 +99,23 @@ class PairStream:
         s, t = pair or (self.reader.zeros(), self.reader.zeros())
         if s is t:
             t = s.clone()
-        share = torch.tensor(float(len(mine) if pair else 0), device=s.device)
-        total = share.clone()
-        for tensor, factor in ((total, 1.0), (s, float(share)), (t, float(share))):
-            distributed.all_reduce(tensor.mul_(factor))
-        return (s / total, t / total) if total > 0 else None
+        # rows that this process has read, and all that it has left out so far
+        counts = torch.tensor([float(self.skipped.used if pair else 0), float(len(self.skipped.rows))])
+        share = float(counts[0])
+        counts = counts.to(s.device)
+        distributed.all_reduce(counts)
+        total, left_out = counts.tolist()
+        if left_out != distributed.get_world_size() * self._told:
+            self._tell_skipped()
+        if not total:
+            return None
+        for vector in (s, t):
+            distributed.all_reduce(vector.mul_(share / total))
+        return s, t
+
+    def _tell_skipped(self) -> None:
+        """Let every process know the rows that any of them has left out."""
+        found: list[dict[str, str]] = [{}] * distributed.get_world_size()
+        distributed.all_gather_object(found, self.skipped.rows)
+        self.skipped.join(found)
+        self._told = len(self.skipped.rows)

@@ -29,6 +29,10 @@ from .shard import Shard
 PENALTIES = torch.logspace(-4, 2, 25, dtype=torch.float64)
 """Values of λ that are compared, in units of the mean squared norm of the centred vectors."""
 
+_CHUNK = 2**12
+"""Coordinates whose products are summed in fp32; chunks are summed in fp64. Centring the Gram matrix subtracts what all
+gradients share, so that rounding of longer sums would be seen in the result, and by how processes divide the coordinates."""
+
 
 class RidgeSolver(Solver):
     """Keeps up to `capacity` source vectors. When all places are taken, neighbours of equal label are averaged in pairs.
@@ -82,7 +86,10 @@ class RidgeSolver(Solver):
         place = self.used
         self.bank[place] = source
         self.labels[place], self.counts[place] = label, 1
-        (products,) = self.shard.sum((self.bank[: place + 1] @ source).double())
+        products = torch.zeros(place + 1, dtype=torch.float64, device=source.device)
+        for vectors, part in zip(self.bank[: place + 1].split(_CHUNK, dim=1), source.split(_CHUNK), strict=True):
+            products += (vectors @ part).double()
+        (products,) = self.shard.sum(products)
         self.gram[place, : place + 1] = self.gram[: place + 1, place] = products
         return loss
 

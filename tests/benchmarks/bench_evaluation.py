@@ -96,14 +96,15 @@ def against_reference(name: str, path: Path, size: int) -> list[dict[str, Any]]:
             probe.measure(strength)
 
     batches = recorded(objective, curve)
-    times = interleaved({"slots": plain_and_slots(model.get_base_model(), objective, batches)["slots"], "ours": curve}, 1, warm_up=False)
+    bare = plain_and_slots(model.get_base_model(), objective, batches)["slots"]
+    times = interleaved({"slots": bare, "ours": curve}, 1, warm_up=False)
     model.unload()
-    ours, bare, reference = times.medians["ours"], times.medians["slots"], theirs["decoder_cpu_s"]
+    ours, passes, reference = times.medians["ours"], times.medians["slots"], theirs["decoder_cpu_s"]
     return [
         line(what, reference / ours, "×", "≥ 5", model=name, ours=f"{ours:.2f} s", other=f"{reference:.2f} s",
              note=f"{len(rows)} rows, {len(texts)} neutral texts, {len(grid) + 1} strengths; its defaults"),
-        line("strength curve: reference's evaluate_decoder / bare forwards of ours", reference / bare, "×", model=name,
-             ours=f"{bare:.2f} s", other=f"{reference:.2f} s", note="the most that the line above can reach"),
+        line("strength curve: reference's evaluate_decoder / bare forwards of ours", reference / passes, "×", model=name,
+             ours=f"{passes:.2f} s", other=f"{reference:.2f} s", note="the most that the line above can reach"),
     ]  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.bench_solvers [masked | causal | FOLDER OF A BASE MODEL] ...
 
-Pronoun number is read from the bundled rows; gender and sentiment (tested on words that no training row has) are built as in
-the examples of these names. A direction is learned on train rows, F is estimated on a quarter of the neutral texts, dampings
+Pronoun number is read from the bundled rows; gender (he / she) and sentiment (tested on words that no training row has) are built as in
+the examples of these names, of words that are one token of the base model. A direction is learned on train rows, F is estimated on a quarter of the neutral texts, dampings
 are compared on another quarter and on validation rows, as the trainer does it, and all figures are of test rows and of the
 other half. Both signs of a dose count. Intervals are 95 % of a bootstrap over rows and scored tokens.
 """
@@ -39,6 +39,7 @@ from gradiend_hub.data import (
 from gradiend_hub.decoders import kindest
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation import StrengthProbe
+from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, read_pair, select_parameters
 from gradiend_hub.learned import Learned, LearnedFrom, as_direction
 from gradiend_hub.objectives import Objective, make_objective
@@ -50,9 +51,8 @@ ALLOWED = 0.01
 """Damage: relative rise of the negative log-likelihood of neutral text."""
 
 STEPS, BATCH = 60, 16
-ROWS_PER_CLASS, TEXTS = 50, 400
-LARGE, FEWER = 5_000_000, (30, 160)
-"""A base model of more weights in scope is measured on fewer rows of each class, and fewer neutral texts."""
+ROWS_PER_CLASS, TEXTS = 40, 200
+"""Of the test split and of the neutral texts; half of that for choosing the damping."""
 
 SEARCH = 6
 GRID = (0.2, 0.35, 0.5, 0.7, 1.0, 1.2)
@@ -92,16 +92,23 @@ def features(objective: Objective) -> Iterator[Feature]:
 
     shared = common.SHARED / "text" / "sentences.jsonl.gz"
     text = str(shared) if shared.is_file() else list(common.bundled_sentences())
-    for name, given, split_by in (("gender", english_gender.WORDS, "random"), ("sentiment", sentiment.WORDS, "word")):
+    pronouns = {name: listed.split()[0] for name, listed in english_gender.WORDS.items()}
+    for name, given, split_by in (("gender", pronouns, "random"), ("sentiment", sentiment.WORDS, "word")):
         words = {c: [w for w in listed.split() if _is_token(objective, w)] for c, listed in given.items()}
         config = FeatureDataConfig(
-            words, split_by=split_by, max_per_word=50, max_per_class=400, language="en",
+            words, split_by=split_by, max_per_word=50 if split_by == "word" else None, max_per_class=400, language="en",
             splits={"train": 0.6, "validation": 0.2, "test": 0.2},
             filters=TextFilters(unit="sentence", min_words=6, max_words=40, mixed=False),
         )  # fmt: skip
         built = FeatureDatasetBuilder(config).build(text)
         rows = {s: [r for r in read_rows(built.rows[s], list(words), what=s) if _reads(objective, r)] for s in SPLITS}
         yield Feature(name, words, rows)
+
+
+def some(feature: Feature, split: str, each: int) -> list[Row]:
+    """Rows of each class, as many of each."""
+    by_class = ([r for r in feature.rows[split] if r.factual_class == c] for c in feature.classes)
+    return [row for own in by_class for row in spread(own, each)]
 
 
 SPLITS = ("train", "validation", "test")
@@ -209,12 +216,10 @@ class Laboratory:
         scope = self.scope.keep(dict(kept)) if kept else self.scope
         config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
         model = GradiendModel.from_direction(self.base, as_direction(solution, scope), config)
-        each, texts = (ROWS_PER_CLASS, TEXTS) if self.scope.size < LARGE else FEWER
-        by_class = ([r for r in feature.rows["test"] if r.factual_class == c] for c in feature.classes)
-        rows = [row for own in by_class for row in own[:each]]
+        rows = some(feature, "test", ROWS_PER_CLASS)
         first = np.array([row.factual_class == feature.classes[0] for row in rows])
         try:
-            probe = StrengthProbe(model, self.objective, rows, self.texts[:texts], tokens=1)
+            probe = StrengthProbe(model, self.objective, rows, spread(self.texts, TEXTS), tokens=1)
 
             def at(dose: float) -> tuple[np.ndarray, np.ndarray]:
                 up, down = (probe.read(sign * dose) for sign in (1, -1)) if dose else 2 * (probe.base,)
@@ -288,7 +293,7 @@ def bench_base(
         data = TransitionDataset(rows, tokenize_rows(objective, rows), feature.classes, "alternative")
         solutions = learn(base, objective, scope, data)
         config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
-        learned_from = LearnedFrom(data, rows, feature.rows["validation"], early[1::2])
+        learned_from = LearnedFrom(data, rows, some(feature, "validation", ROWS_PER_CLASS // 2), spread(early[1::2], TEXTS // 2))
         learned = Learned(base, objective, config, args, scope, learned_from)
         (kinder, _), tried = kindest(solutions["mean"], scope, fisher, effect=learned.effect)
         (sparse, few), tried_sparse = kindest(solutions["mean"], scope, fisher, density=DENSITY, effect=learned.effect)

@@ -166,13 +166,21 @@ def test_ordinary_training_goes_on_afterwards() -> None:
     assert all(p.grad is not None for n, p in model.named_parameters() if "layer" in n)
 
 
-def test_bfloat16_base_gives_fp32_vectors() -> None:
-    exact, model = build("bert"), build("bert", torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_base_gives_fp32_vectors(dtype: torch.dtype) -> None:
+    exact, model = build("bert"), build("bert", dtype)
     with GradientReader(exact, whole(exact)) as reader:
         _, expected = read_pair(reader, objective("bert"), pairs("bert"))
     with GradientReader(model, whole(model)) as reader:
         _, t = read_pair(reader, objective("bert"), pairs("bert"))
+        kept = Scope.dense(reader.scope.parameters).keep(
+            {n: torch.arange(0, p.numel(), 2) for n, p in reader.scope.parameters.items()}
+        )
     assert t.dtype == torch.float32
+    with GradientReader(model, kept) as reader:
+        _, half = read_pair(reader, objective("bert"), pairs("bert"))
+    every = torch.cat([x[::2] for x in whole(model).split(t).values()])
+    assert half.dtype == torch.float32 and torch.equal(half, every)
     assert float(torch.cosine_similarity(t, expected, dim=0)) > 0.99
 
 

@@ -192,6 +192,23 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         GradientStore(tmp_path, key)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_value_that_is_not_what_was_written_is_refused(tmp_path: Path, dtype: str) -> None:
+    model = build("bert")
+    scope = pruned(model)
+    store = filled(tmp_path, model, scope, dtype)
+    width = 4 if dtype == "float32" else 2
+    with (tmp_path / "gradients.bin").open("r+b") as file:
+        file.seek((2 * 2 + 1) * scope.size * width)  # the second vector of the third group
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    store = GradientStore(tmp_path, key_of(model, scope, dtype=dtype))
+    assert store.read(1) is not None and store.read(2, source="alternative", target="alternative") is not None
+    with pytest.raises(TrainingError, match=r"gradients.bin is damaged: the diff gradient of group 2 is not what was"):
+        store.read(2)
+
+
 def test_groups_without_a_usable_row(tmp_path: Path) -> None:
     rows = examples()
     model = poisoned(rows, 2)
