@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.bench_solvers [masked | causal | FOLDER OF A BASE MODEL] ...
 
-Pronoun number is read from the bundled rows; gender (he / she) and sentiment (tested on words that no training row has) are built as in
-the examples of these names, of words that are one token of the base model. A direction is learned on train rows, F is estimated on a quarter of the neutral texts, dampings
-are compared on another quarter and on validation rows, as the trainer does it, and all figures are of test rows and of the
-other half. Both signs of a dose count. Intervals are 95 % of a bootstrap over rows and scored tokens.
+Pronoun number is read from the bundled rows; gender (he / she) and sentiment (tested on words that no training row has)
+are built as in the examples of these names, of words that are one token of the base model. A direction is learned on train
+rows, F is estimated on a quarter of the neutral texts, dampings are compared on another quarter and on validation rows, as
+the trainer does it, and all figures are of test rows and of the other half. Both signs of a dose count. Intervals are 95 %
+of a bootstrap over rows and scored tokens.
 """
 
 from __future__ import annotations
@@ -293,7 +294,9 @@ def bench_base(
         data = TransitionDataset(rows, tokenize_rows(objective, rows), feature.classes, "alternative")
         solutions = learn(base, objective, scope, data)
         config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
-        learned_from = LearnedFrom(data, rows, some(feature, "validation", ROWS_PER_CLASS // 2), spread(early[1::2], TEXTS // 2))
+        learned_from = LearnedFrom(
+            data, rows, some(feature, "validation", ROWS_PER_CLASS // 2), spread(early[1::2], TEXTS // 2)
+        )
         learned = Learned(base, objective, config, args, scope, learned_from)
         (kinder, _), tried = kindest(solutions["mean"], scope, fisher, effect=learned.effect)
         (sparse, few), tried_sparse = kindest(solutions["mean"], scope, fisher, density=DENSITY, effect=learned.effect)
