@@ -16,7 +16,7 @@ from gradiend_hub.direction import combine, sum_sparse
 
 __all__ = ["Changes", "Edit", "Originals", "Part", "read_entries", "sum_dtype", "total_delta", "union", "write_edits"]
 
-BLOCK, SPARSE_BLOCK = 1 << 17, 1 << 15
+BLOCK = SPARSE_BLOCK = 1 << 17
 """Elements that are summed at a time; small enough for the cache."""
 
 
@@ -150,37 +150,37 @@ class Edit(NamedTuple):
 def write_edits(edits: Iterable[Edit]) -> None:
     """Write many edits; sparse ones with the same coefficients share their sums, as most tensors have few entries."""
     groups: dict[tuple[object, ...], list[Edit]] = defaultdict(list)
-    entries: dict[tuple[object, ...], int] = defaultdict(int)
     for edit in edits:
-        if not edit.is_one_sparse_part:
+        if edit.is_one_sparse_part:
+            parameter, part = edit.parameter, edit.parts[0]
+            key = (part.c_w, part.c_b, part.bias is None, part.weight.dtype, parameter.dtype, parameter.device)
+            groups[key].append(edit)
+        else:
             edit.write()
-            continue
-        parameter, part = edit.parameter, edit.parts[0]
-        key = (part.c_w, part.c_b, part.bias is None, part.weight.dtype, parameter.dtype, parameter.device)
-        groups[key].append(edit)
-        entries[key] += edit.originals.values.numel()
-        if entries[key] >= SPARSE_BLOCK:
-            _write_sparse(groups.pop(key))
-            entries[key] = 0
     for group in groups.values():
-        _write_sparse(group)
+        start, entries = 0, 0
+        for stop, edit in enumerate(group, start=1):
+            entries += edit.originals.values.numel()
+            if entries >= SPARSE_BLOCK or stop == len(group):
+                _write_sparse(group[start:stop])
+                start, entries = stop, 0
 
 
 def _write_sparse(edits: list[Edit]) -> None:
     """Write edits of one sparse part each, with the same coefficients and types."""
-    parts, parameters = [edit.parts[0] for edit in edits], [edit.parameter.detach() for edit in edits]
-    dtype, (_, _, _, c_w, c_b) = sum_dtype(parameters[0].dtype), parts[0]
+    parts, originals = [edit.parts[0] for edit in edits], [edit.originals.values for edit in edits]
+    dtype, (_, _, _, c_w, c_b) = sum_dtype(edits[0].parameter.dtype), parts[0]
     biases = [part.bias for part in parts if part.bias is not None]
-    indices = torch.cat([part.indices for part in parts if part.indices is not None]).long()
     # In place on the joined copies, in the order of `Part.delta`: fresh memory costs more than the sum.
     delta = torch.cat([part.weight for part in parts]).to(dtype).mul_(c_w)
     if biases:
         delta.add_(torch.cat(biases).to(dtype).mul_(c_b))
-    originals = torch.cat([edit.originals.values for edit in edits])
-    values = torch.add(originals, delta, out=originals)
-    sizes = [edit.originals.values.numel() for edit in edits]
-    for parameter, where, written in zip(parameters, indices.split(sizes), values.split(sizes), strict=True):
-        parameter.view(-1).index_copy_(0, where, written)
+    values = torch.cat(originals)
+    torch.add(values, delta, out=values)
+    indices = torch.cat([part.indices for part in parts if part.indices is not None]).long()
+    sizes = [kept.numel() for kept in originals]
+    for edit, where, written in zip(edits, indices.split(sizes), values.split(sizes), strict=True):
+        edit.parameter.detach().view(-1).index_copy_(0, where, written)
 
 
 def _write_dense(parameter: torch.Tensor, originals: torch.Tensor, part: Part) -> None:
