@@ -143,7 +143,7 @@ def test_without_encoder_neutral_text_or_a_class_the_rest_is_measured(
     ("options", "message"),
     [
         (("--data", "{data}", "--bench", "crows-pear=x.csv"), "no benchmark 'crows-pear': did you mean crows-pairs?"),
-        (("--data", "{data}", "--bench", "winobias=x"), "expected winobias=<pro-stereotypical file>,<anti-"),
+        (("--data", "{data}", "--bench", "winobias=x"), "expected winobias=<pro-stereotypical file or Hub"),
         (("--data", "{data}", "--bench", "zzz=x"), "expected one of stereoset, crows-pairs"),
         (("--data", "{folder}/adapter_model.safetensors"), "is no data set. Expected a folder, a Hub id, or a file"),
         (("--data", "{folder}"), "cannot be loaded as a data set"),
