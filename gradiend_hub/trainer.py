@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +21,21 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .base_identity import base_commit
 from .base_models import load_base_model
 from .config import GradiendConfig
-from .constants import (
-    ASSETS_FOLDER,
-    CARD_FILE,
-    CONFIG_FILE,
-    ENCODER_FILE,
-    HTML_FILE,
-    PROBES_FILE,
-    REPORT_FILE,
-    WEIGHTS_FILE,
-)
 from .data import (
     Row,
-    TransitionBatchSampler,
     TransitionDataset,
     class_fillers,
     other_examples,
     read_rows,
     read_texts,
     require_classes,
-    rows_digest,
     tokenize_rows,
 )
 from .direction import Direction
 from .errors import ConfigError, HubPushError
 from .evaluation import (
     EvaluationSettings,
-    Report,
     check_fillers,
-    edit_account,
     encoder_report,
     evaluate_direction,
     flat_encoder,
@@ -60,23 +43,12 @@ from .evaluation import (
 from .gradients import (
     Estimate,
     GradientReader,
-    GradientStore,
-    PairRows,
-    PairStream,
     Scope,
-    SkippedRows,
-    StoredPairs,
-    StoreKey,
-    estimate,
     prune,
     select_parameters,
 )
 from .gradients.pairs import silence
-from .hub.names import shown_name
 from .hub.publish import publish_folder
-from .hub.receipts import write_receipts
-from .hub.usage import MOST_PARAMETERS, run_usage
-from .hub.verify import write_probes
 from .learned import Learned, LearnedFrom, as_direction
 from .model import GradiendModel
 from .objectives import Example, make_objective, objective_name
@@ -87,13 +59,11 @@ from .solvers import (
     Solver,
     make_solver,
 )
+from .trained_artifact import ARTIFACT_FILES, new_report, save_artifact
 from .training_args import GradiendTrainingArguments
+from .training_stream import RowBatches, pair_stream, predicted, row_sampler
 
 logger = logging.getLogger(__name__)
-
-ARTIFACT_FILES = (
-    CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE, HTML_FILE, f"{ASSETS_FOLDER}/*.png",
-)  # fmt: skip
 
 _FISHER_TEXTS = 256
 """Most sentences that the Fisher information is estimated from."""
@@ -165,7 +135,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         self._learned = Learned(base, self.objective, config, args, self.scope, data)
         self._trained_words = {row.factual.lower() for row in rows} | {row.alternative.lower() for row in rows}
         self._observes_targets = False
-        self.report = self._new_report(rows, len(dataset) - len(rows), args)
+        self.report = new_report(self._learned)
         self._direction: Direction | None = None
         super().__init__(
             model=self._new_solver(args),
@@ -216,7 +186,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         self._direction = None
         start = time.perf_counter()
         with GradientReader(self.base_model, self.scope, reuse=True) as reader:
-            self._stream = self._new_stream(reader)
+            self._stream = pair_stream(reader, self._learned, self._state_vectors())
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
             if 0 < len(reader.silent) < len(self.scope.parameters):
                 logger.warning(silence(reader))
@@ -239,24 +209,10 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
 
     def dry_run(self) -> Estimate:
         """Predict time and memory of `train` from three batches. Nothing is learned, and nothing written."""
-        sampler = self._sampler()
-        batches = list(sampler)
-        lengths = [sum(self.train_dataset.examples[i].length for i in rows) for rows in batches]
-        typical, largest = (sorted(zip(lengths, batches, strict=True))[k][1] for k in (len(batches) // 2, -1))
-        steps = self.args.max_steps if self.args.max_steps > 0 else math.ceil(self.args.num_train_epochs * len(batches))
         solver, where = copy.deepcopy(self.model), self.model.shard.where
-        stored = GradientStore.required_bytes(len(batches), self.scope.size, self.args.gradient_store_dtype)
         with GradientReader(self.base_model, self.scope, reuse=True) as reader:
-            both = [
-                self.objective.collate_pairs([self.train_dataset.examples[i] for i in rows]).to(reader.device)
-                for rows in (typical, largest)
-            ]
-            return estimate(
-                reader, self.objective, both[0], steps=steps, state_vectors=self._state_vectors(), largest=both[1],
-                observe=lambda s, t: solver.observe(s[where], t[where], self.train_dataset.labels[typical[0]]),
-                store_bytes=stored if self.args.gradient_store else 0,
-                source=self.gradiend_config.source, target=self.gradiend_config.target,
-            )  # fmt: skip
+            return predicted(reader, self._learned, lambda s, t, label: solver.observe(s[where], t[where], label),
+                             self._state_vectors())  # fmt: skip
 
     def _state_vectors(self) -> int:
         """Vectors [n] that solver and optimizer hold: of each parameter itself, its gradient and Adam's two moments."""
@@ -264,28 +220,9 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         kept: int = sum(b.numel() for b in self.model.buffers())
         return round((4 * moved + kept) / self.scope.size)
 
-    def _new_stream(self, reader: GradientReader) -> PairStream:
-        dataset, config = self.train_dataset, self.gradiend_config
-        return PairStream(
-            reader, self.objective, PairRows(dataset.examples, dataset.labels, config.source, config.target),
-            skipped=SkippedRows(len(dataset)), state_vectors=self._state_vectors(),
-            stored=self._stored(self.args.gradient_store) if self.args.gradient_store else None,
-        )  # fmt: skip
-
-    def _stored(self, folder: str) -> StoredPairs:
-        groups, dtype = list(self._sampler()), self.args.gradient_store_dtype
-        key = StoreKey.of(self.base_model, self.scope, self.objective, self.train_dataset.examples, groups, dtype=dtype)
-        size = GradientStore.required_bytes(len(groups), self.scope.size, dtype)
-        logger.info("Gradient store %s: %.1f MB", folder, size / 1e6)
-        return StoredPairs(GradientStore(folder, key), {tuple(rows): number for number, rows in enumerate(groups)})
-
-    def _sampler(self) -> TransitionBatchSampler:
-        args, fixed = self.args, self.args.gradient_store is not None
-        return TransitionBatchSampler(self.train_dataset, args.train_batch_size, seed=args.row_seed, fixed=fixed)
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Row numbers in batches of one class transition each; see `TransitionBatchSampler`. The same in every process."""
-        return _RowBatches(self.train_dataset, batch_sampler=self._sampler(), collate_fn=self.data_collator)
+        return RowBatches(self.train_dataset, batch_sampler=row_sampler(self._learned), collate_fn=self.data_collator)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As `Trainer.create_optimizer`, over the solver's parameters; for a solver that has none, one without effect."""
@@ -418,7 +355,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             return
         direction = self.direction  # of all processes, whoever writes
         if self.args.should_save:
-            self._save_artifact(folder, direction)
+            save_artifact(folder, self._learned, direction, self.report)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
@@ -430,27 +367,6 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         if not self.args.should_save:
             self.optimizer.state_dict()  # gathers
         super()._save_optimizer_and_scheduler(output_dir)
-
-    def _save_artifact(self, folder: Path, direction: Direction) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.report.save(folder)
-        model = GradiendModel.from_direction(self.base_model, direction, self.gradiend_config)
-        try:
-            model.save_pretrained(folder)
-            if self.report.splits:
-                self._account(folder, model)
-            write_probes(folder, model, self._eval_rows or self._train_rows, self.objective)
-        finally:
-            model.unload()
-        write_receipts(folder)
-
-    def _account(self, folder: Path, model: GradiendModel) -> None:
-        """Add to the report of a measured direction what is read from the saved artifact."""
-        self.report.layers, self.report.dtype_loss = edit_account(model)
-        self.report.examples = [asdict(row) for row in self._train_rows[:3]]
-        if sum(p.numel() for p in self.base_model.parameters()) <= MOST_PARAMETERS:
-            self.report.usage = run_usage(folder, self.report)
-        self.report.save(folder)
 
     def push_to_hub(
         self,
@@ -514,39 +430,6 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         said = {"language": language, "license": license, "datasets": dataset_tags}
         self.report.data |= {name: value for name, value in said.items() if value is not None}
         self.save_model(_internal_call=True)
-
-    def _new_report(self, rows: Sequence[Row], identity_rows: int, args: GradiendTrainingArguments) -> Report:
-        config = self.gradiend_config
-        counts = {c: sum(row.factual_class == c for row in rows) for c in self._classes}
-        return Report(
-            feature_classes=list(self._classes),
-            base_model=shown_name(config.base_model_name_or_path),
-            base_revision=config.revision,
-            scope=self.scope.summary(),
-            training={
-                "solver": args.solver, "source": config.source, "target": config.target,
-                "learning_rate": args.learning_rate, "rows_per_gradient": args.per_device_train_batch_size,
-                "epochs": args.num_train_epochs, "max_steps": args.max_steps, "seed": args.seed,
-                "base_parameters": sum(p.numel() for p in self.base_model.parameters()),
-                "num_runs": args.num_runs, "learning_rates": args.learning_rates, "density": config.density,
-                "importance": args.importance, "identity_rows": identity_rows, "decoder": args.decoder,
-                "final_density": args.final_density,
-            },
-            data={
-                "train_rows": counts, "eval_rows": len(self._eval_rows), "neutral_texts": len(self._texts),
-                "train_sha256": rows_digest(rows),
-            },
-            versions={name: version(name) for name in ("gradiend_hub", "torch", "transformers", "peft")},
-        )  # fmt: skip
-
-
-class _RowBatches(DataLoader[list[int]]):
-    """A loader whose sampler learns the epoch from `Trainer`."""
-
-    batch_sampler: TransitionBatchSampler
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
 
 
 def _require_unused(folder: Path) -> None:

@@ -1,0 +1,83 @@
+"""What a training leaves behind: its report, and the artifact with everything that is rendered from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from .constants import (
+    ASSETS_FOLDER,
+    CARD_FILE,
+    CONFIG_FILE,
+    ENCODER_FILE,
+    HTML_FILE,
+    PROBES_FILE,
+    REPORT_FILE,
+    WEIGHTS_FILE,
+)
+from .data import require_classes, rows_digest
+from .direction import Direction
+from .evaluation import Report, edit_account
+from .hub.names import shown_name
+from .hub.receipts import write_receipts
+from .hub.usage import MOST_PARAMETERS, run_usage
+from .hub.verify import write_probes
+from .learned import Learned
+from .model import GradiendModel
+
+__all__ = ["ARTIFACT_FILES", "new_report", "save_artifact"]
+
+ARTIFACT_FILES = (
+    CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE, HTML_FILE, f"{ASSETS_FOLDER}/*.png",
+)  # fmt: skip
+
+
+def new_report(learned: Learned) -> Report:
+    """The report of a training that has not begun: what is learned from what, and how."""
+    config, args, data = learned.config, learned.args, learned.data
+    classes = require_classes(config.feature_classes)
+    return Report(
+        feature_classes=list(classes),
+        base_model=shown_name(config.base_model_name_or_path),
+        base_revision=config.revision,
+        scope=learned.scope.summary(),
+        training={
+            "solver": args.solver, "source": config.source, "target": config.target,
+            "learning_rate": args.learning_rate, "rows_per_gradient": args.per_device_train_batch_size,
+            "epochs": args.num_train_epochs, "max_steps": args.max_steps, "seed": args.seed,
+            "base_parameters": sum(p.numel() for p in learned.base_model.parameters()),
+            "num_runs": args.num_runs, "learning_rates": args.learning_rates, "density": config.density,
+            "importance": args.importance, "identity_rows": len(data.dataset) - len(data.rows), "decoder": args.decoder,
+            "final_density": args.final_density,
+        },
+        data={
+            "train_rows": {c: sum(row.factual_class == c for row in data.rows) for c in classes},
+            "eval_rows": len(data.eval_rows), "neutral_texts": len(data.texts), "train_sha256": rows_digest(data.rows),
+        },
+        versions={name: version(name) for name in ("gradiend_hub", "torch", "transformers", "peft")},
+    )  # fmt: skip
+
+
+def save_artifact(folder: Path, learned: Learned, direction: Direction, report: Report) -> None:
+    """Write the direction, its probes, the report and what is rendered from it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report.save(folder)
+    model = GradiendModel.from_direction(learned.base_model, direction, learned.config)
+    try:
+        model.save_pretrained(folder)
+        if report.splits:
+            _account(folder, learned, model, report)
+        write_probes(folder, model, learned.data.eval_rows or learned.data.rows, learned.objective)
+    finally:
+        model.unload()
+    write_receipts(folder)
+
+
+def _account(folder: Path, learned: Learned, model: GradiendModel, report: Report) -> None:
+    """Add to the report of a measured direction what is read from the saved artifact."""
+    report.layers, report.dtype_loss = edit_account(model)
+    report.examples = [asdict(row) for row in learned.data.rows[:3]]
+    if sum(p.numel() for p in learned.base_model.parameters()) <= MOST_PARAMETERS:
+        report.usage = run_usage(folder, report)
+    report.save(folder)
