@@ -45,7 +45,7 @@ def new_report(learned: Learned) -> Report:
         training={
             "solver": args.solver, "source": config.source, "target": config.target,
             "learning_rate": args.learning_rate, "rows_per_gradient": args.per_device_train_batch_size,
-            "epochs": args.num_train_epochs, "max_steps": args.max_steps, "seed": args.seed,
+            "epochs": args.num_train_epochs, "max_steps": max(args.max_steps, 0) or None, "seed": args.seed,
             "base_parameters": sum(p.numel() for p in learned.base_model.parameters()),
             "num_runs": args.num_runs, "learning_rates": args.learning_rates, "density": config.density,
             "importance": args.importance, "identity_rows": len(data.dataset) - len(data.rows), "decoder": args.decoder,

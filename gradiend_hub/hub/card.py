@@ -278,7 +278,7 @@ def _side_effects(report: Report, split: SplitReport) -> list[tuple[str, list[st
 
 
 def _training(report: Report) -> list[tuple[str, Any, bool]]:
-    """Name, value and whether it is the default, of each training argument; those that differ come first."""
+    """Name, value and whether it is the default, of each argument that was set; those that differ come first."""
     from gradiend_hub.training_args import GradiendTrainingArguments
 
     defaults = {f.name: f.default for f in fields(GradiendTrainingArguments) if f.default is not MISSING}
@@ -286,5 +286,6 @@ def _training(report: Report) -> list[tuple[str, Any, bool]]:
     listed = [
         (name, value, defaults.get(_ARGUMENT.get(name, name), value) == value)
         for name, value in report.training.items()
+        if value is not None
     ]
     return sorted(listed, key=lambda item: item[2])
