@@ -215,9 +215,8 @@ def read_pair(
     if not batch.shared:
         gradients = _read_apart(reader, objective, batch, {source, target})
     for name, vector in gradients.items():
-        total = float(
-            vector.sum()
-        )  # half the time of a norm, and small gradients do not vanish in it as their squares do
+        # half the time of a norm, and small gradients do not vanish in it as their squares do
+        total = float(vector.sum())
         if not math.isfinite(total):
             raise NotFiniteError(
                 f"The {name} gradient is not finite on all coordinates in scope ({reader.scope.summary()}). Load the base "
