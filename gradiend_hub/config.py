@@ -58,7 +58,7 @@ GRADIEND = _extend_peft_type("GRADIEND")
 
 
 def decoder_sign(source: str, target: str) -> int:
-    """Sign `o` that makes `o * w_d` raise the probability of the first class (METHOD.md, section 2).
+    """Sign `o` that makes `o * w_d` raise the probability of the first class.
 
     The label of a training row is the sign of the class whose token gives the source gradient, and adding the target
     `g_f - g_a` to the weights lowers the probability of the factual token. Both choices may flip the orientation.

@@ -206,10 +206,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
         If the new direction cannot be loaded, the old one stays.
         """
-        if adapter_name not in self.peft_config:
-            raise ConfigError(
-                f"There is no direction {adapter_name!r} in this model; loaded are {list(self.peft_config)}."
-            )
+        self._require_loaded(adapter_name)
         active = list(self.active_adapters)
         current = self._state(adapter_name)[0]
         temporary = f"{adapter_name}_swapped"
@@ -248,8 +245,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         wanted = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(self.active_adapters, strength)
         for name, value in wanted.items():
             _check_strength(value)
-            if name not in self.peft_config:
-                raise ConfigError(f"There is no direction {name!r} in this model; loaded are {list(self.peft_config)}.")
+            self._require_loaded(name)
         if feature_factor is not None:
             _check_strength(feature_factor)
         active = list(self.active_adapters)
@@ -335,10 +331,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = True) -> None:
         """Make these directions the active ones, at their own strengths (the recommended one if it never was set)."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        if unknown := [name for name in names if name not in self.peft_config]:
-            raise ConfigError(
-                f"There is no direction {unknown[0]!r} in this model; loaded are {list(self.peft_config)}."
-            )
+        for name in names:
+            self._require_loaded(name)
         self._set_active(names)
 
     def _set_active(self, names: list[str]) -> None:
@@ -364,10 +358,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove a direction; if it was the only active one, no direction is active afterwards."""
-        if adapter_name not in self.peft_config:
-            raise ConfigError(
-                f"There is no direction {adapter_name!r} in this model; loaded are {list(self.peft_config)}."
-            )
+        self._require_loaded(adapter_name)
         if len(self.peft_config) == 1:
             raise ConfigError(
                 f"{adapter_name!r} is the only direction; `unload()` gives the base model back without it."
@@ -393,6 +384,10 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     def direction(self) -> Direction:
         """The active direction, with its encoder (read from disk at the first use)."""
         return self._direction(self._only_active())
+
+    def _require_loaded(self, name: str) -> None:
+        if name not in self.peft_config:
+            raise ConfigError(f"There is no direction {name!r} in this model; loaded are {list(self.peft_config)}.")
 
     def _only_active(self) -> str:
         if len(self.active_adapters) != 1:
@@ -424,7 +419,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         return tokenizer
 
     def encode(self, rows: Any, batch_size: int = 32) -> torch.Tensor:
-        """Feature values `h` of rows (METHOD.md, section 1), fp32 `[N]`; near +1 for the first class."""
+        """Feature values `h = tanh(⟨w_e, ∇L⟩ + b_e)` of rows, fp32 `[N]`; near +1 for the first class."""
         from .evaluation.encoder import encode_rows  # tokenizing and objectives are not needed to apply a direction
 
         return encode_rows(self, rows, batch_size=batch_size)
@@ -457,8 +452,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         folder, name = Path(save_directory), adapter_name or self._only_active()
         if folder.is_file():
             raise ConfigError(f"{folder} is a file; give a folder.")
-        if name not in self.peft_config:
-            raise ConfigError(f"There is no direction {name!r} in this model; loaded are {list(self.peft_config)}.")
+        self._require_loaded(name)
         direction, config = self._direction(name), self.peft_config[name]
         folder.mkdir(parents=True, exist_ok=True)
         direction.save(folder, dtype=config.dtype)

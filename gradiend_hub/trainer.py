@@ -166,7 +166,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         relative = None if args.learning_rates is None else [rate / args.learning_rate for rate in rates]
         shard = Shard.of_process(self.scope.size)
         solver = make_solver(args.solver, self.scope.size, seeds=seeds, rates=relative, shard=shard)
-        if args.decoder != "solver" and not hasattr(solver, "target_means"):
+        if args.decoder != "solver" and args.solver == "autoencoder":  # the others keep these means for themselves
             solver.target_means = ClassMeans(shard)
             self._observes_targets = True
         return solver.requires_grad_(False)  # derivatives are closed forms; nothing is to be wrapped for autograd

@@ -249,7 +249,7 @@ def test_positive_strength_means_the_first_class_for_every_source_and_target() -
             for strength in (1.0, -1.0):
                 model.set_strength(strength)
                 moved = net.weight.item() - start
-                # t = g_f - g_a is *added* (METHOD.md, section 2); the other targets are gradients to descend or ascend
+                # t = g_f - g_a is *added*; the other targets are gradients to descend or ascend
                 assert math.copysign(1, moved) == strength, (source, target)
 
 

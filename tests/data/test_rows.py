@@ -60,7 +60,7 @@ def test_bundled_data_are_whole(pronouns: Any, neutral: Any) -> None:
 
 @pytest.mark.parametrize(
     ("source", "label"), [("alternative", -1.0), ("factual", 1.0), ("diff", 1.0)]
-)  # METHOD: the class whose token's gradient is the source
+)  # the class whose token's gradient is the source
 def test_label_is_of_the_class_that_gives_the_source(source: str, label: float) -> None:
     singular, plural = read_rows([record(0), record(1)], CLASSES)
     assert (singular.label(CLASSES, source), plural.label(CLASSES, source)) == (label, -label)
