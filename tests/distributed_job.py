@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for options in json.loads(sys.argv[2]):
         job(Path(sys.argv[1]), **options)
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads may outlive the interpreter, and its teardown then aborts the process
