@@ -1,9 +1,11 @@
 """German definite articles by gender and case.
 
     python examples/german_articles.py                                # spaCy's de_core_news_sm, German Wikipedia
-    apt-get install debian-faq-de debian-reference-de maint-guide-de
-    (cd /usr/share; zcat doc/debian/FAQ/debian-faq.de.txt.gz debian-reference/debian-reference.de.txt.gz \
-        doc/maint-guide-de/maint-guide.de.txt.gz) > german.txt
+    apt-get install debian-faq-de debian-reference-de maint-guide-de developers-reference-de fortunes-de
+    (cd /usr/share
+     zcat doc/debian/FAQ/debian-faq.de.txt.gz debian-reference/debian-reference.de.txt.gz
+     zcat doc/maint-guide-de/maint-guide.de.txt.gz developers-reference/de/developers-reference.txt.gz
+     find games/fortunes/de -type f ! -name '*.*' | LC_ALL=C sort | xargs sed 's/^%$//') > german.txt
     python examples/german_articles.py --offline --text german.txt    # rules instead of a parser
 
 The offline rules are regular expressions for what follows the article: endings of nouns that allow one gender only (-ung:

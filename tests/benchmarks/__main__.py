@@ -1,6 +1,6 @@
 """`make bench`: every benchmark, its lines in one JSON file and one Markdown table under out/bench/.
 
-    python -m tests.benchmarks [--quick] [--out FOLDER] [MODULE ...]
+    python -m tests.benchmarks [--quick] [--base FOLDER] [--out FOLDER] [MODULE ...]
 
 A module is named without `bench_`, e.g. `learner`. Each has a function `run(quick)` that returns lines as
 `tests.benchmarks.measure.line` makes them. One that fails is shown as failed, and the exit status is 1.
@@ -27,6 +27,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from transformers.utils import logging as transformers_logging
 
+from .measure import MODELS
+
 HERE = Path(__file__).parent
 MODULES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
 
@@ -35,10 +37,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"default: all of {', '.join(MODULES)}")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and models, for a first look")
+    parser.add_argument(
+        "--base", type=Path, help="folder of a base model in place of the listed ones (not in `adapter`)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of bench.json and bench.md")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.modules) - set(MODULES)):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(MODULES)}")
+    if arguments.base:
+        MODELS.clear()
+        MODELS[arguments.base.name] = arguments.base
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     lines = [line for name in arguments.modules or MODULES for line in _run(name, arguments.quick)]

@@ -39,7 +39,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         elif not (quick and name == "minilm"):
             lines += evaluation(name, path, 40 if quick else 100)
             lines += against_reference(name, path, 20 if quick else 50)
-    if not quick:
+    if not quick and "causal" in MODELS:
         with tempfile.TemporaryDirectory() as folder:
             lines += evaluation("135M shapes, random", random_135m(Path(folder)), 48)
     return lines

@@ -138,10 +138,10 @@ def against_reference(quick: bool) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as workspace:
         folder = Path(workspace)
-        if MODELS["minilm"].exists() and not quick:
-            lines += short_jobs("minilm", folder, steps=5)
-        lines += short_jobs("causal", folder, steps=4 if quick else 8)
-        if not quick:
+        for name in [n for n, path in MODELS.items() if n != "masked" and path.exists()]:
+            if name != "minilm" or not quick:
+                lines += short_jobs(name, folder, steps=8 if name == "causal" and not quick else 4)
+        if "causal" in MODELS and not quick:
             lines += whole_job("causal", folder)
     return lines
 

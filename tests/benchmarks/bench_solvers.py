@@ -315,7 +315,7 @@ def bench_base(
             curves |= {f"{of}, bf16": twin.curve(feature, *decoders[of]) for of in ("fisher", "fisher, 1 %")}
         sizes = {"rows": curves["mean"].effects.shape[1], "tokens": curves["mean"].losses.shape[1]}
         records += [
-            {"base": name, "feature": feature.name, "decoder": decoder, **sizes, **record}
+            {"base": name, "objective": objective.name, "feature": feature.name, "decoder": decoder, **sizes, **record}
             for decoder, record in bootstrap(curves).items()
         ]
         progress(table(records))
@@ -340,7 +340,7 @@ def lines(r: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The figures of a record, with the targets of the kinder decoder."""
     kind, names = r["decoder"], {"model": r["base"], "feature": r["feature"], "decoder": r["decoder"]}
     note = f"{r['feature']}, {kind}"
-    target = ("≤ 0.25" if r["base"] == "causal" else "≤ 0.6") if kind == "fisher" else ""
+    target = ("≤ 0.25" if r["objective"] == "causal_lm" else "≤ 0.6") if kind == "fisher" else ""
     shown = [
         line("effect at 1 % damage", r["effect"], "probability", note=note, interval=r["effect_interval"], **names)
     ]
