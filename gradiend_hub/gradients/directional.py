@@ -8,6 +8,7 @@ is one backward pass per row, which the log says once per model.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,12 +72,17 @@ def directional_derivatives(
 
 def _derivatives(model: nn.Module, objective: Objective, slots: Slots, tangents: Mapping[str, Tensor]) -> Tensor:
     parameters = {name: model.get_parameter(name).detach() for name in tangents}
+    scale = 1.0
+    if any(p.dtype == torch.float16 for p in parameters.values()):  # its numbers end at 65504; a power of two is exact
+        largest = max((float(tangent.abs().max()) for tangent in tangents.values()), default=0.0)
+        scale = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+        tangents = {name: tangent / scale for name, tangent in tangents.items()}
     # the fused attention kernels have no forward-mode formula; the math one is exact and slot batches are short
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         dual = {n: forward_ad.make_dual(p, tangents[n].to(p.device, p.dtype)) for n, p in parameters.items()}
         losses = functional_call(_SlotLoss(model, objective), {f"model.{n}": p for n, p in dual.items()}, (slots,))
         derivative = forward_ad.unpack_dual(losses).tangent
-    return torch.zeros(len(slots.labels)) if derivative is None else derivative.float().cpu()
+    return torch.zeros(len(slots.labels)) if derivative is None else scale * derivative.float().cpu()
 
 
 def _by_backward(model: nn.Module, objective: Objective, row: Slots, tangents: Mapping[str, Tensor]) -> Tensor:

@@ -106,3 +106,12 @@ def test_a_direction_that_the_loss_does_not_see_has_derivative_zero() -> None:
     values = directional_derivatives(model, objective("bert"), samples(), {"unused.weight": torch.ones(2, 2)})
     assert values.tolist() == [0.0, 0.0, 0.0]
     assert directional_derivatives(model, objective("bert"), [], tangents_of(model)).shape == (0,)
+
+
+def test_a_long_direction_does_not_leave_the_numbers_of_fp16() -> None:
+    """An encoder's vector may be of any length, and the derivative is linear in it."""
+    model = build("bert").half()
+    rows, tangents = samples(LENGTHS, SLOTS), tangents_of(model)
+    short = directional_derivatives(model, objective("bert"), rows, {n: t / 64 for n, t in tangents.items()})
+    long = directional_derivatives(model, objective("bert"), rows, {n: 2.0**14 * t for n, t in tangents.items()})
+    assert torch.equal(long, 2.0**20 * short)
