@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from .adapter.sites import SiteMap, refuse_offloaded, refuse_sharded, resolve_na
 from .config import GradiendConfig
 from .direction import Direction
 from .errors import BaseModelError, BaseModelMismatchError
-from .fingerprint import BaseModelRelation
+from .fingerprint import require_same_base
 
 __all__ = ["base_commit", "base_name", "check_base_model", "described", "load_recorded_base", "original_parameters"]
 
@@ -107,6 +106,8 @@ def load_recorded_base(config: GradiendConfig, base: str | Path | None, **argume
         )
     if config.revision is not None and path == config.base_model_name_or_path:
         arguments.setdefault("revision", config.revision)
+    if "torch_dtype" in arguments:  # the former name, which transformers still takes
+        arguments.setdefault("dtype", arguments.pop("torch_dtype"))
     arguments.setdefault("dtype", "auto" if torch.accelerator.is_available() else torch.float32)
     try:
         _check_architecture(path, model_class, arguments)
@@ -160,17 +161,6 @@ def check_base_model(
     refuse_offloaded({name: parameters[name] for name in names.values() if name in parameters})
     if direction.fingerprint is None:
         return names
-    match = direction.fingerprint.renamed(names).only(parameters).compare(parameters)
-    if match.relation is BaseModelRelation.DIFFERENT:
-        raise BaseModelMismatchError(
-            f"This {type(model).__name__} is not the base model of the direction. {match.evidence()} "
-            "Load the base model that the direction names."
-        )
-    if match.relation is BaseModelRelation.RELATED:
-        if not allow_related:
-            raise BaseModelMismatchError(
-                f"This {type(model).__name__} is a relative (such as a fine-tune) of the direction's base model. "
-                f"{match.evidence()} Pass allow_related=True to apply the direction all the same."
-            )
-        warnings.warn(f"The direction is applied to a relative of its base model. {match.evidence()}", stacklevel=4)
+    fingerprint = direction.fingerprint.renamed(names)
+    require_same_base(fingerprint, parameters, type(model).__name__, allow_related=allow_related)
     return names

@@ -12,8 +12,9 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def _check(ok: bool, name: str, expected: str, found: object) -> None:
 def is_number(value: object) -> bool:
     """Whether a value is a finite number (and no truth value)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def check_strength(value: object) -> None:
+    """Refuse what is no strength (or feature factor). Numbers of numpy are, too; a configuration stores Python's only.
+
+    Raises:
+        ConfigError: If it is no finite number.
+    """
+    real = isinstance(value, Real) and not isinstance(value, (bool, int)) and math.isfinite(value)
+    if not (real or is_number(value)):
+        raise ConfigError(f"A strength or feature factor must be a finite number, found {value!r}.")
 
 
 def _is_strings(value: object) -> bool:
@@ -300,13 +312,22 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
         config._source = partial(_companion, path, subfolder, **hub_arguments)
         return config
 
+    def stored(self) -> GradiendConfig:
+        """The same under the parameter names of the artifact that it was read from; a model's may differ by a prefix."""
+        names = self._stored_names
+        if self.parameters is None or all(names.get(name, name) == name for name in self.parameters):
+            return self
+        result = replace(self, parameters={names.get(name, name): spec for name, spec in self.parameters.items()})
+        result._source = self._source
+        return result
+
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, and take along the encoder, report and probes of the artifact it came from.
 
         transformers' own `model.load_adapter` does not say where a configuration came from: what `model.save_pretrained`
         writes after it can be applied, but has no encoder, and this is logged. PEFT's and our loaders keep it all.
         """
-        super().save_pretrained(save_directory, **kwargs)
+        super(GradiendConfig, self.stored()).save_pretrained(save_directory, **kwargs)
         if self._source is None:
             if self.feature_classes is not None and not Path(save_directory, ENCODER_FILE).exists():
                 logger.warning(

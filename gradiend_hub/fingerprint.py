@@ -9,13 +9,16 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 
-__all__ = ["BaseMatch", "BaseModelRelation", "Fingerprint"]
+from .errors import BaseModelMismatchError
+
+__all__ = ["BaseMatch", "BaseModelRelation", "Fingerprint", "require_same_base"]
 
 SAMPLES = 64
 """Values that are kept of each tensor."""
@@ -146,6 +149,35 @@ class Fingerprint:
         elif worst[1] < math.inf and median <= RELATED_DISTANCE:
             relation = BaseModelRelation.RELATED
         return BaseMatch(relation, median, worst, len(distances))
+
+
+def require_same_base(
+    fingerprint: Fingerprint, tensors: Mapping[str, torch.Tensor], model: str, *, allow_related: bool = False
+) -> None:
+    """Refuse tensors of another model than that of the fingerprint, and of a fine-tuned relative unless it is allowed.
+
+    Args:
+        fingerprint: That of the base model, under the names of `tensors`.
+        tensors: The original values of the model at hand; those that it has no samples of are not compared.
+        model: How messages call it.
+        allow_related: Accept a relative, with a warning.
+
+    Raises:
+        BaseModelMismatchError: With the evidence.
+    """
+    match = fingerprint.only(tensors).compare(tensors)
+    if match.relation is BaseModelRelation.DIFFERENT:
+        raise BaseModelMismatchError(
+            f"This {model} is not the base model of the direction. {match.evidence()} "
+            "Load the base model that the direction names."
+        )
+    if match.relation is BaseModelRelation.RELATED:
+        if not allow_related:
+            raise BaseModelMismatchError(
+                f"This {model} is a relative (such as a fine-tune) of the direction's base model. {match.evidence()} "
+                "To apply the direction all the same: GradiendModel.from_pretrained(…, allow_related=True)."
+            )
+        warnings.warn(f"The direction is applied to a relative of its base model. {match.evidence()}", stacklevel=5)
 
 
 def _is_constant(values: torch.Tensor) -> bool:

@@ -17,9 +17,9 @@ from torch import nn
 
 from .adapter.receipt import EditReceipt, receipt_of
 from .adapter.sites import SiteMap, refuse_sharded
-from .adapter.tuner import GradiendTuner, arriving
+from .adapter.tuner import GradiendTuner, arriving, check_name, gradiend_layers
 from .base_identity import base_commit, base_name, check_base_model, described, load_recorded_base
-from .config import GradiendConfig, is_number
+from .config import GradiendConfig, check_strength
 from .constants import CARD_FILE, CONFIG_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from .direction import Direction
 from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, EditError
@@ -99,6 +99,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             BaseModelMismatchError: If the base model is not the one that the direction was learned on.
             EditError: If applying the direction changes nothing.
         """
+        if isinstance(repo_or_path, nn.Module):
+            raise ConfigError("The direction comes first: GradiendModel.from_pretrained(repo_or_path, base_model).")
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = _find(repo_or_path, revision=revision, subfolder=subfolder, **hub)
         config = GradiendConfig.from_pretrained(str(folder))
@@ -147,7 +149,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         allow_related: bool,
     ) -> GradiendModel:
         """`from_direction` with values that were checked already."""
-        _check_strength(strength)
+        check_strength(strength)
+        _require_plain(base_model)
         sites = SiteMap(base_model)
         names = check_base_model(base_model, direction, sites=sites, allow_related=allow_related)
         config, direction = described(config, direction, base_model), direction.renamed(names)
@@ -173,13 +176,22 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         *,
         allow_related: bool = False,
         revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
         subfolder: str | None = None,
-        **hub: Any,
+        **of_peft: Any,
     ) -> None:
         """Load a further direction of the base model; it is inactive until `set_strength` or `set_adapter` names it.
 
-        Arguments and errors are those of `from_pretrained`.
+        Arguments and errors are those of `from_pretrained`; further ones of PEFT's `load_adapter` are refused.
         """
+        if of_peft:
+            raise ConfigError(
+                f"load_adapter: {', '.join(of_peft)} has no meaning for a direction, which is read whole, in fp32, and not "
+                "trained. Leave it out, or load with PeftModel."
+            )
+        hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = _find(model_id, revision=revision, subfolder=subfolder, **hub)
         config = GradiendConfig.from_pretrained(str(folder))
         self.add_direction(
@@ -191,6 +203,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         self, adapter_name: str, direction: Direction, config: GradiendConfig, *, allow_related: bool = False
     ) -> None:
         """Add a direction that is in memory; it is inactive until `set_strength` or `set_adapter` names it."""
+        check_name(adapter_name)
         if adapter_name in self.peft_config:
             raise ConfigError(f"There is a direction {adapter_name!r} already; delete it first, or use `swap`.")
         base = self.get_base_model()
@@ -204,28 +217,37 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     ) -> None:
         """Replace a direction by another one: PEFT's hotswap, at any size. The new one gets the old one's strength.
 
-        If the new direction cannot be loaded, the old one stays.
+        If the new direction cannot be loaded, or not be applied at that strength, the old one stays. One that was not
+        active is replaced by one that is not.
         """
         self._require_loaded(adapter_name)
         active = list(self.active_adapters)
-        current = self._state(adapter_name)[0]
+        strength = self._state(adapter_name)[0] if strength is None else strength
+        check_strength(strength)
         temporary = f"{adapter_name}_swapped"
         self.load_adapter(model_id, temporary, **hub)
-        folder, direction, config = self._folders[temporary], self._directions[temporary], self.peft_config[temporary]
-        config.parameters = {config._stored_names[name]: spec for name, spec in config.parameters.items()}
+        try:
+            self.base_model.set_strength(temporary, strength)
+            self._set_active([temporary if name == adapter_name else name for name in active])
+            self._check_effect()
+        except BaseException:
+            self._set_active(active)
+            self._delete(temporary)
+            raise
+        folder, direction = self._folders[temporary], self._directions[temporary]
+        config = self.peft_config[temporary].stored()
         self._set_active([name for name in active if name != adapter_name])
         self._delete(adapter_name)
         self._attach(adapter_name, config, direction)
         self._delete(temporary)
         self._folders[adapter_name] = folder
+        self.base_model.set_strength(adapter_name, strength)
         self._set_active(active)
-        self.set_strength({adapter_name: current if strength is None else strength})
 
     def _attach(self, adapter_name: str, config: GradiendConfig, direction: Direction) -> None:
-        """Attach a further direction (under this model's names), at strength 0."""
+        """Attach a further direction (under this model's names), inactive, at its recommended strength."""
         with arriving(direction, SiteMap(self.base_model.model)):
             self.add_adapter(adapter_name, config, autocast_adapter_dtype=False)
-        self.base_model.set_strength(adapter_name, 0.0)
         self._directions[adapter_name] = direction
 
     # -------------------------------------------------------------------------------------------------------- strength
@@ -243,16 +265,18 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             EditError: If the edit changes nothing at a strength other than 0; the former strength is kept.
         """
         wanted = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(self.active_adapters, strength)
-        for name, value in wanted.items():
-            _check_strength(value)
+        if not wanted:
+            raise ConfigError(
+                f"set_strength: no direction is named or active; loaded are {list(self.peft_config)}. Name one: "
+                "set_strength({name: strength})."
+            )
+        for name in wanted:
             self._require_loaded(name)
-        if feature_factor is not None:
-            _check_strength(feature_factor)
         active = list(self.active_adapters)
         before = {name: self._state(name) for name in wanted}
         try:
             for name, value in wanted.items():
-                self.base_model.set_strength(name, float(value), feature_factor)
+                self.base_model.set_strength(name, value, feature_factor)
             self._set_active([*active, *(name for name in wanted if name not in active)])
             self._check_effect()
         except BaseException:
@@ -286,9 +310,9 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             yield self
         finally:
             for name, state in before.items():
-                if self._state(name) != state:
+                if name in self.peft_config and self._state(name) != state:
                     self.base_model.set_strength(name, *state)
-            self._set_active(active)
+            self._set_active([name for name in active if name in self.peft_config])
 
     def _state(self, adapter_name: str) -> tuple[float, float]:
         """Strength and feature factor of a direction."""
@@ -299,7 +323,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         """Raise `EditError` if a non-zero strength changes no weight; stops looking at the first one that changed."""
         if self._adapters_disabled or not any(self.strengths.values()):
             return
-        if not any(layer.has_effect() for layer in self.base_model.layers):
+        if not self.base_model.has_effect():
             raise EditError(
                 f"At strength {self.strengths} no weight changes: Δ is zero, or smaller than the spacing of the "
                 f"{self.base_model_torch_dtype} numbers. Use a larger strength, or load the base model in float32."
@@ -316,9 +340,9 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         Args:
             *args: Of the base model.
             strengths: Strengths by row instead of the current one: a sequence `[batch]` for the active direction, a
-                dictionary of such sequences by name, or a callable that gets the keyword arguments of the forward (e.g.
-                `input_ids`) and returns either. Calls with strengths wait for each other; no other thread may call the
-                model without them at the same time.
+                dictionary of such sequences by name (active directions that it lacks stay as they are), or a callable that
+                gets the keyword arguments of the forward (e.g. `input_ids`) and returns either. Calls with strengths wait
+                for each other; no other thread may call the model without them at the same time.
             **kwargs: Of the base model.
 
         Raises:
@@ -333,18 +357,35 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         for name in names:
             self._require_loaded(name)
+        active = list(self.active_adapters)
         self._set_active(names)
+        try:
+            self._check_effect()
+        except EditError:
+            self._set_active(active)
+            raise
 
     def _set_active(self, names: list[str]) -> None:
         """Activate exactly these, and merge them if this model merges."""
-        if names == self.active_adapters:
+        former = list(self.active_adapters)
+        if names == former:
             return
-        self.base_model.merge_exactly([])
-        self.base_model.set_adapter(names, inference_mode=True)
-        self.active_adapter = names[0] if names else next(iter(self.peft_config))  # PEFT looks its configuration up
         if self._merged:
             refuse_sharded(self.base_model.model)
-            self.base_model.merge_exactly(names)
+        self.base_model.merge_exactly([])
+        try:
+            self._name_active(names)
+            if self._merged:
+                self.base_model.merge_exactly(names)
+        except BaseException:
+            self._name_active(former)
+            if self._merged:
+                self.base_model.merge_exactly(former)
+            raise
+
+    def _name_active(self, names: list[str]) -> None:
+        self.base_model.set_adapter(names, inference_mode=True)
+        self.active_adapter = names[0] if names else next(iter(self.peft_config))  # PEFT looks its configuration up
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge directions in place, as they are from the start."""
@@ -368,6 +409,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
     def _delete(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
+        if self.active_adapter == adapter_name:
+            self.active_adapter = next(iter(self.peft_config))
         self._directions.pop(adapter_name, None)
         self._folders.pop(adapter_name, None)
 
@@ -386,6 +429,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         return self._direction(self._only_active())
 
     def _require_loaded(self, name: str) -> None:
+        if not self.base_model.layers:
+            raise ConfigError("The directions of this model were unloaded: it is the plain model now. Load one anew.")
         if name not in self.peft_config:
             raise ConfigError(f"There is no direction {name!r} in this model; loaded are {list(self.peft_config)}.")
 
@@ -397,7 +442,9 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         return str(self.active_adapters[0])
 
     def _direction(self, name: str) -> Direction:
-        direction = self._directions[name]
+        direction = self._directions.get(name)
+        if direction is None:  # a fresh adapter, which PEFT's add_adapter has made
+            return self.base_model.direction_of(name)
         if not direction.has_encoder and name in self._folders:
             stored = Direction.load(self._folders[name], GradiendConfig.from_pretrained(str(self._folders[name])))
             found_names = self.peft_config[name]._stored_names
@@ -492,6 +539,16 @@ def _find(repo_or_path: str | Path, **arguments: Any) -> Path:
     return resolve_folder(repo_or_path, **arguments, required=(CONFIG_FILE, WEIGHTS_FILE)).folder
 
 
-def _check_strength(strength: object) -> None:
-    if not is_number(strength):
-        raise ConfigError(f"A strength must be a finite number, found {strength!r}.")
+def _require_plain(base_model: nn.Module) -> None:
+    """Refuse a base model that has directions already: two models would each take the other's edit for the base."""
+    if isinstance(base_model, PeftModel):
+        raise ConfigError(
+            f"base_model is a {type(base_model).__name__}. Pass its base, `get_base_model()`, or add a direction to a "
+            "GradiendModel with `load_adapter` or `add_direction`."
+        )
+    names = list(dict.fromkeys(name for layer in gradiend_layers(base_model) for name in layer.configs))
+    if names:
+        raise ConfigError(
+            f"This base model has directions already: {names}. Call `unload()` of the model that they are in first, or add "
+            "this one to it with `load_adapter` or `add_direction`."
+        )

@@ -46,11 +46,30 @@ class Changes(NamedTuple):
 
 @dataclass
 class Originals:
-    """Values of the base model's `parameter` under a merged edit: at sorted flat `indices` `[k]`, or all (`None`)."""
+    """Values of the base model's `parameter` under a merged edit: at sorted flat `indices` `[k]`, or all (`None`).
+
+    `version` is torch's count of changes to the parameter after the edit was written; `None` if it is not known.
+    """
 
     parameter: torch.Tensor
     indices: torch.Tensor | None
     values: torch.Tensor
+    version: int | None = None
+
+    def note_version(self) -> None:
+        """Take note that the parameter holds the edit now."""
+        self.version = _version(self.parameter)
+
+    def are_overwritten(self) -> bool:
+        """Whether somebody else has changed the parameter in place since (as far as torch counts it)."""
+        return self.version is not None and self.version != _version(self.parameter)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "version": None}  # a copy counts anew
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -150,6 +169,7 @@ class Edit(NamedTuple):
 def write_edits(edits: Iterable[Edit]) -> None:
     """Write many edits; sparse ones with the same coefficients share their sums, as most tensors have few entries."""
     groups: dict[tuple[object, ...], list[Edit]] = defaultdict(list)
+    edits = list(edits)
     for edit in edits:
         if edit.is_one_sparse_part:
             parameter, part = edit.parameter, edit.parts[0]
@@ -164,6 +184,8 @@ def write_edits(edits: Iterable[Edit]) -> None:
             if entries >= SPARSE_BLOCK or stop == len(group):
                 _write_sparse(group[start:stop])
                 start, entries = stop, 0
+    for edit in edits:
+        edit.originals.note_version()
 
 
 def _write_sparse(edits: list[Edit]) -> None:

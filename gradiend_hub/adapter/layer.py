@@ -21,6 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from gradiend_hub.errors import EditError
+from gradiend_hub.storage import sidecar_name
 
 from .arithmetic import (
     Changes,
@@ -79,6 +80,21 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
             )
         return parameter
 
+    def check_unchanged(self) -> torch.Tensor:
+        """The parameter, if it still holds what the edit wrote, so that it may be written again from the originals.
+
+        Raises:
+            EditError: If it was replaced, or changed in place.
+        """
+        parameter = self.check_in_place()
+        if self._originals is not None and self._originals.are_overwritten():
+            raise EditError(
+                f"{self.site.name} was changed in place since the direction was merged into it (load_state_dict, training), "
+                "and that would be undone. `merge_and_unload()` keeps it as it is now; to change the base model, `unload()` "
+                "the direction first."
+            )
+        return parameter
+
     def original(self) -> torch.Tensor:
         """The base model's values, whether an edit is merged or not; a copy if it is."""
         if self._originals is None:
@@ -105,10 +121,30 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------------- strength
 
     def set_strength(self, adapter_name: str, strength: float, feature_factor: float | None = None) -> None:
-        """Set the strength of one adapter (and the feature factor, if given), also while it is merged."""
-        self.note_strength(adapter_name, strength, feature_factor)
-        if adapter_name in self.merged_adapters:
-            self.refresh()
+        """Set the strength of one adapter (and the feature factor, if given), also while it is merged.
+
+        Raises:
+            ConfigError: If one of them is no finite number.
+            EditError: If the edit is beyond the numbers of the parameter's type; the former strength is kept then.
+        """
+        if adapter_name in self.strength:
+            before = self.strength[adapter_name], self.feature_factor[adapter_name]
+            self.note_strength(adapter_name, strength, feature_factor)
+            try:
+                edits = self.edits_of(adapter_name)
+            except BaseException:
+                self.note_strength(adapter_name, *before)
+                raise
+            write_edits(edits)
+
+    def edits_of(self, adapter_name: str) -> list[Edit]:
+        """What is to be written after a change of an adapter's strength; raises what a later forward would raise."""
+        if self._depth:
+            self.recover()
+        if self._disable_adapters or adapter_name not in self.merged_adapters:
+            self.parts([adapter_name])
+            return []
+        return self.edit()
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """PEFT's way to scale: relative to the strength that the artifact recommends."""
@@ -149,8 +185,10 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
             EditError: If the edit overflows, or the parameter was replaced since it was merged; with `safe_merge`, if a
                 weight would be NaN or infinite in any other way.
         """
+        if self._depth:
+            self.recover()
         parts = self.parts(adapter_names)
-        self.check_in_place()
+        self.check_unchanged()
         if safe_merge and not bool(torch.isfinite(self.rewritten(self.original(), adapter_names)).all()):
             raise EditError(f"Merging {adapter_names} would make weights of {self.site.name} NaN or infinite.")
         return parts
@@ -171,7 +209,7 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
         Returns:
             The edit that is to be written now, if there is one.
         """
-        parameter = self.check_in_place()
+        parameter = self.check_unchanged()
         if self._originals is not None:
             write_entries(parameter, self._originals.indices, self._originals.values)
         self.merged_adapters, self._originals = list(adapter_names), None
@@ -186,7 +224,7 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
         if self._originals is None:
             return []
         parts = [] if self._disable_adapters else self.parts(self.merged_adapters)
-        return [Edit(self.check_in_place(), self._originals, parts)]
+        return [Edit(self.check_unchanged(), self._originals, parts)]
 
     def refresh(self) -> None:
         """Write the merged parameter again, after a change of strength."""
@@ -201,6 +239,8 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch all adapters on or off; merged ones are taken out and put back, to the bit."""
+        if self._depth:
+            self.recover()
         super().enable_adapters(enabled)
         if enabled:  # PEFT's version makes frozen adapters trainable here
             frozen = [name for name, config in self.configs.items() if config.inference_mode]
@@ -263,10 +303,30 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
     def detach(self) -> None:
         """Take the side-car and its hooks off the model; the parameter keeps its current values for good."""
         self._unwatch()
+        if self._depth:
+            self.recover()
         self._originals, self.merged_adapters = None, []
+        self._take_off()
+
+    def _take_off(self) -> None:
         for name, child in list(self.site.host._modules.items()):
             if child is self:
                 del self.site.host._modules[name]
+
+    def hang(self, site: Site) -> None:
+        """Become a child of the site's host: for the first time, or because another PEFT method has wrapped the owner."""
+        if self.site.host is not site.host:
+            self._take_off()
+            self.__dict__["_site"] = (site,)
+        site.host.add_module(sidecar_name(site.leaf), self)
+
+    def drop(self, adapter_name: str) -> None:
+        """Forget an adapter; the parameter gets its share back if it was merged."""
+        if adapter_name in self.merged_adapters:
+            self.merge_exactly([name for name in self.merged_adapters if name != adapter_name])
+        for name in (*self.adapter_layer_names, *self.other_param_names):
+            if adapter_name in getattr(self, name):
+                del getattr(self, name)[adapter_name]
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter; PEFT's version would round its values to the type of the base model."""

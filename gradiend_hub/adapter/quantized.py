@@ -59,13 +59,15 @@ class QuantizedGradiendLayer(GradiendLayer):
         return Changes(int(self.dense_delta(self.active_adapters).count_nonzero()), 0, 0.0, 0.0)
 
     def _hang_hooks(self) -> None:
-        self._handles.append(self.site.owner.register_forward_hook(self._add))
+        self._handles.append(self.site.owner.register_forward_hook(self._add, with_kwargs=True))
 
-    def _add(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    def _add(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
+    ) -> torch.Tensor:
         if self._disable_adapters or not self.parts(self.active_adapters):
             return output
         delta = self.dense_delta(self.active_adapters)
-        extra = nn.functional.linear(args[0].to(delta.dtype), delta)
+        extra = nn.functional.linear(next(iter((*args, *kwargs.values()))).to(delta.dtype), delta)
         return (output.to(delta.dtype) + extra).to(output.dtype)
 
 

@@ -81,7 +81,9 @@ def row_strengths(
     inputs = {name: value for name, value in kwargs.items() if name != "strengths"}
     if callable(strengths):
         strengths = strengths(*args, **inputs)
-    batch = next((value.shape[0] for value in (*args, *inputs.values()) if isinstance(value, torch.Tensor)), None)
+    # position_ids, for one, may come first and be of one row
+    first = [inputs[name] for name in ("input_ids", "inputs_embeds", "pixel_values") if name in inputs]
+    batch = next((x.shape[0] for x in (*first, *args, *inputs.values()) if isinstance(x, torch.Tensor)), None)
     by_adapter = _by_adapter(layers, strengths, batch)
     paths = _side_paths(layers, by_adapter)
     with _ROWS_LOCK, _base_values(layers), _watched(paths):
@@ -118,6 +120,10 @@ def _by_adapter(layers: list[GradiendLayer], strengths: Any, batch: int | None) 
                 f"strengths of {name!r}: expected a finite number for each of {batch} rows, found {str(values)[:80]}."
             )
         found[name] = vector
+    for name in active:  # those that are not named stay as they are
+        if name not in found and batch is not None:
+            current = next(layer.strength[name] for layer in layers if name in layer.strength)
+            found[name] = torch.full((batch,), current)
     return found
 
 

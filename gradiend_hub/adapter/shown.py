@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from gradiend_hub.errors import EditError
+
 from .sites import Site
 
 __all__ = ["ShownParameter"]
@@ -22,7 +24,7 @@ class ShownParameter:
 
     _site: tuple[Site]
     _depth: int
-    _stash: torch.Tensor | None
+    _stash: tuple[torch.Tensor, ...]  # in a tuple, so that torch does not take it for a parameter of this module
     _handles: list[RemovableHandle]
 
     @abstractmethod
@@ -37,12 +39,18 @@ class ShownParameter:
     @property
     def base_parameter(self) -> torch.Tensor:
         """The parameter itself, also while hooks show another tensor in its place."""
-        if self._stash is not None:
-            return self._stash
+        if self._stash:
+            return self._stash[0]
         site = self._site[0]
         owner, leaf = site.owner, site.leaf
         # FSDP (use_orig_params) keeps plain tensors in __dict__ while a module is unsharded.
-        return owner.__dict__[leaf] if leaf in owner.__dict__ else owner._parameters[leaf]  # type: ignore[return-value]
+        found = owner.__dict__[leaf] if leaf in owner.__dict__ else owner._parameters.get(leaf)
+        if found is None:
+            raise EditError(
+                f"{site.name} is no plain parameter any more: another adapter (LoRA's `target_parameters`) has put a "
+                "computed one in its place. Merge the direction first, with `merge_and_unload()`."
+            )
+        return found
 
     def _hang_hooks(self) -> None:
         for reader in self.site.readers:
@@ -77,14 +85,24 @@ class ShownParameter:
         base = self.base_parameter
         shown = self.shown(base)
         if shown is not base:
-            self._stash = base
+            self._stash = (base,)
             self._assign(shown)
 
     def _hide(self) -> None:
         self._depth -= 1
-        if self._depth == 0 and self._stash is not None:
-            base, self._stash = self._stash, None
+        if self._depth == 0:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        if self._stash:
+            (base,), self._stash = self._stash, ()
             self._assign(base)
+
+    def recover(self) -> None:
+        """Put the parameter back that an interrupted forward has left replaced: torch runs no hooks after a Ctrl-C."""
+        with _SWAP_LOCK:
+            self._depth = 0
+            self._put_back()
 
     def _assign(self, tensor: torch.Tensor) -> None:
         for module, leaf in self.site.slots:

@@ -87,6 +87,8 @@ def resolve_names(
 ) -> dict[str, str]:
     """Map a direction's parameter names to those of a model, with or without the prefix of its backbone.
 
+    A tied parameter has one name, whichever of its names a direction uses: the first one in the model.
+
     Args:
         model: The model.
         names: Names to map.
@@ -97,6 +99,9 @@ def resolve_names(
     """
     named = base_parameters(model) if named is None else named
     prefix = getattr(model, "base_model_prefix", "") or ""
+    first: dict[int, str] = {}
+    for name, parameter in named.items():
+        first.setdefault(id(parameter), name)
     resolved: dict[str, str] = {}
     missing = []
     for name in names:
@@ -105,23 +110,20 @@ def resolve_names(
         if found is None:
             missing.append(name)
         else:
-            resolved[name] = found
+            resolved[name] = first[id(named[found])]
     if missing:
         raise BaseModelMismatchError(
             f"{len(missing)} of the {len(missing) + len(resolved)} parameters of this direction do not exist in "
             f"{type(model).__name__}, e.g. {missing[0][:120]!r}. Load the base model, and the model class, that the "
             "direction was learned on."
         )
-    by_identity: dict[int, str] = {}
-    for name in resolved.values():
-        other = by_identity.setdefault(id(named[name]), name)
-        if other != name:
+    sources: dict[str, str] = {}
+    for name, found in resolved.items():
+        if (other := sources.setdefault(found, name)) != name:
             raise BaseModelMismatchError(
-                f"{other} and {name} are one tied parameter of {type(model).__name__}, but the direction lists both. "
-                "Load the base model that it was learned on."
+                f"{other} and {name} are one parameter of {type(model).__name__} (tied, or with and without its prefix), "
+                "but the direction lists both. Load the base model that it was learned on."
             )
-    if len(set(resolved.values())) != len(resolved):
-        raise BaseModelMismatchError("Two names of the direction mean the same parameter of the base model.")
     return resolved
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from gradiend_hub.config import GradiendConfig
+from gradiend_hub.config import GradiendConfig, check_strength
+from gradiend_hub.constants import ENCODER_FILE
 from gradiend_hub.direction import Direction, ParameterDirection
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
-from gradiend_hub.storage import KEY_PREFIX, index_dtype, sidecar_name
+from gradiend_hub.fingerprint import Fingerprint, require_same_base
+from gradiend_hub.storage import KEY_PREFIX, index_dtype, read_encoder, sidecar_name
 
 from .arithmetic import total_delta, write_edits
 from .layer import GradiendLayer
@@ -26,7 +31,9 @@ from .rows import row_strengths
 from .sites import Site, SiteMap, refuse_offloaded, refuse_sharded, resolve_names
 from .values import VALUE_NAMES
 
-__all__ = ["GradiendTuner", "arriving", "gradiend_layers"]
+__all__ = ["GradiendTuner", "arriving", "check_name", "gradiend_layers"]
+
+logger = logging.getLogger(__name__)
 
 
 class Arrival(NamedTuple):
@@ -96,8 +103,7 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
             ConfigError: If the adapter's name cannot be one, or the scope of a fresh adapter is empty.
         """
         config = self.peft_config[adapter_name]
-        if "." in adapter_name or not adapter_name:
-            raise ConfigError(f"Adapter name {adapter_name!r}: torch allows no '.' in it, nor an empty name. Use '_'.")
+        check_name(adapter_name)
         self._check_new_adapter_config(config)
         arrival = _arrival.get()
         sites = SiteMap(model) if arrival is None else arrival.sites
@@ -108,9 +114,11 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             self._freeze_base(model)
         self.layers = list(gradiend_layers(model))
+        self._forget(adapter_name)  # of a former tuner on the same model
+        known = {(id(layer.site.owner), layer.site.leaf): layer for layer in self.layers}
         trainable = adapter_name in self.active_adapters and not config.inference_mode
         for name, spec in (config.parameters or {}).items():
-            layer = self._sidecar(places[name])
+            layer = self._sidecar(places[name], known)
             layer.attach(adapter_name, config)
             if arrival is not None:
                 layer.fill(adapter_name, arrival.direction.parameters[name], arrival.peaks)
@@ -125,16 +133,24 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
             dict.fromkeys([*self.targeted_parameter_names, *(config.parameters or {})])
         )
 
-    def _sidecar(self, site: Site) -> GradiendLayer:
-        """The side-car of a parameter, attached now if there is none yet."""
-        child = sidecar_name(site.leaf)
-        layer = site.host._modules.get(child)
+    def _sidecar(self, site: Site, known: Mapping[tuple[int, str], GradiendLayer]) -> GradiendLayer:
+        """The one side-car of a parameter, attached now if there is none yet."""
+        layer = known.get((id(site.owner), site.leaf))
         if layer is None:
             layer = make_layer(site)
-            site.host.add_module(child, layer)
             self.layers.append(layer)
-        assert isinstance(layer, GradiendLayer)
+            layer.hang(site)
+        elif layer.site.host is not site.host:
+            layer.hang(site)
         return layer
+
+    def _forget(self, adapter_name: str) -> None:
+        """Drop an adapter, and the side-cars that nothing else uses."""
+        for layer in [layer for layer in self.layers if adapter_name in layer.configs]:
+            layer.drop(adapter_name)
+            if not layer.configs:
+                layer.detach()
+                self.layers.remove(layer)
 
     def _freeze_base(self, model: nn.Module) -> None:
         """Freeze the base model as PEFT does, and remember what has to be thawed when the adapters are unloaded."""
@@ -170,7 +186,12 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
                 "Use GradiendModel and model(**batch, strengths=[...]) for different strengths in one batch."
             )
         if kwargs.get("strengths") is None:
-            yield
+            try:
+                yield
+            except (KeyboardInterrupt, SystemExit):  # hooks that always run do not run then
+                for layer in self.layers:
+                    layer.recover()
+                raise
             return
         with row_strengths(self.model, self.layers, kwargs["strengths"], args, kwargs):
             yield
@@ -185,17 +206,20 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
+        if adapter_names:
+            self._require_known(adapter_names)
         wanted: list[list[str]] = [[] for _ in self.layers]
-        for layer in self.layers:
-            if layer.merged:
-                layer.check_in_place()
         if merge:
             refuse_quantized(self.model)
             refuse_sharded(self.model)
             for layer, names in zip(self.layers, wanted, strict=True):
                 chosen = adapter_names or layer.merged_adapters or layer.active_adapters
                 names += [name for name in chosen if name in layer.gradiend_weight]
+        for layer, names in zip(self.layers, wanted, strict=True):  # all of them before anything is written
+            if names != layer.merged_adapters or safe_merge:
                 layer.check_merge(names, safe_merge)
+            elif layer.merged:
+                layer.check_in_place()
         plan = list(zip(self.layers, wanted, strict=True))
         for layer, names in tqdm(plan, disable=not progressbar, desc="Merging" if merge else "Unloading"):
             if layer.disable_adapters:
@@ -206,13 +230,38 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self.model.__dict__.pop("peft_config", None)
+        self.layers = []
         return self.model
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """As in PEFT, but refused as a whole if a layer is quantised."""
+        """As in PEFT, but refused as a whole if a layer is quantised, a name unknown, or nothing would change.
+
+        Raises:
+            EditError: If it cannot be merged, or the type of the weights swallows all of it.
+        """
+        self._require_known(adapter_names or [])
         refuse_quantized(self.model)
         refuse_sharded(self.model)
+        before = [layer.merged_adapters for layer in self.layers]
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        shares = [part for layer in self.layers for part in layer.parts(layer.merged_adapters)]
+        if any(bool(part.weight.any()) for part in shares) and not self.has_effect():
+            for layer, names in zip(self.layers, before, strict=True):
+                layer.merge_exactly(names)
+            raise EditError(
+                "The edit changes no weight: it is smaller than the spacing of the base model's numbers. Use a larger "
+                "strength, or load the base model in float32."
+            )
+
+    def has_effect(self) -> bool:
+        """Whether any weight differs from the base model's; stops looking at the first one that does."""
+        return any(layer.has_effect() for layer in self.layers)
+
+    def _require_known(self, names: list[str]) -> None:
+        if not self.layers:
+            raise ConfigError("The directions of this model were unloaded: it is the plain model now. Load one anew.")
+        if unknown := [name for name in names if name not in self.peft_config]:
+            raise ConfigError(f"There is no adapter {unknown[0]!r}; loaded are {list(self.peft_config)}.")
 
     def merge_exactly(self, adapter_names: list[str]) -> None:
         """Make these the merged adapters on all layers, and no others. Nothing is written if one of them cannot be."""
@@ -243,13 +292,53 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
     # -------------------------------------------------------------------------------------------------------- strength
 
     def set_strength(self, adapter_name: str, strength: float, feature_factor: float | None = None) -> None:
-        """Set the strength of one adapter on all layers, merged or not."""
-        if adapter_name not in self.peft_config:
-            raise ConfigError(f"There is no adapter {adapter_name!r}; loaded are {list(self.peft_config)}.")
-        for layer in self.layers:
-            layer.note_strength(adapter_name, strength, feature_factor)
-        # All sums are known to be in range before the first one is written.
-        write_edits([edit for layer in self.layers if adapter_name in layer.merged_adapters for edit in layer.edit()])
+        """Set the strength of one adapter on all layers, merged or not. What fails leaves the former strength.
+
+        Raises:
+            ConfigError: If there is no such adapter, or one of the numbers is not finite.
+            EditError: If the edit is beyond the numbers of a parameter's type, or the parameter was replaced or changed.
+        """
+        self._require_known([adapter_name])
+        layers = [layer for layer in self.layers if adapter_name in layer.strength]
+        before = [(layer.strength[adapter_name], layer.feature_factor[adapter_name]) for layer in layers]
+        try:
+            for layer in layers:
+                layer.note_strength(adapter_name, strength, feature_factor)
+            edits = [edit for layer in layers for edit in layer.edits_of(adapter_name)]
+        except BaseException:
+            for layer, state in zip(layers, before, strict=True):
+                layer.note_strength(adapter_name, *state)
+            raise
+        write_edits(edits)
+
+    @contextmanager
+    def strength_at(self, strength: float) -> Iterator[None]:
+        """Within the block, another strength of the active adapters; PEFT's `rescale_adapter_scale` is for LoRA alone."""
+        before = {
+            name: layer.strength[name]
+            for layer in self.layers
+            for name in self.active_adapters
+            if name in layer.strength
+        }
+        try:
+            for name in before:
+                self.set_strength(name, strength)
+            yield
+        finally:
+            for name, former in before.items():
+                if name in self.peft_config:
+                    self.set_strength(name, former)
+
+    def direction_of(self, adapter_name: str) -> Direction:
+        """The decoder of one adapter, fp32 on the CPU, under the model's parameter names."""
+        parameters = {}
+        for layer in [layer for layer in self.layers if adapter_name in layer.gradiend_weight]:
+            weight, bias, indices = (None if x is None else x.detach().cpu() for x in layer.values(adapter_name))
+            assert weight is not None
+            parameters[layer.site.name] = ParameterDirection(
+                tuple(layer.shape), weight.float(), None if bias is None else bias.float(), indices=indices
+            )
+        return Direction(parameters)
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
@@ -269,19 +358,24 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
             raise ConfigError(
                 f"add_weighted_adapter: only 'linear' is exact for directions, found {combination_type!r}."
             )
-        direction = self._weighted(adapters, weights)
+        check_name(adapter_name)
+        for weight in weights:
+            check_strength(weight)
+        direction = self._weighted(adapters, weights).check()
         config = copy.deepcopy(self.peft_config[adapters[0]])
         config.parameters, config.has_bias, config.dtype, config._source = direction.spec(), False, "float32", None
         config.decoder_sign, config.strength_unit, config.strength, config.feature_factor = 1, 1.0, 1.0, 1.0
         config.safe_band = config.break_point = None
         self.peft_config[adapter_name] = config
-        with arriving(direction.check(), SiteMap(self.model)):
+        with arriving(direction, SiteMap(self.model)):
             self.inject_adapter(self.model, adapter_name)
         return direction
 
     @torch.no_grad()
     def _weighted(self, adapters: list[str], weights: list[float]) -> Direction:
-        parameters = {}
+        parameters: dict[str, ParameterDirection] = {}
+        samples: dict[str, torch.Tensor] = {}
+        dtypes: set[str] = set()
         for layer in self.layers:
             parts = []
             for name, weight in zip(adapters, weights, strict=True):
@@ -293,9 +387,14 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
             indices, delta = total_delta(parts, numel, torch.float32)
             indices = None if indices is None else indices.to(index_dtype(numel)).cpu()
             parameters[layer.site.name] = ParameterDirection(tuple(layer.shape), delta.detach().cpu(), indices=indices)
+            if layer.site.quantized is None:
+                of_layer = Fingerprint.of({layer.site.name: layer.original()})
+                samples |= of_layer.samples
+                dtypes.add(of_layer.dtype)
         if not parameters:
             raise EditError("add_weighted_adapter: all strengths are zero, so there is nothing to combine.")
-        return Direction(parameters)
+        dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+        return Direction(parameters, fingerprint=Fingerprint(samples, dtype) if samples else None)
 
     # ------------------------------------------------------------------------------------------------------ state dict
 
@@ -316,7 +415,8 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
                 if tensor is not None:
                     prefix = KEY_PREFIX if path.startswith(KEY_PREFIX) else ""
                     values = tensor.to(getattr(torch, config.dtype)) if tensor.is_floating_point() else tensor
-                    found[f"{prefix}{sidecar_name(layer.site.name)}.{kind}.{adapter_name}"] = values
+                    name = config._stored_names.get(layer.site.name, layer.site.name)
+                    found[f"{prefix}{sidecar_name(name)}.{kind}.{adapter_name}"] = values
         return found
 
     @classmethod
@@ -326,17 +426,17 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
         """Find the place of every stored tensor, and check what PEFT is about to load.
 
         Raises:
-            ArtifactError: If tensors are missing, unknown, of the wrong size, or hold unusable values. The adapter
-                is taken off the model then.
+            ArtifactError: If tensors are missing, unknown, of the wrong size, or hold unusable values.
+            BaseModelMismatchError: If the model is not the one that the artifact was learned on.
+                A new adapter is taken off the model then; one that had values keeps them.
         """
         stored = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in state_dict.items()}
         mapped: dict[str, torch.Tensor] = {}
+        layers = {path: layer for path, layer in _named_layers(model) if adapter_name in layer.gradiend_weight}
+        is_new = not any(adapter_name in layer._peaks for layer in layers.values())
+        peaks: dict[str, tuple[float, float]] = {}
         try:
-            for path, layer in _named_layers(model):
-                if adapter_name not in layer.gradiend_weight:
-                    continue
-                if adapter_name in layer.merged_adapters:
-                    layer.unmerge()
+            for path, layer in layers.items():
                 key = sidecar_name(config._stored_names.get(layer.site.name, layer.site.name))
                 values: dict[str, torch.Tensor] = {}
                 for kind in VALUE_NAMES:
@@ -346,16 +446,53 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
                         mapped[f"{path}.{kind}.{adapter_name}"] = values[kind]
                 weight, bias, indices = (values.get(kind) for kind in VALUE_NAMES)
                 assert weight is not None
-                layer.check(adapter_name, weight, bias, indices)
+                peaks[path] = layer.checked(weight, bias, indices)
             if stored:
                 raise ArtifactError(
                     f"adapter_model.safetensors holds {len(stored)} tensors that its configuration does not name, e.g. "
                     f"{min(stored)[:120]!r}."
                 )
-        except ArtifactError:
-            _withdraw(model, adapter_name)
+            if is_new:
+                _compare_base(config, layers.values())
+        except (ArtifactError, BaseModelMismatchError):
+            if is_new:
+                _withdraw(model, adapter_name)
             raise
+        for path, layer in layers.items():
+            if adapter_name in layer.merged_adapters:
+                layer.unmerge()
+            layer._peaks[adapter_name] = peaks[path]
+        if not is_new and config._source is not None:
+            logger.warning(
+                "The values of %r were replaced; its configuration stays that of the former ones, and their encoder and "
+                "report are not saved with the new ones. To replace a direction whole, use GradiendModel.swap.", adapter_name
+            )  # fmt: skip
+            config._source = None
         return mapped
+
+
+def _compare_base(config: GradiendConfig, layers: Iterable[GradiendLayer]) -> None:
+    """Compare the base model with the samples of the artifact that the adapter is loaded from, if they can be had."""
+    file = None if config._source is None else config._source(ENCODER_FILE)
+    if file is None:
+        return
+    read = read_encoder(Path(file), config.stored(), with_vectors=False)
+    names = {stored: name for name, stored in config._stored_names.items()}
+    plain = [layer for layer in layers if layer.site.quantized is None and _is_whole(layer.base_parameter)]
+    if read.samples and plain:
+        fingerprint = Fingerprint(read.samples, read.base_dtype).renamed(names)
+        require_same_base(fingerprint, {layer.site.name: layer.original() for layer in plain}, "model")
+
+
+def _is_whole(parameter: torch.Tensor) -> bool:
+    """Whether all values of a parameter are in this process's memory."""
+    return not parameter.is_meta and not isinstance(parameter, DTensor)
+
+
+def check_name(adapter_name: str) -> None:
+    """Refuse what cannot name an adapter."""
+    if not isinstance(adapter_name, str) or "." in adapter_name or not adapter_name:
+        raise ConfigError(f"Adapter name {adapter_name!r}: torch wants a word without '.'. Use '_'.")
 
 
 def check_shapes(model: nn.Module, named: Mapping[str, torch.Tensor], parameters: dict[str, dict[str, Any]]) -> None:
@@ -394,10 +531,8 @@ def _fitting(layer: GradiendLayer, kind: str, tensor: torch.Tensor | None, room:
 def _withdraw(model: nn.Module, adapter_name: str) -> None:
     """Take an adapter that could not be loaded off a model, and its side-cars where nothing else uses them."""
     for layer in list(gradiend_layers(model)):
-        for name in (*layer.adapter_layer_names, *layer.other_param_names):
-            if adapter_name in getattr(layer, name):
-                del getattr(layer, name)[adapter_name]
-        if not layer.gradiend_weight:
+        layer.drop(adapter_name)
+        if not layer.configs:
             layer.detach()
     getattr(model, "peft_config", {}).pop(adapter_name, None)
     for tuner in model.modules():

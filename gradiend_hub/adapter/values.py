@@ -11,7 +11,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
-from gradiend_hub.config import GradiendConfig
+from gradiend_hub.config import GradiendConfig, check_strength
 from gradiend_hub.direction import ParameterDirection
 from gradiend_hub.errors import ArtifactError, EditError
 from gradiend_hub.storage import check_indices, index_dtype, peak
@@ -86,7 +86,7 @@ class AdapterValues(ShownParameter, nn.Module):
             feature_factor={},
             _peaks={},  # bounds of |w_d| and |b_d| of the adapters that were checked
             _depth=0,
-            _stash=None,
+            _stash=(),
             _handles=[],
         )
 
@@ -159,10 +159,10 @@ class AdapterValues(ShownParameter, nn.Module):
             stores["gradiend_indices"]._buffers.get(adapter_name),
         )
 
-    def check(
-        self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
-    ) -> None:
-        """Check a stranger's values for an adapter, and note how large they are.
+    def checked(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
+    ) -> tuple[float, float]:
+        """Check a stranger's values, and measure how large weight and bias are.
 
         Raises:
             ArtifactError: If a value is NaN or infinite, or the indices are not sorted, unique and in range.
@@ -172,12 +172,18 @@ class AdapterValues(ShownParameter, nn.Module):
             raise ArtifactError(f"The direction of {self.site.name} holds NaN or infinite values; it is unusable.")
         if indices is not None:
             check_indices({self.site.name: (indices, self.shape.numel())})
-        self._peaks[adapter_name] = peaks
+        return peaks
 
     # ----------------------------------------------------------------------------------------------------- their shares
 
     def note_strength(self, adapter_name: str, strength: float, feature_factor: float | None = None) -> None:
-        """Set the strength of one adapter (and the feature factor, if given), and write nothing."""
+        """Set the strength of one adapter (and the feature factor, if given), and write nothing.
+
+        Raises:
+            ConfigError: If one of them is no finite number.
+        """
+        for value in (strength, 0.0 if feature_factor is None else feature_factor):
+            check_strength(value)
         if adapter_name in self.strength:
             self.strength[adapter_name] = float(strength)
             if feature_factor is not None:
@@ -203,7 +209,7 @@ class AdapterValues(ShownParameter, nn.Module):
             if not (learning or torch.compiler.is_compiling()):  # Dynamo cannot branch on values
                 # transformers' loader and optimizers write values without telling us.
                 if name not in self._peaks or weight.requires_grad:
-                    self.check(name, weight, bias, indices)
+                    self._peaks[name] = self.checked(weight, bias, indices)
                 largest_weight, largest_bias = self._peaks[name]
                 if not abs(c_w) * largest_weight + abs(c_b) * largest_bias <= largest_edit(self.dtype):
                     self._check_range(part, name)

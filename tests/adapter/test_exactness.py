@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 import warnings
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from gradiend_hub.adapter import arithmetic, gradiend_layers
 from gradiend_hub.direction import Direction
-from gradiend_hub.errors import EditError
+from gradiend_hub.errors import ConfigError, EditError, GradiendError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, edited, random_direction, same_bits
 
@@ -75,10 +76,11 @@ def test_random_sequences(dtype: torch.dtype, seed: int) -> None:
     )
     for name in others:
         model.add_direction(name, available[name], config_for(available[name]))
-    strengths = dict.fromkeys(available, 0.0)
-    active, merged = [first], True
+    strengths = dict.fromkeys(available, 1.0) | {first: 0.0}
+    active, merged, names = [first], True, list(available)  # in the order in which they were added: that of the sum
+    kinds = ["strength", "strength", "strength", "active", "merge", "at", "disable", "copy", "fail", "renew", "nest"]
     for _ in range(40):
-        operation = choose.choice(["strength", "strength", "strength", "active", "merge", "at", "disable"])
+        operation = choose.choice(kinds)
         if operation == "strength":
             name, strength = choose.choice(list(available)), choose.choice([0.0, 1.0, -1.0, 0.5, 7.0])
             model.set_strength({name: strength})
@@ -96,11 +98,28 @@ def test_random_sequences(dtype: torch.dtype, seed: int) -> None:
         elif operation == "at":
             with model.strength_at({choose.choice(list(available)): choose.choice([0.0, 3.0])}):
                 model(x)
+        elif operation == "copy":
+            model = copy.deepcopy(model) if choose.random() < 0.5 else pickle.loads(pickle.dumps(model))
+        elif operation == "fail":
+            with pytest.raises(GradiendError):
+                model.set_strength({choose.choice(names): choose.choice([float("nan"), 1e45])})
+        elif operation == "renew":
+            name = choose.choice(names)
+            model.delete_adapter(name)
+            model.add_direction(name, available[name], config_for(available[name]))
+            names = [*(other for other in names if other != name), name]
+            strengths[name] = 1.0
+            active = [other for other in active if other != name]
+        elif operation == "nest":
+            with model.strength_at({choose.choice(names): 2.0}), model.disable_adapter():
+                with model.strength_at({choose.choice(names): -1.0}), pytest.raises(ConfigError):
+                    model.set_strength({"unknown": 1.0})
+                assert same_bits(bits(model), bits(net))
         else:
             with model.disable_adapter():
                 assert torch.equal(model(x), net(x))
                 assert same_bits(bits(model), bits(net))
-        target = expected(net, available, {name: strengths[name] for name in active})
+        target = expected(net, {name: available[name] for name in names}, {name: strengths[name] for name in active})
         assert same_bits(bits(model), bits(target if merged else net)), operation
         assert torch.equal(model(x), target(x)), operation
     assert same_bits(bits(model.unload()), bits(net))
@@ -182,7 +201,8 @@ def test_safe_merge_refuses_infinite_weights() -> None:
     direction = 1e7 * random_direction(net)
     model = GradiendModel.from_direction(net, direction, config_for(direction))
     model.unmerge_adapter()
-    model.base_model.set_strength("default", 1.0)
+    for layer in model.base_model.layers:  # past the check of `set_strength`
+        layer.strength["default"] = 1.0
     with pytest.raises(EditError, match="beyond the numbers"):
         model.merge_adapter(safe_merge=True)
     assert same_bits(bits(model.unload()), before)
