@@ -18,6 +18,7 @@ from .fingerprint import Fingerprint
 from .gradients import GradientReader, Scope, diagonal_fisher
 from .model import GradiendModel
 from .objectives import Example, Objective
+from .progress import counted
 from .solvers import ClassMeans, SeedReport, Solution, calibrated, seed_report
 from .training_args import GradiendTrainingArguments
 
@@ -134,7 +135,8 @@ class Learned:
             with GradientReader(self.base_model, scope) as reader:
                 fisher = diagonal_fisher(reader, self.objective, self.data.fisher_texts, seed=args.seed)
             effect = self.effect if self.data.eval_rows and self.data.texts else None
-            (solution, scope), tried = kindest(solution, scope, fisher, density=args.final_density, effect=effect)
+            with counted("measuring dampings"):
+                (solution, scope), tried = kindest(solution, scope, fisher, density=args.final_density, effect=effect)
         else:
             solution, scope = pruned(solution, scope, solution.decoder.abs(), args.final_density)
         if scope is not self.scope:  # fewer coordinates make a smaller z

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .base_identity import base_commit
 from .base_models import load_base_model
+from .checkpoints import find_checkpoint, require_same_training, write_key
 from .config import GradiendConfig
 from .data import (
     Row,
@@ -44,14 +44,17 @@ from .gradients import (
     Estimate,
     GradientReader,
     Scope,
+    SkippedRows,
     prune,
     select_parameters,
 )
+from .gradients.memory import state_advised
 from .gradients.pairs import silence
 from .hub.publish import publish_folder
 from .learned import Learned, LearnedFrom, as_direction
 from .model import GradiendModel
 from .objectives import Example, make_objective, objective_name
+from .progress import shown, tell
 from .solvers import (
     ClassMeans,
     Shard,
@@ -61,7 +64,7 @@ from .solvers import (
 )
 from .trained_artifact import ARTIFACT_FILES, new_report, save_artifact
 from .training_args import GradiendTrainingArguments
-from .training_stream import RowBatches, pair_stream, predicted, row_sampler
+from .training_stream import RowBatches, pair_stream, predicted, row_sampler, training_key
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +110,13 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self._classes = require_classes(config.feature_classes)
+        self._shown = partial(shown, not args.disable_tqdm)
         base = model if isinstance(model, nn.Module) else load_base_model(model, objective=config.objective)
         self.base_model = base.to(args.device)
+        if args.gradient_checkpointing:  # of the base model: `Trainer` would ask the solver for it
+            layers: Any = base
+            newer = getattr(layers, "activation_checkpointing_enable", None)  # the name since transformers 5.23
+            (newer or layers.gradient_checkpointing_enable)(args.gradient_checkpointing_kwargs)
         config.objective = objective_name(base, config.objective)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(base.name_or_path)
         self.objective = make_objective(base, tokenizer, name=config.objective, max_length=args.max_length)
@@ -122,8 +130,10 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         config.fillers = config.fillers or class_fillers(rows, self._classes)
         examples = tokenize_rows(self.objective, rows, what="train_dataset")
         dataset = TransitionDataset(rows, examples, self._classes, config.source, self._identity_examples(rows, args))
-        self.scope = self._pruned(dataset, args)
-        logger.info("Scope:\n%s", self.scope.table(base))
+        self._skipped = SkippedRows(len(dataset))
+        with self._shown():
+            self.scope = self._pruned(dataset, args)
+            tell(logger, "%s", self.scope.table(base))
         self._eval_rows = [] if eval_dataset is None else read_rows(eval_dataset, self._classes, what="eval_dataset")
         self._texts = [] if neutral_dataset is None else read_texts(neutral_dataset)
         self._fisher_texts = [] if neutral_train_dataset is None else read_texts(neutral_train_dataset)[:_FISHER_TEXTS]
@@ -158,14 +168,15 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         with GradientReader(self.base_model, self.scope) as reader:
             return prune(
                 reader, self.objective, dataset.examples, dataset.labels, density=self.gradiend_config.density,
-                measure=args.importance, samples=args.importance_rows,
+                measure=args.importance, samples=args.importance_rows, skipped=self._skipped,
             )  # fmt: skip
 
     def _new_solver(self, args: GradiendTrainingArguments) -> Solver:
         seeds, rates = zip(*args.runs, strict=True)
         relative = None if args.learning_rates is None else [rate / args.learning_rate for rate in rates]
         shard = Shard.of_process(self.scope.size)
-        solver = make_solver(args.solver, self.scope.size, seeds=seeds, rates=relative, shard=shard)
+        with state_advised(self.scope, state_vectors=(12 if args.solver == "autoencoder" else 5) * len(seeds)):
+            solver = make_solver(args.solver, self.scope.size, seeds=seeds, rates=relative, shard=shard)
         if args.decoder != "solver" and args.solver == "autoencoder":  # the others keep these means for themselves
             solver.target_means = ClassMeans(shard)
             self._observes_targets = True
@@ -179,14 +190,27 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------------ training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As `Trainer.train`. A run that was stopped and resumed ends in the same direction, bit for bit."""
-        if not resume_from_checkpoint and not self.args.overwrite_output_dir:
+        """As `Trainer.train`. A run that was stopped and resumed ends in the same direction, bit for bit.
+
+        `resume_from_checkpoint=True` goes on with the last checkpoint that is complete.
+
+        Raises:
+            ConfigError: there is none, the one that is named is not complete, or the output directory is in use.
+            TrainingError: the checkpoint is of another training; naming what differs.
+        """
+        self._key = training_key(self._learned)
+        if resume_from_checkpoint:
+            found = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
+            require_same_training(found, self._key)
+            resume_from_checkpoint = str(found)
+        elif not self.args.overwrite_output_dir:
             _require_unused(Path(self.args.output_dir))
         self.accelerator.wait_for_everyone()  # before another process writes there
         self._direction = None
-        start = time.perf_counter()
-        with GradientReader(self.base_model, self.scope, reuse=True) as reader:
-            self._stream = pair_stream(reader, self._learned, self._state_vectors())
+        start, vectors = time.perf_counter(), self._state_vectors()
+        advised = state_advised(self.scope, state_vectors=vectors)
+        with GradientReader(self.base_model, self.scope, reuse=True) as reader, self._shown(), advised:
+            self._stream = pair_stream(reader, self._learned, vectors, self._skipped)
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
             if 0 < len(reader.silent) < len(self.scope.parameters):
                 logger.warning(silence(reader))
@@ -209,7 +233,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
 
     def dry_run(self) -> Estimate:
         """Predict time and memory of `train` from three batches. Nothing is learned, and nothing written."""
-        solver, where = copy.deepcopy(self.model), self.model.shard.where
+        solver, where = self._new_solver(self.args), self.model.shard.where
         with GradientReader(self.base_model, self.scope, reuse=True) as reader:
             return predicted(reader, self._learned, lambda s, t, label: solver.observe(s[where], t[where], label),
                              self._state_vectors())  # fmt: skip
@@ -267,9 +291,10 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         if not self.state.global_step:
             raise ConfigError("Nothing has been learned yet. Call trainer.train() first.")
         if self._direction is None:
-            solution, scope, tried = self._learned.finished(
-                self._best_solution(), getattr(self.model, "target_means", None)
-            )
+            with self._shown(), state_advised(self.scope, state_vectors=self._state_vectors()):
+                solution, scope, tried = self._learned.finished(
+                    self._best_solution(), getattr(self.model, "target_means", None)
+                )
             if tried:
                 self.report.training["effect_by_damping"] = {str(damping): value for damping, value in tried.items()}
             self._direction = as_direction(solution, scope)
@@ -312,7 +337,10 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             raise ConfigError("evaluate() needs an eval_dataset, given to the trainer or to this call.")
         start = time.perf_counter()
         texts = self._texts if neutral_dataset is None else read_texts(neutral_dataset)
-        figures = self._read_encoder(rows) if self.is_in_train else self._measure(rows, texts, own, metric_key_prefix)
+        with self._shown():
+            figures = (
+                self._read_encoder(rows) if self.is_in_train else self._measure(rows, texts, own, metric_key_prefix)
+            )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)
@@ -362,6 +390,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Checkpoints do not depend on the number of processes."""
         super()._save(output_dir, self.model.whole_state() if state_dict is None else state_dict)
+        write_key(Path(output_dir or self.args.output_dir), self._key)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.args.should_save:

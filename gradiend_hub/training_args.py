@@ -8,6 +8,7 @@ from typing import get_args
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
+from .config import is_number
 from .decoders import DECODERS
 from .errors import ConfigError
 from .evaluation import Goal
@@ -21,6 +22,12 @@ _CHOICES = {
     "solver": tuple(SOLVERS), "decoder": DECODERS, "goal": get_args(Goal), "importance": MEASURES,
     "gradient_store_dtype": STORE_DTYPES,
 }  # fmt: skip
+
+_COUNTS = {
+    "num_runs": 1, "identity_rows": 0, "importance_rows": 2, "controls": 0, "max_length": 1,
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
+}  # fmt: skip
+"""Whole numbers, and the least that each may be."""
 
 
 @dataclass
@@ -68,7 +75,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows per forward pass of an evaluation."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are normalised, so nothing is clipped."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two logs."})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Logging integrations."})
+    # HfArgumentParser wants None first
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "Logging integrations."})  # noqa: RUF036
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "When to push; only 'end' is supported."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
     metric_for_best_model: str | None = field(default="correlation", metadata={"help": "What makes a model the best."})
@@ -98,10 +106,21 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             )
         if self.gradient_accumulation_steps != 1:
             raise ConfigError("gradient_accumulation_steps: a direction needs none; raise per_device_train_batch_size.")
-        if self.num_runs < 1 or self.learning_rates == [] or min(self.learning_rates or [1.0]) <= 0:
-            raise ConfigError(
-                f"num_runs must be at least 1 and learning_rates positive, found {self.num_runs} and {self.learning_rates}."
-            )
+        for name, least in _COUNTS.items():
+            found = getattr(self, name)
+            if found is not None and not (isinstance(found, int) and not isinstance(found, bool) and found >= least):
+                raise ConfigError(f"{name} must be a whole number of at least {least}, found {found!r}.")
+        rates = [self.learning_rate] if self.learning_rates is None else self.learning_rates
+        if not (isinstance(rates, list) and rates and all(is_number(rate) and rate > 0 for rate in rates)):
+            raise ConfigError(f"learning_rates must be a list of positive numbers, found {self.learning_rates!r}.")
+        if not (is_number(self.learning_rate) and self.learning_rate > 0):
+            raise ConfigError(f"learning_rate must be a positive number, found {self.learning_rate!r}.")
+        for name in ("bf16", "fp16", "torch_compile"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{name}: the solver works in float32. Load the base model as you want it instead, e.g. "
+                    "AutoModelForMaskedLM.from_pretrained(…, dtype=torch.bfloat16), and give that to the trainer."
+                )
         for name, allowed in _CHOICES.items():
             if (found := getattr(self, name)) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, found {found!r}.")
@@ -114,8 +133,6 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
                 f"max_grad_norm={self.max_grad_norm} and optim={self.optim!s}: each of the {self.world_size} processes "
                 f"holds some coordinates, so max_grad_norm must be 0 and optim one of {', '.join(_BY_COORDINATE)}."
             )
-        if self.identity_rows < 0:
-            raise ConfigError(f"identity_rows must be at least 0, found {self.identity_rows}.")
         if not 0 < self.lm_score_floor < 1:
             raise ConfigError(f"lm_score_floor must lie between 0 and 1, found {self.lm_score_floor}.")
 

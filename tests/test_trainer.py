@@ -508,7 +508,7 @@ def test_what_is_loaded_must_fit(run: GradiendTrainer, masked: Any, causal: Any,
     with pytest.raises(ArtifactNotFoundError):
         GradiendModel.from_pretrained("alice/not-a-direction", masked)
     for strength in (float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="A strength must be a finite number"):
+        with pytest.raises(ConfigError, match="A strength or feature factor must be a finite number"):
             GradiendModel.from_pretrained(folder, masked, strength=strength)
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)

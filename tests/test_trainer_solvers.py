@@ -154,7 +154,14 @@ def test_a_dry_run_predicts_and_changes_nothing(masked_path: Path, pronouns: Any
     assert not (tmp_path / "store").exists() and not list((tmp_path / "a").iterdir())
     assert predicted.steps == 12
     assert predicted.state_bytes == pytest.approx(12 * 4 * trainer.scope.size, rel=0.001)
+    assert predicted.seconds == pytest.approx(12 * predicted.step_seconds)
     trainer.train()
+    later = trainer_of(masked_path, tmp_path / "d", pronouns, layers="3",
+                       args=arguments(tmp_path / "d", **options, eval_strategy="steps", eval_steps=4)).dry_run()  # fmt: skip
+    assert later.reads == 0  # all of them are in the store
+    assert later.evaluation_seconds > 0
+    assert later.seconds == pytest.approx(12 * later.learn_seconds + later.evaluation_seconds)
+    assert "12 of them from the store" in str(later)
     assert predicted.store_bytes == sum(f.stat().st_size for f in (tmp_path / "store").glob("*.bin"))
     plain = trained(masked_path, tmp_path / "b", pronouns, max_steps=12)
     trainer_again = trained(masked_path, tmp_path / "c", pronouns, **options)
@@ -186,14 +193,23 @@ def test_rows_without_a_finite_loss_are_named_and_left_out(
     [
         ({"solver": "adam"}, "solver must be one of autoencoder, closed_form, ridge, found 'adam'"),
         ({"solver": "ridge", "num_runs": 2}, "has no seeds"),
-        ({"num_runs": 0}, "num_runs must be at least 1"),
-        ({"learning_rates": [0.1, -1.0]}, "learning_rates positive"),
+        ({"num_runs": 0}, "num_runs must be a whole number of at least 1, found 0"),
+        ({"num_runs": 2.5}, "num_runs must be a whole number"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be a whole number of at least 1"),
+        ({"max_length": -3}, "max_length must be a whole number of at least 1"),
+        ({"controls": -1}, "controls must be a whole number of at least 0"),
+        ({"learning_rates": [0.1, -1.0]}, "learning_rates must be a list of positive numbers"),
+        ({"learning_rates": [float("nan")]}, "learning_rates must be a list of positive numbers"),
+        ({"learning_rates": 0.1}, "learning_rates must be a list of positive numbers"),
+        ({"learning_rate": 0.0, "learning_rates": [0.1]}, "learning_rate must be a positive number"),
+        ({"bf16": True}, "bf16: the solver works in float32"),
+        ({"torch_compile": True}, "torch_compile: the solver works in float32"),
         ({"decoder": "kind"}, "decoder must be one of"),
         ({"final_density": 0.0}, r"final_density must lie in \(0, 1\]"),
         ({"goal": "harm"}, "goal must be one of"),
         ({"importance": "l2"}, "importance must be one of mean, snr"),
         ({"gradient_store_dtype": "int8"}, "gradient_store_dtype must be one of float32"),
-        ({"identity_rows": -1}, "identity_rows must be at least 0"),
+        ({"identity_rows": -1}, "identity_rows must be a whole number of at least 0"),
     ],
 )
 def test_what_cannot_work(

@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradiend_hub.objectives import Objective, Slots, TokenizedSlots, slot_nll
+from gradiend_hub.progress import progress, tell
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def directional_derivatives(
     out = torch.empty(len(samples))
     order = sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids))  # little padding, original order kept
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
+        for start in progress(range(0, len(order), batch_size), "encoding", -(-len(order) // batch_size)):
             rows = order[start : start + batch_size]
             chosen = [samples[i] for i in rows]
             if model not in _without_formula:
@@ -59,7 +60,8 @@ def directional_derivatives(
                     continue
                 except NotImplementedError as error:  # what torch itself raises for an operation without a formula
                     _without_formula.add(model)
-                    logger.info(
+                    tell(
+                        logger,
                         "%s has an operation without a forward-mode formula, so its rows are encoded one at a time by a "
                         "backward pass each, which is several times slower. (%s)",
                         type(model).__name__,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from gradiend_hub.errors import TrainingError
-from gradiend_hub.objectives import Objective, PairBatch, Slots
+from gradiend_hub.objectives import Example, Objective, PairBatch, Slots
 from gradiend_hub.objectives.base import IGNORED
 
 from .pairs import GradientReader, NotFiniteError, read_pair
@@ -62,6 +62,14 @@ class SkippedRows:
                 self._skip(_describe(objective, batch, row), reason)
             batch = select_rows(batch, [i for i in range(len(batch.factual.labels)) if i not in bad])
         return None
+
+    def skip(self, objective: Objective, example: Example, reason: str = "its loss is not finite") -> None:
+        """Count a row that somebody else could not read.
+
+        Raises:
+            TrainingError: there are more of them than allowed.
+        """
+        self._skip(_describe(objective, objective.collate_pairs([example]), 0), reason)
 
     def _skip(self, row: str, reason: str) -> None:
         if row in self.rows:

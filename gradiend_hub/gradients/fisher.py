@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gradiend_hub.errors import DataError
+from gradiend_hub.errors import DataError, TrainingError
 from gradiend_hub.objectives import Objective, Slots
 from gradiend_hub.objectives.base import IGNORED
+from gradiend_hub.progress import progress
 
 from .pairs import GradientReader
+
+logger = logging.getLogger(__name__)
 
 
 def diagonal_fisher(
@@ -49,15 +53,43 @@ def diagonal_fisher(
         )
     samples.sort(key=lambda sample: len(sample.input_ids))
     total, tokens = torch.zeros(reader.scope.size, device=device), 0
-    for start in range(0, len(samples), batch_size):
-        slots = objective.collate(samples[start : start + batch_size]).to(device)
-        total.addcmul_(*(2 * [reader.read(_sampled_loss(reader, objective, slots, generator))]))
-        tokens += int((slots.labels != IGNORED).sum())
+    unusable: set[str] = set()
+    for start in progress(range(0, len(samples), batch_size), "Fisher information", -(-len(samples) // batch_size)):
+        chosen = samples[start : start + batch_size]
+        slots = objective.collate(chosen).to(device)
+        loss = _sampled_loss(reader, objective, slots, generator)
+        while isinstance(loss, list):
+            for i in loss:
+                _leave_out(objective.tokenizer.decode(chosen[i].input_ids), unusable, len(texts))
+            chosen = [sample for i, sample in enumerate(chosen) if i not in loss]
+            if not chosen:
+                break
+            slots = objective.collate(chosen).to(device)
+            loss = _sampled_loss(reader, objective, slots, generator)
+        else:
+            total.addcmul_(*(2 * [reader.read(loss)]))
+            tokens += int((slots.labels != IGNORED).sum())
     return total / tokens
 
 
-def _sampled_loss(reader: GradientReader, objective: Objective, slots: Slots, generator: torch.Generator) -> Tensor:
-    """Sum over the slots of −log p of a label that the model itself drew."""
-    log_probs = objective.log_probs(reader.model, slots)[slots.labels != IGNORED]  # [tokens, V]
+def _leave_out(text: str, unusable: set[str], total: int) -> None:
+    if text not in unusable:
+        logger.warning("Neutral text left out, its probabilities are not finite: %r", text)
+        unusable.add(text)
+    if len(unusable) > max(1, total // 100):
+        raise TrainingError(
+            f"{len(unusable)} of {total} neutral texts have no finite probabilities, the last one is {text!r}. Check them, "
+            "or load the base model in float32."
+        )
+
+
+def _sampled_loss(
+    reader: GradientReader, objective: Objective, slots: Slots, generator: torch.Generator
+) -> Tensor | list[int]:
+    """Sum over the slots of −log p of a label that the model itself drew; or the rows whose probabilities are NaN."""
+    log_probs = objective.log_probs(reader.model, slots)  # [B, K, V]
+    if bool((bad := (log_probs.isnan().any(-1) & (slots.labels != IGNORED)).any(-1)).any()):
+        return [int(i) for i in bad.nonzero().flatten()]
+    log_probs = log_probs[slots.labels != IGNORED]  # [tokens, V]
     labels = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
     return -log_probs.gather(1, labels).sum()

@@ -8,6 +8,7 @@ rows are batched, beyond the rounding of the base model's own arithmetic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.objectives import Example, Objective
+from gradiend_hub.progress import progress
 from gradiend_hub.storage import index_dtype
 
-from .pairs import GradientReader, slot_losses
+from .faults import SkippedRows
+from .pairs import GradientReader, NotFiniteError, slot_losses
 from .scope import Scope
 
 MEASURES = ("mean", "snr")
@@ -41,6 +44,7 @@ def prune(
     gradient: str = "diff",
     samples: int = 128,
     batch_size: int = 16,
+    skipped: SkippedRows | None = None,
 ) -> Scope:
     """The reader's scope with the most important coordinates only: `max(1, round(density · n))` of them.
 
@@ -52,7 +56,7 @@ def prune(
         examples: training rows.
         labels: ±1 per row, its class; rows with 0 (identity or neutral) say nothing about classes and are left out.
         density: share of the scope's coordinates to keep, in (0, 1].
-        measure, gradient, samples, batch_size: see `importance`.
+        measure, gradient, samples, batch_size, skipped: see `importance`.
 
     Raises:
         ConfigError: an argument out of range, or rows of one class only.
@@ -64,8 +68,9 @@ def prune(
     if density == 1:
         return scope
     values = importance(
-        reader, objective, examples, labels, measure=measure, gradient=gradient, samples=samples, batch_size=batch_size
-    )
+        reader, objective, examples, labels, measure=measure, gradient=gradient, samples=samples, batch_size=batch_size,
+        skipped=skipped,
+    )  # fmt: skip
     count = max(1, round(density * scope.size))
     useful = int(torch.count_nonzero(values))
     if useful < count:
@@ -90,6 +95,7 @@ def importance(
     gradient: str = "diff",
     samples: int = 128,
     batch_size: int = 16,
+    skipped: SkippedRows | None = None,
 ) -> Tensor:
     """How much each coordinate in scope says about the class: [n], fp32, ≥ 0.
 
@@ -103,19 +109,32 @@ def importance(
         gradient: "factual", "alternative" or "diff".
         samples: rows to read, as many of each class, evenly spread over the rows.
         batch_size: rows per forward pass; a matter of memory and time only.
+        skipped: keeps count of rows without a finite loss, in whose place others are read.
     """
     if measure not in MEASURES:
         raise ConfigError(f"measure must be one of {MEASURES}, found {measure!r}.")
-    weights = _stratified(labels, samples)
-    rows = sorted(weights, key=lambda i: (examples[i].length, i))  # little padding
-    if measure == "mean":
-        total = reader.zeros()
-        for batch in _batches(rows, batch_size):
-            _read(reader, objective, examples, {i: weights[i] for i in batch}, gradient, into=total)
-        values = total.abs_()
-    else:
-        read = (_read(reader, objective, examples, {i: 1.0}, gradient, into=reader.zeros()) for i in rows)
-        values = _signal_to_noise(read, [weights[i] for i in rows])
+    skipped, usable = skipped or SkippedRows(len(examples)), list(labels)
+    while True:
+        weights = _stratified(usable, samples)
+        rows = sorted(weights, key=lambda i: (examples[i].length, i))  # little padding
+        batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size if measure == "mean" else 1)]
+        try:
+            if measure == "mean":
+                total = reader.zeros()
+                for batch in progress(batches, "choosing coordinates", len(batches)):
+                    _read(reader, objective, examples, {i: weights[i] for i in batch}, gradient, into=total)
+                values = total.abs_()
+            else:
+                read = (
+                    _read(reader, objective, examples, {i: 1.0}, gradient, into=reader.zeros())
+                    for i in progress(rows, "choosing coordinates", len(rows))
+                )
+                values = _signal_to_noise(read, [weights[i] for i in rows])
+            break
+        except NotFiniteError as error:
+            for row in error.rows:
+                skipped.skip(objective, examples[row])
+                usable[row] = 0.0
     if not bool(values.sum(dtype=torch.float64).isfinite()):
         raise TrainingError(
             f"The importance of the coordinates is not finite: a gradient of the {len(rows)} sampled rows overflows. Load "
@@ -137,8 +156,8 @@ def _read(
     batch = objective.collate_pairs([examples[i] for i in weights]).to(reader.device)
     losses = slot_losses(reader.model, objective, batch, gradient)
     if not bool(losses.isfinite().all()):
-        bad = [i for i, loss in zip(weights, losses.tolist(), strict=True) if loss - loss != 0]
-        raise TrainingError(f"The base model's loss is not finite for row {bad[0]}; leave it out before pruning.")
+        bad = tuple(i for i, loss in zip(weights, losses.tolist(), strict=True) if not math.isfinite(loss))
+        raise NotFiniteError(f"The base model's loss is not finite for row {bad[0]}.", bad)
     return reader.read(losses @ losses.new_tensor(list(weights.values())), into=into)
 
 
@@ -180,10 +199,6 @@ def _stratified(labels: Sequence[float], count: int) -> dict[int, float]:
         taken = min(count // 2, len(rows))
         weights |= {rows[j * len(rows) // taken]: label / (2 * taken) for j in range(taken)}
     return weights
-
-
-def _batches(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def top_k(importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

@@ -29,7 +29,10 @@ class Estimate:
 
     Attributes:
         steps: number of gradient pairs.
-        step_seconds: time of one.
+        step_seconds: time of one, computed and learned from.
+        reads: how many of them are computed; the others are in a store.
+        learn_seconds: time of learning from one, which is all that a stored one costs.
+        evaluation_seconds: time of all evaluations between the steps.
         base_bytes: parameters and buffers of the base model.
         activation_bytes: what the forward pass of the largest batch keeps for its backward passes.
         working_bytes: what one block needs beside that while its backward pass runs.
@@ -46,10 +49,22 @@ class Estimate:
     gradient_bytes: int
     state_bytes: int
     store_bytes: int = 0
+    reads: int | None = None
+    learn_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return self.steps * self.step_seconds
+        reads = self.steps if self.reads is None else self.reads
+        return reads * self.step_seconds + (self.steps - reads) * self.learn_seconds + self.evaluation_seconds
+
+    def _work(self) -> str:
+        parts = [f"{self.steps:,} steps of {self.step_seconds:.3g} s"]
+        if self.reads is not None and self.reads < self.steps:
+            parts.append(f"{self.steps - self.reads:,} of them from the store, of {self.learn_seconds:.3g} s")
+        if self.evaluation_seconds:
+            parts.append(f"evaluations of {self.evaluation_seconds:.3g} s")
+        return "; ".join(parts)
 
     @property
     def peak_bytes(self) -> int:
@@ -60,7 +75,7 @@ class Estimate:
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.seconds), 60)
         lines = {
-            "time": f"{minutes // 60}:{minutes % 60:02}:{seconds:02} ({self.steps:,} steps of {self.step_seconds:.3g} s)",
+            "time": f"{minutes // 60}:{minutes % 60:02}:{seconds:02} ({self._work()})",
             "base model": format_bytes(self.base_bytes),
             "activations": format_bytes(self.activation_bytes + self.working_bytes),
             "gradients": format_bytes(self.gradient_bytes),
@@ -82,6 +97,8 @@ def estimate(
     largest: PairBatch | None = None,
     observe: Callable[[Tensor, Tensor], object] | None = None,
     store_bytes: int = 0,
+    reads: int | None = None,
+    evaluation_seconds: float = 0.0,
     source: str = "alternative",
     target: str = "diff",
 ) -> Estimate:
@@ -95,27 +112,34 @@ def estimate(
         largest: the batch with the most tokens, of which activations are counted; default: the timed one.
         observe: what the solver does with a pair, if its time is to count; it is called three times.
         store_bytes: `GradientStore.required_bytes`, if there is one.
+        reads: batches that are computed; default: all.
+        evaluation_seconds: of all evaluations between the steps.
     """
 
-    def step() -> float:
+    def step() -> tuple[float, float]:
         start = time.perf_counter()
         pair = read_pair(reader, objective, batch, source=source, target=target)
+        read = time.perf_counter()
         if observe is not None:
             observe(*pair)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.perf_counter() - read
 
     step()  # kernels are chosen and memory is mapped the first time
     scope, vectors, widest = reader.scope, len({source, target}), largest or batch
+    whole, learning = zip(*(step() for _ in range(_TIMED_STEPS)), strict=True)
     tensors = [*reader.model.parameters(), *reader.model.buffers()]
     return Estimate(
         steps=steps,
-        step_seconds=median(step() for _ in range(_TIMED_STEPS)),
+        step_seconds=median(whole),
         base_bytes=sum(t.numel() * t.element_size() for t in tensors),
         activation_bytes=activation_bytes(reader, objective, widest),
         working_bytes=_working_bytes(reader, objective, widest),
         gradient_bytes=4 * vectors * scope.size + max(p.numel() * p.element_size() for p in scope.parameters.values()),
         state_bytes=4 * state_vectors * scope.size,
         store_bytes=store_bytes,
+        reads=reads,
+        learn_seconds=median(learning),
+        evaluation_seconds=evaluation_seconds,
     )
 
 
@@ -171,6 +195,21 @@ def memory_advised(
         raise TrainingError(f"Out of memory with {rows} rows of {tokens} tokens per gradient. {advice}") from error
 
 
+@contextmanager
+def state_advised(scope: Scope, *, state_vectors: int) -> Iterator[None]:
+    """As `memory_advised`, for the vectors of solver and optimizer."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, TrainingError) or not is_out_of_memory(error):
+            raise
+        advice = memory_advice(scope, rows=1, activations=0, state_vectors=state_vectors, density=scope.density)
+        raise TrainingError(
+            f"Out of memory with {state_vectors} vectors of {scope.size:,} coordinates, of solver and optimizer. {advice} "
+            'Or keep fewer vectors: solver="closed_form", or num_runs=1.'
+        ) from error
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a device or on the CPU."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
@@ -190,7 +229,7 @@ def memory_advice(scope: Scope, *, rows: int, activations: int, state_vectors: i
         density: share of the scope's coordinates that are kept at present.
     """
     state = 4 * state_vectors * scope.size
-    advice = {f"density={density / 10:g} in place of {density:g}": (9 * state // 10, "of vectors")}
+    advice = {f"density={density / 10:.2g} in place of {density:.2g}": (9 * state // 10, "of vectors")}
     if rows > 1:
         advice[f"per_device_train_batch_size={rows // 2} in place of {rows}"] = (
             activations * (rows - rows // 2) // rows,

@@ -115,6 +115,11 @@ class Scope:
         """Length n of the flat vector."""
         return sum(self.sizes.values())
 
+    @property
+    def density(self) -> float:
+        """Share of the parameters' coordinates that are kept."""
+        return self.size / max(sum(p.numel() for p in self.parameters.values()), 1)
+
     def slices(self) -> dict[str, slice]:
         """Where each parameter's coordinates stand in the flat vector."""
         ends = list(accumulate(self.sizes.values()))
@@ -144,7 +149,7 @@ class Scope:
     def summary(self) -> str:
         """One line: tensors, coordinates and their share of the tensors they are in."""
         total = sum(p.numel() for p in self.parameters.values())
-        return f"{len(self.parameters)} tensors, {self.size:,} of {total:,} weights ({self.size / max(total, 1):.2%})"
+        return f"{len(self.parameters)} tensors, {self.size:,} of {total:,} weights ({self.density:.2%})"
 
     def table(self, model: nn.Module) -> str:
         """What is in scope, for people: tensors, kept entries, and their share of the model's parameters.

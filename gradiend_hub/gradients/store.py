@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from gradiend_hub.errors import ConfigError, TrainingError
-from gradiend_hub.fingerprint import Fingerprint
 from gradiend_hub.objectives import Example, Objective
 
 from .faults import SkippedRows
@@ -28,7 +29,7 @@ from .memory import format_bytes
 from .pairs import GradientReader
 from .scope import Scope
 
-FORMAT = 2
+FORMAT = 3
 """Layout of the files; another one is refused."""
 
 KEY_FILE, GRADIENTS_FILE, INDEX_FILE = "key.json", "gradients.bin", "index.bin"
@@ -48,7 +49,7 @@ class StoreKey:
     """What a store holds the gradients of. Every field must agree before one of them is read.
 
     Attributes:
-        base: digest of the base model's sampled weights, and their type.
+        base: digest of all weights, buffers and settings of the base model.
         objective: its name and longest input.
         rows: number and digest of the tokenised rows and slots, in the order of the groups.
         groups: number of groups.
@@ -90,13 +91,11 @@ class StoreKey:
         """
         if dtype not in _TYPES:
             raise ConfigError(f"dtype of a gradient store must be one of {list(_TYPES)}, found {dtype!r}.")
-        fingerprint = Fingerprint.of(dict(model.named_parameters()))
-        samples = (part for name, values in fingerprint.samples.items() for part in (name, values.numpy().tobytes()))
         rows = [asdict(examples[i]) for group in groups for i in group]
         shapes = [(name, list(parameter.shape)) for name, parameter in scope.parameters.items()]
         kept = (part for n, i in scope.kept.items() for part in (n, i.long().cpu().numpy().tobytes()))
         return cls(
-            base=f"{fingerprint.dtype} {_digest(samples)}",
+            base=base_digest(model),
             objective=f"{objective.name}, at most {objective.max_length} tokens",
             rows=f"{len(rows)} rows {_digest(map(json.dumps, rows))}",
             groups=len(groups),
@@ -106,6 +105,22 @@ class StoreKey:
             size=scope.size,
             dtype=dtype,
         )
+
+
+def base_digest(model: nn.Module) -> str:
+    """What the base model computes with: a digest of every value that it holds, and of its configuration."""
+    digest = xxhash.xxh3_128()
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        if not tensor.is_meta:
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    config = getattr(model, "config", None)
+    settings = config.to_dict() if isinstance(config, PreTrainedConfig) else {}
+    for name in ("_name_or_path", "transformers_version"):  # where it is from changes nothing
+        settings.pop(name, None)
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return str(digest.hexdigest())
 
 
 def _digest(parts: Iterable[str | bytes]) -> str:

@@ -85,7 +85,8 @@ class PairStream:
 
     def _computed(self, rows: Sequence[int], source: str, target: str, neutral: bool) -> tuple[Tensor, Tensor] | None:
         batch = self.objective.collate_pairs([self.rows.examples[i] for i in rows]).to(self.reader.device)
-        with memory_advised(self.reader, self.objective, batch, state_vectors=self.state_vectors):
+        vectors, density = self.state_vectors, self.reader.scope.density
+        with memory_advised(self.reader, self.objective, batch, state_vectors=vectors, density=density):
             pair = self.skipped.read_pair(
                 self.reader, self.objective, batch, source=source, target=source if neutral else target
             )

@@ -90,6 +90,7 @@ class Solver(nn.Module, ABC):
             no parameters: learning rate and its schedule have no meaning.
     """
 
+    _keys_to_ignore_on_save = None  # `Trainer` asks for it when a checkpoint does not fit
     num_runs: int = 1
     needs_optimizer: ClassVar[bool] = False
     vectors: ClassVar[frozenset[str]]
@@ -105,6 +106,11 @@ class Solver(nn.Module, ABC):
             for name, x in state_dict.items()
         }
         return super().load_state_dict(own, strict=strict, assign=assign)
+
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """Nothing: it is the base model whose activations are recomputed, and the trainer tells it so."""
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
 
     def whole_state(self) -> dict[str, Tensor]:
         """The `state_dict` of all coordinates, as one process alone would have it. All processes must call it."""

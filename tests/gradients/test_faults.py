@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradiend_hub.errors import TrainingError
-from gradiend_hub.gradients import GradientReader, Scope, SkippedRows, read_pair, select_parameters
+from gradiend_hub.gradients import GradientReader, Scope, SkippedRows, prune, read_pair, select_parameters
 from gradiend_hub.objectives import Example
 from tests.gradients.test_pairs import ARCHITECTURES, examples
 from tests.models import build
@@ -148,3 +148,15 @@ def test_rows_with_equal_fillers_are_no_fault() -> None:
         with pytest.raises(TrainingError, match="diff gradient is zero"):
             skipped.read_pair(reader, how, how.collate_pairs(rows))
     assert skipped.rows == {}
+
+
+@pytest.mark.parametrize("measure", ["mean", "snr"])
+def test_a_row_that_cannot_be_read_does_not_choose_coordinates(measure: str, caplog: pytest.LogCaptureFixture) -> None:
+    rows, how = examples(), objective("bert")
+    labels = [1.0, 1.0, -1.0]
+    model = poisoned(rows, 1)
+    with GradientReader(model, whole(model)) as reader, caplog.at_level(logging.WARNING):
+        found = prune(reader, how, rows, labels, density=0.01, measure=measure)
+        expected = prune(reader, how, [rows[0], rows[2]], [1.0, -1.0], density=0.01, measure=measure)
+    assert "Row left out, its loss is not finite" in caplog.text
+    assert all(torch.equal(found.kept[name], kept) for name, kept in expected.kept.items())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gradiend_hub.errors import ConfigError, DataError
+from gradiend_hub.errors import ConfigError, DataError, TrainingError
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, select_parameters
 from gradiend_hub.objectives import Objective, make_objective
 from gradiend_hub.solvers import Solution, effect_shares, kinder
@@ -113,3 +113,23 @@ def test_no_other_edit_of_equal_cost_has_more_effect(damping: float) -> None:
     order = shares.argsort(descending=True).tolist()
     pairs = {(i, j): effect(best * torch.eye(4)[[i, j]].sum(0)) for i in range(4) for j in range(i)}
     assert set(max(pairs, key=lambda pair: pairs[pair])) == set(order[:2])
+
+
+def test_a_text_without_finite_probabilities_is_left_out(
+    reading: tuple[GradientReader, Objective], caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, objective = reading
+    odd = next(i for i in objective.tokenizer("cats", add_special_tokens=False).input_ids)
+    texts = ["The dog barked.", "The cats ran."]
+    assert odd not in objective.tokenizer(texts[0]).input_ids
+    expected = diagonal_fisher(reader, objective, texts[:1], batch_size=1, draws=1)
+    hook = reader.model.get_input_embeddings().register_forward_hook(
+        lambda _module, args, out: out.masked_fill((args[0] == odd)[..., None], torch.nan)
+    )
+    try:
+        assert torch.equal(diagonal_fisher(reader, objective, texts, batch_size=1, draws=1), expected)
+        assert caplog.text.count("Neutral text left out") == 1
+        with pytest.raises(TrainingError, match="2 of 2 neutral texts have no finite probabilities"):
+            diagonal_fisher(reader, objective, [texts[1], "Two cats sat."], draws=1)
+    finally:
+        hook.remove()
