@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .adapter import gradiend_layers
 from .adapter.sites import SiteMap, refuse_offloaded, refuse_sharded, resolve_names
+from .base_models import load_whole
 from .config import GradiendConfig
 from .direction import Direction
 from .errors import BaseModelError, BaseModelMismatchError
@@ -25,8 +26,12 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder"
 
 
 def base_name(model: nn.Module) -> str | None:
-    """Repository id or path that a transformers model was loaded from; `None` if it has none."""
-    return getattr(model, "name_or_path", None) or None
+    """Repository id or absolute path that a transformers model was loaded from; `None` if it has none.
+
+    A relative path would mean something else, or look like a repository id, when it is read in another directory.
+    """
+    name: str | None = getattr(model, "name_or_path", None) or None
+    return str(Path(name).absolute()) if name is not None and Path(name).is_dir() else name
 
 
 def base_commit(model: nn.Module) -> str | None:
@@ -111,14 +116,13 @@ def load_recorded_base(config: GradiendConfig, base: str | Path | None, **argume
     arguments.setdefault("dtype", "auto" if torch.accelerator.is_available() else torch.float32)
     try:
         _check_architecture(path, model_class, arguments)
-        model: nn.Module = getattr(transformers, name).from_pretrained(path, **arguments)
-    except BaseModelMismatchError:
+        return load_whole(model_class, path, **arguments)
+    except BaseModelError:
         raise
     except (OSError, ValueError) as error:
         raise BaseModelError(
             f"The base model {path} could not be loaded: {error} If it is elsewhere, pass it as `base_model`."
         ) from error
-    return model
 
 
 def _check_architecture(path: str, model_class: type[PreTrainedModel], arguments: dict[str, Any]) -> None:

@@ -85,6 +85,8 @@ def check_strength(value: object) -> None:
     Raises:
         ConfigError: If it is no finite number.
     """
+    if type(value) is float and math.isfinite(value):  # the usual case, a hundred times for each change of strength
+        return
     real = isinstance(value, Real) and not isinstance(value, (bool, int)) and math.isfinite(value)
     if not (real or is_number(value)):
         raise ConfigError(f"A strength or feature factor must be a finite number, found {value!r}.")

@@ -20,7 +20,15 @@ from .adapter.sites import SiteMap, refuse_sharded
 from .adapter.tuner import GradiendTuner, arriving, check_name, gradiend_layers
 from .base_identity import base_commit, base_name, check_base_model, described, load_recorded_base
 from .config import GradiendConfig, check_strength
-from .constants import CARD_FILE, CONFIG_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from .constants import (
+    ASSETS_FOLDER,
+    CARD_FILE,
+    CONFIG_FILE,
+    HTML_FILE,
+    PROBES_FILE,
+    REPORT_FILE,
+    WEIGHTS_FILE,
+)
 from .direction import Direction
 from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, EditError
 
@@ -490,7 +498,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     # ---------------------------------------------------------------------------------------------------------- saving
 
     def save_pretrained(self, save_directory: str | Path, adapter_name: str | None = None, **_: Any) -> None:
-        """Write one direction as an artifact: configuration, decoder, encoder; report, probes and card if it had them.
+        """Write one direction as an artifact: configuration, decoder, encoder; what lay beside it, if it was loaded:
+        report, probes, and the card with its figures and page.
 
         Args:
             save_directory: Folder to write to.
@@ -505,7 +514,10 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         direction.save(folder, dtype=config.dtype)
         replace(config, parameters=direction.spec(), has_bias=direction.has_bias).save_pretrained(str(folder))
         if name in self._folders:
-            for companion in (REPORT_FILE, CARD_FILE, PROBES_FILE):
+            assets = self._folders[name] / ASSETS_FOLDER  # which the card shows
+            if assets.is_dir() and not (folder / ASSETS_FOLDER).exists():
+                shutil.copytree(assets, folder / ASSETS_FOLDER)
+            for companion in (REPORT_FILE, CARD_FILE, HTML_FILE, PROBES_FILE):
                 source, target = self._folders[name] / companion, folder / companion
                 if source.is_file() and not target.exists():
                     shutil.copyfile(source, target)

@@ -169,7 +169,13 @@ def apply(
     direction: Direction,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="With [MASK] where the word is to be guessed.")],
     base: Base = None,
-    strengths: Annotated[str, typer.Option(help="Strengths to compare, with commas between them.")] = "-1,0,1",
+    strengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Strengths to compare, with commas between them; default: -1,0,1 and the recommended one.",
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, max=50, help="How many guesses to show.")] = 5,
     tokens: Annotated[int, typer.Option(min=1, max=500, help="Length of a causal model's completion.")] = 12,
     revision: Revision = None,
@@ -179,7 +185,7 @@ def apply(
     A masked model guesses the word at [MASK]. A causal one guesses it, too, from the text before it, and completes that
     text; without [MASK] it completes the whole text.
     """
-    wanted = _numbers(strengths)
+    wanted = None if strengths is None else _numbers(strengths)
     from .fillings import show_texts
 
     show_texts(

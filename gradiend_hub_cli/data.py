@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from gradiend_hub.data.builder import FeatureDatasetBuilder
-from gradiend_hub.data.feature_data import FeatureData
+from gradiend_hub.data.feature_data import FeatureData, check_folder
 from gradiend_hub.data.fillers import check_fillers
 from gradiend_hub.data.spec import FeatureDataConfig
+from gradiend_hub.errors import BaseModelError
 
 from .console import Story
 from .quiet import quiet
@@ -33,6 +34,7 @@ def build_data(path: Path, out: Path, overrides: list[str], repo_id: str | None,
         GradiendError: the file, the source or a class cannot be used.
     """
     config = read_config(path, overrides)
+    check_folder(out)
     with quiet():
         with story.step("Build") as step:
             data = FeatureDatasetBuilder(config).build()
@@ -48,14 +50,24 @@ def build_data(path: Path, out: Path, overrides: list[str], repo_id: str | None,
 
 
 def show_fillers(path: Path, model: str, overrides: list[str], console: Console) -> None:
-    """Print which words of a configuration the tokenizer of a model splits."""
+    """Print which words of a configuration the tokenizer of a model splits.
+
+    Raises:
+        GradiendError: the file cannot be used, or there is no tokenizer.
+    """
     from transformers import AutoTokenizer
 
     from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective
 
     config = read_config(path, overrides)
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(model)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"There is no tokenizer at {model!r}: expected a folder with a tokenizer.json or the id of a model on the Hub. "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]})"
+        ) from error
     objective = (CausalLMObjective if tokenizer.mask_token is None else MaskedLMObjective)(
         tokenizer, name_or_path=model
     )
@@ -79,7 +91,7 @@ def _class_table(data: FeatureData) -> Table:
     for name, counts in data.counts().items():
         table.add_row(name, *(f"{count:,}" for count in counts))
     if data.neutral:
-        table.add_row("neutral sentences", *(f"{len(part):,}" for part in data.neutral.values()))
+        table.add_row("neutral sentences", *(f"{count:,}" for count in data.neutral_counts))
     return table
 
 

@@ -20,6 +20,7 @@ from gradiend_hub.data import Row, read_rows, read_texts, require_classes
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import EvaluationSettings, Report, SplitReport, reevaluate
 from gradiend_hub.evaluation.benchmarks import Benchmark
+from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
 from gradiend_hub.plots import save_html, save_plots
@@ -33,8 +34,6 @@ __all__ = ["Request", "run_evaluation"]
 
 Source = tuple[str, str | None]
 """A data set as on the command line, and its split."""
-
-_COMPARED = (-1.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,8 @@ def run_evaluation(request: Request, story: Story) -> None:
     """
     benchmarks = [Benchmark.parse(text) for text in request.benchmarks]
     with quiet():
+        for benchmark in benchmarks:
+            benchmark.check()
         with story.step("Load") as step:
             found = resolve_folder(request.direction, revision=request.revision, required=(CONFIG_FILE, WEIGHTS_FILE))
             file = _report_file(request, found)
@@ -90,7 +91,8 @@ def run_evaluation(request: Request, story: Story) -> None:
             with story.step("Propose") as step:
                 commit = proposal.send()
                 step.outcome = f"a pull request to {request.create_pr}"
-    _show(claimed, report, request.settings.strengths or _COMPARED, story)
+    compared = compared_strengths(model.active_peft_config)
+    _show(claimed, report, request.settings.strengths or compared, story)
     if proposal:
         story.console.print(f"\nProposed: {commit.pr_url or commit.commit_url}", soft_wrap=True)
 

@@ -15,6 +15,7 @@ from gradiend_hub import GradiendModel
 from gradiend_hub.constants import SLOT
 from gradiend_hub.data import require_classes
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.objectives import Objective, make_objective
 
 from .quiet import quiet
@@ -40,12 +41,12 @@ def show_texts(
     *,
     base: str | None,
     revision: str | None,
-    strengths: Sequence[float],
+    strengths: Sequence[float] | None,
     top: int,
     tokens: int,
     console: Console,
 ) -> None:
-    """Print guesses and completions of every text.
+    """Print guesses and completions of every text, at the usual strengths and the recommended one if none are given.
 
     Raises:
         GradiendError: the direction or its base cannot be loaded, or a text has no slot that the model could fill.
@@ -53,6 +54,7 @@ def show_texts(
     with quiet():
         model = GradiendModel.from_pretrained(direction, base_model=base, revision=revision, strength=0.0)
         objective = make_objective(model.get_base_model(), model.tokenizer, name=model.active_peft_config.objective)
+        strengths = strengths or compared_strengths(model.active_peft_config)
         causal = objective.name == "causal_lm"
         styles = class_styles(model)
         for text in texts:

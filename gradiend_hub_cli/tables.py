@@ -15,8 +15,10 @@ __all__ = ["beyond_band", "curve_table", "encoder_line", "folder_size", "megabyt
 
 
 def strength_text(strength: float) -> str:
-    """`-1`, `0`, `+0.5`."""
-    return f"{strength:+g}" if strength else "0"
+    """`-1`, `0`, `+0.5`, `-1.09`; below 0.1 two digits that are not 0."""
+    if not strength:
+        return "0"
+    return f"{strength:+.2g}" if abs(strength) < 0.1 else f"{round(strength, 2):+g}"
 
 
 def beyond_band(config: GradiendConfig, strengths: Sequence[float]) -> str | None:

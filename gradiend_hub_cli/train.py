@@ -118,9 +118,16 @@ def load_split(source: Any, default_split: str, what: str) -> Dataset:
                 f"{what}: {file} is no data set. Expected a folder, a Hub id, or a file {', '.join(_FILES)}."
             )
         wanted = {**wanted, "path": _FILES[file.suffix], "data_files": str(file)}
+    nothing = DataError(f"{what}: {file} has no rows.")
+    if file.is_file() and not _has_content(file):
+        raise nothing
     try:
         data = load_dataset(**wanted)
+    except StopIteration as error:  # an empty file in a folder
+        raise nothing from error
     except (OSError, ValueError, DatasetsError) as error:
+        if "corresponds to no data" in str(error):
+            raise nothing from error
         raise DataError(f"{what}: {str(file)!r} cannot be loaded as a data set. {_first_line(error)}") from error
     if isinstance(data, DatasetDict):
         split = default_split if default_split in data else next(iter(data))
@@ -129,7 +136,14 @@ def load_split(source: Any, default_split: str, what: str) -> Dataset:
                 f"{what}: no split {default_split!r} in {str(file)!r}; name one of {list(data)} as `split`."
             )
         data = data[split]
+    if not len(data):
+        raise nothing
     return data
+
+
+def _has_content(file: Path) -> bool:
+    with file.open("rb") as lines:
+        return any(line.strip() for line in lines)
 
 
 def _parse_source(source: Any, what: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gradiend_hub import GradiendModel
+from gradiend_hub.hub.card import card_state
+from gradiend_hub.hub.resolve import resolve_folder
 
 from .quiet import quiet
 
@@ -43,5 +45,8 @@ def show_verification(
     console.print(table)
     wrong = sum(not check.passed for check in result.checks)
     tolerance = f"values may differ by {result.tolerance:g}"
-    console.print(f"\n{len(result.checks)} checks, {tolerance}: " + (f"{wrong} differ." if wrong else "all agree."))
+    state = card_state(resolve_folder(direction, revision=revision).folder)
+    console.print(
+        f"\ncard: {state}\n{len(result.checks)} checks, {tolerance}: " + (f"{wrong} differ." if wrong else "all agree.")
+    )
     return result.passed

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import HfApi
+from transformers import AutoModel, AutoModelForMaskedLM
 
+from gradiend_hub.base_identity import base_name, load_recorded_base
 from gradiend_hub.base_models import load_base_model
+from gradiend_hub.config import GradiendConfig
 from gradiend_hub.errors import BaseModelError
+from gradiend_hub.hub.names import hub_id, shown_name
 from tests.models import build
 
 
@@ -66,3 +71,35 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         BaseModelError, match=r"The base model .* has no weights to load: Error no file named model.safetensors"
     ):
         load_base_model(tmp_path)
+
+
+def test_a_checkpoint_without_its_head_is_refused(masked_path: Path, tmp_path: Path) -> None:
+    """transformers would make up a random one."""
+    AutoModel.from_pretrained(masked_path).save_pretrained(tmp_path)
+    config = GradiendConfig(feature_classes=["a", "b"], auto_mapping={"base_model_class": "BertForMaskedLM"})
+    for load in (
+        lambda: load_base_model(tmp_path, objective="masked_lm"),
+        lambda: load_base_model(tmp_path),
+        lambda: load_recorded_base(config, tmp_path),
+    ):
+        with pytest.raises(BaseModelError, match=r"lacks \d+ parameters of a \w+, which would be random: .*cls\.pred"):
+            load()
+    tied = build("llama")
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    tied.save_pretrained(tmp_path / "tied")  # has the shared matrix once
+    assert load_base_model(tmp_path / "tied").lm_head.weight is not None
+
+
+def test_a_relative_folder_is_recorded_as_a_path(
+    masked_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`models/masked` would be a repository id wherever there is no such folder."""
+    folder = shutil.copytree(masked_path, tmp_path / "models" / "masked")
+    monkeypatch.chdir(tmp_path)
+    own, loaded = load_base_model("models/masked"), AutoModelForMaskedLM.from_pretrained("models/masked")
+    assert loaded.name_or_path == "models/masked"
+    names = [own.name_or_path, base_name(own), base_name(loaded)]
+    monkeypatch.chdir(tmp_path.parent)
+    assert names == [str(folder)] * 3
+    assert hub_id(names[0]) is None and shown_name(names[0]) == "masked"

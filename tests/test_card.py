@@ -504,3 +504,46 @@ def test_safe_band_and_size(tmp_path: Path) -> None:
     parameters = GradiendConfig.from_pretrained(str(tmp_path)).parameters or {}
     size = (tmp_path / WEIGHTS_FILE).stat().st_size / 1e6
     assert f"| size of the decoder | {size:.1f} MB, {len(parameters)} tensors |" in text
+
+
+def test_another_recommended_strength_is_the_one_that_is_shown(tmp_path: Path) -> None:
+    folder = saved(tmp_path, classes=CLASSES, fillers=FILLERS, strength=-0.198)
+    report = full_report(CLASSES, FILLERS)
+    split = report.splits["test"]
+    for completion in split.completions:
+        completion.by_strength["-0.198"] = "They saw it."
+    split.curve.append(point(-0.198, CLASSES))
+    report.side_effects.append(replace(report.side_effects[0], strength=-0.198))
+    report.usage = None
+    report.save(folder)
+    text = str(render_card(folder))
+    assert "and strength -0.198 is the dose that the\nevaluation below recommends" in text
+    assert text.count("| | strength −1 | −0.198 (recommended) | 0 (base model) | +1 |") == 2
+    assert "model.set_strength(-0.198)  # the recommended dose" in text
+    assert '"equals strength -0.198 to the bit:"' in text and "--strengths -1,-0.198,0,1" in text
+    assert row(text, "| -0.198 (recommended) |").count("|") == row(text, "| +1.00 |").count("|")
+    assert row(text, "| StereoSet intrasentence&#58; SS |").count("|") == 6
+    assert "at strength -0.198" in text.split("---")[1]
+
+
+def test_fillers_that_are_no_words_are_quoted_and_a_causal_card_has_no_fillers(tmp_path: Path) -> None:
+    folder = saved(tmp_path, classes=CLASSES, fillers=FILLERS)
+    report = full_report(CLASSES, FILLERS)
+    report.splits["test"].completions[0].by_strength["1.0"] = [["they", 0.27], [",", 0.16]]
+    report.save(folder)
+    text = str(render_card(folder))
+    assert '| they 0.27, "," 0.16 |' in text and "Likeliest words at" in text
+    config = GradiendConfig.from_pretrained(str(folder))
+    config.objective = "causal_lm"
+    config.save_pretrained(str(folder))
+    assert "Likeliest words at" not in str(render_card(folder))
+    assert "Greedy continuations." in str(render_card(folder)).splitlines()
+
+
+def test_how_the_unit_was_chosen_is_said_only_where_it_is_known() -> None:
+    report = full_report(CLASSES, FILLERS)
+    blind = replace(report.splits["test"], curve=[replace(point(0.0, CLASSES), lm_score=None)])
+    report.splits = {"test": blind}
+    assert "There was no neutral text, so nothing is known about damage." in caveats(report, "test", blind)
+    report.splits["eval"] = blind
+    assert any("the strength unit was chosen without it" in text for text in caveats(report, "test", blind))

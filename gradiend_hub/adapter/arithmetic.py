@@ -58,18 +58,14 @@ class Originals:
 
     def note_version(self) -> None:
         """Take note that the parameter holds the edit now."""
-        self.version = _version(self.parameter)
+        self.version = None if self.parameter.is_inference() else self.parameter._version
 
     def are_overwritten(self) -> bool:
         """Whether somebody else has changed the parameter in place since (as far as torch counts it)."""
-        return self.version is not None and self.version != _version(self.parameter)
+        return self.version is not None and self.version != self.parameter._version
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "version": None}  # a copy counts anew
-
-
-def _version(tensor: torch.Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

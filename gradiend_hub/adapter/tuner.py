@@ -299,6 +299,8 @@ class GradiendTuner(BaseTuner):  # type: ignore[misc]
             EditError: If the edit is beyond the numbers of a parameter's type, or the parameter was replaced or changed.
         """
         self._require_known([adapter_name])
+        check_strength(strength)
+        strength = float(strength)
         layers = [layer for layer in self.layers if adapter_name in layer.strength]
         before = [(layer.strength[adapter_name], layer.feature_factor[adapter_name]) for layer in layers]
         try:

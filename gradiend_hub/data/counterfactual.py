@@ -43,7 +43,8 @@ class Alternatives:
             counts_of.append(count)
 
     def of(self, row: int, factual: str) -> list[tuple[str, str]]:
-        """(alternative, its class) for every other class; none where a paired word has no partner."""
+        """(alternative, its class) for every other class that has another word: a paired one may have no partner, and the
+        same word may be of two classes ("der Hund", "der Frau"), between which it has no alternative."""
         group = int(self._classes[row])
         word = self._names[self._words[row]]
         chosen: list[tuple[str, str]] = []
@@ -54,10 +55,18 @@ class Alternatives:
                 partners = self._partners.get((word, self._class_names[group]), {}).get(name, [])
                 found = [self._rng.choice(partners)] if partners else []
             else:
-                words, counts = self._frequencies.get((int(self._splits[row]), other), ([], []))
+                words, counts = self._others(int(self._splits[row]), other, word)
                 found = words if self._how == "all" or not words else self._rng.choices(words, counts)
             chosen += [(self._cased(new, factual), name) for new in found]
         return chosen
+
+    def _others(self, split: int, group: int, word: str) -> tuple[list[str], list[int]]:
+        """The words of a class without one, and how often each occurs."""
+        words, counts = self._frequencies.get((split, group), ([], []))
+        if all(self._key(other) != word for other in words):
+            return words, counts
+        kept = [(other, count) for other, count in zip(words, counts, strict=True) if self._key(other) != word]
+        return [other for other, _ in kept], [count for _, count in kept]
 
     def _cased(self, word: str, factual: str) -> str:
         """A word in the case of the one that it replaces, if that one differs from its own spelling in the list."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
 import tempfile
 from collections import Counter
@@ -15,12 +18,19 @@ import jinja2
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
 from gradiend_hub.constants import CARD_FILE
+from gradiend_hub.errors import ConfigError
 
 from .funnel import Funnel
 from .spec import FeatureDataConfig
 from .splits import Leaks
 
-__all__ = ["FeatureData"]
+__all__ = ["CONFIG_FILE", "FeatureData", "check_folder"]
+
+CONFIG_FILE = "build.json"
+"""The configuration of a set beside its rows; as JSON it is YAML, too, and so the command line can build from it."""
+
+_HERE = "path/to/this/folder"
+"""Stands in the card for a folder, whose path says more about a machine than about the data."""
 
 _MOST_WORDS = 40
 _EXAMPLES = 3
@@ -53,16 +63,29 @@ class FeatureData:
         found = {split: Counter(part["factual_class"][:]) for split, part in self.rows.items()}
         return {name: [of[name] for of in found.values()] for name in self.config.classes}
 
+    @property
+    def neutral_counts(self) -> list[int]:
+        """Neutral texts of each split of the rows."""
+        return [len(self.neutral[split]) if split in self.neutral else 0 for split in self.rows] if self.neutral else []
+
     def save(self, folder: str | Path) -> Path:
-        """Write `{split}.jsonl`, `neutral/{split}.jsonl` and the card; `datasets.load_dataset(folder)` reads them."""
+        """Write `{split}.jsonl`, `neutral/{split}.jsonl`, the configuration and the card.
+
+        `datasets.load_dataset(folder)` and `read_feature_data(folder)` read them.
+
+        Raises:
+            ConfigError: nothing can be written there.
+        """
         folder = Path(folder)
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for split, part in self.rows.items():
             part.to_json(folder / f"{split}.jsonl", force_ascii=False)
         for split, part in (self.neutral or {}).items():
             (folder / "neutral").mkdir(exist_ok=True)
             part.to_json(folder / "neutral" / f"{split}.jsonl", force_ascii=False)
-        self.card(str(folder)).save(folder / CARD_FILE)
+        (folder / CONFIG_FILE).write_text(self._config_text(), encoding="utf-8")
+        self.card(_HERE).save(folder / CARD_FILE)
         return folder
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
@@ -75,8 +98,12 @@ class FeatureData:
             options.setdefault("commit_message", "Upload feature data")
             return publish_folder(folder, repo_id, repo_type="dataset", **options)
 
+    def _config_text(self) -> str:
+        content = self.config.to_dict() | {"source": _public(self.config.source)}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
     def card(self, repo_id: str) -> DatasetCard:
-        """Counts by class, word and split, examples, the funnel, source, licence and digest."""
+        """Counts by class, word and split, examples, the funnel, the configuration, source, licence and digest."""
         config, splits = self.config, list(self.rows)
         counts = Counter(
             (row["factual_class"], config.key(row["factual"]), split)
@@ -90,7 +117,7 @@ class FeatureData:
         environment = jinja2.Environment(
             undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
         )
-        environment.filters["cell"] = _cell
+        environment.filters.update(cell=_cell, fenced=_fenced)
         template = environment.from_string(
             files("gradiend_hub.model_cards").joinpath("dataset.md.jinja").read_text(encoding="utf-8")
         )
@@ -103,7 +130,7 @@ class FeatureData:
                 c: [sum(n for (name, _, s), n in counts.items() if name == c and s == split) for split in splits]
                 for c in config.classes
             },
-            neutral=[len(part) for part in self.neutral.values()] if self.neutral else None,
+            neutral=self.neutral_counts if self.neutral else None,
             words=[(c, w, [counts[c, w, split] for split in splits]) for (c, w), _ in words.most_common(_MOST_WORDS)],
             more_words=max(0, len(words) - _MOST_WORDS),
             examples=_examples(self),
@@ -115,6 +142,8 @@ class FeatureData:
             license=said.get("license", "not stated"),
             digest=self.digest,
             config=config,
+            config_file=CONFIG_FILE,
+            config_text=self._config_text(),
         )
         header = DatasetCardData(
             pretty_name=said.get("pretty_name", " / ".join(config.classes)),
@@ -131,9 +160,13 @@ def _configs(data: FeatureData) -> list[dict[str, Any]]:
     def files_of(folder: str, splits: Any) -> list[dict[str, str]]:
         return [{"split": split, "path": f"{folder}{split}.jsonl"} for split in splits]
 
-    configs: list[dict[str, Any]] = [{"config_name": "rows", "default": True, "data_files": files_of("", data.rows)}]
+    # by the digests: the cache of datasets tells local folders apart by their last name and this header alone
+    rows = {"config_name": "rows", "default": True, "description": f"Digest {data.digest}"}
+    configs: list[dict[str, Any]] = [rows | {"data_files": files_of("", data.rows)}]
     if data.neutral:
-        configs.append({"config_name": "neutral", "data_files": files_of("neutral/", data.neutral)})
+        texts = "\x1e".join(text for part in data.neutral.values() for text in part["text"])
+        neutral = {"config_name": "neutral", "description": f"Digest {hashlib.sha256(texts.encode()).hexdigest()}"}
+        configs.append(neutral | {"data_files": files_of("neutral/", data.neutral)})
     return configs
 
 
@@ -149,14 +182,38 @@ def _examples(data: FeatureData) -> list[dict[str, str]]:
     return [row for rows in found.values() for row in rows]
 
 
+def _public(source: Any) -> Any:
+    """A source as others may know it: of a file its name without the folder, of what is in memory nothing."""
+    if isinstance(source, (str, Path)):
+        return Path(source).name if Path(source).is_absolute() or Path(source).exists() else str(source)
+    if type(source) is dict:  # not a DatasetDict
+        return {key: _public(value) for key, value in source.items()}
+    return source if isinstance(source, (bool, int)) else None
+
+
 def _source_name(source: Any) -> str:
-    if isinstance(source, dict):
-        source = source.get("path", "")
-    return (
-        Path(source).name if isinstance(source, (str, Path)) and Path(source).exists() else str(source or "not stated")
-    )
+    public = _public(source)
+    return str((public.get("path") if isinstance(public, dict) else public) or "not stated")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written to; ask before a build, which may take long.
+
+    Raises:
+        ConfigError: it is a file, or it or the nearest folder that exists may not be written to.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        why = "may not be written to" if nearest.is_dir() else "is a file"
+        raise ConfigError(f"The rows cannot be saved in {folder}: {nearest} {why}. Name another folder.")
 
 
 def _cell(text: Any) -> str:
     """A text in a table, as itself and nothing else."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
+
+
+def _fenced(text: str, language: str) -> str:
+    """A block of code that nothing in it can end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}{fence}"

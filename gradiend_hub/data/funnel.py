@@ -11,9 +11,11 @@ class Funnel:
 
     Attributes:
         steps: (name, what is counted, how many are left), in the order of the filters.
+        neutral: what became of the texts without the feature, if any were asked for.
     """
 
     steps: list[tuple[str, str, int]] = field(default_factory=list)
+    neutral: Funnel | None = None
 
     def start(self, name: str, unit: str, count: int) -> None:
         """A first step, or one that counts something else: texts become sentences, and those rows."""
@@ -41,4 +43,5 @@ class Funnel:
     def __str__(self) -> str:
         rows = self.rows()
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join(f"{n:<{widths[0]}}  {k:>{widths[1]}}  {d:>{widths[2]}}".rstrip() for n, k, d in rows)
+        lines = [f"{n:<{widths[0]}}  {k:>{widths[1]}}  {d:>{widths[2]}}".rstrip() for n, k, d in rows]
+        return "\n".join([*lines, *([str(self.neutral)] if self.neutral else [])])

@@ -23,6 +23,11 @@ _SHARE = 0.1
 """Share of function words that makes a language evident (of running text it is 0.15 to 0.35)."""
 
 
+def language_code(name: str) -> str:
+    """The language of "en-US", "en_US" or "EN": "en"."""
+    return name.strip().lower().replace("_", "-").partition("-")[0]
+
+
 def told_language(words: Mapping[str, int]) -> str | None:
     """The name and code of the language that words are evidently in, or `None`.
 
@@ -43,7 +48,7 @@ def check_language(words: Mapping[str, int], expected: str | None) -> None:
     Raises:
         DataError: it is in another one.
     """
-    code = (expected or "").lower().replace("_", "-").partition("-")[0]
+    code = language_code(expected or "")
     if code not in {code for code, _ in _WORDS.values()}:
         return
     told = told_language(words)

@@ -5,6 +5,7 @@ regular expressions.
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -13,13 +14,14 @@ from typing import Any
 from ahocorasick_rs import AhoCorasick
 
 from .spec import FeatureDataConfig
-from .tags import EXCLUDED, Hit, TagMatcher, load_spacy
+from .tags import EXCLUDED, Hit, TagMatcher, in_word, load_spacy
 
 _BORDER = " \0 "
 """Stands between the texts of a batch; its middle is in no text that is read, and in no word."""
 
 _LETTERS = {code: chr(code) if chr(code).isalnum() else " " for code in range(1, 128)}
 _LOWER = {code: letter.lower() for code, letter in _LETTERS.items()}
+_WHITE = re.compile(r"\s")
 
 
 class Matcher:
@@ -43,6 +45,7 @@ class Matcher:
         if excluded or any(spec.needs_spacy for spec in specs):
             self._tags = TagMatcher(config, nlp or load_spacy(config), excluded)
         self._every_text = bool(excluded) or any(not spec.words for spec in specs)
+        self._by_grammar = {group for group, spec in enumerate(specs) if spec.needs_spacy}
         flags = 0 if config.case_sensitive else re.IGNORECASE
         self._around = [
             (re.compile(rf"(?:{spec.before})\Z", flags), re.compile(spec.after, flags)) for spec in specs
@@ -64,12 +67,17 @@ class Matcher:
         return [value for value, _ in self._tags.values_seen.most_common(5)] if self._tags else []
 
     def _parsed(self, texts: Sequence[str], surface: dict[int, list[Hit]], tags: TagMatcher) -> dict[int, list[Hit]]:
-        # where every class names words, the parser reads only texts that hold one
-        places = list(range(len(texts))) if self._every_text else list(surface)
-        parsed = dict(zip(places, tags.find([texts[place] for place in places]), strict=True))
-        for place, hits in surface.items() if self._neutral else ():  # unfit as neutral, whatever role the word has
-            parsed[place] += [(start, end, EXCLUDED) for start, end, _ in hits]
-        return {place: hits for place, hits in parsed.items() if hits}
+        # where every class names words, the parser reads only texts that hold one whose grammar matters
+        held = [place for place, hits in surface.items() if any(group in self._by_grammar for _, _, group in hits)]
+        places = list(range(len(texts))) if self._every_text else held
+        words = [surface.get(place, []) for place in places]
+        parsed = dict(surface)
+        for place, before, hits in zip(
+            places, words, tags.find([texts[place] for place in places], words), strict=True
+        ):
+            # unfit as neutral, whatever role the word has
+            parsed[place] = hits + [(start, end, EXCLUDED) for start, end, _ in before if self._neutral]
+        return {place: hits for place, hits in sorted(parsed.items()) if hits}
 
     def _placed(self, text: str, hits: list[Hit]) -> list[Hit]:
         """Hits whose surroundings are as asked; the others make a text unfit as neutral, and nothing else."""
@@ -96,12 +104,15 @@ class WordMatcher:
         self._ascii = _LETTERS if case_sensitive else _LOWER
         groups: dict[str, list[int]] = {}
         for word, group in words:
-            groups.setdefault(self._fold(word), []).append(group)
+            groups.setdefault(self._fold(unicodedata.normalize("NFC", word)), []).append(group)
         # spaces stand for borders on both sides, so that the automaton itself leaves "he" in "the" alone
         patterns = [self._spaced([word]) for word in groups]
         self._find = AhoCorasick([f" {pattern} " for pattern in patterns]).find_matches_as_indexes
         self._groups = list(groups.values())
-        self._exact = [word if word != pattern else None for word, pattern in zip(groups, patterns, strict=True)]
+        # a space of a pattern is anything between letters: "b c" would be found in "b-c", and "b-c" in "b c"
+        self._exact = [
+            _WHITE.sub(" ", w) if " " in pattern else None for w, pattern in zip(groups, patterns, strict=True)
+        ]
 
     def find(self, texts: Sequence[str]) -> dict[int, list[Hit]]:
         """Hits of the texts that have any, by place, in the order of the text; of overlapping ones the longest."""
@@ -125,8 +136,8 @@ class WordMatcher:
                 at = bisect_right(starts, start) - 1
                 place, begin, border = places[at], starts[at], starts[at + 1]
             first, last = start - begin, -minus_end - 2 - begin
-            if (exact := self._exact[word]) and self._fold(texts[place][first:last]) != exact:
-                continue  # "b c" for "b-c"
+            if (exact := self._exact[word]) and _WHITE.sub(" ", self._fold(texts[place][first:last])) != exact:
+                continue
             end_of_last = last + begin
             hits = found.setdefault(place, [])
             for group in self._groups[word]:
@@ -134,13 +145,13 @@ class WordMatcher:
         return dict(sorted(found.items()))
 
     def _spaced(self, texts: Sequence[str]) -> str:
-        """All texts, folded, with a space for everything that is neither a letter nor a digit, and borders between them."""
+        """All texts, folded, with a space for everything that no word has, and borders between them."""
         joined = _BORDER.join(texts)
         if joined.isascii():
             return joined.translate(self._ascii)
         joined = _BORDER.join(map(self._fold, texts))
         for other in set(joined):
-            if not other.isalnum() and other != _BORDER.strip():
+            if not in_word(other) and other != _BORDER.strip():
                 joined = joined.replace(other, " ")
         return joined
 
@@ -160,4 +171,18 @@ _JOINTS = _HYPHENS | frozenset("'’ʼ")
 def goes_on(text: str, start: int, end: int) -> bool:
     """Whether a word is part of a contraction or a compound: "he's", "she-wolf", "half-he"."""
     after, before = text[end : end + 2], text[start - 1 : start]
-    return (after[:1] in _JOINTS and after[1:].isalnum()) or (before in _HYPHENS and text[: start - 1][-1:].isalnum())
+    return (after[:1] in _JOINTS and in_word(after[1:])) or (before in _HYPHENS and in_word(text[: start - 1][-1:]))
+
+
+_GLUE = frozenset("/_@.()")
+_GLUED_BEFORE = re.compile(r"(?:[/_@]|\w\.|\(\w+\))\Z")
+_GLUED_AFTER = re.compile(r"[/_@]|\.\w|\(\w+\)")
+_LONGEST = 20
+"""Characters before a word in which a beginning such as "(s)" is looked for."""
+
+
+def inside_token(text: str, start: int, end: int) -> bool:
+    """Whether a word is part of something longer that is no word: "s/he", "(s)he", "he_x", "www.it.com", "it@x.com"."""
+    if text[start - 1 : start] in _GLUE and _GLUED_BEFORE.search(text[max(0, start - _LONGEST) : start]):
+        return True
+    return text[end : end + 1] in _GLUE and _GLUED_AFTER.match(text, end) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import datasets
@@ -30,27 +30,40 @@ class NeutralPool:
     def __init__(self, size: int, seed: int) -> None:
         self._size = size
         self._rng = random.Random(seed)
-        self._bins: dict[int, list[str]] = {}
+        self._bins: dict[int, list[tuple[str, str]]] = {}
         self._seen: Counter[int] = Counter()
 
-    def offer(self, text: str) -> None:
-        """One more text."""
+    @property
+    def offered(self) -> int:
+        """Texts that passed by."""
+        return self._seen.total()
+
+    def offer(self, text: str, unit: str = "") -> None:
+        """One more text, and the split or group that it must not leave."""
         length = len(text) // _BIN
         kept = self._bins.setdefault(length, [])
         self._seen[length] += 1
         if len(kept) < self._size:
-            kept.append(text)
+            kept.append((text, unit))
         elif (place := self._rng.randrange(self._seen[length])) < self._size:
-            kept[place] = text
+            kept[place] = (text, unit)
 
-    def draw(self, count: int, lengths: Iterable[int] | None = None) -> list[str]:
-        """Up to `count` different texts; with `lengths`, as many of each length as there are among those.
+    def draw(
+        self, count: int, lengths: Iterable[int] | None = None, units: Collection[str] | None = None
+    ) -> list[tuple[str, str]]:
+        """Up to `count` different texts and the unit of each; with `lengths`, as many of each length as among those.
 
-        Where texts of a length run out, the others stand in.
+        Where texts of a length run out, the others stand in. With `units`, texts of any other unit are left out.
         """
         weights = self._seen if lengths is None else Counter(length // _BIN for length in lengths)
         total = sum(weights.values()) or 1
-        pool = {length: list(dict.fromkeys(texts)) for length, texts in sorted(self._bins.items())}
+        pool: dict[int, list[tuple[str, str]]] = {}
+        for length, kept in sorted(self._bins.items()):
+            unit_of: dict[str, str] = {}
+            for text, unit in kept:
+                if units is None or unit in units:
+                    unit_of.setdefault(text, unit)
+            pool[length] = list(unit_of.items())
         for texts in pool.values():
             self._rng.shuffle(texts)
         chosen = [t for b, texts in pool.items() for t in texts[: round(count * weights[b] / total)]]

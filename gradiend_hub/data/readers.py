@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import datasets
 
@@ -19,12 +19,16 @@ from gradiend_hub.errors import DataError
 from .counterfactual import in_case_of
 from .funnel import Funnel
 from .rows import COLUMNS
-from .sources import SPLIT_NAMES, file_builder
+from .sources import SPLIT_NAMES, file_builder, file_options, reading
 from .splits import Leaks, divided_anew, find_leaks
 
 __all__ = ["ReadData", "read_feature_data"]
 
 Record = Mapping[str, Any]
+Part = tuple[str, str, datasets.Dataset]
+"""Name of the configuration or file, split, records."""
+
+_SAME = "factual and alternative are the same word"
 logger = logging.getLogger(__name__)
 
 
@@ -35,6 +39,19 @@ class ReadData:
     rows: datasets.DatasetDict
     funnel: Funnel
     leaks: Leaks
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a record holds: a text, a word and its class, and words of other classes by their class.
+
+    `others` is `None` where the words of another class's records have to give the alternatives.
+    """
+
+    masked: str | None
+    factual: str | None
+    factual_class: str | None
+    others: Mapping[str | None, str | None] | None = None
 
 
 def read_feature_data(
@@ -48,7 +65,9 @@ def read_feature_data(
 ) -> ReadData:
     """Read rows of two or more classes, whatever layout they have.
 
-    Some published sets have the same texts in several splits; that is noted in `leaks`, and a warning is logged.
+    Some published sets have the same texts in several splits; that is noted in `leaks`, and a warning is logged. A
+    configuration of texts without a slot (`text`, no `masked`), such as the neutral one of this library's own sets, is
+    left out and counted.
 
     These are known, each with or without a column `split`:
 
@@ -72,43 +91,41 @@ def read_feature_data(
     """
     parts = list(_parts(source, classes, revision, token))
     funnel, dropped = Funnel(), Counter[str]()
-    funnel.start("read", "rows", sum(len(records) for _, _, records in parts))
-    names = list(classes) if classes else _class_names(parts)
-    rows: dict[str, list[dict[str, str]]] = {}
-    pending: list[dict[str, str]] = []
+    funnel.start("read", "records", sum(len(records) for _, _, records in parts))
+    parts, left_out = _with_slots(parts)
+    for name, count in left_out.items():
+        funnel.drop(f"texts without a slot ({name})", count)
+    names = list(dict.fromkeys(classes)) if classes else _class_names(parts)
+    judged: list[tuple[str, _Found]] = []
     for part, split, records in parts:
         for record in records:
-            for row in _unified(record, part, names):
+            found = _found(record, part, names)
+            if reason := _unusable(found, names):
+                dropped[reason] += 1
+            else:
                 where = str(record.get("split") or split)
-                row["split"] = SPLIT_NAMES.get(where, where)
-                if reason := _unusable(row, names):
-                    dropped[reason] += 1
-                elif "alternative" in row:
-                    rows.setdefault(row["split"], []).append(row)
-                else:
-                    pending.append(row)
-    rows_of_words, lost = _with_alternatives(pending, names, random.Random(seed))
-    for row in rows_of_words:
-        rows.setdefault(row["split"], []).append(row)
-    dropped.update(lost)
+                judged.append((SPLIT_NAMES.get(where, where), found))
+    rows = _rows(judged, names, random.Random(seed), dropped)
     for reason, count in dropped.items():
         funnel.drop(reason, count)
-    _require_classes(rows, names, funnel)
+    funnel.start("rows, one for each alternative", "rows", sum(map(len, rows.values())))
+    _require_classes(rows, names, _class_names(parts), funnel)
     order = sorted(rows, key=lambda s: (["train", "validation", "test", s].index(s), s))
     columns = (*COLUMNS, "split")
-    found = datasets.DatasetDict(
+    made = datasets.DatasetDict(
         {s: datasets.Dataset.from_dict({c: [r[c] for r in rows[s]] for c in columns}) for s in order}
     )
     if splits is not None:
-        found = divided_anew(found, splits, seed)
-    texts = [text for part in found.values() for text in part["masked"]]
-    leaks = find_leaks(texts, [s for s, part in found.items() for _ in range(len(part))], list(found), None)
+        made = divided_anew(made, splits, seed)
+        funnel.drop("in several of the old splits", funnel.kept - sum(map(len, made.values())))
+    texts = [text for table in made.values() for text in table["masked"]]
+    leaks = find_leaks(texts, [s for s, table in made.items() for _ in range(len(table))], list(made), None)
     if leaks.pairs:
         logger.warning(
             "%s of %s. What is measured on rows that were learned from says nothing: use without_leaks, or let the option "
             "`splits` make new splits.", leaks, source if isinstance(source, (str, Path)) else "the data set",
         )  # fmt: skip
-    return ReadData(found, funnel, leaks)
+    return ReadData(made, funnel, leaks)
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
@@ -116,8 +133,8 @@ def read_feature_data(
 
 def _parts(
     source: Any, classes: Sequence[str] | None, revision: str | None, token: str | bool | None
-) -> Iterator[tuple[str, str, Any]]:
-    """(name of the configuration or file, split, records) of everything that has to be read."""
+) -> Iterator[Part]:
+    """Everything that has to be read."""
     if isinstance(source, datasets.Dataset):
         yield "", "train", source
     elif isinstance(source, Mapping):
@@ -127,15 +144,27 @@ def _parts(
             )
             for inner, split, records in _parts(part, classes, revision, token):
                 yield (inner, name, records) if is_split else (name, split, records)
+    elif not isinstance(source, (str, Path)):
+        raise DataError(
+            f"Expected a Hub id, a file, a folder, a data set or a mapping of them, found {type(source).__name__}. Of rows "
+            "or a stream, datasets.Dataset.from_list(list(rows)) makes a data set."
+        )
     elif Path(source).is_file() or (Path(source).is_dir() and (tables := _tables(Path(source), classes))):
         for path in [Path(source)] if Path(source).is_file() else tables:
-            kind = file_builder(path)
-            data = _loaded(kind or "", data_files=str(path))
+            with reading(repr(str(path))):
+                data = datasets.load_dataset(**file_options(path))
             yield path.name.partition(".")[0], "train", data["train"]
     else:
-        configs = _loaded(str(source), list_configs=True, revision=revision, token=token)
+        # the cache of datasets tells local folders apart by their last name only, and so may hold another one's rows
+        mode = "force_redownload" if Path(source).is_dir() else None
+        with reading(repr(str(source))):
+            configs = datasets.get_dataset_config_names(str(source), revision=revision, token=token)
         for config in _wanted(configs, classes):
-            for split, records in _loaded(str(source), name=config, revision=revision, token=token).items():
+            with reading(repr(str(source))):
+                data = datasets.load_dataset(
+                    str(source), name=config, revision=revision, token=token, download_mode=mode
+                )
+            for split, records in data.items():
                 yield config, split, records
 
 
@@ -146,121 +175,151 @@ def _tables(folder: Path, classes: Sequence[str] | None) -> list[Path]:
     usual = {"train", "test", *SPLIT_NAMES, *SPLIT_NAMES.values()}
     if not stems or stems & usual or (folder / "README.md").exists():
         return []
-    return [
-        path for path in tables if not classes or path.name.partition(".")[0] in {*classes} or not stems & {*classes}
-    ]
+    return [path for path in tables if path.name.partition(".")[0] in classes] if _all_named(classes, stems) else tables
 
 
 def _wanted(configs: Sequence[str], classes: Sequence[str] | None) -> list[str]:
     """The configurations that hold the classes: named as they are, or as pairs of them."""
-    if not classes:
-        return list(configs)
-    named = [c for c in configs if c in classes]
-    pairs = [c for c in configs if "_to_" in c and set(c.split("_to_")) <= set(classes)]
-    return named or pairs or list(configs)
+    if _all_named(classes, configs):
+        return [config for config in configs if config in classes]
+    return [c for c in configs if "_to_" in c and set(c.split("_to_")) <= {*(classes or ())}] or list(configs)
 
 
-def _loaded(path: str, *, list_configs: bool = False, **options: Any) -> Any:
-    try:
-        if list_configs:
-            return datasets.get_dataset_config_names(path, **options)
-        return datasets.load_dataset(path, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        if "scripts are no longer supported" in str(error):
-            raise DataError(
-                f"{path} is made by a script, which this library does not run. Save its rows as Parquet or JSON lines with "
-                "the software that it was written for, and read that file."
-            ) from error
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path!r} cannot be read. {first}") from error
+def _all_named(classes: Sequence[str] | None, found: Iterable[str]) -> TypeGuard[Sequence[str]]:
+    """Whether every class has a configuration or file of its name, so that the others need not be read."""
+    return bool(classes) and {*(classes or ())} <= {*found}
 
 
 # ------------------------------------------------------------------------------------------------------------- layouts
 
 
-def _class_names(parts: Sequence[tuple[str, str, Any]]) -> list[str]:
+def _with_slots(parts: Sequence[Part]) -> tuple[list[Part], Counter[str]]:
+    """The parts that have slots, and how many records the others have, which are only texts.
+
+    What is of no known layout stays where nothing else could be read, so that this can be said.
+    """
+    texts = [p for p in parts if "text" in p[2].column_names and "masked" not in p[2].column_names]
+    if len(texts) == len(parts):
+        return list(parts), Counter()
+    left_out = Counter[str]()
+    for name, split, records in texts:
+        left_out[name or split] += len(records)
+    return [part for part in parts if part not in texts], left_out
+
+
+def _class_names(parts: Sequence[Part]) -> list[str]:
     """Classes that the data name: in their columns, or by their configurations."""
-    for column in ("factual_class", "label_class", "source_id"):
-        found = [dict.fromkeys(map(str, records[column])) for _, _, records in parts if column in records.column_names]
+    template = any({"name", "pronoun", "label"} <= set(records.column_names) for _, _, records in parts)
+    for column in ("factual_class", "label_class", "source_id", *(["label"] if template else [])):
+        found = [records.unique(column) for _, _, records in parts if column in records.column_names]
         if found:
-            return list(dict.fromkeys(chain(*found)))
-    if any({"name", "pronoun", "label"} <= set(records.column_names) for _, _, records in parts):
-        return list(dict.fromkeys(chain(*(map(str, records["label"]) for _, _, records in parts))))
+            return list(dict.fromkeys(str(name) for name in chain(*found) if name is not None))
     return list(dict.fromkeys(name for name, _, _ in parts))
 
 
-def _unified(record: Record, part: str, classes: Sequence[str]) -> Iterable[dict[str, str]]:
-    """The rows of a record; without `alternative` where another class's words have to give it."""
-    masked = record.get("masked")
+def _found(record: Record, part: str, classes: Sequence[str]) -> _Found:
+    """What a record holds, by its columns."""
     if set(COLUMNS) <= record.keys():
-        return [{name: record[name] for name in COLUMNS}]
-    if {"name", "pronoun", "label"} <= record.keys():
-        filled = str(masked).replace("[NAME]", str(record["name"])).replace("[PRONOUN]", SLOT)
-        return [{"masked": filled, "factual": record["pronoun"], "factual_class": str(record["label"])}]
-    if {"source", "target", "source_id", "target_id"} <= record.keys():
-        return [{
-            "masked": record["masked"], "factual": record["source"], "alternative": record["target"],
-            "factual_class": record["source_id"], "alternative_class": record["target_id"],
-        }]  # fmt: skip
-    word, own = record.get("label", record.get("token")), part
-    if "label_class" in record:
-        own = str(record["label_class"])
-        if record.get("alternative") and record.get("alternative_class"):
-            others = {str(record["alternative_class"]): record["alternative"]}
-            return [_pair(record, word, own, other, value) for other, value in others.items()]
-    elif part in record:
-        others = {name: record[name] for name in classes if name != part and name in record}
-        if others:
-            return [_pair(record, record[part], part, name, value) for name, value in others.items()]
-        word = record[part]
-    if masked is None or word is None:
+        return _pair(record, "factual", "factual_class", "alternative", "alternative_class")
+    if {"masked", "source", "target", "source_id", "target_id"} <= record.keys():
+        return _pair(record, "source", "source_id", "target", "target_id")
+    if {"masked", "name", "pronoun", "label"} <= record.keys():
+        masked, name = record["masked"], record["name"]
+        filled = str(masked).replace("[NAME]", str(name)).replace("[PRONOUN]", SLOT) if masked and name else None
+        return _Found(filled, record["pronoun"], _text(record["label"]))
+    own = part in record and "label_class" not in record
+    word = part if own else next((c for c in ("label", "token") if c in record), None)
+    if "masked" not in record or word is None:
         raise DataError(
             f"The columns {sorted(record)} (of {part or 'the data set'}) are of no known layout. Expected `masked` with "
             f"{list(COLUMNS[1:])}, or with label and label_class, or with source, target, source_id and target_id, or "
             "with label or the class's name in a configuration or file per class."
         )
-    return [{"masked": masked, "factual": word, "factual_class": own}]
+    if own:
+        others: dict[str | None, str | None] = {
+            name: record[name] for name in classes if name != part and name in record
+        }
+        return _Found(record["masked"], record[word], part, others or None)
+    if "label_class" not in record:
+        return _Found(record["masked"], record[word], part)
+    if record.get("alternative") and record.get("alternative_class"):
+        return _pair(record, word, "label_class", "alternative", "alternative_class")
+    return _Found(record["masked"], record[word], _text(record["label_class"]))
 
 
-def _pair(record: Record, word: Any, own: str, other: str, value: Any) -> dict[str, str]:
-    return {
-        "masked": record["masked"], "factual": word, "alternative": value, "factual_class": own, "alternative_class": other,
-    }  # fmt: skip
+def _pair(record: Record, factual: str, own: str, alternative: str, other: str) -> _Found:
+    others = {_text(record[other]): record[alternative]}
+    return _Found(record["masked"], record[factual], _text(record[own]), others)
 
 
-def _unusable(row: Mapping[str, Any], classes: Sequence[str]) -> str | None:
-    if any(not isinstance(value, str) or not value.strip() for value in row.values()):
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _unusable(found: _Found, classes: Sequence[str]) -> str | None:
+    """Why a record gives no row; one that has several alternatives needs one that can be used."""
+    if _missing(found.masked) or _missing(found.factual) or _missing(found.factual_class):
         return "a value is missing"
-    if not {row["factual_class"], row.get("alternative_class", row["factual_class"])} <= {*classes}:
+    given = None if found.others is None else {n for n, word in found.others.items() if not _missing(word)} - {None}
+    if given is not None and not given:
+        return "a value is missing"
+    if found.factual_class not in classes or (given is not None and not given & {*classes}):
         return "of another class"
-    slots = row["masked"].count(SLOT)
+    slots = str(found.masked).count(SLOT)
     if slots != 1:
         return "no slot" if slots == 0 else "more than one slot"
-    return "factual and alternative are the same word" if row["factual"] == row.get("alternative") else None
+    return _SAME if given is not None and not _usable(found, classes) else None
 
 
-def _with_alternatives(
-    rows: Sequence[dict[str, str]], classes: Sequence[str], rng: random.Random
-) -> tuple[list[dict[str, str]], Counter[str]]:
-    """Give every row a word of each other class, by its frequency there and in the case of the row's own word."""
-    counts = {name: Counter(row["factual"].lower() for row in rows if row["factual_class"] == name) for name in classes}
-    made, dropped = [], Counter[str]()
-    for row in rows:
-        for name in classes:
-            words = counts[name]
-            if name == row["factual_class"] or not words:
-                continue
-            (word,) = rng.choices(list(words), list(words.values()))
-            if word == row["factual"].lower():
-                dropped["factual and alternative are the same word"] += 1
-                continue
-            made.append({**row, "alternative": in_case_of(row["factual"], word), "alternative_class": name})
-    return made, dropped
+def _missing(value: Any) -> bool:
+    return not isinstance(value, str) or not value.strip()
 
 
-def _require_classes(rows: Mapping[str, Sequence[Mapping[str, str]]], classes: Sequence[str], funnel: Funnel) -> None:
-    found = Counter(row["factual_class"] for part in rows.values() for row in part)
-    if empty := [name for name in classes if not found[name]]:
+def _usable(found: _Found, classes: Sequence[str]) -> dict[str, str]:
+    """The words by which a record's own can be replaced, by class."""
+    others = (found.others or {}).items()
+    return {
+        str(name): str(word)
+        for name, word in others
+        if name in classes and not _missing(word) and word != found.factual
+    }
+
+
+def _rows(
+    judged: Sequence[tuple[str, _Found]], classes: Sequence[str], rng: random.Random, dropped: Counter[str]
+) -> dict[str, list[dict[str, str]]]:
+    """Rows by split: one for each alternative, which are the record's own or drawn from the words of other classes."""
+    pending = [found for _, found in judged if found.others is None]
+    words = {name: Counter(str(f.factual).lower() for f in pending if f.factual_class == name) for name in classes}
+    rows: dict[str, list[dict[str, str]]] = {}
+    for split, found in judged:
+        own, others = str(found.factual), _usable(found, classes)
+        if found.others is None:
+            drawn = _drawn({name: words[name] for name in classes if name != found.factual_class and words[name]}, rng)
+            others = {name: in_case_of(own, word) for name, word in drawn.items() if word != own.lower()}
+            if not others:
+                dropped[_SAME if drawn else "no word of another class"] += 1
+        for name, word in others.items():
+            rows.setdefault(split, []).append({
+                "masked": str(found.masked), "factual": own, "alternative": word,
+                "factual_class": str(found.factual_class), "alternative_class": name, "split": split,
+            })  # fmt: skip
+    return rows
+
+
+def _drawn(words: Mapping[str, Counter[str]], rng: random.Random) -> dict[str, str]:
+    """A word of each class, by its frequency there."""
+    return {name: rng.choices(list(counts), list(counts.values()))[0] for name, counts in words.items()}
+
+
+def _require_classes(
+    rows: Mapping[str, Sequence[Mapping[str, str]]], classes: Sequence[str], named: Sequence[str], funnel: Funnel
+) -> None:
+    if not funnel.steps[0][2]:
+        raise DataError("The data set has no records.")
+    counts = Counter(row["factual_class"] for part in rows.values() for row in part)
+    if empty := sorted((name for name in classes if not counts[name]), key=lambda name: name in named):
         raise DataError(
-            f"Class {empty[0]!r} has no usable rows (rows per class: {dict(found)}). What became of all rows:\n{funnel}"
+            f"Class {empty[0]!r} has no usable rows (rows per class: {dict(counts)}; classes that the data name: "
+            f"{list(named)}). What became of all records:\n{funnel}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from gradiend_hub.errors import DataError
 
 from .funnel import Funnel
 from .language import check_language
-from .matching import Matcher, goes_on
+from .matching import Matcher, goes_on, inside_token
 from .neutral import NeutralPool
 from .sources import Texts, read_source, sentence_windows
 from .spec import FeatureDataConfig
@@ -29,11 +30,13 @@ _VOCABULARY_TEXTS = 1000
 """Texts whose words are counted, to name the nearest ones when a class finds nothing, and to tell the language."""
 
 _UNREADABLE = ("no text", "broken encoding")
-_REASONS = (
-    *_UNREADABLE, "no word of a class", f"holds {SLOT}", "too short", "too long", "refused characters",
-    "words of several classes", "a word that several classes claim", "only in contractions or compounds",
-    "too few words before the slot", "not accepted", "read before",
+_TEXT_REASONS = (
+    "no word of a class", f"holds {SLOT}", "too short", "too long", "refused characters", "words of several classes",
 )  # fmt: skip
+_REPEATED = "read before"
+
+_Usable = Callable[[str, list[Hit]], list[Hit]]
+"""Of the slots of a text, those that can be used."""
 
 
 @dataclass
@@ -70,19 +73,20 @@ class Scan:
     def __init__(self, config: FeatureDataConfig, matcher: Matcher, spool: Spool, accept: Accept | None = None) -> None:
         self.config, self.candidates, self._matcher, self._accept = config, Candidates(spool), matcher, accept
         self.read = 0
-        self.dropped: Counter[str] = Counter(dict.fromkeys(_REASONS, 0))
+        self.dropped: Counter[str] = Counter()
+        """Texts by the filter that dropped them; with all slots asked for, slots by theirs."""
         self.lost: Counter[int] = Counter()
         """Texts with words of a class that some filter dropped."""
         self.vocabulary: Counter[str] = Counter()
         self.neutral = NeutralPool(config.neutral.max_texts, config.seed) if config.neutral else None
-        self._units = self._kept = 0
+        self._units = self._kept = self._matched = 0
         self._rng = random.Random(config.seed)
         self._seen: set[int] = set()
         filters = config.filters
         self._refuse = re.compile(filters.refuse) if filters.refuse else None
         self._counts_words = filters.min_words > 1 or filters.max_words is not None
-        words = [config.key(word) for spec in config.classes.values() for word in spec.words]
-        self._claims = len(set(words)) < len(words) or not all(spec.words for spec in config.classes.values())
+        self._all = config.occurrences == "all"
+        self._usable = self._slot_filters()
 
     @property
     def funnel(self) -> Funnel:
@@ -92,10 +96,12 @@ class Scan:
             funnel.drop(name, self.dropped[name])
         if self.config.filters.unit == "sentence":
             funnel.start("divided into sentences", "sentences", self._units)
-        for name in _REASONS[len(_UNREADABLE) :]:
+        for name in _TEXT_REASONS:
             funnel.drop(name, self.dropped[name])
-        if self.config.occurrences == "all":
-            funnel.start("slots", "slots", len(self.candidates.texts))
+        if self._all:
+            funnel.start("words of the classes in them", "slots", self._matched)
+        for name in (*self._usable, _REPEATED):
+            funnel.drop(name, self.dropped[name])
         return funnel
 
     def run(self, source: Any) -> None:
@@ -108,11 +114,17 @@ class Scan:
         for batch in read_source(source, self.config):
             texts = batch.texts[: int(min(left - self.read, len(batch.texts)))]
             places = self._readable(texts)
+            good = texts if len(places) == len(texts) else [texts[place] for place in places]
+            if not unicodedata.is_normalized("NFC", "\n".join(good)):  # accents are part of their letters, as in the words
+                good = [unicodedata.normalize("NFC", text) for text in good]
             if self.config.filters.unit == "sentence":
-                windows = [(*w, p) for p in places for w in sentence_windows(texts[p], self.config.filters.context)]
+                context = self.config.filters.context
+                windows = [
+                    (*w, p) for p, text in zip(places, good, strict=True) for w in sentence_windows(text, context)
+                ]
                 units = _Units([w[0] for w in windows], [w[1] for w in windows], [w[2] for w in windows])
             else:
-                units = _Units(texts if len(places) == len(texts) else [texts[place] for place in places], None, places)
+                units = _Units(good, None, places)
             if self.read < _VOCABULARY_TEXTS:
                 self.vocabulary.update(word for text in units.texts for word in re.findall(r"\w+", text.lower()))
                 check_language(self.vocabulary, self.config.language)
@@ -148,24 +160,36 @@ class Scan:
         if self.neutral is not None:
             for place, text in enumerate(units.texts):
                 if place not in hits_of and self._unfit(text) is None:
-                    self.neutral.offer(text)
+                    self.neutral.offer(text, self._unit_of(units.places[place], batch))
         none = len(units.texts) - len(hits_of)
         whole = units.owns is None and self.neutral is None
         for place, hits in hits_of.items():
             text, own = units.texts[place], units.owns[place] if units.owns else 0
-            slots = hits if whole else [hit for hit in hits if hit[2] != EXCLUDED and hit[0] >= own]
+            found = hits if whole else [hit for hit in hits if hit[2] != EXCLUDED]
+            slots = [hit for hit in found if hit[0] >= own] if own else found
             if not slots:
                 none += 1
                 continue
-            found = slots.copy()
-            reason = self._unfit(text) or self._filter(text, slots)
+            groups = {group for _, _, group in slots}
+            reason = self._unfit(text)
+            if reason is None and not self.config.filters.mixed and len({group for _, _, group in found}) > 1:
+                reason = "words of several classes"  # in the context, too: the model reads it
+            if reason is None:
+                self._matched += len(slots)
+                reason = self._filter(text, slots)
             if reason is None:
                 self._keep(text, slots, units.places[place], batch)
             else:
-                self.dropped[reason] += 1
-                self.lost.update({group for _, _, group in found})
+                if reason in _TEXT_REASONS or not self._all:
+                    self.dropped[reason] += 1
+                self.lost.update(groups)
         self.dropped["no word of a class"] += none
         self.candidates.spool.written()
+
+    def _unit_of(self, place: int, batch: Texts) -> str:
+        """The split or the group of a text, if it must stay there."""
+        of = {"given": batch.splits, "group": batch.groups}.get(self.config.split_by)
+        return of[place] if of else ""
 
     def _keep(self, text: str, slots: list[Hit], place: int, batch: Texts) -> None:
         """Note one slot of a text, or all of them."""
@@ -202,30 +226,52 @@ class Scan:
 
     def _filter(self, text: str, slots: list[Hit]) -> str | None:
         """Remove slots that are not to be used; why, if none is left."""
-        filters = self.config.filters
-        if not filters.mixed and len({group for _, _, group in slots}) > 1:
-            return "words of several classes"
-        if self._claims:
-            claims = Counter((start, end) for start, end, _ in slots)
-            slots[:] = [hit for hit in slots if claims[hit[0], hit[1]] == 1]
+        for reason, usable in self._usable.items():
+            kept = usable(text, slots)
+            if self._all:
+                self.dropped[reason] += len(slots) - len(kept)
+            slots[:] = kept
             if not slots:
-                return "a word that several classes claim"
-        if not filters.contractions:
-            slots[:] = [hit for hit in slots if not goes_on(text, hit[0], hit[1])]
-            if not slots:
-                return "only in contractions or compounds"
-        if needed := filters.min_left_words:
-            slots[:] = [hit for hit in slots if len(text[: hit[0]].split(None, needed)) >= needed]
-            if not slots:
-                return "too few words before the slot"
-        if self._accept is not None:
-            names = list(self.config.classes)
-            slots[:] = [(s, e, g) for s, e, g in slots if self._accept(text[:s], text[s:e], text[e:], names[g])]
-            if not slots:
-                return "not accepted"
-        if filters.deduplicate:
+                return reason
+        if self.config.filters.deduplicate:
             key = hash(text.lower())
             if key in self._seen:
-                return "read before"
+                if self._all:
+                    self.dropped[_REPEATED] += len(slots)
+                return _REPEATED
             self._seen.add(key)
         return None
+
+    def _slot_filters(self) -> dict[str, _Usable]:
+        """By the reason for which slots are dropped, what leaves the others."""
+        filters, needed, accept = self.config.filters, self.config.filters.min_left_words, self._accept
+        specs, names = self.config.classes.values(), list(self.config.classes)
+        found: dict[str, _Usable] = {}
+        words = [self.config.key(word) for spec in specs for word in spec.words]
+        if len(set(words)) < len(words) or not all(spec.words for spec in specs):
+            found["a word that several classes claim"] = _unclaimed
+        found["only in longer tokens (s/he, it.com)"] = _alone
+        if not filters.contractions:
+            found["only in contractions or compounds"] = _complete
+        if needed:
+            found["too few words before the slot"] = lambda text, slots: [
+                hit for hit in slots if len(text[: hit[0]].split(None, needed)) >= needed
+            ]
+        if accept is not None:
+            found["not accepted"] = lambda text, slots: [
+                (s, e, g) for s, e, g in slots if accept(text[:s], text[s:e], text[e:], names[g])
+            ]
+        return found
+
+
+def _unclaimed(text: str, slots: list[Hit]) -> list[Hit]:
+    claims = Counter((start, end) for start, end, _ in slots)
+    return [hit for hit in slots if claims[hit[0], hit[1]] == 1]
+
+
+def _alone(text: str, slots: list[Hit]) -> list[Hit]:
+    return [hit for hit in slots if not inside_token(text, hit[0], hit[1])]
+
+
+def _complete(text: str, slots: list[Hit]) -> list[Hit]:
+    return [hit for hit in slots if not goes_on(text, hit[0], hit[1])]

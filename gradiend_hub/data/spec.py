@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from gradiend_hub.errors import ConfigError
+
+from .language import language_code
 
 __all__ = ["ClassSpec", "FeatureDataConfig", "NeutralSpec", "TextFilters", "check_choice", "check_names", "read_words"]
 
 DEFAULT_SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+_LEAST = {"context": 0, "min_words": 0, "min_chars": 0, "min_left_words": 0, "seed": 0}
+"""The smallest value of each number of a configuration; of those that are not here it is 1."""
+
+_CARD = ("pretty_name", "license", "source", "description")
 
 
 @dataclass(frozen=True)
@@ -42,17 +51,18 @@ class ClassSpec:
     def parse(cls, name: str, value: Any) -> ClassSpec:
         """From a list of words, the path of a word list, or a mapping with `file` and the attributes."""
         if isinstance(value, ClassSpec):
-            return value
+            value = {f.name: getattr(value, f.name) for f in fields(cls)}
         if isinstance(value, (str, list, tuple)):
             value = {"file": value} if isinstance(value, str) else {"words": value}
         if not isinstance(value, Mapping):
             raise ConfigError(f"classes.{name}: expected words, a word list's path or a mapping, found {value!r}.")
         check_names(value, ("file", *(f.name for f in fields(cls))), f"classes.{name}.")
-        words = [*value.get("words", ()), *(read_words(value["file"]) if "file" in value else ())]
+        words = _words(value.get("words", ()), f"classes.{name}.words")
+        words += read_words(value["file"]) if "file" in value else []
         spec = cls(
-            tuple(dict.fromkeys(_words(words, f"classes.{name}.words"))),
+            tuple(dict.fromkeys(words)),
             tuple(_words(value.get("lemmas", ()), f"classes.{name}.lemmas")),
-            {str(k): str(v) for k, v in dict(value.get("tags") or {}).items()},
+            _tags(value.get("tags", {}), f"classes.{name}.tags"),
             *(check_pattern(value.get(side, ""), f"classes.{name}.{side}") for side in ("before", "after")),
         )
         if not (spec.words or spec.needs_spacy):
@@ -87,6 +97,20 @@ class TextFilters:
     mixed: bool = True
     deduplicate: bool = True
 
+    def __post_init__(self) -> None:
+        check_types(self, "filters.")
+        check_choice(self.unit, ("text", "sentence"), "filters.unit")
+        check_pattern(self.refuse or "", "filters.refuse")
+        if self.context and self.unit == "text":
+            raise ConfigError(
+                "filters.context: texts are kept whole, so there is none. Add unit: sentence, or remove it."
+            )
+        for least, most in (("min_words", "max_words"), ("min_chars", "max_chars")):
+            if (getattr(self, most) or math.inf) < getattr(self, least):
+                raise ConfigError(
+                    f"filters.{most} is {getattr(self, most)}, less than {least} ({getattr(self, least)}): no text can pass."
+                )
+
 
 @dataclass(frozen=True)
 class NeutralSpec:
@@ -104,6 +128,13 @@ class NeutralSpec:
     exclude_tags: tuple[Mapping[str, str], ...] = ()
     match_length: bool = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exclude_words", tuple(_words(self.exclude_words, "neutral.exclude_words")))
+        if isinstance(self.exclude_tags, (list, tuple)):
+            found = tuple(_tags(tags, "neutral.exclude_tags") for tags in self.exclude_tags)
+            object.__setattr__(self, "exclude_tags", found)
+        check_types(self, "neutral.")
+
 
 @dataclass(frozen=True)
 class FeatureDataConfig:
@@ -118,7 +149,8 @@ class FeatureDataConfig:
         split_column: column that names a text's split, for `split_by: given`; a `DatasetDict` has splits of its own.
         pairs: words that replace each other, one of each class; a list, or the path of a CSV file with a column per class.
         case_sensitive: whether "It" and "it" are different words.
-        language: language code; a spaCy model of another language, and text that is evidently in another one, are refused.
+        language: language code ("en-US" is read as "en"); a spaCy model of another language, and text that is evidently in
+            another one, are refused.
         spacy_model: name of the spaCy model, for lemmas and tags.
         filters: see `TextFilters`.
         occurrences: `"one"` slot per text, chosen at random, or `"all"`: a row for each.
@@ -172,22 +204,25 @@ class FeatureDataConfig:
         for name, section in (("filters", TextFilters), ("neutral", NeutralSpec)):
             if isinstance(values.get(name), Mapping):
                 check_names(values[name], [f.name for f in fields(section)], f"{name}.")
-                values[name] = section(**{k: _frozen(v) for k, v in values[name].items()})
-        if not isinstance(values.get("classes"), Mapping):
+                values[name] = section(**values[name])
+        return cls(**{"classes": None, **values})
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.classes, Mapping):
             raise ConfigError(
                 "classes: expected a mapping from class names to words, e.g. {3SG: [he, she], 3PL: [they]}."
             )
-        return cls(**values)
-
-    def __post_init__(self) -> None:
         parsed = {str(name): ClassSpec.parse(str(name), value) for name, value in self.classes.items()}
         object.__setattr__(self, "classes", parsed)
-        if isinstance(self.pairs, str):
+        if isinstance(self.pairs, (str, Path)):
             object.__setattr__(self, "pairs", _read_pairs(self.pairs, list(parsed)))
+        check_types(self, "")
+        object.__setattr__(self, "pairs", tuple(tuple(pair) for pair in self.pairs))
+        object.__setattr__(self, "card", _card(self.card))
+        if self.language is not None:
+            object.__setattr__(self, "language", language_code(self.language))
         if len(parsed) < 2:
             raise ConfigError(f"A feature needs two classes or more, found {list(parsed)}.")
-        check_pattern(self.filters.refuse or "", "filters.refuse")
-        check_choice(self.filters.unit, ("text", "sentence"), "filters.unit")
         check_choice(self.occurrences, ("one", "all"), "occurrences")
         check_choice(self.balance, ("strict", "oversample", "none"), "balance")
         check_choice(self.counterfactual, ("paired", "sampled", "all"), "counterfactual")
@@ -196,11 +231,15 @@ class FeatureDataConfig:
             raise ConfigError("split_by: group needs group_column, the column to read.")
         if not self.splits or any(share <= 0 for share in self.splits.values()):
             raise ConfigError(f"splits: every share must be larger than 0, found {dict(self.splits)}.")
+        if wrong := [name for name in self.splits if not re.fullmatch(r"\w+(\.\w+)*", name)]:
+            raise ConfigError(f"splits: a split's name is one word, found {wrong[0]!r}.")
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise ConfigError(f"near_duplicates must lie in (0, 1], found {self.near_duplicates}.")
-        for name in ("max_texts", "max_per_class", "max_per_word"):
-            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name}: expected a number of 1 or more, found {value!r}.")
+        if self.spacy_model and not self.needs_spacy:
+            raise ConfigError(
+                f"spacy_model is {self.spacy_model!r}, but no class has lemmas or tags and neutral has no exclude_tags, so "
+                "it would read nothing. Remove it, or add them."
+            )
         self._check_overlap()
         self._check_pairs()
 
@@ -227,6 +266,15 @@ class FeatureDataConfig:
                 raise ConfigError(
                     f"counterfactual: paired, but class {name!r} has words without a partner in `pairs`: {lonely[:5]}."
                 )
+
+    @property
+    def needs_spacy(self) -> bool:
+        excluded = self.neutral.exclude_tags if self.neutral else ()
+        return bool(excluded) or any(spec.needs_spacy for spec in self.classes.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads, with every default; a source that a file cannot hold is `None`."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     def key(self, word: str) -> str:
         """What is compared when a word is looked up."""
@@ -257,25 +305,25 @@ class FeatureDataConfig:
 def read_words(path: str | Path) -> list[str]:
     """Words of a file: one a line, `#` begins a comment."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError, TypeError) as error:
         raise ConfigError(f"The word list {path} cannot be read ({error}). Expected UTF-8, one word a line.") from error
     return [word for line in lines if (word := line.partition("#")[0].strip())]
 
 
-def _read_pairs(path: str, classes: list[str]) -> list[tuple[str, ...]]:
+def _read_pairs(path: str | Path, classes: list[str]) -> list[tuple[str, ...]]:
     import csv
 
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"The list of pairs {path} cannot be read ({error}).") from error
     if not rows or not set(classes) <= rows[0].keys():
         raise ConfigError(
             f"{path}: expected a header with the classes {classes}, found {list(rows[0]) if rows else []}."
         )
-    return [tuple(row[name].strip() for name in classes) for row in rows]
+    return [tuple((row[name] or "").strip() for name in classes) for row in rows]
 
 
 def check_names(found: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -303,11 +351,85 @@ def check_pattern(value: Any, name: str) -> str:
     return str(value)
 
 
+def check_types(section: Any, where: str) -> None:
+    """Refuse a value that is not of its field's type, or a number that is too small."""
+    for name, kind in get_type_hints(type(section)).items():
+        value, least = getattr(section, name), _LEAST.get(name, 1)
+        if not _is(value, kind, least):
+            raise ConfigError(f"{where}{name}: expected {_said(kind, least)}, found {value!r}.")
+
+
+def _is(value: Any, kind: Any, least: int) -> bool:
+    """Whether a value is of an annotated type; true and false are no numbers, and neither is what is not finite."""
+    kinds = get_args(kind)
+    origin = get_origin(kind)
+    if kind is Any:
+        return True
+    if origin in (tuple, Sequence):
+        return (
+            isinstance(value, Sequence) and not isinstance(value, str) and all(_is(v, kinds[0], least) for v in value)
+        )
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(
+            _is(name, kinds[0], least) and _is(part, kinds[1], least) for name, part in value.items()
+        )
+    if kinds:
+        return any(_is(value, one, least) for one in kinds)
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    if kind is int:
+        return isinstance(value, int) and value >= least
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _said(kind: Any, least: int) -> str:
+    """A type as a sentence names it."""
+    kinds, origin = get_args(kind), get_origin(kind)
+    if origin in (tuple, Sequence):
+        return f"a list (of {_said(kinds[0], least)} each)"
+    if origin is Mapping:
+        return f"a mapping (from names to {_said(kinds[1], least)} each)"
+    if kinds:
+        return " or ".join(_said(one, least) for one in kinds if one is not NoneType)
+    if is_dataclass(kind):
+        return f"a mapping with keys such as {fields(kind)[0].name}"
+    return {int: f"a number of {least} or more", float: "a number", bool: "true or false"}.get(kind, "a text")
+
+
+def _card(said: Mapping[str, str]) -> dict[str, str]:
+    """What the card says, under the names that the Hub uses."""
+    card = {"license" if key == "licence" else key: text for key, text in said.items()}
+    check_names(card, _CARD, "card.")
+    return card
+
+
 def _words(value: Any, what: str) -> list[str]:
-    if isinstance(value, str) or any(not isinstance(word, str) or not word.strip() for word in value):
+    """Words of a list; a single text is one word."""
+    plural = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    words = list(value) if plural else [value]
+    if any(not isinstance(word, str) or not word.strip() for word in words):
         raise ConfigError(f"{what}: expected a list of words, found {value!r}. In YAML, quote words such as 'no'.")
-    return [word.strip() for word in value]
+    return [word.strip() for word in words]
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _tags(value: Any, what: str) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{what}: expected a mapping such as {{pos: DET, Case: Nom}}, found {value!r}.")
+    return {str(name): str(mark) for name, mark in value.items()}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON and YAML can hold."""
+    if isinstance(value, ClassSpec):  # most attributes of most classes say nothing
+        return {f.name: _plain(said) for f in fields(value) if (said := getattr(value, f.name))}
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,7 @@ class Leaks:
 
 
 def find_leaks(
-    texts: Sequence[str], splits: Sequence[Any], order: Sequence[Any], threshold: float | None = 0.8
+    texts: Iterable[str], splits: Sequence[Any], order: Sequence[Any], threshold: float | None = 0.8
 ) -> Leaks:
     """Rows whose text, or nearly the same one, is in a later split, too.
 
@@ -93,11 +94,12 @@ def find_leaks(
     punctuation and white space do not count. The evaluation splits stay whole: it is the earlier split's row that leaks.
 
     Args:
-        texts: [N] texts, with their slots.
+        texts: [N] texts, with their slots; they are read once.
         splits: [N] split of each.
-        order: the splits, training first.
+        order: the splits; the training one is that of this name, or the first.
         threshold: similarity from which two texts count as the same; `None` finds equal ones only, and fast.
     """
+    order = training_first(order)
     place = np.array([order.index(split) for split in splits])
     if threshold is None:
         return _equal(texts, place.tolist())
@@ -122,9 +124,14 @@ def find_leaks(
     return Leaks([best[row] for row in sorted(best)], wanted)
 
 
-def _equal(texts: Sequence[str], places: Sequence[int]) -> Leaks:
+def training_first(names: Iterable[Any]) -> list[Any]:
+    """Splits in their order, but the one called "train" first: rows are repeated in it, and taken out of it."""
+    return sorted(names, key=lambda name: name != "train")
+
+
+def _equal(texts: Iterable[str], places: Sequence[int]) -> Leaks:
     """Rows whose text is in a later split word for word."""
-    keys = [" ".join(_WORD.findall(text.lower())) for text in texts]
+    keys = array("q", (hash(" ".join(_WORD.findall(text.lower()))) for text in texts))
     latest = {key: row for row, key in sorted(enumerate(keys), key=lambda item: places[item[0]])}
     pairs = [(row, latest[key], 1.0) for row, key in enumerate(keys) if places[latest[key]] > places[row]]
     return Leaks(pairs, 1.0)
@@ -156,7 +163,7 @@ def without_leaks(
     """Splits without the rows of earlier ones whose text is in a later one again, and what was found.
 
     Args:
-        rows: splits, training first.
+        rows: splits; the training one is called "train" or comes first.
         threshold: see `find_leaks`.
         column: column of the texts.
 
@@ -177,16 +184,16 @@ def without_leaks(
     return datasets.DatasetDict(kept), leaks
 
 
-def _shingles(texts: Sequence[str]) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:
+def _shingles(texts: Iterable[str]) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:
     """[N, shingles] whether a sequence of three words occurs in a text, and how many different ones each has."""
-    known: dict[tuple[str, ...], int] = {}
-    columns: list[int] = []
-    ends = [0]
+    hashes, ends = array("q"), array("q", [0])  # of 64 bits: that two of millions agree by chance is next to impossible
     for text in texts:
         words = _WORD.findall(text.lower())
-        shingles = {*zip(*(words[i:] for i in range(_SHINGLE)), strict=False)} or {tuple(words)}
-        columns += [known.setdefault(shingle, len(known)) for shingle in shingles]
-        ends.append(len(columns))
-    data = np.ones(len(columns), dtype=np.int32)
-    matrix = sparse.csr_matrix((data, columns, ends), shape=(len(texts), len(known)))
-    return matrix, np.diff(ends)
+        shingles = {*map(hash, zip(*(words[i:] for i in range(_SHINGLE)), strict=False))} or {hash(tuple(words))}
+        hashes.extend(shingles)
+        ends.append(len(hashes))
+    known, columns = np.unique(np.array(hashes, dtype=np.int64), return_inverse=True)
+    data = np.ones(len(hashes), dtype=np.int32)
+    offsets = np.array(ends, dtype=np.int64)
+    matrix = sparse.csr_matrix((data, columns.reshape(-1), offsets), shape=(len(offsets) - 1, len(known)))
+    return matrix, np.diff(offsets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,9 @@ class Spool:
     def __init__(self, columns: Sequence[str], cache_dir: Path | None = None) -> None:
         folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE, "gradiend_hub")
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = Path(tempfile.mkstemp(suffix=".arrow", dir=folder)[1])
+        descriptor, name = tempfile.mkstemp(suffix=".arrow", dir=folder)
+        os.close(descriptor)  # Arrow opens the file by its name
+        self.path = Path(name)
         self._schema = pa.schema([(name, pa.string()) for name in columns])
         self._writer = pa.ipc.new_stream(str(self.path), self._schema)
         self.columns: list[list[str]] = [[] for _ in columns]

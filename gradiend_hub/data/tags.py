@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,11 @@ EXCLUDED = -1
 
 Hit = tuple[int, int, int]
 """Start and end of a word in a text, and the index of its class (or `EXCLUDED`)."""
+
+
+def in_word(character: str) -> bool:
+    """Whether a character is part of a word: letters, digits, and the marks that combine with them ("वहाँ" has two)."""
+    return character.isalnum() or (character != "" and unicodedata.category(character)[0] == "M")
 
 
 def _names(text: str) -> list[str]:
@@ -46,32 +52,49 @@ class TagMatcher:
                 f"language is {config.language!r}, but the spaCy model {config.spacy_model!r} reads {nlp.lang!r}."
             )
         self._nlp = nlp
-        self._key = config.key
-        self._classes = [
-            (frozenset(config.key(w) for w in spec.words), frozenset(spec.lemmas), dict(spec.tags))
-            for spec in config.classes.values()
-        ]
+        self._asked = {
+            group: (frozenset(spec.lemmas), dict(spec.tags))
+            for group, spec in enumerate(config.classes.values())
+            if spec.needs_spacy
+        }
+        self._wordless = [group for group, spec in enumerate(config.classes.values()) if not spec.words]
         self._excluded = [dict(tags) for tags in excluded]
         for tags in (*(spec.tags for spec in config.classes.values()), *excluded):
             self._check(tags)
         self.values_seen: Counter[str] = Counter()
         """Values of the asked tags on tokens that met everything else, for a message when a class finds nothing."""
 
-    def find(self, texts: Sequence[str]) -> Iterator[list[Hit]]:
-        """Hits of each text."""
-        for doc in self._nlp.pipe(texts):
-            hits: list[Hit] = []
+    def find(self, texts: Sequence[str], words: Sequence[list[Hit]]) -> Iterator[list[Hit]]:
+        """Hits of each text.
+
+        Args:
+            texts: the texts.
+            words: the hits of the word lists in each; those whose class says nothing of grammar stay as they are.
+        """
+        for doc, found in zip(self._nlp.pipe(texts), words, strict=True):
+            hits = [hit for hit in found if self._holds(doc, hit)]
             for token in doc:
-                for group, (words, lemmas, tags) in enumerate(self._classes):
-                    if words and self._key(token.text) not in words:
-                        continue
-                    if (not lemmas or token.lemma_ in lemmas) and self._meets(token, tags):
-                        hits.append((token.idx, token.idx + len(token.text), group))
-                    else:
-                        self.values_seen.update(f"{name}={_value(token, name)}" for name in tags)
+                start, end = token.idx, token.idx + len(token.text)
+                if self._wordless and not _is_part(doc.text, start, end):
+                    hits += [(start, end, group) for group in self._wordless if self._is(token, group)]
                 if any(self._meets(token, tags) for tags in self._excluded):
-                    hits.append((token.idx, token.idx + len(token.text), EXCLUDED))
-            yield hits
+                    hits.append((start, end, EXCLUDED))
+            yield sorted(hits)
+
+    def _holds(self, doc: Any, hit: Hit) -> bool:
+        """Whether a word, or one word of a phrase, has the role that its class asks for."""
+        start, end, group = hit
+        if group not in self._asked:
+            return True
+        tokens = doc.char_span(start, end)  # none for a part of a token, whose grammar is not the word's
+        return tokens is not None and any(self._is(token, group) for token in tokens)
+
+    def _is(self, token: Any, group: int) -> bool:
+        lemmas, tags = self._asked[group]
+        if (not lemmas or token.lemma_ in lemmas) and self._meets(token, tags):
+            return True
+        self.values_seen.update(f"{name}={_value(token, name)}" for name in tags)
+        return False
 
     @staticmethod
     def _meets(token: Any, tags: Mapping[str, str]) -> bool:
@@ -91,6 +114,11 @@ class TagMatcher:
                 raise ConfigError(
                     f"The tag {name} has no value {value!r}{_nearest(value, values)}. Expected one of {', '.join(values)}."
                 )
+
+
+def _is_part(text: str, start: int, end: int) -> bool:
+    """Whether a token is a part of a word: spaCy divides "cannot" and "gonna"."""
+    return in_word(text[start - 1 : start]) or in_word(text[end : end + 1])
 
 
 def _values(labels: Iterable[str], name: str) -> list[str]:

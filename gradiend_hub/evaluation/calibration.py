@@ -139,49 +139,69 @@ def between(low: float, low_damage: float, high: float, high_damage: float, want
     return low * math.pow(high / low, min(max(place, 0.1), 0.9))
 
 
+@dataclass(frozen=True)
+class Curve:
+    """What was measured at some strengths.
+
+    Attributes:
+        points: from the lowest to the highest strength.
+        not_finite: strengths at which the model computes NaN or infinity, so that there is no point.
+    """
+
+    points: list[StrengthPoint]
+    not_finite: list[float]
+
+
 def measure_curve(
     probe: StrengthProbe,
     strengths: Sequence[float],
     measured: Sequence[StrengthPoint] = (),
     *,
     floor: float | None = None,
-) -> list[StrengthPoint]:
-    """Points at `strengths` and those `measured` already; with a `floor`, refined around the safe band and break point."""
-    curve = {point.strength: point for point in measured}
+) -> Curve:
+    """Points at `strengths` and those `measured` already; with a `floor`, refined around the safe band and break point.
+
+    Raises:
+        NotFiniteError: the model computes NaN or infinity within strengths ±1.
+    """
+    curve: dict[float, StrengthPoint | None] = {point.strength: point for point in measured}
     for strength in strengths:
         try:
             curve[strength] = probe.measure(strength)
         except NotFiniteError:
             if abs(strength) <= 1:
                 raise
+            curve[strength] = None
     if floor is not None and probe.scored_tokens:
         for sign in (-1, 1):
             _refine(probe, curve, sign, floor, aim=0.95, steps=1)
-            _refine(probe, curve, sign, BREAK_SCORE, aim=1.05, steps=3)
-    return [curve[strength] for strength in sorted(curve)]
+            _refine(probe, curve, sign, BREAK_SCORE, aim=1.25, steps=3)
+    found = sorted(curve.items(), key=lambda item: item[0])
+    return Curve([point for _, point in found if point], [strength for strength, point in found if point is None])
 
 
 def _refine(
-    probe: StrengthProbe, curve: dict[float, StrengthPoint], sign: int, level: float, *, aim: float, steps: int
+    probe: StrengthProbe, curve: dict[float, StrengthPoint | None], sign: int, level: float, *, aim: float, steps: int
 ) -> None:
     """Measure up to `steps` more strengths of one sign, next to where the language-modelling score falls under `level`.
 
-    `aim` is the damage to look for, relative to that at the level: just below 1 finds the last strength before it, just
-    above 1 the first one beyond.
+    `aim` is the damage to look for, relative to that at the level: just below 1 finds the last strength before it; well
+    above 1 one beyond it that is beyond it on other rows and texts, too.
     """
     allowed = 1 - level
     for _ in range(steps):
-        side = sorted((abs(s), 1 - p.lm_score) for s, p in curve.items() if s * sign > 0 and p.lm_score is not None)
+        side = sorted((abs(s), _damage(p)) for s, p in curve.items() if s * sign > 0)
         split = next((place for place, (_, damage) in enumerate(side) if damage > allowed), len(side))
         if split == 0 or side[split - 1][0] >= _WIDEST_CURVE:
             return
         low, low_damage = side[split - 1]
         if split < len(side):
             high, high_damage = side[split]
-            near = low_damage if aim < 1 else high_damage
-            if high / low < _CLOSE or abs(near / allowed - 1) < _NEAR:
+            near = low_damage > (aim - _NEAR) * allowed if aim < 1 else high_damage < (aim + _NEAR) * allowed
+            if high / low < _CLOSE or near:
                 return
-            proposed = between(low, low_damage, high, high_damage, aim * allowed)
+            # a strength that gives NaN may be any number of times too high
+            proposed = min(between(low, low_damage, high, high_damage, aim * allowed), 4.0 * low)
         else:
             proposed = low * min(max(_growth(side, aim * allowed), 1.1), 4.0)
         proposed = sign * round(proposed, 2)
@@ -190,7 +210,12 @@ def _refine(
         try:
             curve[proposed] = probe.measure(proposed)
         except NotFiniteError:
-            return
+            curve[proposed] = None
+
+
+def _damage(point: StrengthPoint | None) -> float:
+    """Share of the language-modelling score that is lost; all of it, and more, where the model computes NaN."""
+    return math.inf if point is None or point.lm_score is None else 1 - point.lm_score
 
 
 def _growth(side: Sequence[tuple[float, float]], wanted: float) -> float:
@@ -215,14 +240,17 @@ def safe_band(curve: Sequence[StrengthPoint], *, floor: float = LM_SCORE_FLOOR) 
     return band
 
 
-def break_point(curve: Sequence[StrengthPoint], *, level: float = BREAK_SCORE) -> list[float | None] | None:
+def break_point(
+    curve: Sequence[StrengthPoint], not_finite: Sequence[float] = (), *, level: float = BREAK_SCORE
+) -> list[float | None] | None:
     """Nearest measured strength on each side of 0 whose language-modelling score is under `level`; `None` if none is.
 
-    Without language-modelling scores there is nothing to say: `None`.
+    Strengths at which the model computes NaN (`Curve.not_finite`) count. Without language-modelling scores there is nothing
+    to say: `None`.
     """
     if any(p.lm_score is None for p in curve):
         return None
-    broken = [p.strength for p in curve if p.lm_score is not None and p.lm_score < level]
+    broken = [*not_finite, *(p.strength for p in curve if p.lm_score is not None and p.lm_score < level)]
     return [max((s for s in broken if s < 0), default=None), min((s for s in broken if s > 0), default=None)]
 
 

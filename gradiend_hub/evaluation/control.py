@@ -68,6 +68,7 @@ def _instead(model: GradiendModel, direction: Direction) -> Iterator[None]:
         model.active_peft_config, parameters=None, feature_factor=1.0, decoder_sign=1, has_bias=direction.has_bias
     )
     model.add_direction(_NAME, direction, config)
+    model.base_model.set_strength(_NAME, 0.0)  # nothing is written before a strength is asked for
     try:
         model.set_adapter(_NAME)
         yield

@@ -15,16 +15,37 @@ LEVEL = 0.95
 RESAMPLES = 1000
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def mean_interval(values: Array) -> list[float]:
-    """Student's interval of the mean of `values` [N]; just the mean where they do not vary."""
-    mean = float(np.mean(values))
-    error = float(sem(values)) if len(values) > 1 else 0.0
+def mean_error(values: Array, groups: Numbers | None = None) -> tuple[float, int]:
+    """Standard error of the mean of `values` [N], and its degrees of freedom; 0 where they do not vary.
+
+    Args:
+        groups: a number ≥ 0 for each value; values of the same number depend on each other (tokens of one text). Then it
+            is the groups that vary, whatever their sizes: the mean is a ratio of sums by group, and its error that of the
+            linearised ratio. One group alone says nothing about others, so that its values have to vary.
+    """
+    if groups is not None and (sizes := np.bincount(groups))[groups[0]] < len(values):
+        count = int(np.count_nonzero(sizes))
+        sums = np.bincount(groups, values - values.mean())
+        return math.sqrt(count / (count - 1) * float(sums @ sums)) / len(values), count - 1
+    return (float(sem(values)), len(values) - 1) if len(values) > 1 else (0.0, 1)
+
+
+def mean_interval(values: Array, groups: Numbers | None = None) -> list[float]:
+    """Student's interval of the mean of `values` [N] (`groups`: see `mean_error`); just the mean where they do not vary."""
+    mean, (error, freedom) = float(np.mean(values)), mean_error(values, groups)
     if error == 0:
         return [mean, mean]
-    low, high = t.interval(LEVEL, len(values) - 1, loc=mean, scale=error)
+    low, high = t.interval(LEVEL, freedom, loc=mean, scale=error)
     return [float(low), float(high)]
+
+
+def mean_bound(values: Array, groups: Numbers | None = None) -> float:
+    """Upper end of the one-sided interval of the mean of `values` [N] (`groups`: see `mean_error`)."""
+    error, freedom = mean_error(values, groups)
+    return float(np.mean(values) + t.ppf(LEVEL, freedom) * error)
 
 
 def bootstrap_interval(statistic: Callable[..., float], *samples: Array, seed: int = 0) -> list[float]:

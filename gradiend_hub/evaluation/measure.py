@@ -12,6 +12,7 @@ from gradiend_hub.config import GradiendConfig
 from gradiend_hub.data import Row, require_classes
 from gradiend_hub.errors import DataError
 from gradiend_hub.objectives import Objective
+from gradiend_hub.progress import counted
 
 from .calibration import (
     BREAK_SCORE,
@@ -24,7 +25,7 @@ from .calibration import (
     measure_curve,
     safe_band,
 )
-from .completions import complete
+from .completions import STRENGTHS, complete
 from .control import above_control, control_curves
 from .encoder import measure_encoder
 from .report import SplitReport, StrengthPoint
@@ -48,8 +49,9 @@ class EvaluationSettings:
 
     Attributes:
         floor: lowest relative language-modelling score that counts as safe.
-        strengths: grid of the curve; by default `CURVE`, the config's safe band and break point, or, where the config names
-            no break point, strengths that are chosen around them as they are found.
+        strengths: grid of the curve, which has the config's recommended strength, too; by default `CURVE`, the config's safe
+            band and break point, or, where the config names no break point, strengths that are chosen around them as they
+            are found.
         controls: random directions to compare with.
         batch_size: rows per forward pass; the figures do not depend on it beyond fp32 rounding.
         seed: decides which neutral tokens are masked or encoded, the random directions and the bootstrap.
@@ -88,12 +90,23 @@ def evaluate_direction(
         EditError: even the smallest dose damages the model.
     """
     settings = settings or EvaluationSettings()
-    config = model.active_peft_config
-    classes = require_classes(config.feature_classes)
     if not rows:
         raise DataError("There are no rows to measure the direction on. Give at least one row of each class.")
-    sizes = {"batch_size": settings.batch_size, "seed": settings.seed}
-    encoder = None
+    with counted("measuring strengths"):
+        return _evaluated(model, objective, rows, texts, settings, choose_unit_for, trained_words)
+
+
+def _evaluated(
+    model: GradiendModel,
+    objective: Objective,
+    rows: Sequence[Row],
+    texts: Sequence[str],
+    settings: EvaluationSettings,
+    choose_unit_for: Goal | None,
+    trained_words: Collection[str] | None,
+) -> SplitReport:
+    config, sizes = model.active_peft_config, {"batch_size": settings.batch_size, "seed": settings.seed}
+    classes, encoder = require_classes(config.feature_classes), None
     if model.direction.has_encoder:
         encoder = measure_encoder(model, objective, rows, texts, trained_words=trained_words, **sizes)
     probe = StrengthProbe(model, objective, rows, texts, **sizes)
@@ -102,22 +115,30 @@ def evaluate_direction(
         search = calibrate(probe, floor=settings.floor, controls=settings.controls, seed=settings.seed)
     adaptive = settings.strengths is None and (choose_unit_for is not None or config.break_point is None)
     grid = _grid(config, refined=not adaptive) if settings.strengths is None else settings.strengths
-    curve = measure_curve(probe, grid, search.points, floor=settings.floor if adaptive else None)
-    broken = break_point(curve)
+    grid = sorted({*grid, config.strength} if config.strength != 1 else {*grid})
+    measured = measure_curve(probe, grid, search.points, floor=settings.floor if adaptive else None)
+    curve, broken = measured.points, break_point(measured.points, measured.not_finite)
     if choose_unit_for:
         _record(config, curve, broken, settings.floor)
     if choose_unit_for == "debias":
         curve = _debias(probe, config, curve)
-    control = control_curves(
-        probe, settings.strengths or CURVE, search.control, draws=settings.controls, seed=settings.seed
-    )
+    grid = [p.strength for p in curve]
+    control = control_curves(probe, grid, search.control, draws=settings.controls, seed=settings.seed)
     if above_control(curve, control) is False:
         logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal norm.")
     return SplitReport(
         encoder, curve, search.points, probe.scored_tokens, control=control, break_point=broken,
-        completions=complete(model, objective, rows),
-        missing=[*([] if encoder else [_NO_ENCODER]), *_missing(rows, classes, texts, broken)],
+        completions=complete(model, objective, rows, sorted({*STRENGTHS, config.strength})),
+        missing=[
+            *([] if encoder else [_NO_ENCODER]), *_missing(rows, classes, texts, broken, choose_unit_for),
+            *_not_finite(measured.not_finite),
+        ],
     )  # fmt: skip
+
+
+def compared_strengths(config: GradiendConfig) -> list[float]:
+    """Strengths at which a model is shown before and after: 0, ±1, and the recommended one."""
+    return sorted({-1.0, 0.0, 1.0, config.strength})
 
 
 def _grid(config: GradiendConfig, *, refined: bool) -> list[float]:
@@ -137,11 +158,21 @@ def _record(
 def _debias(probe: StrengthProbe, config: GradiendConfig, curve: list[StrengthPoint]) -> list[StrengthPoint]:
     """Recommend the strength that makes both classes equally likely; its point joins the curve."""
     config.strength = equalising_strength(probe, config.safe_band or (-1.0, 1.0))
-    return measure_curve(probe, [config.strength], curve)
+    return measure_curve(probe, [config.strength], curve).points
+
+
+def _not_finite(strengths: Sequence[float]) -> list[str]:
+    """That the curve lacks these strengths."""
+    named = ", ".join(f"{strength:+g}" for strength in strengths)
+    return [f"No figures at strength {named}: the model computes NaN or infinity there."] if strengths else []
 
 
 def _missing(
-    rows: Sequence[Row], classes: tuple[str, str], texts: Sequence[str], broken: list[float | None] | None
+    rows: Sequence[Row],
+    classes: tuple[str, str],
+    texts: Sequence[str],
+    broken: list[float | None] | None,
+    choose_unit_for: Goal | None,
 ) -> list[str]:
     """What the report lacks because the data lacks it."""
     missing = []
@@ -152,7 +183,7 @@ def _missing(
     if not texts:
         missing.append(
             "No neutral text: the language-modelling score, the safe band, the break point and neutral encodings are not "
-            "measured; the strength unit has the best effect, whatever it costs."
+            "measured" + ("; the strength unit has the best effect, whatever it costs." if choose_unit_for else ".")
         )
     for side, end in zip(("negative", "positive"), broken or (), strict=False):
         if end is None:

@@ -55,6 +55,8 @@ class _FloatMetric(evaluate.Metric, ABC):  # type: ignore[misc]
         for name, items in zip(("predictions", "references"), values, strict=True):
             if bad := np.flatnonzero(~np.isfinite(items)).tolist():
                 raise DataError(f"{self.name}: {name} are not finite at {bad[:5]} ({len(bad)} of {len(items)}).")
+            if not len(items):
+                raise DataError(f"{self.name}: there are no {name}. Give at least one value of each.")
         return self.figures(*values)
 
     @abstractmethod
@@ -103,6 +105,11 @@ class LanguageModelingScore(_FloatMetric):
 
     def figures(self, predictions: Any, references: Any) -> dict[str, float]:
         edited, base = float(predictions.mean()), float(references.mean())
+        if edited <= 0 or base <= 0:
+            raise DataError(
+                f"{self.name}: the mean NLLs are {edited:g} (edited) and {base:g} (base), but a score is their ratio: both "
+                "have to be above 0. Give nats per token, -log P."
+            )
         return {"lm_score": base / edited, "nll": edited, "base_nll": base}
 
 

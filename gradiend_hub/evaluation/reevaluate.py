@@ -17,7 +17,7 @@ from gradiend_hub.objectives import make_objective
 
 from .benchmarks import Benchmark, side_effects
 from .edit import edit_account
-from .measure import EvaluationSettings, evaluate_direction
+from .measure import EvaluationSettings, compared_strengths, evaluate_direction
 from .report import Report
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def reevaluate(
 ) -> Report:
     """Measure the active direction of `model` on rows that it may never have seen; its strength unit stays as it is.
 
-    Benchmarks are run at the strengths 0, −1 and 1. The model is left as it was.
+    Benchmarks are run at the strengths −1, 0 and 1, and at the recommended one; their data is read before anything is
+    measured. The model is left as it was.
 
     Args:
         rows: of the direction's feature classes, one class at least; they become the report's "test" split.
@@ -54,6 +55,8 @@ def reevaluate(
         DataError: no rows, a word that cannot be read at a row's slot, or a benchmark's data.
         NotFiniteError: the base model, or the edited one within strengths ±1, computes NaN.
     """
+    for benchmark in benchmarks:
+        benchmark.check()
     config, base = model.active_peft_config, model.get_base_model()
     classes = require_classes(config.feature_classes)
     tokenizer = tokenizer or model.tokenizer
@@ -75,7 +78,7 @@ def reevaluate(
         report.layers, report.dtype_loss = edit_account(model)
     if benchmarks:
         with _timed(report, "benchmarks"):
-            report.side_effects = side_effects(model, tokenizer, benchmarks)
+            report.side_effects = side_effects(model, tokenizer, benchmarks, compared_strengths(config))
     return report
 
 

@@ -18,8 +18,9 @@ from gradiend_hub.errors import DataError, EditError
 from gradiend_hub.gradients.directional import evaluating
 from gradiend_hub.objectives import Objective, Slots, TokenizedSlots
 from gradiend_hub.objectives.base import IGNORED
+from gradiend_hub.progress import tick
 
-from .intervals import Array, clamp, mean_interval, spread
+from .intervals import Array, Numbers, clamp, mean_bound, mean_interval, spread
 from .readings import Reading, padded, readings_of
 from .report import StrengthPoint
 
@@ -36,6 +37,7 @@ LOGITS = 2**26
 """Most logits of a batch, whatever its number of rows."""
 
 _MOST_DRAWS = 8
+"""Times that a masked text is masked, each time at other tokens."""
 
 
 class NotFiniteError(EditError):
@@ -49,6 +51,14 @@ class _Item:
     number: int
     row_class: int
     readings: list[Reading]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Tokens to score, with the number of the text they are of: tokens of one text are easy or hard together."""
+
+    text: int
+    slots: TokenizedSlots
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ class StrengthProbe:
         ]
         self._fill(items, _scored_samples(objective, texts, seed, tokens))
 
-    def _fill(self, items: list[_Item], scored: list[TokenizedSlots]) -> None:
+    def _fill(self, items: list[_Item], scored: list[_Scored]) -> None:
         """Take what is to be measured, in batches of about equal length."""
         readings = [(place, reading) for place, item in enumerate(items) for reading in item.readings]
         batches = self._batched([reading.slots for _, reading in readings])
@@ -151,8 +161,13 @@ class StrengthProbe:
             for chosen in batches
         ]
         self._samples = scored
-        self._scored = [self.objective.collate([scored[i] for i in chosen]) for chosen in self._batched(scored)]
-        self.scored_tokens = sum(len(s.positions) for s in scored)
+        batches = self._batched([sample.slots for sample in scored])
+        self._scored = [self.objective.collate([scored[i].slots for i in chosen]) for chosen in batches]
+        self._texts = [
+            np.repeat([scored[i].text for i in chosen], [len(scored[i].slots.positions) for i in chosen])
+            for chosen in batches
+        ]  # the text of each token, by batch
+        self.scored_tokens = sum(map(len, self._texts))
         self._compared: list[_Compared] = []  # of each scored batch
         self._base: Values | None = None
         self._measured: dict[float, StrengthPoint] = {}  # by dose, which does not change with the unit
@@ -218,6 +233,7 @@ class StrengthProbe:
         )
         values = Values(*(part.double().cpu().numpy() for part in (probability, nll, correct, kl)))
         self._check_finite(strength, values)
+        tick()
         return values
 
     def _class_probabilities(self, base: nn.Module, slots: Slots, words: Tensor, device: torch.device) -> Tensor:
@@ -293,46 +309,56 @@ class StrengthProbe:
             StrengthPoint(strength, chances, None, None, None, None, None, intervals), values, base, anchor
         )
 
-    @staticmethod
-    def _scores(point: StrengthPoint, values: Values, base: Values, anchor: StrengthPoint | None) -> StrengthPoint:
+    def _scores(
+        self, point: StrengthPoint, values: Values, base: Values, anchor: StrengthPoint | None
+    ) -> StrengthPoint:
         """The point with what neutral text says."""
+        texts, compared = self._token_texts()
         change = values.nll - base.nll
         before = float(base.nll.mean()) if anchor is None or anchor.nll is None else anchor.nll
-        rise, (low, high) = float(change.mean()), mean_interval(change)
-        gained = float((values.correct - base.correct).mean())
+        rise, gained = float(change.mean()), float((values.correct - base.correct).mean())
         ranked = float(base.correct.mean()) if anchor is None or anchor.accuracy is None else anchor.accuracy
-        error = float(change.std(ddof=1)) / math.sqrt(len(change)) if len(change) > 1 else 0.0
-        own = values.nll if anchor is None else before + change
+        own, relative = before + change, change
+        if anchor is None:  # other texts would have another mean before, too, and the score is a ratio to it
+            own, relative = values.nll, change - rise / before * (base.nll - before)
+        low, high = mean_interval(relative, texts)
         return replace(
             point,
             nll=before + rise,
             accuracy=ranked + gained,
             lm_score=before / (before + rise),
-            lm_score_low=before / (before + rise + 1.645 * error),
+            lm_score_low=before / (before + mean_bound(relative, texts)),
             kl=max(0.0, float(values.kl.mean())),
             intervals=point.intervals
             | {
-                "nll": clamp(mean_interval(own)),
+                "nll": clamp(mean_interval(own, texts)),
                 "lm_score": [before / (before + high), before / max(before + low, 1e-12)],
-                "kl": clamp(mean_interval(values.kl)),
+                "kl": clamp(mean_interval(values.kl, compared)),
             },
         )
+
+    def _token_texts(self) -> tuple[Numbers, Numbers]:
+        """The number of the text of each scored token, and of each of those whose distributions are compared."""
+        picked = [
+            texts if compared.picked is None else texts[compared.picked.cpu().numpy()]
+            for texts, compared in zip(self._texts, self._compared, strict=True)
+        ]
+        return np.concatenate(self._texts), np.concatenate(picked)
 
     def effect(self, up: StrengthPoint, down: StrengthPoint) -> float:
         """P(c₊) on rows of c₋ at a positive strength plus P(c₋) on rows of c₊ at the negative one, of those with rows."""
         return sum(e for e in (up.effect, down.effect) if e is not None)
 
 
-def _scored_samples(objective: Objective, texts: Sequence[str], seed: int, tokens: int) -> list[TokenizedSlots]:
-    """At least `tokens` tokens to score, if the texts have them: masked texts are masked again until it is so."""
+def _scored_samples(objective: Objective, texts: Sequence[str], seed: int, tokens: int) -> list[_Scored]:
+    """At least `tokens` tokens to score, if the texts have them: masked texts are masked again elsewhere until it is so."""
     rng = random.Random(seed)
-    samples: list[TokenizedSlots] = []
-    drawn: list[TokenizedSlots] = []
-    for _ in range(_MOST_DRAWS):
-        former, drawn = drawn, [s for text in texts for s in objective.scored_text(text, rng)]
-        if drawn == former:  # a causal model scores every token at once; the same ones again would say nothing new
-            break
-        samples += drawn
-        if sum(len(s.positions) for s in samples) >= tokens:
+    draws = min(_MOST_DRAWS, 1 + tokens // max(len(texts), 1))  # a draw has a token of each text, or more
+    numbers = {text: number for number, text in enumerate(texts)}  # a text that is there twice is one text
+    drawn = [(numbers[text], objective.scored_text(text, rng, draws)) for text in texts]
+    samples: list[_Scored] = []
+    for draw in range(draws):
+        samples += [_Scored(number, of[draw]) for number, of in drawn if draw < len(of)]
+        if sum(len(s.slots.positions) for s in samples) >= tokens:
             break
     return samples

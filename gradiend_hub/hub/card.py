@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from functools import cache
 from importlib.resources import files
@@ -18,6 +19,7 @@ from gradiend_hub.config import GradiendConfig
 from gradiend_hub.constants import ASSETS_FOLDER, CARD_FILE, HTML_FILE, HUB_TAGS, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.evaluation import Report, SplitReport
+from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.plots import FIGURES
 from gradiend_hub.plots.style import shown_split
 
@@ -33,9 +35,6 @@ _MARKED = re.compile(r"<!-- gradiend-hub card (\w*) -->")
 
 BENCHMARKS = ("StereoSet", "CrowS-Pairs", "WinoBias", "WinoGender", "SEAT")
 """Benchmarks that the card names even where nobody has run them."""
-
-_COMPARED = (-1.0, 0.0, 1.0)
-"""Strengths of the tables that compare before and after."""
 
 _ARGUMENT = {"rows_per_gradient": "per_device_train_batch_size", "epochs": "num_train_epochs"}
 """Training arguments whose name in the report is another one."""
@@ -87,6 +86,14 @@ def _write(folder: Path, card: ModelCard) -> Path:
     return path
 
 
+def card_state(folder: Path) -> str:
+    """Whether the card of a direction is as it was generated."""
+    if not (folder / CARD_FILE).is_file():
+        return "none"
+    text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
+    return "as generated" if _is_untouched(text) else "written or edited by hand"
+
+
 def _is_untouched(text: str) -> bool:
     """Whether a card has our mark, and the mark the digest of the card."""
     mark = _MARKED.search(text)
@@ -106,7 +113,7 @@ def render_card(folder: str | Path) -> ModelCard:
     """
     folder = Path(folder)
     config = GradiendConfig.from_pretrained(str(folder))
-    report = Report.load(folder) if (folder / REPORT_FILE).is_file() else None
+    report, compared = Report.load(folder) if (folder / REPORT_FILE).is_file() else None, compared_strengths(config)
     name, split = shown_split(report) if report and report.splits else (None, None)
     return _fill(
         "direction.md.jinja",
@@ -117,15 +124,15 @@ def render_card(folder: str | Path) -> ModelCard:
         split=split,
         usage=plain_usage(config, split) | ((report.usage or {}) if report else {}),
         caveats=caveats(report, name, split) if report and name and split else [],
-        side_effects=_side_effects(report, split) if report and split else [],
-        completions=_completions(split) if split else [],
+        side_effects=_side_effects(report, split, compared) if report and split else [],
+        completions=_completions(split, compared) if split else [],
         training=_training(report) if report else [],
         figures=[n for n in FIGURES if (folder / ASSETS_FOLDER / f"{n}.png").is_file()],
         interactive=(folder / HTML_FILE).is_file(),
         size=(folder / WEIGHTS_FILE).stat().st_size,
         assets=ASSETS_FOLDER,
         control_range=control_range,
-        compared=_COMPARED,
+        headings=[_heading(strength, config) for strength in compared],
         **_names(config),
     )
 
@@ -221,8 +228,8 @@ def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[Eval
         ("feature-extraction", "accuracy", "Encoder accuracy", encoder.accuracy if encoder else None),
     ]
     for point in split.curve:
-        if abs(point.strength) == 1:
-            at = f"at strength {point.strength:+.0f}"
+        if abs(point.strength) == 1 or (point.strength == config.strength != 0):
+            at = f"at strength {point.strength:+g}"
             task = "fill-mask" if config.objective == "masked_lm" else "text-generation"
             measured.append((task, "probability", f"Probability of the wanted class {at}", point.effect))
             measured.append((task, "lm_score", f"LM score relative to the base model {at}", point.lm_score))
@@ -237,25 +244,32 @@ def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[Eval
     ]  # fmt: skip
 
 
-def _completions(split: SplitReport) -> list[tuple[str, list[str]]]:
+def _heading(strength: float, config: GradiendConfig) -> str:
+    """What a column of a table that compares before and after is called."""
+    name = f"{strength:+g}".replace("-", "−") if strength else "0 (base model)"
+    return f"{name} (recommended)" if strength == config.strength not in (0, 1) else name
+
+
+def _completions(split: SplitReport, compared: Sequence[float]) -> list[tuple[str, list[str]]]:
     """Text, and what the model writes there at each compared strength."""
     found = []
     for completion in split.completions:
         at = {float(strength): text for strength, text in completion.by_strength.items()}
-        written = [at.get(strength) for strength in _COMPARED]
+        written = [at.get(strength) for strength in compared]
         texts = [NOT_MEASURED if w is None else w if isinstance(w, str) else _guesses(w) for w in written]
         found.append((completion.text, texts))
     return found
 
 
 def _guesses(words: list[list[str | float]]) -> str:
-    return ", ".join(f"{word} {float(probability):.2f}" for word, probability in words)
+    quoted = ((word if re.search(r"\w", str(word)) else f'"{word}"', float(chance)) for word, chance in words)
+    return ", ".join(f"{word} {chance:.2f}" for word, chance in quoted)
 
 
-def _side_effects(report: Report, split: SplitReport) -> list[tuple[str, list[str]]]:
+def _side_effects(report: Report, split: SplitReport, compared: Sequence[float]) -> list[tuple[str, list[str]]]:
     """Name of a figure, and its value at each compared strength."""
     found = {p.strength: p for p in split.curve}
-    points = [found.get(strength) for strength in _COMPARED]
+    points = [found.get(strength) for strength in compared]
     rows = [
         ("KL from the base model, nats per token", [number(p.kl if p else None, 4) for p in points]),
         (
@@ -267,14 +281,12 @@ def _side_effects(report: Report, split: SplitReport) -> list[tuple[str, list[st
     for name in dict.fromkeys(result.name for result in report.side_effects):
         runs = {result.strength: result for result in report.side_effects if result.name == name}
         for score in dict.fromkeys(score for run in runs.values() for score in run.scores):
-            compared = [runs.get(strength) for strength in _COMPARED]
-            cells = [
-                with_interval(r.scores.get(score), r.intervals.get(score)) if r else NOT_MEASURED for r in compared
-            ]
+            results = [runs.get(strength) for strength in compared]
+            cells = [with_interval(r.scores.get(score), r.intervals.get(score)) if r else NOT_MEASURED for r in results]
             rows.append((f"{name}: {score}", cells))
     run_names = {name.casefold() for r in report.side_effects for name in r.name.split()[0].split("/")}  # "WEAT/SEAT"
-    rows += [(name, [NOT_MEASURED] * len(_COMPARED)) for name in BENCHMARKS if name.casefold() not in run_names]
-    return [*rows, ("other features of the language model", [NOT_MEASURED] * len(_COMPARED))]
+    rows += [(name, [NOT_MEASURED] * len(compared)) for name in BENCHMARKS if name.casefold() not in run_names]
+    return [*rows, ("other features of the language model", [NOT_MEASURED] * len(compared))]
 
 
 def _training(report: Report) -> list[tuple[str, Any, bool]]:

@@ -64,8 +64,14 @@ def _of_effect(report: Report, split: SplitReport) -> Iterator[str]:
     for side in split.break_point or []:
         if side is not None and abs(side) <= NEAR_BREAK:
             yield f"The language model breaks near: already at strength {signed(side)}."
-    if split.curve and all(p.lm_score is None for p in split.curve):
-        yield "There was no neutral text, so nothing is known about damage, and the strength unit was chosen without it."
+    if _without_text(split):
+        chosen_on = report.splits.get("eval")
+        unit = ", and the strength unit was chosen without it" if chosen_on and _without_text(chosen_on) else ""
+        yield f"There was no neutral text, so nothing is known about damage{unit}."
+
+
+def _without_text(split: SplitReport) -> bool:
+    return bool(split.curve) and all(p.lm_score is None for p in split.curve)
 
 
 def _of_encoder(report: Report, encoder: EncoderReport) -> Iterator[str]:

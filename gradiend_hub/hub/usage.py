@@ -15,6 +15,7 @@ from pathlib import Path
 from gradiend_hub.config import GradiendConfig
 from gradiend_hub.constants import SLOT
 from gradiend_hub.evaluation import Report, SplitReport
+from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.plots.style import shown_split
 
 from .names import hub_id
@@ -39,16 +40,16 @@ model = GradiendModel.from_pretrained({place}, {base}strength=0.0)
 tokens = model.tokenizer({text}, return_tensors="pt", return_token_type_ids=False)
 with torch.inference_mode():
     before = model(**tokens).logits
-    model.set_strength(1.0)  # the recommended dose; always computed from the original weights
+    model.set_strength({strength})  # the recommended dose; always computed from the original weights
     edited, receipt = model(**tokens).logits, model.receipt
     model.set_strength(0.0)
     print("undone to the bit:", torch.equal(model(**tokens).logits, before))
-print(f"changed at strength 1: {{receipt.entries}} weights in {{receipt.tensors}} tensors")
+print(f"changed at strength {dose}: {{receipt.entries}} weights in {{receipt.tensors}} tensors")
 
 plain = PeftModel.from_pretrained(model.unload(), {place})  # plain PEFT works, too
 merged = plain.merge_and_unload()  # a plain transformers model
 with torch.inference_mode():
-    print(type(merged).__name__, "equals strength 1 to the bit:", torch.equal(merged(**tokens).logits, edited))
+    print(type(merged).__name__, "equals strength {dose} to the bit:", torch.equal(merged(**tokens).logits, edited))
 """
 
 _TEXT = "The players ran home because it was late."
@@ -56,7 +57,7 @@ _TEXT = "The players ran home because it was late."
 
 def plain_usage(config: GradiendConfig, split: SplitReport | None) -> dict[str, str]:
     """Python ("code") and shell ("shell") lines with placeholders for where the direction (and a local base) is."""
-    return _usage(_PLACE, None if hub_id(config.base_model_name_or_path) else _BASE, _sentence(split))
+    return _usage(config, _PLACE, None if hub_id(config.base_model_name_or_path) else _BASE, _sentence(split))
 
 
 def run_usage(folder: str | Path, report: Report) -> dict[str, str] | None:
@@ -68,7 +69,7 @@ def run_usage(folder: str | Path, report: Report) -> dict[str, str] | None:
     """
     config = GradiendConfig.from_pretrained(str(folder))
     split = shown_split(report)[1] if report.splits else None
-    real = _usage(str(folder), config.base_model_name_or_path, _sentence(split))
+    real = _usage(config, str(folder), config.base_model_name_or_path, _sentence(split))
     try:
         output = _printed(lambda: exec(compile(real["code"], "card", "exec"), {}))
         shell_output = _printed(lambda: _command(shlex.split(real["shell"].replace("\\\n", ""))))
@@ -78,13 +79,15 @@ def run_usage(folder: str | Path, report: Report) -> dict[str, str] | None:
     return {**plain_usage(config, split), "output": output, "shell_output": shell_output}
 
 
-def _usage(place: str, base: str | None, sentence: str) -> dict[str, str]:
+def _usage(config: GradiendConfig, place: str, base: str | None, sentence: str) -> dict[str, str]:
     code = _CODE.format(
         place=json.dumps(place), base="" if base is None else f"base_model={json.dumps(base)}, ",
         text=json.dumps(sentence.replace(SLOT, "it"), ensure_ascii=False),
+        strength=float(config.strength), dose=f"{config.strength:g}",
     )  # fmt: skip
     named = "" if base is None else f" --base {shlex.quote(base)}"
-    shell = f"gradiend-hub apply {shlex.quote(place)} {shlex.quote(sentence)}{named} --strengths -1,0,1"
+    strengths = ",".join(f"{strength:g}" for strength in compared_strengths(config))
+    shell = f"gradiend-hub apply {shlex.quote(place)} {shlex.quote(sentence)}{named} --strengths {strengths}"
     return {"code": code, "shell": shell}
 
 

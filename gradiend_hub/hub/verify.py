@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from gradiend_hub.base_identity import original_parameters
 from gradiend_hub.config import GradiendConfig
@@ -26,7 +27,7 @@ from gradiend_hub.constants import (
     SCHEMA_VERSION,
     WEIGHTS_FILE,
 )
-from gradiend_hub.data import Row
+from gradiend_hub.data import Row, require_classes
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.encoder import encode_rows
@@ -106,11 +107,19 @@ class Probes:
                 raise ValueError(f"it has {len(lines)} rows, {len(encodings)} of them with an encoding")
             if probes.schema_version > SCHEMA_VERSION or probes.dtype not in TOLERANCES:
                 raise ValueError(f"schema {probes.schema_version} and dtype {probes.dtype!r} are unknown here")
-            if not probes.rows or any(float(s) not in STRENGTHS for s in probes.probability):
-                raise ValueError(f"expected rows, and probabilities at strengths {STRENGTHS}")
+            probes._require_claims(require_classes(GradiendConfig.from_pretrained(str(folder)).feature_classes))
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"{path} is not a self-test of this library: {error}.") from error
         return probes
+
+    def _require_claims(self, classes: tuple[str, str]) -> None:
+        """Raise `ValueError` unless there is something to compare for every class and strength."""
+        wanted = {strength: {name: {*classes} for name in classes} for strength in STRENGTHS}
+        found = {float(s): {of: {*words} for of, words in by.items()} for s, by in self.probability.items()}
+        if found != wanted or {row.factual_class for row in self.rows} != {*classes}:
+            raise ValueError(f"expected rows of {' and '.join(classes)}, and probabilities at strengths {STRENGTHS}")
+        if ENCODER_FILE in self.sha256 and not self.encodings:
+            raise ValueError(f"expected an encoding of every row, because there is a {ENCODER_FILE}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,8 @@ class Verification:
 def content_digests(folder: Path) -> dict[str, str]:
     """sha256 of what each file says: names, types, shapes and bytes of tensors, and sorted JSON.
 
-    The same content written by another version of safetensors or PEFT, or with other white space, has the same digest.
+    The same content written by another version of safetensors or PEFT, or with other white space, has the same digest. A
+    file that is too damaged to say anything has that of its bytes.
     """
     digests = {}
     config = GradiendConfig.from_pretrained(str(folder)).to_dict()
@@ -153,7 +163,7 @@ def content_digests(folder: Path) -> dict[str, str]:
         if (folder / name).is_file():
             digests[name] = _digest_tensors(folder / name)
     if (folder / REPORT_FILE).is_file():
-        digests[REPORT_FILE] = _digest_json(json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")))
+        digests[REPORT_FILE] = _digest_text((folder / REPORT_FILE).read_bytes())
     return digests
 
 
@@ -161,7 +171,21 @@ def _digest_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def _digest_text(content: bytes) -> str:
+    try:
+        return _digest_json(json.loads(content))
+    except (ValueError, RecursionError):
+        return hashlib.sha256(content).hexdigest()
+
+
 def _digest_tensors(path: Path) -> str:
+    try:
+        return _digest_content(path)
+    except SafetensorError:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest_content(path: Path) -> str:
     digest = hashlib.sha256()
     with safe_open(str(path), framework="pt") as file:
         for name in sorted(file.keys()):
@@ -193,7 +217,9 @@ def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], 
 def renew_digests(folder: Path) -> None:
     """After an artifact was loaded and saved again on purpose: the digests of what was saved."""
     probes = Probes.load(folder)
-    Probes(content_digests(folder), probes.dtype, probes.probability, probes.rows, probes.encodings).save(folder)
+    digests = content_digests(folder)
+    encodings = probes.encodings if ENCODER_FILE in digests else []
+    Probes(digests, probes.dtype, probes.probability, probes.rows, encodings).save(folder)
 
 
 def _measure(
@@ -230,20 +256,27 @@ def verify(model: GradiendModel, folder: str | Path) -> Verification:
         same = relation in (BaseModelRelation.SAME, BaseModelRelation.ROUNDED)
         checks.append(Check("base model", "same", relation.value, same))
 
-    tolerance = max(TOLERANCES[probes.dtype], TOLERANCES[_dtype(model)], TOLERANCES[model.active_peft_config.dtype])
-    base = model.get_base_model()
+    base, dtype = model.get_base_model(), _dtype(model)
+    # never what the self-test asks for; that the decoder is stored in the type of the config was checked in loading it
+    tolerance = max(TOLERANCES[dtype], TOLERANCES[model.active_peft_config.dtype])
+    if probes.dtype != dtype:
+        finer = TOLERANCES[probes.dtype] <= TOLERANCES[dtype]
+        checks.append(Check("weights (see --dtype)", probes.dtype, dtype, finer))
     objective = make_objective(base, model.tokenizer, name=model.active_peft_config.objective)
     encodings, probability = _measure(model, probes.rows, objective)
+    encodings = encodings or [math.nan] * len(probes.rows)
     for row, claimed, found in zip(probes.rows, probes.encodings, encodings, strict=bool(probes.encodings)):
         name = f"h: {row.masked.replace('[MASK]', f'[{row.factual}]')}"
         checks.append(_compare(name, claimed, found, tolerance))
     for strength, by_class in probes.probability.items():
         for of, wanted in by_class.items():
             for name, value in wanted.items():
-                found = probability[str(float(strength))].get(of, {}).get(name, float("nan"))
-                checks.append(_compare(f"P({name}) on {of} rows at {float(strength):+g}", value, found, tolerance))
+                found = probability[str(float(strength))].get(of, {}).get(name, math.nan)
+                dose = f"{float(strength):+g}" if float(strength) else "0"
+                checks.append(_compare(f"P({name}) on {of} rows at {dose}", value, found, tolerance))
     return Verification(checks, tolerance)
 
 
 def _compare(name: str, claimed: float, found: float, tolerance: float) -> Check:
-    return Check(name, f"{claimed:+.4f}", f"{found:+.4f}", abs(claimed - found) <= tolerance)
+    shown = "none" if math.isnan(found) else f"{found:+.4f}"
+    return Check(name, f"{claimed:+.4f}", shown, abs(claimed - found) <= tolerance)

@@ -110,8 +110,11 @@ class Objective(ABC):
         """One random real token of `text` as a slot whose factual and alternative filler are that token itself."""
 
     @abstractmethod
-    def scored_text(self, text: str, rng: random.Random) -> list[TokenizedSlots]:
-        """The tokens of `text` on which the language-modelling score is read; special tokens are never among them."""
+    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[TokenizedSlots]:
+        """The tokens of `text` on which the language-modelling score is read; special tokens are never among them.
+
+        Up to `draws` inputs that share no scored token: a causal model scores all tokens in the first one.
+        """
 
     # -- what follows from it ---------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ class CausalLMObjective(Objective):
         slots = TokenizedSlots(ids[:position], (position - 1,), (ids[position],))
         return Example(slots, slots)
 
-    def scored_text(self, text: str, rng: random.Random) -> list[TokenizedSlots]:
+    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[TokenizedSlots]:
         ids = (*self._start, *self._kept_ids(text))
         first = len(self._start) or 1
         if len(ids) <= first:

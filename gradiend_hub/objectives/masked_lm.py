@@ -55,12 +55,13 @@ class MaskedLMObjective(Objective):
         slots = self._masked(ids, [rng.choice(content)])
         return Example(slots, slots)
 
-    def scored_text(self, text: str, rng: random.Random) -> list[TokenizedSlots]:
+    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[TokenizedSlots]:
         ids, content = self._content(text)
         if not content:
             return []
         count = max(1, round(MASKED_SHARE * len(content)))
-        return [self._masked(ids, sorted(rng.sample(content, count)))]
+        chosen = rng.sample(content, min(count * draws, len(content)))
+        return [self._masked(ids, sorted(chosen[i : i + count])) for i in range(0, len(chosen), count)]
 
     def _content(self, text: str) -> tuple[list[int], list[int]]:
         """Token ids cut to the longest input, and the positions that are not special tokens."""

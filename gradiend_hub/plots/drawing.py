@@ -8,6 +8,7 @@ from typing import Any
 from gradiend_hub.evaluation import SplitReport, StrengthPoint
 
 from .encoder import KINDS, spread
+from .strength import near_breaks
 
 __all__ = ["draw_cloud", "draw_curve"]
 
@@ -22,7 +23,8 @@ def draw_curve(split: SplitReport, first: str, second: str, safe_band: Sequence[
     strengths = [p.strength for p in split.curve]
     if not strengths:
         return None
-    low, high = min(strengths), max(strengths)
+    breaks = near_breaks(split)
+    low, high = min([*strengths, *breaks]), max([*strengths, *breaks])
     width = (high - low) or 1.0
 
     def x(strength: float) -> float:
@@ -43,7 +45,7 @@ def draw_curve(split: SplitReport, first: str, second: str, safe_band: Sequence[
     return {
         "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM,
         "lines": [*lines, *damage], "marks": marks, "band": band, "damage_ticks": damage_ticks,
-        "breaks": [x(side) for side in split.break_point or [] if side is not None and low <= side <= high],
+        "breaks": [x(side) for side in breaks],
         "y_ticks": [{"at": y(value / 4), "text": f"{value / 4:g}"} for value in range(5)],
         "x_ticks": [{"at": x(s), "text": f"{s:+.3g}" if s else "0"} for s in _apart(strengths, x)],
         "at": {f"{s:+.3g}" if s else "0": x(s) for s in strengths},
@@ -105,9 +107,14 @@ def draw_cloud(split: SplitReport, classes: list[str]) -> dict[str, Any] | None:
             }  # fmt: skip
     return {
         "width": WIDTH, "height": ROW * len(kinds) + 40, "points": points,
-        "rows": [{"name": KINDS.get(kind, kind)[:22], "at": centres[kind]} for kind in kinds],
+        "rows": [{"name": _short(KINDS.get(kind, kind)), "at": centres[kind]} for kind in kinds],
         "ticks": [{"at": _cloud_x(value / 2), "text": f"{value / 2:g}"} for value in range(-2, 3)],
     }  # fmt: skip
+
+
+def _short(name: str) -> str:
+    """As much of a name as the margin has room for."""
+    return name if len(name) <= 22 else f"{name[:21]}…"
 
 
 def _cloud_x(h: float) -> float:

@@ -112,8 +112,9 @@ def plot_fillers(report: Report, split: str | None = None) -> Figure:
         look = look_of(filler.feature_class, report.feature_classes)
         text = None if filler.feature_class in seen else label(filler.feature_class)
         seen.add(filler.feature_class)
+        ends = [[min(filler.std, max(0.0, room))] for room in (1 + filler.mean, 1 - filler.mean)]  # h is within ±1
         axes.errorbar(
-            filler.mean, row, xerr=filler.std, color=look.colour, marker=look.marker, markerfacecolor=look.face,
+            filler.mean, row, xerr=ends, color=look.colour, marker=look.marker, markerfacecolor=look.face,
             markersize=6, linewidth=1.3, capsize=3, linestyle="none", label=text,
         )  # fmt: skip
     axes.set_yticks(range(len(found)), [f"{label(word)} ({filler.rows:,})" for word, filler in found])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -19,6 +20,7 @@ import jinja2
 
 from gradiend_hub.constants import HTML_FILE
 from gradiend_hub.evaluation import Completion, Report, SplitReport
+from gradiend_hub.evaluation.control import CONTROL_ROWS, CONTROL_TOKENS
 
 from .drawing import draw_cloud, draw_curve
 from .style import shown_split
@@ -66,7 +68,10 @@ def render_html(report: Report, *, base: str = "its base model", safe_band: Sequ
     page: str = _template().render(
         first=first, second=second, base=base, split_name=name, encoder=split.encoder, samples=samples,
         curve=curve, curve_rows=rows, start=next((i for i, row in enumerate(rows) if row["name"] == "0"), 0),
-        has_control=bool(split.control), cloud=draw_cloud(split, [first, second]), completions=completions,
+        has_control=bool(split.control), controls=len(split.control), control_rows=CONTROL_ROWS,
+        control_tokens=CONTROL_TOKENS, safe_band=safe_band, missing=split.missing,
+        breaks=[side for side in split.break_point or [] if side is not None],
+        cloud=draw_cloud(split, [first, second]), completions=completions,
         written_at=[name for name in ("-1", "0", "+1") if any(name in c["at"] for c in completions)],
         hardest=_hardest(split, first),
         data=_embedded(data), style=parts["report.css"], script=parts["report.js"],
@@ -82,6 +87,8 @@ def _template() -> jinja2.Template:
     )
     environment.filters["number"] = lambda v, digits=3: "not measured" if v is None else f"{v:.{digits}f}"
     environment.filters["percent"] = lambda v: "not measured" if v is None else f"{100 * v:.2f} %"
+    environment.filters["strength"] = strength_name
+    environment.filters["ends"] = _ends
     return environment.from_string(_source("report.html.jinja"))
 
 
@@ -107,21 +114,44 @@ def strength_name(strength: float) -> str:
     return f"{strength:+.3g}" if strength else "0"
 
 
+def _ends(ends: Sequence[float], between: str, scale: float = 1, digits: int = 3) -> str:
+    return between.join(f"{scale * end:.{digits}f}" for end in ends)
+
+
 def _rows(split: SplitReport, first: str, second: str) -> list[dict[str, Any]]:
     return [
         {
             "name": strength_name(p.strength), "up": p.probability.get(second, {}).get(first),
             "down": p.probability.get(first, {}).get(second), "lm_score": p.lm_score, "kl": p.kl, "nll": p.nll,
+            "intervals": {
+                "up": p.intervals.get(f"{first} on {second}"), "down": p.intervals.get(f"{second} on {first}"),
+                "lm_score": p.intervals.get("lm_score"), "kl": p.intervals.get("kl"),
+            },
+            "control": {
+                "up": _control(split, p.strength, first, second), "down": _control(split, p.strength, second, first),
+            },
         }
         for p in split.curve
     ]  # fmt: skip
+
+
+def _control(split: SplitReport, strength: float, wanted: str, other: str) -> list[float] | None:
+    """Lowest and highest probability under the random directions at a strength; `None` if they were not read there."""
+    points = [p for drawn in split.control for p in drawn if p.strength == strength]
+    values = [p.probability[other][wanted] for p in points if wanted in p.probability.get(other, {})]
+    return [min(values), max(values)] if values else None
+
+
+def _word(word: object) -> str:
+    """A filler as it is, or within quotation marks if a comma or a space could be taken for what stands between fillers."""
+    return str(word) if re.fullmatch(r"[\w'’-]*\w[\w'’-]*", str(word)) else f"“{word}”"
 
 
 def _completion(completion: Completion) -> dict[str, Any]:
     at = {
         strength_name(float(strength)): written
         if isinstance(written, str)
-        else ", ".join(f"{word} {float(chance):.2f}" for word, chance in written)
+        else ", ".join(f"{_word(word)}\u00a0{float(chance):.2f}" for word, chance in written)
         for strength, written in completion.by_strength.items()
     }
     return {"text": completion.text, "at": at}

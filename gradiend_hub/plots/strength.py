@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_strength"]
+__all__ = ["near_breaks", "plot_strength"]
 
 
 def plot_strength(report: Report, split: str | None = None, safe_band: Sequence[float] | None = None) -> Figure:
@@ -41,15 +41,20 @@ def plot_strength(report: Report, split: str | None = None, safe_band: Sequence[
         axes.plot([], [], "--", color="black", linewidth=0.9, label=f"the same under {number} random directions")
     if safe_band is not None:
         axes.axvspan(*safe_band, color="#e9eef2", zorder=0, label="safe band")
-    for side in measured.break_point or []:
-        if side is not None:
-            axes.axvline(side, color="black", linewidth=1, dashes=(6, 2, 1, 2))
-            axes.annotate(
-                "breaks", (side, 0.35), rotation=90, fontsize=8.5, va="center", ha="right" if side > 0 else "left",
-                xytext=(-3 if side > 0 else 3, 0), textcoords="offset points", backgroundcolor="white",
-            )  # fmt: skip
+    for side in near_breaks(measured):
+        axes.axvline(side, color="black", linewidth=1, dashes=(6, 2, 1, 2))
+        axes.annotate(
+            "breaks", (side, 0.35), rotation=90, fontsize=8.5, va="center", ha="right" if side > 0 else "left",
+            xytext=(-3 if side > 0 else 3, 0), textcoords="offset points", backgroundcolor="white",
+        )  # fmt: skip
     legend(drawing)
     return drawing
+
+
+def near_breaks(split: SplitReport) -> list[float]:
+    """The break points that a drawing of the curve has room for: one where the model computes NaN may be far beyond it."""
+    widest = max((abs(p.strength) for p in split.curve), default=0.0)
+    return [side for side in split.break_point or [] if side is not None and abs(side) <= 2 * widest]
 
 
 def _line(

@@ -89,7 +89,14 @@ def legend(drawing: Figure, columns: int = 2) -> None:
     for axes in drawing.axes:
         some, texts = axes.get_legend_handles_labels()
         handles, names = handles + some, names + texts
-    drawing.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+    made = drawing.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+    part = made.get_window_extent().width / (0.98 * drawing.bbox.width)
+    if part > 1 and columns > 1:  # long names get a line each
+        made.remove()
+        legend(drawing, 1)
+    elif part > 1:
+        for text in made.get_texts():
+            text.set_fontsize(8.5 / part)
 
 
 def label(text: object) -> str:

@@ -76,7 +76,7 @@ def test_the_same_rows_give_the_claimed_figures_again(run: Run, copy: Path, data
     assert {"strength.png", "report.html"} <= {p.name for p in (copy / "reports" / "pronouns-test-16").iterdir()}
     line = re.search(r"P\(3SG\) on 3PL rows at \+1 +(\S+) +(\S+) +\S+ to", result.stdout)
     assert line and line[1] == line[2] == f"{new.at(1.0).probability['3PL']['3SG']:.3f}"
-    assert re.search(r"CrowS-Pairs stereotype_score at 0 +not measured +\d", result.stdout)
+    assert re.findall(r"CrowS-Pairs stereotype_score at (\S+) +not measured +\d", result.stdout) == ["-1", "0", "+1"]
 
 
 def test_batch_size_and_type_are_those_asked_for(
@@ -145,6 +145,15 @@ def test_without_encoder_neutral_text_or_a_class_the_rest_is_measured(
         (("--data", "{data}", "--bench", "crows-pear=x.csv"), "no benchmark 'crows-pear': did you mean crows-pairs?"),
         (("--data", "{data}", "--bench", "winobias=x"), "expected winobias=<pro-stereotypical file or Hub"),
         (("--data", "{data}", "--bench", "zzz=x"), "expected one of stereoset, crows-pairs"),
+        (
+            ("--data", "{data}", "--bench", "stereoset=dev.json"),
+            "the file dev.json does not exist. Expected a dev.json or",
+        ),
+        (("--data", "{data}", "--bench", "crows-pairs=a/b/crows"), "the file a/b/crows does not exist"),
+        (("--data", "{data}", "--bench", "seat={other}x"), "does not exist. Expected a JSON file"),
+        (("--data", "{data}", "--bench", "crows-pairs={other}"), "column 'sent_more' is missing"),
+        (("--data", "{empty}"), "empty.jsonl has no rows"),
+        (("--data", "{data}", "--neutral", "{empty}"), "empty.jsonl has no rows"),
         (("--data", "{folder}/adapter_model.safetensors"), "is no data set. Expected a folder, a Hub id, or a file"),
         (("--data", "{folder}"), "cannot be loaded as a data set"),
         (("--data", "{data}", "--split", "dev"), "dev"),
@@ -161,11 +170,12 @@ def test_without_encoder_neutral_text_or_a_class_the_rest_is_measured(
 def test_what_cannot_work_is_refused_before_the_measurement(
     run: Run, copy: Path, data: str, causal_path: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
-    other, broken = tmp_path / "other.jsonl", tmp_path / "broken.jsonl"
+    other, broken, empty = (tmp_path / f"{name}.jsonl" for name in ("other", "broken", "empty"))
+    empty.touch()
     row = json.loads(Path(data, "test.jsonl").read_text().splitlines()[0])
     other.write_text(json.dumps({**row, "factual_class": "plural"}))
     broken.write_text('{"masked": \n')
-    places = {"data": data, "folder": copy, "other": other, "broken": broken, "causal": causal_path}
+    places = {"data": data, "folder": copy, "other": other, "broken": broken, "empty": empty, "causal": causal_path}
     result = run("evaluate", copy, *(option.format(**places) for option in options))
     assert result.exit_code == 1
     assert message in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.evaluation import Report
 from gradiend_hub_cli.fillings import Guess, guesses_tables
-from gradiend_hub_cli.tables import curve_table
+from gradiend_hub_cli.tables import curve_table, strength_text
 from tests.hub_server import HubServer
 
 from .conftest import Run, Trained
@@ -183,9 +184,9 @@ def test_strengths_outside_of_the_safe_band_are_named(run: Run, trained: Trained
     low, high = GradiendConfig.from_pretrained(trained.folder).safe_band or (0.0, 0.0)
     far, inside = high + 100, high / 2
     applied = " ".join(run("apply", trained.folder, SENTENCE, "--strengths", f"{inside},{far}").stdout.split())
-    assert f"{far:+g}: outside of the safe band, {low:+g} to {high:+g}" in applied
+    assert f"{strength_text(far)}: outside of the safe band, {strength_text(low)} to {strength_text(high)}" in applied
     merged = " ".join(run("merge", trained.folder, tmp_path / "far", "--strength", str(far)).stdout.split())
-    assert f"beware {far:+g}: outside of the safe band" in merged
+    assert f"beware {strength_text(far)}: outside of the safe band" in merged
     assert "safe band" not in run("apply", trained.folder, SENTENCE, "--strengths", f"{inside}").stdout
     assert "safe band" not in run("merge", trained.folder, tmp_path / "near", "--strength", str(inside)).stdout
 
@@ -247,3 +248,24 @@ def test_a_curve_on_rows_of_one_class_names_what_is_missing(trained: Trained) ->
     table = curve_table(replace(split, curve=points), ["3SG", "3PL"], [1.0])
     cells = [next(iter(column.cells)) for column in table.columns]
     assert cells[1:3] == ["not measured", f"{split.at(1.0).probability['3SG']['3PL']:.3f}"]
+
+
+def test_strengths_are_written_shortly() -> None:
+    found = [strength_text(s) for s in (0.0, -1.0, 0.5, -1.09454, 1.31, 12.0, -0.198, 0.0123)]
+    assert found == ["0", "-1", "+0.5", "-1.09", "+1.31", "+12", "-0.2", "+0.012"]
+
+
+def test_the_recommended_strength_is_among_those_of_apply(run: Run, trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained.folder, tmp_path / "debias", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"strength": -0.25}))
+    shown = run("apply", folder, SENTENCE).stdout
+    assert [*re.findall(r"strength (\S+)", shown)] == ["-1", "-0.25", "0", "+1"]
+
+
+def test_a_saved_copy_has_what_its_card_shows(trained: Trained, tmp_path: Path) -> None:
+    GradiendModel.from_pretrained(trained.folder).save_pretrained(tmp_path / "copy")
+    linked = re.findall(r"\]\((assets/.*?\.png)\)", (tmp_path / "copy" / "README.md").read_text())
+    assert linked
+    for name in (*linked, "report.html"):
+        assert (tmp_path / "copy" / name).read_bytes() == (trained.folder / name).read_bytes()

@@ -117,6 +117,26 @@ def test_a_data_set_that_is_not_there_is_named(
         load_split(source, "dev", "train_dataset")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", ""),
+        ("b.jsonl", "\n\n"),
+        ("c.json", "[]"),
+        ("d.csv", "masked,factual\n"),
+        ("e.csv", ""),
+        ("f/g.jsonl", ""),
+    ],
+)
+def test_data_without_rows_are_named(tmp_path: Path, name: str, content: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(content)
+    source = file if file.parent == tmp_path else file.parent
+    with pytest.raises(DataError, match=f"^train_dataset: {source} has no rows.$"):
+        load_split(str(source), "train", "train_dataset")
+
+
 def test_a_data_set_is_a_folder_or_a_folder_with_a_configuration(masked_path: Path) -> None:
     pronouns = str(masked_path.parents[1] / "data" / "pronouns")
     assert "masked" in load_split(pronouns, "test", "test_dataset").column_names

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from gradiend_hub import GradiendModel
 from gradiend_hub.base_models import load_base_model
 from gradiend_hub.constants import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
+from gradiend_hub.hub.card import write_card
 from gradiend_hub.hub.verify import TOLERANCES, Probes, content_digests
 from tests.cli.conftest import Run, Trained
 
@@ -149,3 +153,68 @@ def test_a_damaged_self_test_does_not_stand_in_the_way_of_saving(copy: Path, tmp
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / PROBES_FILE).exists()
     assert (tmp_path / "saved" / WEIGHTS_FILE).is_file()
+
+
+def edit_probes(folder: Path, **head: Any) -> None:
+    """Replace fields of the self-test's first line."""
+    first, *lines = (folder / PROBES_FILE).read_text().splitlines()
+    (folder / PROBES_FILE).write_text("\n".join([json.dumps(json.loads(first) | head), *lines]))
+
+
+def test_a_missing_encoder_and_files_cut_short_are_differences(run: Run, copy: Path) -> None:
+    content = (copy / REPORT_FILE).read_bytes()
+    (copy / REPORT_FILE).write_bytes(content[: len(content) // 2])
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert re.search(r"gradiend_report\.json +\w+ +\w+ +DIFFERS", result.stdout) and "1 differ." in result.stdout
+    (copy / REPORT_FILE).write_bytes(content)
+    (copy / ENCODER_FILE).unlink()
+    found = failures(copy)
+    assert found[0] == ENCODER_FILE and len(found) == 1 + len(Probes.load(copy).encodings)
+    result = run("verify", copy)
+    assert result.exit_code == 1 and re.search(r"h: .* +none +DIFFERS", result.stdout)
+
+
+def test_a_self_test_must_claim_something_of_every_class_and_strength(copy: Path) -> None:
+    lines = (copy / PROBES_FILE).read_text().splitlines()
+    claimed = Probes.load(copy).probability
+    without_h = [lines[0], *(re.sub(r', "h": [^}]+', "", line) for line in lines[1:])]
+    one_class = [lines[0], *(line for line in lines[1:] if '"factual_class": "3SG"' in line)]
+    for broken in (
+        {}, {s: of for s, of in claimed.items() if s != "1.0"}, claimed | {"1.0": {"3SG": claimed["1.0"]["3SG"]}},
+        claimed | {"1.0": {"3SG": claimed["1.0"]["3SG"], "3PL": {}}},
+    ):  # fmt: skip
+        (copy / PROBES_FILE).write_text("\n".join(lines))
+        edit_probes(copy, probability=broken)
+        with pytest.raises(ArtifactError, match="expected rows of 3SG and 3PL, and probabilities at strengths"):
+            Probes.load(copy)
+    for text, message in ((one_class, "expected rows of"), (without_h, "expected an encoding of every row")):
+        (copy / PROBES_FILE).write_text("\n".join(text))
+        with pytest.raises(ArtifactError, match=message):
+            Probes.load(copy)
+
+
+def test_a_self_test_does_not_choose_its_tolerance(run: Run, copy: Path) -> None:
+    edit_probes(copy, dtype="bfloat16")
+    result = run("verify", copy)
+    assert result.exit_code == 1 and "may differ by 0.001:" in result.stdout
+    assert re.search(r"weights \(see --dtype\) +bfloat16 +float32 +DIFFERS", result.stdout)
+    config = json.loads((copy / CONFIG_FILE).read_text())
+    (copy / CONFIG_FILE).write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    result = run("verify", copy)
+    assert result.exit_code == 1 and "bfloat16" in result.stderr  # the decoder is not stored so
+
+
+def test_it_passes_in_a_fresh_process(trained: Trained) -> None:
+    command = [sys.executable, "-m", "gradiend_hub_cli", "verify", str(trained.folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "all agree" in result.stdout and re.search(r"rows at 0 +\+", result.stdout)
+
+
+def test_whether_the_card_was_edited(run: Run, copy: Path) -> None:
+    assert "card: none" in run("verify", copy).stdout
+    path = write_card(copy)
+    assert "card: as generated" in run("verify", copy).stdout
+    path.write_text(path.read_text() + "Mine.\n")
+    assert "card: written or edited by hand" in run("verify", copy).stdout

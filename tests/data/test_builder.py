@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from gradiend_hub.data import FeatureData, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec, TextFilters, read_rows
 from gradiend_hub.data.matching import WordMatcher
+from gradiend_hub.data.sources import sentences
 from gradiend_hub.errors import ConfigError, DataError
 from tests.benchmarks.measure import peak_growth
 
@@ -111,7 +112,7 @@ def test_words_are_told_apart_by_what_stands_beside_them() -> None:
         "possessive": {"words": ["her", "his"], "after": " [a-z]+(er|ther)", "before": r"\b(saw|met|knew) "},
     }
     source = [
-        "They all saw Her sister there.", "Then we all met HER again.", "When they came we met her, too.",
+        "They all saw Her sister there.", "Then we all met HER again.", "When they came we met him, too.",
         "There they met his brother there.", "The dog of her sister barked.", "Nobody was there at all.",
     ]  # fmt: skip
     options: dict[str, Any] = {"splits": {"train": 1}, "balance": "none", "filters": LOOSE, "neutral": NeutralSpec(9)}
@@ -124,7 +125,7 @@ def test_words_are_told_apart_by_what_stands_beside_them() -> None:
     assert made.neutral is not None
     assert made.neutral["train"]["text"] == source[-1:]  # "her" that is of neither class is no neutral word
     exact = built(source, classes=classes, case_sensitive=True, **options | {"neutral": None})
-    assert sorted(row["factual"] for row in rows_of(exact)) == ["her", "his"]
+    assert sorted(row["factual"] for row in rows_of(exact)) == ["him", "his"]
 
 
 def test_a_word_that_two_classes_claim_is_counted_and_left_out() -> None:
@@ -136,6 +137,67 @@ def test_a_word_that_two_classes_claim_is_counted_and_left_out() -> None:
     source = ["So then it was late.", "So then it was here.", "So then he was here."]
     with pytest.raises(DataError, match=r"Class 'b'(?s:.*)a word that several classes claim +2 texts +−1"):
         built(source, classes=classes, splits={"train": 1}, balance="none", filters=LOOSE)
+
+
+def test_a_word_is_no_alternative_to_itself() -> None:
+    """The same word may be of two classes; between them it has no alternative."""
+    classes = {"m": {"words": ["der"], "after": " Hund"}, "f": {"words": ["der"], "after": " Frau"}, "n": ["das"]}
+    source = ["Dann kam der Hund.", "Dann kam Der Frau.", "Dann kam das Kind."]
+    options: dict[str, Any] = {"splits": {"train": 1}, "filters": LOOSE, "counterfactual": "all"}
+    rows = rows_of(built(source, classes=classes, **options))
+    assert {(row["factual"], row["factual_class"], row["alternative"]) for row in rows} == {
+        ("der", "m", "das"), ("Der", "f", "Das"), ("das", "n", "der"),
+    }  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"Every split needs rows of(?s:.*)no other word to replace its word +0 texts +−2"
+    ):
+        built(source, classes={"m": classes["m"], "f": classes["f"]}, **options)
+
+
+def test_every_split_has_rows_of_every_class() -> None:
+    source = [*texts(20, pronouns=("he",)), *texts(20, 1, ("they",))]
+    given: dict[str, Any] = {"split_by": "given", "split_column": "part"}
+    columns = {"text": source, "part": ["train"] * 20 + ["test"] * 20}
+    with pytest.raises(DataError, match=r"'train': \{'3SG': \d+, '3PL': 0\}(?s:.*)\nread +40 texts"):
+        built(datasets.Dataset.from_dict(columns), **given)
+    again = {"text": texts(40) + [t.upper() for t in texts(40)], "part": ["train"] * 40 + ["test"] * 40}
+    leaky: dict[str, Any] = {**given, "filters": TextFilters(deduplicate=False)}
+    for balance in ("none", "strict", "oversample"):
+        with pytest.raises(DataError, match=r"'train': \{'3SG': 0(?s:.*)nearly the same text in a later split"):
+            built(datasets.Dataset.from_dict(again), balance=balance, **leaky)
+
+
+def test_the_training_split_is_called_so_or_the_first() -> None:
+    source = [*texts(40, pronouns=("he",)), *texts(20, 1, ("they",))]
+    made = built(source, splits={"test": 0.3, "train": 0.7}, balance="oversample")
+    counts = {name: Counter(part["factual_class"]) for name, part in made.rows.items()}
+    assert counts == {"train": {"3SG": 28, "3PL": 28}, "test": {"3SG": 12, "3PL": 6}}
+    assert made.funnel.steps[-2:] == [
+        ("training rows of smaller classes repeated", "texts", 74),
+        ("rows, one for each alternative", "rows", 74),
+    ]
+    columns = {"text": texts(60) + [t.upper() for t in texts(60)[:20]], "part": ["test"] * 60 + ["train"] * 20}
+    columns["text"] += texts(20, 5)
+    columns["part"] += ["train"] * 20
+    leaky = built(
+        datasets.Dataset.from_dict(columns), split_by="given", split_column="part", balance="none",
+        filters=TextFilters(deduplicate=False), splits={"test": 1, "train": 1},
+    )  # fmt: skip
+    assert {name: len(part) for name, part in leaky.rows.items()} == {"train": 20, "test": 60}
+
+
+def test_a_held_out_word_is_in_no_text_of_another_split() -> None:
+    words = ("he", "she", "it", "me", "we", "they", "you", "us")
+    source = [f"{text[:-1]} with {words[number % 8]} again." for number, text in enumerate(texts(600, pronouns=words))]
+    data = built(
+        source, classes={"a": words[:4], "b": words[4:]}, split_by="word", balance="none", near_duplicates=None
+    )
+    held = {name: {row["factual"] for row in part} for name, part in data.rows.items()}
+    for name, part in data.rows.items():
+        others = set[str]().union(*(found for other, found in held.items() if other != name))
+        assert all(not others & set(re.findall(r"\w+", row["masked"])) for row in part)
+    dropped = {name: n for name, _, n in data.funnel.rows()}["a word of another split in the text"]
+    assert len(rows_of(data)) == 600 - int(dropped[1:]) < 600
 
 
 def test_a_filter_of_ones_own() -> None:
@@ -190,6 +252,56 @@ def test_one_slot_or_all() -> None:
     assert len(rows_of(every)) == 120
     filled = [{row["masked"].replace("[MASK]", row["factual"]) for row in part} for part in every.rows.values()]
     assert not filled[0] & filled[1] and not filled[0] & filled[2]  # slots of a text stay in one split
+
+
+def test_every_slot_is_counted() -> None:
+    """With all slots asked for, those that a filter takes from a text that keeps another one are counted, too."""
+    source = ["It seemed to me that he's here when he came and they left.", "So then well they came here."]
+    data = built(source, splits={"train": 1}, occurrences="all", balance="none")
+    assert data.funnel.steps == [
+        ("read", "texts", 2), ("words of the classes in them", "slots", 5),
+        ("only in contractions or compounds", "slots", 4), ("too few words before the slot", "slots", 3),
+        ("rows, one for each alternative", "rows", 3),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"has no rows(?s:.*)read before +2 slots +−2"):
+        built(["Well so then he saw it."] * 2, splits={"train": 1}, occurrences="all")
+
+
+def test_words_of_the_context_count_as_mixed() -> None:
+    text = "When they all left. Then after he came home."
+    filters: dict[str, Any] = {"unit": "sentence", "context": 1, "min_left_words": 0}
+    source = [text, "Then he went.", "Then they went."]
+    mixed, pure = (
+        built(source, splits={"train": 1}, balance="none", filters=TextFilters(**filters, mixed=m))
+        for m in (True, False)
+    )
+    assert len(rows_of(mixed)) == 4
+    assert ("words of several classes", "sentences", 3) in pure.funnel.steps
+    assert all("he came" not in row["masked"] and "[MASK] came" not in row["masked"] for row in rows_of(pure))
+
+
+def test_an_empty_line_ends_a_sentence() -> None:
+    assert sentences("Early life\n\nHe was born in 1910. Then\nit rained.\r\n \r\nLater") == [
+        "Early life", "He was born in 1910.", "Then\nit rained.", "Later",
+    ]  # fmt: skip
+
+
+def test_accents_may_be_marks_of_their_own() -> None:
+    """Text and words in which an accent is a character of its own (NFD) are the same as those in which it is not."""
+    classes = {"a": ["e\u0301te\u0301", "he"], "b": ["été nord", "they"]}
+    source = ["so then was été here", "so then was e\u0301te\u0301 Nord here", "so then he\u0301 was here"]
+    rows = rows_of(built(source, classes=classes, splits={"train": 1}, balance="none"))
+    assert {(row["factual"], row["alternative"]) for row in rows} == {("été", "été nord"), ("été Nord", "été")}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are listed on Linux only")
+def test_builds_leave_no_file_open() -> None:
+    source = texts(60)
+    built(source)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    made = [built(source) for _ in range(3)]
+    assert len(made) == 3
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3
 
 
 def test_caps_and_balance() -> None:
@@ -403,6 +515,8 @@ def test_memory_does_not_grow_with_the_stream() -> None:
          r"Class 'a' \('shrieks'\) .* look alike: .*shrieking"),
         (["He saw it.", "When they came home"], {}, r"'3SG'.*occur in 1 texts, but every one was filtered:\nread"),
         ([], {}, "The source has no texts"),
+        (["Gr\ufffd\ufffd he was", "\ufffd they were"], {}, r"as source\.encoding\.(?s:.*)broken encoding +0 texts +−2"),
+        (datasets.Dataset.from_dict({"text": [1, 2]}), {}, r"Class '3SG' .*\nread +2 texts\nno text +0 texts +−2"),
         (datasets.Dataset.from_dict({"a": ["x"]}), {}, r"no column 'text', it has \['a'\]. Name the right one as text_c"),
         ("nowhere.txt", {}, "there is no file nowhere.txt"),
         (texts(9, pronouns=("he", "they")), {"split_by": "word"}, "Class 3(SG|PL) has 1 independent units.*too few for 3"),

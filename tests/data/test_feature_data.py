@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
-from gradiend_hub.data import FeatureData, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec
-from gradiend_hub.errors import HubPushError
+from gradiend_hub.data import FeatureData, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec, TextFilters
+from gradiend_hub.errors import ConfigError, HubPushError
 from gradiend_hub.hub import retry
 from gradiend_hub_cli.app import app
 from tests.data.test_builder import PRONOUNS, texts
@@ -44,7 +45,18 @@ def test_a_saved_set_reads_back(data: FeatureData, tmp_path: Path) -> None:
     assert "| neutral sentences | 32 | 4 | 4 | 40 |" in card
     assert "| read | 380 texts |  |" in card
     assert card.count(r"\[MASK\]") == 6  # three examples of each class
+    assert 'load_dataset("path/to/this/folder")' in card and str(tmp_path) not in card
     assert "Licence: cc0-1.0" in card and data.digest in card and "Sentences of this test" in card
+
+
+def test_sets_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    """By datasets, too, whose cache knows a local folder by its last name and the header of its card."""
+    for seed in range(2):
+        config = FeatureDataConfig(PRONOUNS, neutral=NeutralSpec(10 + seed), seed=seed)
+        made = FeatureDatasetBuilder(config).build([*texts(80, seed), *NEUTRAL])
+        folder = str(made.save(tmp_path / str(seed) / "namesake"))
+        assert same(datasets.load_dataset(folder), made.rows)
+        assert same(datasets.load_dataset(folder, "neutral"), made.neutral)
 
 
 def test_a_push_is_one_commit_of_a_data_set(data: FeatureData, hub: Any, repo_id: str) -> None:
@@ -54,6 +66,46 @@ def test_a_push_is_one_commit_of_a_data_set(data: FeatureData, hub: Any, repo_id
     assert same(datasets.load_dataset(repo_id), data.rows)
     assert data.push_to_hub(repo_id).oid == commit.oid  # nothing to do
     assert not HfApi().repo_exists(repo_id)  # and no model of that name
+
+
+def test_the_configuration_is_saved_and_shown(tmp_path: Path, hub: Any, repo_id: str) -> None:
+    """What is beside the rows builds them again, and does not say where on a machine they came from."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(texts(200)), encoding="utf-8")
+    filters = TextFilters(refuse="[{}]|```+", min_left_words=2)
+    made = FeatureDatasetBuilder(FeatureDataConfig(PRONOUNS, {"path": str(path)}, filters=filters, seed=3)).build()
+    made.save(tmp_path / "set")
+    made.push_to_hub(repo_id)
+    for text in (
+        (tmp_path / "set" / "build.json").read_text(encoding="utf-8"),
+        Path(HfApi().hf_hub_download(repo_id, "build.json", repo_type="dataset")).read_text(encoding="utf-8"),
+    ):
+        content = json.loads(text)
+        assert content["source"] == {"path": "text.txt"} and content["filters"]["refuse"] == filters.refuse
+        assert FeatureDatasetBuilder(FeatureDataConfig.from_dict(content)).build(str(path)).digest == made.digest
+        card = made.card(repo_id).text
+        assert f"````json\n{text}````" in card  # longer than what it holds
+        assert card.index("<details>") < card.index(text) < card.index("</details>")
+        assert str(tmp_path) not in card
+
+
+def test_a_folder_that_is_a_file(data: FeatureData, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine", encoding="utf-8")
+    for folder in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        with pytest.raises(ConfigError, match=r"cannot be saved in .*: .*out is a file\. Name another folder"):
+            data.save(folder)
+        run = CliRunner().invoke(
+            app, ["data", "build", "examples/data.yaml", str(folder), "--set", "source=nowhere.txt"]
+        )
+        assert run.exit_code == 1
+        assert "is a file" in " ".join(run.output.split())  # before the source is looked at
+
+
+def test_a_model_without_a_tokenizer() -> None:
+    run = CliRunner().invoke(app, ["data", "words", "examples/data.yaml", "no/such-model"])
+    assert run.exit_code == 1
+    assert isinstance(run.exception, SystemExit)
+    assert "There is no tokenizer at 'no/such-model'" in " ".join(run.output.split())
 
 
 def test_a_push_that_fails_says_so(data: FeatureData, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:

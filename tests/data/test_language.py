@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from gradiend_hub.data import FeatureDataConfig, FeatureDatasetBuilder
-from gradiend_hub.data.language import check_language, told_language
+from gradiend_hub.data.language import check_language, language_code, told_language
 from gradiend_hub.errors import DataError
 
 SAMPLES = {
@@ -42,6 +42,11 @@ def test_each_language_is_told_from_the_others(code: str) -> None:
     for other in SAMPLES.keys() - {code}:
         with pytest.raises(DataError, match=rf"language is '{other}', but the texts look like \w+ \({code}\)"):
             check_language(found, other)
+
+
+@pytest.mark.parametrize("name", ["en", "EN", "en-US", "en_GB", " En-us "])
+def test_a_region_is_not_the_language(name: str) -> None:
+    assert language_code(name) == FeatureDataConfig({"a": ["x"], "b": ["y"]}, language=name).language == "en"
 
 
 def test_what_cannot_be_told_is_not_refused() -> None:

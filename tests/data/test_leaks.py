@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import tracemalloc
 
 import datasets
 import numpy as np
@@ -36,6 +37,25 @@ def test_leaks_are_those_of_a_double_loop(threshold: float | None) -> None:
     assert {i: s for i, _, s in leaks.pairs} == pytest.approx(expected)
     assert leaks.rows == sorted(expected)
     assert all(order.index(splits[i]) < order.index(splits[j]) for i, j, _ in leaks.pairs)
+
+
+def test_leaks_need_a_number_for_each_sequence_of_words() -> None:
+    """Not the words themselves: some hundred bytes each."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices([f"word{n}" for n in range(5000)], k=20)) for _ in range(4000)]
+    find_leaks(texts[:100], ["train", "test"] * 50, ["train", "test"])
+    tracemalloc.start()
+    leaks = find_leaks((text for text in texts), ["train"] * 3900 + ["test"] * 100, ["train", "test"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not leaks.pairs
+    assert peak < 80 * 4000 * 18
+
+
+def test_the_training_split_leaks_wherever_it_stands() -> None:
+    texts = ["a b c d", "A b, c d.", "e f g h"]
+    assert find_leaks(texts, ["test", "train", "train"], ["test", "train"]).pairs == [(1, 0, 1.0)]
+    assert find_leaks(texts, ["test", "train", "train"], ["test", "train"], None).pairs == [(1, 0, 1.0)]
 
 
 def test_leaks_of_a_finished_set_are_removed() -> None:

@@ -25,6 +25,7 @@ from gradiend_hub.evaluation.benchmarks import (
 )
 from gradiend_hub.evaluation.benchmarks.association import effect_size
 from gradiend_hub.evaluation.benchmarks.stereoset import _filled
+from gradiend_hub.evaluation.benchmarks.winogender import _correlation, _interval
 
 SENTENCE = "The king went to the city because he was old."
 
@@ -262,6 +263,12 @@ def test_winogender(pair: Any, tmp_path: Path) -> None:
     expected = np.corrcoef(chances, [0, 9, 36, 81])[0, 1]
     assert run.result.scores == pytest.approx({"correlation": expected, "female": 100 * np.mean(chances)}, rel=1e-3)
     assert run.result.intervals.keys() == {"correlation", "female"}
+
+
+def test_winogender_leaves_out_what_has_no_correlation() -> None:
+    assert np.isnan(_correlation(np.array([1.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0])))
+    low, high = _interval(_correlation, np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]))
+    assert low == pytest.approx(1.0) and high == pytest.approx(1.0)  # not 0 where a resample is constant
 
 
 @torch.no_grad()

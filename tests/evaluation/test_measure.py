@@ -161,6 +161,10 @@ def test_debiasing_recommends_another_strength(masked_path: Any, rows: list[Row]
     strength = model.active_peft_config.strength
     chances = split.at(strength).probability.values()
     assert strength not in (0.0, 1.0)
+    assert all(str(strength) in completion.by_strength for completion in split.completions)
+    again = evaluate_direction(model, objective, rows, (), EvaluationSettings(strengths=(0.0, 1.0), controls=0))
+    assert [p.strength for p in again.curve] == sorted([0.0, strength, 1.0])
+    assert "whatever it costs" in split.missing[0] and "whatever it costs" not in again.missing[0]
     assert sum(of["3SG"] - of["3PL"] for of in chances) == pytest.approx(0.0, abs=0.04)
     model.unload()
 

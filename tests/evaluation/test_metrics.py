@@ -73,3 +73,15 @@ def test_metrics_describe_themselves_and_name_nan(kind: Any) -> None:
     assert metric.description and metric.inputs_description and metric.citation.startswith("@")
     with pytest.raises(DataError, match=r"predictions are not finite at \[1\] \(1 of 2\)"):
         metric.compute(predictions=[0.1, math.nan], references=[1.0, -1.0])
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_empty_lists_are_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{kind().name}: there are no predictions"):
+        kind().compute(predictions=[], references=[])
+
+
+@pytest.mark.parametrize(("edited", "base"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 2.0)])
+def test_a_score_is_a_ratio_of_likelihoods_above_zero(edited: float, base: float) -> None:
+    with pytest.raises(ValueError, match="both have to be above 0"):
+        LanguageModelingScore().compute(predictions=[edited] * 2, references=[base] * 2)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -33,6 +35,7 @@ from gradiend_hub.evaluation import (
 )
 from gradiend_hub.evaluation import calibration as calibration_module
 from gradiend_hub.evaluation import strength as strength_module
+from gradiend_hub.evaluation.intervals import mean_error, mean_interval
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, make_objective
 
@@ -167,9 +170,80 @@ def test_a_masked_model_is_scored_on_enough_tokens_that_the_seed_decides(
     model, objective = model_of(masked)
     opened.append(model)
     first, again, other = (StrengthProbe(model, objective, rows, TEXTS * 20, seed=s) for s in (1, 1, 2))
-    per_draw = sum(max(1, round(0.15 * (len(objective.tokenizer(t).input_ids) - 2))) for t in TEXTS * 20)
-    assert first.scored_tokens == per_draw * min(strength_module._MOST_DRAWS, -(-2000 // per_draw))
+    lengths = [len(objective.tokenizer(t).input_ids) - 2 for t in TEXTS * 20]
+    draws = [max(1, round(0.15 * length)) * strength_module._MOST_DRAWS for length in lengths]
+    assert first.scored_tokens == sum(map(min, lengths, draws)) < 2000
+    few = StrengthProbe(model, objective, rows, TEXTS * 20, tokens=100)
+    assert 100 <= few.scored_tokens < 100 + 20 * 3 * 3
     assert first.measure(0.0) == again.measure(0.0) != other.measure(0.0)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_masked_text_is_never_scored_twice_at_one_token(
+    masked: Any, rows: list[Row], opened: list[GradiendModel], seed: int
+) -> None:
+    model, objective = model_of(masked)
+    opened.append(model)
+    samples = StrengthProbe(model, objective, rows, [*TEXTS, ""], seed=seed)._samples
+    scored = [(s.text, position) for s in samples for position in s.slots.positions]
+    assert len(scored) == len(set(scored)) > 20
+    for sample in samples:
+        ids = objective.tokenizer(TEXTS[sample.text]).input_ids
+        assert all(ids[p] == label for p, label in zip(sample.slots.positions, sample.slots.labels, strict=True))
+        hidden = [i for i, token in enumerate(sample.slots.input_ids) if token == objective.tokenizer.mask_token_id]
+        assert hidden == list(sample.slots.positions)
+
+
+def bootstrap_of_texts(texts: Any, statistic: Any, *values: Any) -> tuple[list[float], float]:
+    """Percentiles of a statistic of means, when whole texts are drawn anew; and its standard deviation."""
+    rng = np.random.default_rng(0)
+    numbers = np.unique(texts)
+    sums = np.array([[v[texts == n].sum() for n in numbers] for v in (*values, np.ones(len(texts)))])
+    drawn = sums[:, rng.integers(len(numbers), size=(20_000, len(numbers)))].sum(-1)
+    found = statistic(*(drawn[:-1] / drawn[-1]))
+    return np.quantile(found, [0.025, 0.975]).tolist(), float(found.std())
+
+
+def test_the_error_of_a_mean_of_grouped_values_is_the_bootstraps() -> None:
+    """Groups of unequal sizes whose values are alike: their number decides, not that of the values."""
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(300) * 2, rng.integers(1, 30, 300))
+    values = rng.normal(size=600)[groups] + rng.normal(size=len(groups))
+    (_, expected) = bootstrap_of_texts(groups, lambda mean: mean, values)
+    error, freedom = mean_error(values, groups)
+    assert (error, freedom) == (pytest.approx(expected, rel=0.03), 299)
+    assert error > 2.5 * mean_error(values)[0]
+    shuffled = rng.permutation(len(values))
+    assert mean_error(values[shuffled], groups[shuffled])[0] == pytest.approx(error)
+    alone = np.arange(len(values))
+    assert mean_error(values, alone) == pytest.approx(mean_error(values))  # each its own group: the ordinary error
+    assert mean_error(values, 0 * groups) == mean_error(values)  # one group: nothing else to go by
+    assert mean_interval(np.ones(4), np.array([0, 0, 1, 1])) == [1.0, 1.0]
+
+
+def test_intervals_on_neutral_text_are_those_of_a_bootstrap_of_texts(
+    bundled: Any, rows: list[Row], opened: list[GradiendModel], neutral: Any
+) -> None:
+    model, objective = model_of(bundled, rest=1.0)
+    opened.append(model)
+    texts = neutral["text"][:120]
+    probe = StrengthProbe(model, objective, rows, texts)
+    point, base, edited = probe.measure(1.5), probe.base, probe.read(1.5)
+    of, compared = probe._token_texts()
+    assert len(of) == probe.scored_tokens and len(compared) == len(edited.kl)
+    tokens = {n: sum(of == n) for n in np.unique(of)}
+    if probe._samples[0].slots.labels[1:]:  # a causal model: every token is scored
+        assert tokens == {n: len(objective.scored_text(texts[n], Random(0))[0].positions) for n in tokens}
+
+    def alike(ends: list[float], expected: list[float]) -> bool:
+        width = expected[1] - expected[0]
+        return ends == pytest.approx(expected, abs=0.12 * width)
+
+    assert alike(point.intervals["nll"], bootstrap_of_texts(of, lambda mean: mean, edited.nll)[0])
+    assert alike(point.intervals["kl"], bootstrap_of_texts(compared, lambda mean: mean, edited.kl)[0])
+    expected, error = bootstrap_of_texts(of, lambda before, after: before / after, base.nll, edited.nll)
+    assert alike(point.intervals["lm_score"], expected)
+    assert point.lm_score_low == pytest.approx(point.lm_score - 1.65 * error, abs=0.3 * error)
 
 
 def test_without_neutral_text_nothing_is_claimed_about_it(
@@ -197,11 +271,16 @@ def test_intervals_are_those_of_paired_differences(masked: Any, rows: list[Row],
     probe = StrengthProbe(model, objective, rows, TEXTS * 4)
     point = probe.measure(0.5)
     base, edited = probe.base.nll, probe.read(0.5).nll
-    error = stats.sem(edited - base)
     mean = (edited - base).mean()
-    low, high = stats.t.interval(0.95, len(base) - 1, loc=mean, scale=error)
+    of, _ = probe._token_texts()
+    beyond = edited - base - mean / base.mean() * (base - base.mean()) - mean
+    sums = [beyond[of == number].sum() for number in set(of)]
+    assert len(sums) == len(TEXTS)  # each is there four times, and is one text
+    error = np.std(sums, ddof=1) * math.sqrt(len(sums)) / len(of)
+    low, high = stats.t.interval(0.95, len(sums) - 1, loc=mean, scale=error)
     assert point.lm_score == pytest.approx(base.mean() / edited.mean())
-    assert point.lm_score_low == pytest.approx(base.mean() / (base.mean() + mean + 1.645 * error))
+    bound = mean + stats.t.ppf(0.95, len(sums) - 1) * error
+    assert point.lm_score_low == pytest.approx(base.mean() / (base.mean() + bound))
     assert point.intervals["lm_score"] == pytest.approx(
         [base.mean() / (base.mean() + high), base.mean() / (base.mean() + low)]
     )
@@ -252,10 +331,10 @@ def test_divergence_of_large_vocabularies_is_read_on_fewer_tokens(
     model, objective = model_of(masked, rest=1.0)
     opened.append(model)
     whole = StrengthProbe(model, objective, rows, TEXTS * 20).read(0.5)
-    monkeypatch.setattr(strength_module, "KL_VALUES", 600 * masked.config.vocab_size)
+    monkeypatch.setattr(strength_module, "KL_VALUES", 400 * masked.config.vocab_size)
     fewer = StrengthProbe(model, objective, rows, TEXTS * 20).read(0.5)
-    assert len(whole.kl) == len(whole.nll) > 600
-    assert 300 <= len(fewer.kl) < 350
+    assert len(whole.kl) == len(whole.nll) > 400
+    assert 200 <= len(fewer.kl) < 250
     assert fewer.kl.mean() == pytest.approx(whole.kl.mean(), rel=0.3)
     assert (fewer.nll == whole.nll).all()
     monkeypatch.setattr(strength_module, "LOGITS", 7 * masked.config.vocab_size)
@@ -454,25 +533,56 @@ class Damaged:
 
 def test_the_grid_is_refined_around_the_band_and_the_break_point() -> None:
     probe: Any = Damaged()
-    curve = measure_curve(probe, (-2.0, -1.0, 0.0, 1.0, 2.0), floor=0.99)
+    curve = measure_curve(probe, (-2.0, -1.0, 0.0, 1.0, 2.0), floor=0.99).points
     band, broken = safe_band(curve, floor=0.99), break_point(curve)
     exact_band, exact_break = math.sqrt(0.01 / 0.008), math.sqrt(0.1 / 0.008)
     assert band is not None and broken is not None
     assert band[0] == -band[1] and exact_band / 1.1 < band[1] <= exact_band
     assert broken[1] is not None and broken[0] == -broken[1]
-    assert exact_break < broken[1] < 1.1 * exact_break
+    assert 1.05 * exact_break < broken[1] < 1.2 * exact_break  # far enough beyond it that other rows show it, too
     assert len(probe.asked) == len(set(probe.asked)) <= 11  # at most three more of each sign
     plain: Any = Damaged()
-    assert [p.strength for p in measure_curve(plain, (0.0, 1.0))] == plain.asked == [0.0, 1.0]
+    assert [p.strength for p in measure_curve(plain, (0.0, 1.0)).points] == plain.asked == [0.0, 1.0]
 
 
 def test_strengths_at_which_the_model_computes_nan_end_the_curve() -> None:
     probe: Any = Damaged(finite=1.5)
     curve = measure_curve(probe, (-2.0, -1.0, 0.0, 1.0, 2.0), floor=0.99)
-    assert [p.strength for p in curve if abs(p.strength) > 1.5] == []
-    assert break_point(curve) == [None, None]
+    assert max(abs(p.strength) for p in curve.points) <= 1.5
+    assert {-2.0, 2.0} < set(curve.not_finite)
+    low, high = break_point(curve.points, curve.not_finite) or (None, None)
+    assert low == -high and 1.5 < high < 2.0  # refined like any other break point
+    assert len(probe.asked) == len(set(probe.asked))
+    far: Any = Damaged(finite=1.5)
+    curve = measure_curve(far, (1e30, 1.0), floor=0.99)
+    assert curve.not_finite[-1] == 1e30 and max(far.asked) == 1e30 and sorted(far.asked)[-2] <= 4
+    assert 1.5 < (break_point(curve.points, curve.not_finite) or [None, 0.0])[1] <= 4  # 1e15 would say nothing
     with pytest.raises(NotFiniteError):
         measure_curve(Damaged(finite=0.5), (0.0, 1.0))  # type: ignore[arg-type]
+
+
+def test_strengths_that_compute_nan_are_named_and_are_a_break_point(
+    masked: Any, rows: list[Row], opened: list[GradiendModel]
+) -> None:
+    model, objective = model_of(masked)
+    opened.append(model)
+    split = evaluate_direction(
+        model, objective, rows, TEXTS, EvaluationSettings(strengths=(1e39, 1.0, 0.0), controls=1)
+    )
+    assert [p.strength for p in split.curve] == [0.0, 1.0]
+    assert split.break_point == [None, 1e39]
+    assert "No figures at strength +1e+39: the model computes NaN or infinity there." in split.missing
+    assert not any("positive strength has" in text for text in split.missing)
+
+
+def test_the_control_has_the_strengths_of_the_curve(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:
+    model, objective = model_of(masked, rest=1.0)
+    opened.append(model)
+    model.active_peft_config.safe_band, model.active_peft_config.break_point = [-1.3, 1.7], [-7.0, 9.0]
+    split = evaluate_direction(model, objective, rows, TEXTS, EvaluationSettings(controls=2))
+    strengths = [p.strength for p in split.curve]
+    assert {-7.0, -1.3, 1.7, 9.0} < set(strengths)
+    assert [[p.strength for p in drawn] for drawn in split.control] == [strengths] * 2
 
 
 def test_nan_is_named_and_never_averaged_away(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:

@@ -164,6 +164,82 @@ def test_texts_never_become_code(browser: Any, tmp_path: Path, attack: str) -> N
     assert browser.get_log("browser") == []
 
 
+LONG = ["third person singular pronouns", "third_person_plural_pronouns_without_a_space"]
+
+
+@pytest.fixture
+def narrow(browser: Any) -> Iterator[Any]:
+    """The browser as wide as a telephone."""
+    screen = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    try:
+        yield browser
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("classes", [CLASSES, LONG])
+def test_the_page_can_be_read_on_a_telephone(narrow: Any, tmp_path: Path, classes: list[str]) -> None:
+    first, second = classes
+    report = full_report(classes, {first: ["he", "she", "it"], second: ["they"]})
+    open_page(narrow, report, tmp_path, safe_band=[-1.0, 1.0])
+    assert narrow.execute_script("return innerWidth") == 400
+    assert narrow.execute_script("return document.documentElement.scrollWidth") == 400
+    lines = """return [...document.querySelectorAll('.figures td, .number')].map((cell) => {
+        const range = document.createRange();
+        range.selectNodeContents(cell.firstChild);
+        return [cell.textContent, range.getClientRects().length];
+    })"""
+    cells = narrow.execute_script(lines)
+    assert len(cells) > 60
+    assert [text for text, count in cells if text and count != 1] == []
+    scrolled = """return [...document.querySelectorAll('.scroll')].filter((box) => {
+        box.scrollLeft = 60;
+        return box.scrollLeft === 60;
+    }).map((box) => box.firstElementChild.id || box.firstElementChild.className)"""
+    assert {"curve", "encodings", "figures", "texts"} <= set(narrow.execute_script(scrolled))
+    sizes = """return [...document.querySelectorAll('svg text')].map((text) => text.getBoundingClientRect().height)"""
+    assert min(narrow.execute_script(sizes)) > 9
+    # a finger next to a point means it
+    point = narrow.find_element("css selector", '[data-sample="130"]')
+    narrow.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", point)
+    box = narrow.execute_script("return arguments[0].getBoundingClientRect().toJSON()", point)
+    touch = [{"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2 + 9}]
+    narrow.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": touch})
+    narrow.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert narrow.find_elements("css selector", ".point.on")
+    assert narrow.find_element("id", "tip").is_displayed()
+
+
+def test_the_page_has_intervals_the_control_and_what_is_missing() -> None:
+    report = full_report(CLASSES, FILLERS)
+    split = report.splits["test"]
+    control = [[p for p in drawn if p.strength != 3.0] for drawn in split.control]
+    report.splits["test"] = replace(split, control=control)
+    page = render_html(report, safe_band=[-0.5, 1.5])
+    for point in split.curve:
+        low, high = point.intervals["3SG on 3PL"]
+        assert f"{point.probability['3PL']['3SG']:.3f}<small>[{low:.3f}, {high:.3f}]</small>" in page
+        low, high = point.intervals["lm_score"]
+        assert f"[{100 * low:.2f}, {100 * high:.2f}]" in page
+    drawn = [p.probability["3PL"]["3SG"] for of in control for p in of if p.strength == 1.0]
+    assert f"<td>{min(drawn):.3f} to {max(drawn):.3f}</td>" in page
+    assert page.count("<td>not measured</td>") == 2
+    assert "Safe band: strengths -0.5 to +1.5." in page
+    assert "The language model breaks at strength +3." in page
+    assert "lowest to highest of 3, each read on up to 16 rows of each class and about 128 tokens" in page
+    assert f"<li>{split.missing[0]}</li>" in page
+
+
+def test_fillers_that_are_no_words_are_quoted() -> None:
+    report = full_report(CLASSES, FILLERS)
+    written = [["they", 0.27], [",", 0.16], ["don't", 0.1], ["##s", 0.05], ["名詞", 0.01], ["a, b", 0.01]]
+    completion = Completion("A [MASK]", {"0.0": written})
+    report.splits["test"] = replace(report.splits["test"], completions=[completion])
+    page = render_html(report).replace("\u00a0", " ")
+    assert "they 0.27, “,” 0.16, don&#39;t 0.10, “##s” 0.05, 名詞 0.01, “a, b” 0.01" in page
+
+
 def test_a_page_of_a_report_with_gaps(browser: Any, tmp_path: Path) -> None:
     report = full_report(CLASSES, FILLERS)
     split = report.splits["test"]
@@ -212,8 +288,8 @@ def test_the_page_can_be_read_without_scripts() -> None:
     report = full_report(CLASSES, FILLERS)
     markup = re.sub(r"(?s)<script.*?</script>", "", render_html(report))
     for point in report.splits["test"].curve:
-        assert f"<td>{point.probability['3PL']['3SG']:.3f}</td>" in markup
-    assert "they 0.91, he 0.05, she 0.02" in markup
+        assert f"<td>{point.probability['3PL']['3SG']:.3f}<small>" in markup
+    assert "they 0.91, he 0.05, she 0.02" in markup.replace("\u00a0", " ")
     assert markup.count("data-sample=") == len(report.splits["test"].encoder.samples)
 
 

@@ -25,6 +25,7 @@ from gradiend_hub.plots import (
     plot_training,
     save_plots,
 )
+from gradiend_hub.plots.drawing import draw_curve
 from gradiend_hub.plots.encoder import spread
 from gradiend_hub.plots.style import FIRST, NEUTRAL, SECOND
 from tests.reports import full_report
@@ -80,6 +81,28 @@ def test_the_strength_curve_is_the_reports(report: Report) -> None:
     assert axes.texts[0].xy[0] == 3.0
 
 
+def test_a_break_point_far_beyond_the_curve_is_not_drawn(report: Report) -> None:
+    """Where the model computes NaN may be at any strength; the curve would shrink to a line."""
+    report.splits["test"] = replace(report.splits["test"], break_point=[-6.0, 1e30])
+    axes = plot_strength(report, "test").axes[0]
+    assert [text.xy[0] for text in axes.texts] == [-6.0]
+    drawn = draw_curve(report.splits["test"], *CLASSES, None)
+    assert drawn is not None
+    assert len(drawn["breaks"]) == 1 and drawn["left"] < drawn["breaks"][0] < drawn["at"]["-4"]
+
+
+@pytest.mark.parametrize("letter", ["n", "W"])
+def test_legends_of_long_names_are_within_the_figure(letter: str) -> None:
+    names = [f"{letter * 38}{i}" for i in range(2)]
+    drawing = plot_strength(full_report(names, {name: ["w"] for name in names}), "test", safe_band=[-1, 1])
+    drawing.canvas.draw()
+    (shown,) = drawing.legends
+    box = shown.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= drawing.bbox.width and len(shown.get_texts()) == 5
+    short = plot_strength(full_report(CLASSES, FILLERS)).legends[0]
+    assert short._ncols == 2 and short.get_texts()[0].get_fontsize() == 8.5
+
+
 def test_a_curve_without_damage_control_and_band(report: Report) -> None:
     drawing = plot_strength(bare(report))
     (axes,) = drawing.axes
@@ -109,6 +132,16 @@ def test_words_with_their_means(report: Report) -> None:
     assert {text: means[row] for row, text in enumerate(labels)} == {
         f"{word} ({f.rows})": f.mean for word, f in found.items()
     }
+
+
+def test_feature_values_of_words_stay_within_their_range(report: Report) -> None:
+    split = report.splits["test"]
+    fillers = {word: replace(f, std=0.4) for word, f in split.encoder.fillers.items()}
+    report.splits["test"] = replace(split, encoder=replace(split.encoder, fillers=fillers))
+    (axes,) = plot_fillers(report).axes
+    ends = [x for c in axes.containers for line in c.lines[2] for x in line.get_segments()[0][:, 0]]
+    assert (min(ends), max(ends)) == (-1.0, 1.0)
+    assert min(map(abs, ends)) == pytest.approx(min(abs(abs(f.mean) - 0.4) for f in fillers.values()))
 
 
 def test_training_and_layers(report: Report) -> None:

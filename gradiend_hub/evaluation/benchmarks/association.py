@@ -49,7 +49,7 @@ def association_test(
         Scores "effect_size" (in standard deviations; positive if targ1 goes with attr1) and "p_value" (one-sided), with a
         bootstrap interval of the effect size; one row per target with its association.
     """
-    sets = _read(Path(source))
+    sets = read_sets(source)
     base = unwrapped(model)
     vectors = {name: _embed(base, tokenizer, texts, batch_size) for name, texts in sets.items()}
     first, second = (_associations(vectors[name], vectors["attr1"], vectors["attr2"]) for name in _SETS[:2])
@@ -112,7 +112,9 @@ def _embed(base: Any, tokenizer: Any, texts: list[str], batch_size: int) -> Arra
     return vectors
 
 
-def _read(path: Path) -> dict[str, list[str]]:
+def read_sets(source: str | Path) -> dict[str, list[str]]:
+    """Texts of each of the four sets; arguments and errors as of `association_test`."""
+    path = Path(source)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         sets = {name: [str(text) for text in fields[name]["examples"]] for name in _SETS}

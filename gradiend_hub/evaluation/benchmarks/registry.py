@@ -6,29 +6,40 @@ import csv
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradiend_hub.errors import ConfigError, DataError, GradiendError
 from gradiend_hub.evaluation.report import BenchmarkResult
 
-from .association import association_test
+from .association import association_test, read_sets
 from .scoring import BenchmarkRun
-from .sentence_pairs import crows_pairs, winobias
-from .stereoset import stereoset
-from .winogender import winogender
+from .sentence_pairs import crows_pairs, read_crows_pairs, read_winobias, winobias
+from .stereoset import read_stereoset, stereoset
+from .winogender import read_winogender, winogender
 
 if TYPE_CHECKING:
     from gradiend_hub.model import GradiendModel
 
+T = TypeVar("T")
+
 BENCHMARKS: dict[str, tuple[Callable[..., BenchmarkRun], tuple[str, ...]]] = {
     "stereoset": (stereoset, ("dev.json or Hub id",)),
     "crows-pairs": (crows_pairs, ("CSV file or Hub id",)),
-    "winobias": (winobias, ("pro-stereotypical file or Hub id:config", "anti-stereotypical one")),
+    "winobias": (winobias, ("pro-stereotypical file or Hub id:config", "anti-stereotypical file or Hub id:config")),
     "winogender": (winogender, ("templates.tsv", "occupations-stats.tsv")),
     "seat": (association_test, ("JSON file",)),
     "weat": (association_test, ("JSON file",)),
 }
 """Function of each benchmark, and what data it reads."""
+
+_READERS: dict[str, Callable[..., object]] = {
+    "stereoset": read_stereoset, "crows-pairs": read_crows_pairs, "winobias": read_winobias,
+    "winogender": read_winogender, "seat": read_sets, "weat": read_sets,
+}  # fmt: skip
+
+_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".dev", ".test")
+"""Of files; a Hub id may have a dot, but hardly ends so."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +74,29 @@ class Benchmark:
             raise ConfigError(f"Benchmark {text!r}: expected {name}={usage}, found {len(sources)} sources.")
         return cls(name, sources)
 
+    def check(self) -> None:
+        """Read the data, and score nothing.
+
+        Raises:
+            DataError: the sources are missing, or not the benchmark's data.
+        """
+        self._on_data(lambda: _READERS[self.name](*self.sources))
+
     def run(self, model: Any, tokenizer: Any, *, strength: float = 0.0) -> BenchmarkRun:
         """Score a model as it is; `strength` is only noted in the result.
 
         Raises:
             DataError: the sources are missing, or not the benchmark's data.
         """
+        return self._on_data(lambda: BENCHMARKS[self.name][0](model, tokenizer, *self.sources, strength=strength))
+
+    def _on_data(self, work: Callable[[], T]) -> T:
+        """What comes of `work`; an error says which benchmark's data are unusable."""
+        for source, kind in zip(self.sources, BENCHMARKS[self.name][1], strict=True):
+            if not Path(source).exists() and ("Hub id" not in kind or _is_path(source)):
+                raise DataError(f"Benchmark {self.name}: the file {source} does not exist. Expected a {kind}.")
         try:
-            return BENCHMARKS[self.name][0](model, tokenizer, *self.sources, strength=strength)
+            return work()
         except GradiendError:
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
@@ -81,11 +107,15 @@ class Benchmark:
             ) from error
 
 
+def _is_path(source: str) -> bool:
+    return source.startswith((".", "~")) or source.endswith(_ENDINGS) or "\\" in source or source.count("/") > 1
+
+
 def side_effects(
     model: GradiendModel,
     tokenizer: Any,
     benchmarks: Sequence[Benchmark],
-    strengths: Sequence[float] = (0.0, -1.0, 1.0),
+    strengths: Sequence[float] = (-1.0, 0.0, 1.0),
 ) -> list[BenchmarkResult]:
     """Each benchmark at each strength; the model's strength is restored.
 

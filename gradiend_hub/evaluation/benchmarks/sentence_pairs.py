@@ -50,10 +50,7 @@ def crows_pairs(
     Returns:
         Scores "stereotype_score" (percent) and one per bias type, with Wilson intervals; one row per pair.
     """
-    records = list(read_table(source, split=split))
-    require_columns(records, ("sent_more", "sent_less", "bias_type"), source)
-    pairs = [(r["sent_more"].strip(), r["sent_less"].strip()) for r in records]
-    kinds = [str(r["bias_type"]) for r in records]
+    pairs, kinds = read_crows_pairs(source, split=split)
     scorer = SentenceScorer(model, tokenizer, batch_size=batch_size)
     spans = [_shared(*pair) for pair in pairs] if scorer.masked else None
     rows = _compare(scorer, pairs, kinds, spans)
@@ -84,17 +81,30 @@ def winobias(
     Returns:
         Score "stereotype_score" (percent) with a Wilson interval; one row per pair.
     """
-    texts = [_sentences(source, split) for source in (pro, anti)]
-    if len(texts[0]) != len(texts[1]) or not texts[0]:
-        raise DataError(
-            f"{Path(pro).name} has {len(texts[0])} sentences and {Path(anti).name} {len(texts[1])}; expected equally many, "
-            "and line by line the same ones with the other pronoun."
-        )
-    pairs = list(zip(*texts, strict=True))
+    pairs = read_winobias(pro, anti, split=split)
     scorer = SentenceScorer(model, tokenizer, batch_size=batch_size)
     spans = [_changed(*pair) for pair in pairs] if scorer.masked else None
     rows = _compare(scorer, pairs, [""] * len(pairs), spans)
     return _run("WinoBias", rows, strength, describe_source(pro, anti), WINOBIAS)
+
+
+def read_crows_pairs(source: str | Path, *, split: str = "test") -> tuple[list[tuple[str, str]], list[str]]:
+    """Pairs of sentences and their bias types; arguments as of `crows_pairs`."""
+    records = list(read_table(source, split=split))
+    require_columns(records, ("sent_more", "sent_less", "bias_type"), source)
+    pairs = [(r["sent_more"].strip(), r["sent_less"].strip()) for r in records]
+    return pairs, [str(r["bias_type"]) for r in records]
+
+
+def read_winobias(pro: str | Path, anti: str | Path, *, split: str = "test") -> list[tuple[str, str]]:
+    """Pairs of sentences, the pro-stereotypical one first; arguments as of `winobias`."""
+    first, second = (_sentences(source, split) for source in (pro, anti))
+    if len(first) != len(second) or not first:
+        raise DataError(
+            f"{Path(pro).name} has {len(first)} sentences and {Path(anti).name} {len(second)}; expected equally many, "
+            "and line by line the same ones with the other pronoun."
+        )
+    return list(zip(first, second, strict=True))
 
 
 def _compare(

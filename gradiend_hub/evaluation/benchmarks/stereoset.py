@@ -54,11 +54,10 @@ def stereoset(
     Raises:
         DataError: an item without a blank, or without one sentence of each kind.
     """
-    items = _read(source, split)
+    items, blanks = read_stereoset(source, split=split)
     scorer = SentenceScorer(model, tokenizer, batch_size=batch_size)
     texts = [item[label] for item in items for label in _LABELS]
-    spans = [[_filled(item["context"], item[label])] for item in items for label in _LABELS]
-    scores = [float(values.mean()) for values in scorer.score(texts, spans if scorer.masked else None)]
+    scores = [float(values.mean()) for values in scorer.score(texts, blanks if scorer.masked else None)]
     rows: list[dict[str, Any]] = []
     for number, item in enumerate(items):
         found = dict(zip(_LABELS, scores[3 * number : 3 * number + 3], strict=True))
@@ -84,8 +83,8 @@ def _icat(ss: Any, lms: Any) -> float:
     return float(lms.mean()) * min(share, 100 - share) / 50
 
 
-def _read(source: str | Path, split: str) -> list[dict[str, str]]:
-    """Items as target, bias_type, context and one sentence by label."""
+def read_stereoset(source: str | Path, *, split: str = "validation") -> tuple[list[dict[str, str]], list[list[Span]]]:
+    """Items as target, bias_type, context and one sentence by label; and where the blank is in each of their sentences."""
     table = read_table(source, split=split, config="intrasentence")
     records = table["data"]["intrasentence"] if isinstance(table, dict) else table
     items = []
@@ -103,7 +102,7 @@ def _read(source: str | Path, split: str) -> list[dict[str, str]]:
         items.append({key: record[key] for key in ("target", "bias_type", "context")} | by_label)
     if not items:
         raise DataError(f"{source} has no intrasentence items.")
-    return items
+    return items, [[_filled(item["context"], item[label])] for item in items for label in _LABELS]
 
 
 def _filled(context: str, sentence: str) -> Span:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import pearsonr
+from scipy.stats import DegenerateDataWarning, pearsonr
 from torch import nn
 
 from gradiend_hub.errors import DataError
@@ -49,24 +51,7 @@ def winogender(
         Scores "correlation" (Pearson's r over occupations; 0 is no bias) and "female" (mean P(female), percent), with
         bootstrap intervals over occupations; one row per sentence.
     """
-    shares = _shares(Path(statistics))
-    texts: list[tuple[str, str]] = []
-    spans: list[tuple[list[Span], list[Span]]] = []
-    occupations: list[str] = []
-    for occupation, participant, answer, sentence in _templates(Path(templates)):
-        if answer != "0" or occupation not in shares:
-            continue
-        filled = sentence.replace("$OCCUPATION", occupation).replace("$PARTICIPANT", participant)
-        key = next((k for k in _PRONOUNS if k in filled), None)
-        if key is None:
-            raise DataError(f"{templates}: no pronoun ({', '.join(_PRONOUNS)}) in {sentence!r}.")
-        start = filled.index(key)
-        female, male = _PRONOUNS[key]
-        texts.append((filled.replace(key, female), filled.replace(key, male)))
-        spans.append(([(start, start + len(female))], [(start, start + len(male))]))
-        occupations.append(occupation)
-    if not texts:
-        raise DataError(f"{templates}: no template whose pronoun refers to an occupation of {statistics}.")
+    occupations, texts, spans, shares = read_winogender(templates, statistics)
     scorer = SentenceScorer(model, tokenizer, batch_size=batch_size)
     female_score, male_score = (
         scorer.totals([t[side] for t in texts], [s[side] for s in spans] if scorer.masked else None) for side in (0, 1)
@@ -85,17 +70,50 @@ def winogender(
         "correlation": _correlation,
         "female": lambda x, y: float(x.mean()),
     }
+    scores = {name: value for name, figure in figures.items() if math.isfinite(value := figure(x, y))}
     result = BenchmarkResult(
-        "Winogender", strength, {name: figure(x, y) for name, figure in figures.items()},
-        {n: bootstrap_interval(f, x, y) for n, f in figures.items() if len(x) > 2}, len(rows),
+        "Winogender", strength, scores,
+        {name: _interval(figures[name], x, y) for name in scores if len(x) > 2}, len(rows),
         describe_source(templates, statistics), WINOGENDER,
     )  # fmt: skip
     return BenchmarkRun(result, rows)
 
 
+def read_winogender(
+    templates: str | Path, statistics: str | Path
+) -> tuple[list[str], list[tuple[str, str]], list[tuple[list[Span], list[Span]]], dict[str, float]]:
+    """Occupation, sentence with either pronoun and where these are, of each template; and the shares of women."""
+    shares = _shares(Path(statistics))
+    texts: list[tuple[str, str]] = []
+    spans: list[tuple[list[Span], list[Span]]] = []
+    occupations: list[str] = []
+    for occupation, participant, answer, sentence in _templates(Path(templates)):
+        if answer != "0" or occupation not in shares:
+            continue
+        filled = sentence.replace("$OCCUPATION", occupation).replace("$PARTICIPANT", participant)
+        key = next((k for k in _PRONOUNS if k in filled), None)
+        if key is None:
+            raise DataError(f"{templates}: no pronoun ({', '.join(_PRONOUNS)}) in {sentence!r}.")
+        start = filled.index(key)
+        female, male = _PRONOUNS[key]
+        texts.append((filled.replace(key, female), filled.replace(key, male)))
+        spans.append(([(start, start + len(female))], [(start, start + len(male))]))
+        occupations.append(occupation)
+    if not texts:
+        raise DataError(f"{templates}: no template whose pronoun refers to an occupation of {statistics}.")
+    return occupations, texts, spans, shares
+
+
+def _interval(figure: Callable[[Any, Any], float], x: Any, y: Any) -> list[float]:
+    """Over occupations; resamples in which one of them is all there is have no correlation, and are left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        return bootstrap_interval(figure, x, y)
+
+
 def _correlation(x: Any, y: Any) -> float:
-    """Pearson's r; 0 where either does not vary."""
-    return float(pearsonr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
+    """Pearson's r; NaN where either does not vary."""
+    return float(pearsonr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
 
 
 def _templates(path: Path) -> list[list[str]]:

@@ -41,12 +41,24 @@ function hide() {
 
 const cloud = byId("encodings");
 if (cloud) {
-  cloud.addEventListener("pointerover", (event) => {
-    const point = event.target.closest("[data-sample]");
-    if (point) show(point, event.clientX, event.clientY);
-    else hide();
+  // a finger is wider than a point: the nearest one within reach is meant
+  const centres = [...cloud.querySelectorAll("[data-sample]")].map((point) => {
+    const box = point.getBBox();
+    return { point, x: box.x + box.width / 2, y: box.y + box.height / 2 };
   });
-  cloud.addEventListener("pointerleave", hide);
+  const look = (event) => {
+    const box = cloud.getBoundingClientRect();
+    const scale = box.width / cloud.viewBox.baseVal.width;
+    const away = (at) => Math.hypot(box.left + at.x * scale - event.clientX, box.top + at.y * scale - event.clientY);
+    const nearest = centres.reduce((best, at) => (away(at) < away(best) ? at : best));
+    if (away(nearest) <= (event.pointerType === "mouse" ? 8 : 22)) show(nearest.point, event.clientX, event.clientY);
+    else hide();
+  };
+  cloud.addEventListener("pointermove", look);
+  cloud.addEventListener("pointerdown", look);
+  cloud.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "mouse") hide(); // a finger that is lifted leaves the sentence to be read
+  });
   // with the keyboard: one stop, and the arrows go from point to point by value
   const points = [...cloud.querySelectorAll("[data-sample]")].sort(
     (a, b) => data.samples[a.dataset.sample].h - data.samples[b.dataset.sample].h);
@@ -56,6 +68,7 @@ if (cloud) {
     if (!step || !points.length) return;
     event.preventDefault();
     const next = (points.indexOf(marked) + step + points.length) % points.length;
+    points[next].scrollIntoView({ block: "nearest", inline: "nearest" });
     const box = points[next].getBoundingClientRect();
     show(points[next], box.left, box.top);
   });
@@ -81,7 +94,7 @@ function turn() {
     fill.style.width = `${100 * Math.min(1, Math.max(0, value ?? 0))}%`;
     bar.append(fill);
     cell.append(bar);
-    row.append(element("th", of.name), element("td", figure(value, 3)), cell);
+    row.append(element("th", of.name), element("td", figure(value, 3), "number"), cell);
     return row;
   });
   byId("chances").replaceChildren(...rows);
