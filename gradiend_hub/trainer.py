@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, Trainer, TrainerCallback
 from transformers.integrations import CodeCarbonCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .base_identity import base_commit
+from .base_identity import base_commit, base_name
 from .base_models import load_base_model
 from .checkpoints import find_checkpoint, require_same_training, write_key
 from .config import GradiendConfig
@@ -120,7 +120,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         config.objective = objective_name(base, config.objective)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(base.name_or_path)
         self.objective = make_objective(base, tokenizer, name=config.objective, max_length=args.max_length)
-        config.base_model_name_or_path = config.base_model_name_or_path or base.name_or_path
+        config.base_model_name_or_path = config.base_model_name_or_path or base_name(base)
         config.revision = config.revision or base_commit(base)
         self.gradiend_config = config
         self.scope = Scope.dense(

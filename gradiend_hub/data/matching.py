@@ -8,7 +8,7 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any
 
 from ahocorasick_rs import AhoCorasick
@@ -117,16 +117,18 @@ class WordMatcher:
     def find(self, texts: Sequence[str]) -> dict[int, list[Hit]]:
         """Hits of the texts that have any, by place, in the order of the text; of overlapping ones the longest."""
         # one call for the whole batch: most texts have no hit and cost nothing more
-        places = [place for place, text in enumerate(texts) if text.isascii()]
-        parts = [self._spaced([texts[place] for place in places])] if places else []
+        plain = list(map(str.isascii, texts))
+        places = list(compress(range(len(texts)), plain))
+        parts = [self._spaced(list(compress(texts, plain)))] if places else []
         if len(places) < len(texts):
-            others = [place for place, text in enumerate(texts) if not text.isascii()]
+            others = [place for place, is_ascii in enumerate(plain) if not is_ascii]
             parts.append(self._spaced([texts[place] for place in others]))
             places += others
         joined = f" {_BORDER.join(parts)} "
         matches = [(start, -end, word) for word, start, end in self._find(joined, overlapping=True)]
         matches.sort()
-        starts = list(accumulate((len(texts[place]) + len(_BORDER) for place in places), initial=0))
+        lengths = map(len, map(texts.__getitem__, places))
+        starts = [0, *accumulate(map(len(_BORDER).__add__, lengths))]
         found: dict[int, list[Hit]] = {}
         begin = border = end_of_last = 0
         for start, minus_end, word in matches:
@@ -174,7 +176,7 @@ def goes_on(text: str, start: int, end: int) -> bool:
     return (after[:1] in _JOINTS and in_word(after[1:])) or (before in _HYPHENS and in_word(text[: start - 1][-1:]))
 
 
-_GLUE = frozenset("/_@.()")
+GLUE = frozenset("/_@.()")
 _GLUED_BEFORE = re.compile(r"(?:[/_@]|\w\.|\(\w+\))\Z")
 _GLUED_AFTER = re.compile(r"[/_@]|\.\w|\(\w+\)")
 _LONGEST = 20
@@ -183,6 +185,6 @@ _LONGEST = 20
 
 def inside_token(text: str, start: int, end: int) -> bool:
     """Whether a word is part of something longer that is no word: "s/he", "(s)he", "he_x", "www.it.com", "it@x.com"."""
-    if text[start - 1 : start] in _GLUE and _GLUED_BEFORE.search(text[max(0, start - _LONGEST) : start]):
+    if text[start - 1 : start] in GLUE and _GLUED_BEFORE.search(text[max(0, start - _LONGEST) : start]):
         return True
-    return text[end : end + 1] in _GLUE and _GLUED_AFTER.match(text, end) is not None
+    return text[end : end + 1] in GLUE and _GLUED_AFTER.match(text, end) is not None

@@ -16,7 +16,7 @@ from gradiend_hub.errors import DataError
 
 from .funnel import Funnel
 from .language import check_language
-from .matching import Matcher, goes_on, inside_token
+from .matching import GLUE, Matcher, goes_on, inside_token
 from .neutral import NeutralPool
 from .sources import Texts, read_source, sentence_windows
 from .spec import FeatureDataConfig
@@ -115,7 +115,9 @@ class Scan:
             texts = batch.texts[: int(min(left - self.read, len(batch.texts)))]
             places = self._readable(texts)
             good = texts if len(places) == len(texts) else [texts[place] for place in places]
-            if not unicodedata.is_normalized("NFC", "\n".join(good)):  # accents are part of their letters, as in the words
+            if not unicodedata.is_normalized(
+                "NFC", "\n".join(good)
+            ):  # accents are part of their letters, as in the words
                 good = [unicodedata.normalize("NFC", text) for text in good]
             if self.config.filters.unit == "sentence":
                 context = self.config.filters.context
@@ -162,7 +164,7 @@ class Scan:
                 if place not in hits_of and self._unfit(text) is None:
                     self.neutral.offer(text, self._unit_of(units.places[place], batch))
         none = len(units.texts) - len(hits_of)
-        whole = units.owns is None and self.neutral is None
+        whole, one_class = units.owns is None and self.neutral is None, not self.config.filters.mixed
         for place, hits in hits_of.items():
             text, own = units.texts[place], units.owns[place] if units.owns else 0
             found = hits if whole else [hit for hit in hits if hit[2] != EXCLUDED]
@@ -170,9 +172,9 @@ class Scan:
             if not slots:
                 none += 1
                 continue
-            groups = {group for _, _, group in slots}
+            groups = {slots[0][2]} if len(slots) == 1 else {group for _, _, group in slots}
             reason = self._unfit(text)
-            if reason is None and not self.config.filters.mixed and len({group for _, _, group in found}) > 1:
+            if reason is None and one_class and len(found) > 1 and len({group for _, _, group in found}) > 1:
                 reason = "words of several classes"  # in the context, too: the model reads it
             if reason is None:
                 self._matched += len(slots)
@@ -270,7 +272,12 @@ def _unclaimed(text: str, slots: list[Hit]) -> list[Hit]:
 
 
 def _alone(text: str, slots: list[Hit]) -> list[Hit]:
-    return [hit for hit in slots if not inside_token(text, hit[0], hit[1])]
+    return [
+        hit
+        for hit in slots
+        if (text[hit[1] : hit[1] + 1] not in GLUE and text[hit[0] - 1 : hit[0]] not in GLUE)  # nearly always
+        or not inside_token(text, hit[0], hit[1])
+    ]
 
 
 def _complete(text: str, slots: list[Hit]) -> list[Hit]:

@@ -113,7 +113,7 @@ def test_everything_is_measured_and_written_down(request: pytest.FixtureRequest,
     assert strengths == sorted(set(strengths))
     assert {-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0} <= set(strengths)
     assert {p.strength for p in split.search} <= set(strengths)
-    assert config.safe_band is not None and -2 < config.safe_band[0] < 0 < config.safe_band[1]
+    assert config.safe_band is not None and -2 <= config.safe_band[0] < 0 < config.safe_band[1]
     ends = [end for end in split.break_point or [] if end is not None]
     assert config.break_point == (ends if len(ends) == 2 else None)
     assert len(split.missing) == 2 - len(ends)
