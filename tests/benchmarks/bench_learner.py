@@ -104,6 +104,7 @@ def encoding(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
             load_base_model(path), GradiendConfig(feature_classes=CLASSES), GradiendTrainingArguments(folder, use_cpu=True),
             train_dataset=read_jsonl(DATA / "train.jsonl"),
         )  # fmt: skip
+    shown = padding(name, trainer)
     base, objective = trainer.base_model.eval(), trainer.objective
     samples = [e.alternative for e in random.Random(0).sample(trainer.train_dataset.examples, 128 if quick else 256)]
     encoder = trainer.scope.dense_tensors(torch.randn(trainer.scope.size, generator=torch.Generator().manual_seed(0)))
@@ -119,7 +120,17 @@ def encoding(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
              other=per_row["plain"], note="same batches of 64, by length; model(**inputs) with all its logits"),
         line("encoding / forward with logits at slots only", times.medians["ours"] / times.medians["slots"], "×", model=name,
              ours=per_row["ours"], other=per_row["slots"], note="≥ 3 matrix products where the forward has 1"),
+        shown,
     ]  # fmt: skip
+
+
+def padding(name: str, trainer: GradiendTrainer) -> dict[str, Any]:
+    """Tokens that an epoch's batches are padded to, beside those that their rows have."""
+    examples, batches = trainer.train_dataset.examples, trainer.get_train_dataloader().batch_sampler
+    lengths = [[examples[i].length for i in rows] for rows in batches]
+    padded, real = sum(len(rows) * max(rows) for rows in lengths), sum(map(sum, lengths))
+    return line("tokens of an epoch, padded / real", padded / real, "×", model=name, ours=f"{padded:,}", other=f"{real:,}",
+                note="the bare passes above read the padded batches, too")  # fmt: skip
 
 
 def milliseconds(seconds: list[float]) -> str:
