@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .errors import ConfigError, TrainingError
+from .gradients.store import differences
 
 __all__ = ["find_checkpoint", "require_same_training", "write_key"]
 
@@ -68,9 +69,7 @@ def require_same_training(folder: Path, key: Mapping[str, str]) -> None:
         found = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
     except ValueError:
         found = None
-    found = found if isinstance(found, dict) else {}
-    if different := [name for name in key if found.get(name) != key[name]]:
-        listed = "; ".join(f"{name} is {found.get(name)!r}, expected {key[name]!r}" for name in different)
+    if listed := differences(found, key):
         raise TrainingError(
             f"The checkpoint {folder} is of another training: {listed}. Train with what it was made with, or from the start "
             "into another output_dir."

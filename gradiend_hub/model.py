@@ -15,9 +15,10 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from .adapter.layer import gradiend_layers
 from .adapter.receipt import EditReceipt, receipt_of
 from .adapter.sites import SiteMap, refuse_sharded
-from .adapter.tuner import GradiendTuner, arriving, check_name, gradiend_layers
+from .adapter.tuner import GradiendTuner, arriving, check_name
 from .base_identity import base_commit, base_name, check_base_model, described, load_recorded_base
 from .config import GradiendConfig, check_strength
 from .constants import (

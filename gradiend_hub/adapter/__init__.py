@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from gradiend_hub.config import GRADIEND
 
-from .layer import GradiendLayer
+from .layer import GradiendLayer, gradiend_layers
 from .registration import register
-from .tuner import GradiendTuner, gradiend_layers
+from .tuner import GradiendTuner
 
 __all__ = ["GRADIEND", "GradiendLayer", "GradiendTuner", "gradiend_layers", "register"]
 

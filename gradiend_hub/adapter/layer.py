@@ -14,7 +14,7 @@ ways give the same bits, and undoing gives the base model's bits.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -38,7 +38,7 @@ from .arithmetic import (
 from .sites import Site
 from .values import AdapterValues
 
-__all__ = ["GradiendLayer"]
+__all__ = ["GradiendLayer", "gradiend_layers"]
 
 
 class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
@@ -351,3 +351,8 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """`False`: PEFT's conversion derives LoRA's keys from the path of this module, which is a side-car's."""
         return False
+
+
+def gradiend_layers(model: nn.Module) -> Iterator[GradiendLayer]:
+    """All side-cars of a model."""
+    return (module for module in model.modules() if isinstance(module, GradiendLayer))

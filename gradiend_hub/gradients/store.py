@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,6 +107,16 @@ class StoreKey:
         )
 
 
+def differences(found: object, expected: Mapping[str, object]) -> str:
+    """What a stored key says otherwise than it should, for a message; empty if nothing."""
+    said = found if isinstance(found, dict) else {}
+    return "; ".join(
+        f"{field} is {said.get(field)!r}, expected {value!r}"
+        for field, value in expected.items()
+        if said.get(field) != value
+    )
+
+
 def base_digest(model: nn.Module) -> str:
     """What the base model computes with: a digest of every value that it holds, and of its configuration."""
     digest = xxhash.xxh3_128()
@@ -194,10 +204,7 @@ class GradientStore:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise TrainingError(f"{path} cannot be read ({error}). Remove {self.folder} to compute it anew.") from error
-        expected = asdict(self.key)
-        found = found if isinstance(found, dict) else {}
-        if different := [field for field in expected if found.get(field) != expected[field]]:
-            listed = "; ".join(f"{field} is {found.get(field)!r}, expected {expected[field]!r}" for field in different)
+        if listed := differences(found, asdict(self.key)):
             raise TrainingError(
                 f"The gradient store {self.folder} was written for something else: {listed}. Use another folder, or remove "
                 "this one to compute it anew."

@@ -205,4 +205,8 @@ def test_rows_of_pairs_that_are_too_short(tmp_path: Path) -> None:
 
 
 def test_context_of_sentences_is_read() -> None:
-    FeatureDatasetBuilder(FeatureDataConfig(PRONOUNS, filters=TextFilters(unit="sentence", context=1)))
+    filters = TextFilters(unit="sentence", context=1, min_left_words=0)
+    built = FeatureDatasetBuilder(
+        FeatureDataConfig({"a": ["he"]}, filters=filters, splits={"train": 1.0}, counterfactual="all", balance="none")
+    )
+    assert built.config.filters.context == 1

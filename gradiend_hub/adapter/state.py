@@ -1,0 +1,150 @@
+"""What PEFT saves of an adapter, and what it loads into one: where every tensor goes, and whether it may go there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from gradiend_hub.config import GradiendConfig
+from gradiend_hub.constants import ENCODER_FILE
+from gradiend_hub.errors import ArtifactError, BaseModelMismatchError
+from gradiend_hub.fingerprint import Fingerprint, require_same_base
+from gradiend_hub.storage import KEY_PREFIX, read_encoder, sidecar_name
+
+from .layer import GradiendLayer, gradiend_layers
+from .values import VALUE_NAMES
+
+__all__ = ["AdapterState"]
+
+logger = logging.getLogger(__name__)
+
+
+class AdapterState:
+    """The part of a tuner that PEFT asks for state dictionaries."""
+
+    layers: list[GradiendLayer]
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: GradiendConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """The adapter's tensors under the artifact's keys, in the type that the configuration names."""
+        found = {}
+        for path, layer in _named_layers(model):
+            for kind in VALUE_NAMES:
+                tensor = state_dict.get(f"{path}.{kind}.{adapter_name}")
+                if tensor is not None:
+                    prefix = KEY_PREFIX if path.startswith(KEY_PREFIX) else ""
+                    values = tensor.to(getattr(torch, config.dtype)) if tensor.is_floating_point() else tensor
+                    name = config._stored_names.get(layer.site.name, layer.site.name)
+                    found[f"{prefix}{sidecar_name(name)}.{kind}.{adapter_name}"] = values
+        return found
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: GradiendConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Find the place of every stored tensor, and check what PEFT is about to load.
+
+        Raises:
+            ArtifactError: If tensors are missing, unknown, of the wrong size, or hold unusable values.
+            BaseModelMismatchError: If the model is not the one that the artifact was learned on.
+                A new adapter is taken off the model then; one that had values keeps them.
+        """
+        stored = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in state_dict.items()}
+        mapped: dict[str, torch.Tensor] = {}
+        layers = {path: layer for path, layer in _named_layers(model) if adapter_name in layer.gradiend_weight}
+        is_new = not any(adapter_name in layer._peaks for layer in layers.values())
+        peaks: dict[str, tuple[float, float]] = {}
+        try:
+            for path, layer in layers.items():
+                key = sidecar_name(config._stored_names.get(layer.site.name, layer.site.name))
+                values: dict[str, torch.Tensor] = {}
+                for kind in VALUE_NAMES:
+                    if adapter_name in getattr(layer, kind):
+                        room = getattr(layer, kind)[adapter_name]
+                        values[kind] = _fitting(layer, kind, stored.pop(f"{key}.{kind}", None), room)
+                        mapped[f"{path}.{kind}.{adapter_name}"] = values[kind]
+                weight, bias, indices = (values.get(kind) for kind in VALUE_NAMES)
+                assert weight is not None
+                peaks[path] = layer.checked(weight, bias, indices)
+            if stored:
+                raise ArtifactError(
+                    f"adapter_model.safetensors holds {len(stored)} tensors that its configuration does not name, e.g. "
+                    f"{min(stored)[:120]!r}."
+                )
+            if is_new:
+                _compare_base(config, layers.values())
+        except (ArtifactError, BaseModelMismatchError):
+            if is_new:
+                _withdraw(model, adapter_name)
+            raise
+        for path, layer in layers.items():
+            if adapter_name in layer.merged_adapters:
+                layer.unmerge()
+            layer._peaks[adapter_name] = peaks[path]
+        if not is_new and config._source is not None:
+            logger.warning(
+                "The values of %r were replaced; its configuration stays that of the former ones, and their encoder and "
+                "report are not saved with the new ones. To replace a direction whole, use GradiendModel.swap.", adapter_name
+            )  # fmt: skip
+            config._source = None
+        return mapped
+
+
+def _compare_base(config: GradiendConfig, layers: Iterable[GradiendLayer]) -> None:
+    """Compare the base model with the samples of the artifact that the adapter is loaded from, if they can be had."""
+    file = None if config._source is None else config._source(ENCODER_FILE)
+    if file is None:
+        return
+    read = read_encoder(Path(file), config.stored(), with_vectors=False)
+    names = {stored: name for name, stored in config._stored_names.items()}
+    plain = [layer for layer in layers if layer.site.quantized is None and _is_whole(layer.base_parameter)]
+    if read.samples and plain:
+        fingerprint = Fingerprint(read.samples, read.base_dtype).renamed(names)
+        require_same_base(fingerprint, {layer.site.name: layer.original() for layer in plain}, "model")
+
+
+def _is_whole(parameter: torch.Tensor) -> bool:
+    """Whether all values of a parameter are in this process's memory."""
+    return not parameter.is_meta and not isinstance(parameter, DTensor)
+
+
+def _named_layers(model: nn.Module) -> Iterator[tuple[str, GradiendLayer]]:
+    for path, module in model.named_modules():
+        if isinstance(module, GradiendLayer):
+            yield path.removeprefix("_fsdp_wrapped_module."), module
+
+
+def _fitting(layer: GradiendLayer, kind: str, tensor: torch.Tensor | None, room: torch.Tensor) -> torch.Tensor:
+    """A stored tensor that fits where it goes."""
+    name = layer.site.name
+    if tensor is None:
+        raise ArtifactError(f"adapter_model.safetensors lacks {kind} of {name}; it does not match its configuration.")
+    if tensor.shape != room.shape or tensor.is_floating_point() != room.is_floating_point():
+        raise ArtifactError(
+            f"{kind} of {name}: expected {room.dtype} {list(room.shape)}, found {tensor.dtype} {list(tensor.shape)}."
+        )
+    return tensor
+
+
+def _withdraw(model: nn.Module, adapter_name: str) -> None:
+    """Take an adapter that could not be loaded off a model, and its side-cars where nothing else uses them."""
+    for layer in list(gradiend_layers(model)):
+        layer.drop(adapter_name)
+        if not layer.configs:
+            layer.detach()
+    getattr(model, "peft_config", {}).pop(adapter_name, None)
+    for tuner in model.modules():
+        if isinstance(tuner, AdapterState):
+            tuner.layers = list(gradiend_layers(model))
