@@ -122,18 +122,21 @@ def predicted(
     stored = GradientStore.required_bytes(len(batches), learned.scope.size, args.gradient_store_dtype)
     return estimate(
         reader, learned.objective, both[0], largest=both[1], state_vectors=state_vectors,
-        steps=steps, reads=min(steps, len(batches) - _written(learned, batches)) if args.gradient_store else steps,
+        steps=steps, reads=_reads(learned, batches, steps),
         observe=lambda s, t: observe(s, t, dataset.labels[typical[0]]), store_bytes=stored if args.gradient_store else 0,
         source=config.source, target=config.target, evaluation_seconds=_evaluations(learned, steps, len(batches)),
     )  # fmt: skip
 
 
-def _written(learned: Learned, batches: list[list[int]]) -> int:
-    """Batches that a store has already."""
-    folder = Path(str(learned.args.gradient_store))
-    if not (folder / KEY_FILE).exists():
-        return 0
-    return len(batches) - len(GradientStore(folder, store_key(learned, batches)).missing)
+def _reads(learned: Learned, batches: list[list[int]], steps: int) -> int:
+    """Batches whose gradients will be computed in so many steps: with a store, each that it has not yet, and once."""
+    folder = learned.args.gradient_store
+    if not folder:
+        return steps
+    first_epoch = range(min(steps, len(batches)))
+    if not (Path(folder) / KEY_FILE).exists():
+        return len(first_epoch)
+    return len(set(GradientStore(folder, store_key(learned, batches)).missing).intersection(first_epoch))
 
 
 def _evaluations(learned: Learned, steps: int, steps_an_epoch: int) -> float:

@@ -10,19 +10,19 @@ import datasets
 import pytest
 from typer.testing import CliRunner
 
-from gradiend_hub.data import FeatureDataConfig, FeatureDatasetBuilder, TextFilters
+from gradiend_hub.data import FeatureDataConfig
 from gradiend_hub.data.sources import read_source
 from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub_cli.app import app
 from tests.data.test_builder import PRONOUNS, built, texts
 
 LINES = "\n".join(texts(2000)).encode()
-CUT = gzip.compress(LINES)[:20_000]
+CUT = gzip.compress(LINES, mtime=0)[:20_000]
 
 
 def corrupt(content: bytes) -> bytes:
     """An archive whose stream is wrong in the middle."""
-    packed = bytearray(gzip.compress(content))
+    packed = bytearray(gzip.compress(content, mtime=0))
     packed[len(packed) // 2 : len(packed) // 2 + 40] = b"\xff" * 40
     return bytes(packed)
 
@@ -31,7 +31,7 @@ def corrupt(content: bytes) -> bytes:
     ("name", "content", "message"),
     [
         ("a.txt.gz", CUT, "a.txt.gz.* cannot be read.*end-of-stream marker.*not whole: copy it again"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-9], "a.jsonl.gz.* cannot be read.*: copy it again"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-9], "a.jsonl.gz.* cannot be read.*: copy it again"),
         ("a.txt.gz", corrupt(LINES), "a.txt.gz.* cannot be read.*copy it again"),
         ("a.jsonl", b"", "a.jsonl.* cannot be read.*The file is empty"),
         ("a.csv", b"", "a.csv.* cannot be read.*The file is empty"),
@@ -205,8 +205,5 @@ def test_rows_of_pairs_that_are_too_short(tmp_path: Path) -> None:
 
 
 def test_context_of_sentences_is_read() -> None:
-    filters = TextFilters(unit="sentence", context=1, min_left_words=0)
-    built = FeatureDatasetBuilder(
-        FeatureDataConfig({"a": ["he"]}, filters=filters, splits={"train": 1.0}, counterfactual="all", balance="none")
-    )
-    assert built.config.filters.context == 1
+    read = FeatureDataConfig.from_dict({"classes": PRONOUNS, "filters": {"unit": "sentence", "context": 1}})
+    assert read.filters.context == 1

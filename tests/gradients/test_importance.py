@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.gradients import GradientReader, Scope, prune, select_parameters
+from gradiend_hub.gradients.faults import SkippedRows
 from gradiend_hub.gradients.importance import importance, top_k
 from gradiend_hub.objectives import Example, TokenizedSlots
 from tests.models import build
@@ -170,14 +171,34 @@ def test_too_few_coordinates_with_a_gradient() -> None:
         prune(reader, objective("bert"), rows(), LABELS, density=0.9)
 
 
-def test_what_is_not_finite_is_refused() -> None:
+def unreadable(*numbers: int) -> nn.Module:
+    """A base model whose loss is NaN for these rows: they alone have some token without an embedding."""
     model = build("bert")
     with torch.no_grad():
-        others = {i for n, row in enumerate(rows()) if n != 2 for i in row.factual.input_ids}
-        token = next(i for i in rows()[2].factual.input_ids if i not in others)
-        model.bert.embeddings.word_embeddings.weight[token] = float("nan")
+        for number in numbers:
+            others = {i for n, row in enumerate(rows()) if n != number for i in row.factual.input_ids}
+            token = next(i for i in rows()[number].factual.input_ids if i not in others)
+            model.bert.embeddings.word_embeddings.weight[token] = float("nan")
         model.cls.predictions.decoder.weight = nn.Parameter(build("bert").cls.predictions.decoder.weight.clone())
-    with GradientReader(model, whole(model)) as reader, pytest.raises(TrainingError, match="not finite for row 2;"):
+    return model
+
+
+@pytest.mark.parametrize("measure", ["mean", "snr"])
+def test_a_row_without_a_finite_loss_is_left_out(measure: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, others = unreadable(2), [i for i in range(len(rows())) if i != 2]
+    skipped = SkippedRows(len(rows()))
+    with GradientReader(model, whole(model)) as reader:
+        found = importance(reader, objective("bert"), rows(), LABELS, measure=measure, skipped=skipped)
+        without = importance(
+            reader, objective("bert"), [rows()[i] for i in others], [LABELS[i] for i in others], measure=measure
+        )
+    assert torch.equal(found, without) and bool(found.isfinite().all())
+    assert len(skipped.rows) == 1 and "Row left out, its loss is not finite" in caplog.text
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    model = unreadable(2, 4)
+    with GradientReader(model, whole(model)) as reader, pytest.raises(TrainingError, match="2 of 7 rows"):
         prune(reader, objective("bert"), rows(), LABELS, density=0.1)
     model = build("bert")
     model.cls.predictions.transform.register_full_backward_hook(lambda _m, grads, _o: (grads[0] * float("inf"),))
