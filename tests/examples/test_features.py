@@ -124,7 +124,7 @@ def test_german_articles_by_rules(example: Any, capsys: Any, tmp_path: Path, mas
     (tmp_path / "german.txt").write_text("\n\n".join(lines), encoding="utf-8")
     output = example("german_articles", capsys, "--text", str(tmp_path / "german.txt"))
     assert len(correlations(output)) == 4
-    assert "  fem_dat: 22 train, 4 validation, 2 test" in output  # against each of two classes: masc_nom has the same word
+    assert "  fem_dat: 22 train, 4 validation, 2 test" in output  # masc_nom has the same word
 
 
 @pytest.mark.slow
