@@ -31,7 +31,7 @@ def corrupt(content: bytes) -> bytes:
     ("name", "content", "message"),
     [
         ("a.txt.gz", CUT, "a.txt.gz.* cannot be read.*end-of-stream marker.*not whole: copy it again"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999, mtime=0)[:-9], "a.jsonl.gz.* cannot be read.*: copy it again"),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], "a.jsonl.gz.* cannot be read.*: copy it again"),
         ("a.txt.gz", corrupt(LINES), "a.txt.gz.* cannot be read.*copy it again"),
         ("a.jsonl", b"", "a.jsonl.* cannot be read.*The file is empty"),
         ("a.csv", b"", "a.csv.* cannot be read.*The file is empty"),
