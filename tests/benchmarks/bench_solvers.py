@@ -1,6 +1,6 @@
 """What each decoder changes, and what that costs: effect at 1 % damage, and damage at equal effect.
 
-    python -m tests.benchmarks.bench_solvers [masked | causal | FOLDER OF A BASE MODEL] ...
+    python -m tests.benchmarks.bench_solvers [--features N] [--rows N] [--texts N] [masked | causal | FOLDER OF A BASE] ...
 
 Pronoun number is read from the bundled rows; gender (he / she) and sentiment (tested on words that no training row has)
 are built as in the examples of these names, of words that are one token of the base model. A direction is learned on train
@@ -11,6 +11,7 @@ of a bootstrap over rows and scored tokens.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -199,28 +200,29 @@ class Curve:
 
 @dataclass(frozen=True)
 class Laboratory:
-    """A base model, and a twin of it in bfloat16 where that is to be measured."""
+    """A base model with the texts and the number of test rows of each class that it is measured on."""
 
     base: torch.nn.Module
     objective: Objective
     scope: Scope
     texts: Sequence[str]
+    rows: int
 
     @classmethod
-    def of(cls, folder: Path, texts: Sequence[str], dtype: torch.dtype = torch.float32) -> Laboratory:
+    def of(cls, folder: Path, texts: Sequence[str], rows: int, dtype: torch.dtype = torch.float32) -> Laboratory:
         base = load_base_model(folder, dtype=dtype)
         objective = make_objective(base, AutoTokenizer.from_pretrained(folder))
-        return cls(base, objective, Scope.dense(select_parameters(base)), texts)
+        return cls(base, objective, Scope.dense(select_parameters(base)), texts, rows)
 
     def curve(self, feature: Feature, solution: Solution, kept: Mapping[str, Tensor]) -> Curve:
         """Doses up to 1.2 times the one of about the allowed damage, which is looked for first."""
         scope = self.scope.keep(dict(kept)) if kept else self.scope
         config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
         model = GradiendModel.from_direction(self.base, as_direction(solution, scope), config)
-        rows = some(feature, "test", ROWS_PER_CLASS)
+        rows = some(feature, "test", self.rows)
         first = np.array([row.factual_class == feature.classes[0] for row in rows])
         try:
-            probe = StrengthProbe(model, self.objective, rows, spread(self.texts, TEXTS), tokens=1)
+            probe = StrengthProbe(model, self.objective, rows, self.texts, tokens=1)
 
             def at(dose: float) -> tuple[np.ndarray, np.ndarray]:
                 up, down = (probe.read(sign * dose) for sign in (1, -1)) if dose else 2 * (probe.base,)
@@ -278,12 +280,15 @@ def _interval(values: np.ndarray) -> list[float] | None:
 
 
 def bench_base(
-    name: str, folder: Path, progress: Callable[[str], None], count: int = 3, coarse: bool = False
-) -> list[dict[str, Any]]:
+    name: str, folder: Path, progress: Callable[[str], None], count: int = 3, coarse: bool = False,
+    rows_per_class: int = ROWS_PER_CLASS, texts: int = TEXTS,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Records of the first `count` features on one base model; `coarse`: in bfloat16, too, for the first one."""
     neutral = read_jsonl(EXAMPLES / "data" / "pronouns" / "neutral.jsonl")
     early = [r["text"] for r in neutral if r["split"] == "validation"]
-    laboratory = Laboratory.of(folder, [r["text"] for r in neutral if r["split"] == "test"])
+    laboratory = Laboratory.of(
+        folder, spread([r["text"] for r in neutral if r["split"] == "test"], texts), rows_per_class
+    )
     base, objective, scope = laboratory.base, laboratory.objective, laboratory.scope
     with GradientReader(base, scope) as reader:
         fisher = diagonal_fisher(reader, objective, early[::2])
@@ -295,7 +300,7 @@ def bench_base(
         solutions = learn(base, objective, scope, data)
         config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
         learned_from = LearnedFrom(
-            data, rows, some(feature, "validation", ROWS_PER_CLASS // 2), spread(early[1::2], TEXTS // 2)
+            data, rows, some(feature, "validation", rows_per_class // 2), spread(early[1::2], texts // 2)
         )
         learned = Learned(base, objective, config, args, scope, learned_from)
         (kinder, _), tried = kindest(solutions["mean"], scope, fisher, effect=learned.effect)
@@ -311,7 +316,7 @@ def bench_base(
         }
         curves = {decoder: laboratory.curve(feature, *what) for decoder, what in decoders.items()}
         if coarse and not records:
-            twin = Laboratory.of(folder, laboratory.texts, torch.bfloat16)
+            twin = Laboratory.of(folder, laboratory.texts, rows_per_class, torch.bfloat16)
             curves |= {f"{of}, bf16": twin.curve(feature, *decoders[of]) for of in ("fisher", "fisher, 1 %")}
         sizes = {"rows": curves["mean"].effects.shape[1], "tokens": curves["mean"].losses.shape[1]}
         records += [
@@ -357,7 +362,7 @@ def lines(r: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def cost_of_runs(name: str, folder: Path, runs: int = 8) -> dict[str, Any]:
     """A gradient pair and the solver's step for it: several runs of the autoencoder beside one, at 1 % density."""
-    laboratory = Laboratory.of(folder, ())
+    laboratory = Laboratory.of(folder, (), 0)
     feature = next(features(laboratory.objective))
     rows = feature.rows["train"][:64]
     data = TransitionDataset(rows, tokenize_rows(laboratory.objective, rows), feature.classes, "alternative")
@@ -410,11 +415,18 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bases", nargs="*", default=list(MODELS), help="masked, causal, or folders of base models")
+    parser.add_argument("--features", type=int, default=3, help="of number, gender and sentiment, the first so many")
+    parser.add_argument("--rows", type=int, default=ROWS_PER_CLASS, help="test rows of each class")
+    parser.add_argument("--texts", type=int, default=TEXTS, help="neutral texts")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bars()
-    for base_name in sys.argv[1:] or MODELS:
-        where = MODELS.get(base_name, Path(base_name))
+    for base_name in options.bases:
         measured = bench_base(
-            Path(base_name).name, where, lambda text: print(text, file=sys.stderr, flush=True), coarse=True
-        )
+            Path(base_name).name, MODELS.get(base_name, Path(base_name)),
+            lambda text: print(text, file=sys.stderr, flush=True),
+            options.features, coarse=True, rows_per_class=options.rows, texts=options.texts,
+        )  # fmt: skip
         print(table(measured) + "\n" + json.dumps(measured), flush=True)
