@@ -1,9 +1,11 @@
 """One pass, no learning rate, no seed: encoder and decoder from the class means of the gradients.
 
 With d = (s̄₊ − s̄₋)/(v + 0.1·v̄), where v is the variance of a coordinate within the classes and v̄ its mean over all, the
-encoder is z = ⟨w, s⟩ + b with w along d, and class means encode to ±0.9. The variance costs one vector and is worth it:
-on the bundled masked and causal model, mean |h| of neutral text fell from .18 to .07 and from .44 to .25, and the
-held-out correlation did not fall. The decoder is the least-squares fit of t on h, where h is that of the row's class.
+encoder is z = ⟨w, s⟩ with w along d, and the class means are as far apart as ±0.9. The variance costs one vector and is
+worth it: it tells the classes from what else is in a gradient, so that neutral text stays near 0.
+
+There is no bias: what has no gradient has no feature, z(0) = 0. With the midpoint of the class means as bias, mean |h| of
+neutral tokens was .31 instead of .10 on the bundled causal model, and rows of the less scattered class were misread.
 Supervised baselines of an encoder or a decoder alone are the two halves of this solution.
 """
 
@@ -19,7 +21,7 @@ from .base import Solution, Solver
 from .shard import Shard
 
 LEVEL = 0.9
-"""Feature value of the class means."""
+"""Feature value of the class means, if they lie on both sides of 0 alike."""
 
 _DAMPING = 0.1
 
@@ -103,7 +105,5 @@ class ClosedFormSolver(Solver):
         direction = difference / (variance + _DAMPING)
         (product,) = self.shard.sum(direction.dot(difference))
         encoder = direction * (2 * math.atanh(LEVEL) / float(product.clamp(min=1e-38)))
-        (both,) = self.shard.sum(encoder.dot(positive) + encoder.dot(negative))
-        bias = -0.5 * float(both)
         levels = torch.tensor([LEVEL, -LEVEL, 0.0], dtype=torch.float64, device=encoder.device)
-        return [Solution(self.shard.whole(encoder), bias, *self.target_means.fit(levels))]
+        return [Solution(self.shard.whole(encoder), 0.0, *self.target_means.fit(levels))]
