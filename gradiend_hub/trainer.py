@@ -390,7 +390,8 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Checkpoints do not depend on the number of processes."""
         super()._save(output_dir, self.model.whole_state() if state_dict is None else state_dict)
-        write_key(Path(output_dir or self.args.output_dir), self._key)
+        if self.args.should_save:  # of several processes, the others' folder may not be there yet
+            write_key(Path(output_dir or self.args.output_dir), self._key)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.args.should_save:

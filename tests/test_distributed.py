@@ -38,7 +38,7 @@ def launch(folder: Path, jobs: list[dict[str, Any]]) -> None:
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[:4000] + done.stderr[-4000:]
 
 
 def assert_same(first: Path, second: Path, tolerance: float = 2e-5) -> None:
