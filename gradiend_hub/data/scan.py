@@ -115,9 +115,8 @@ class Scan:
             texts = batch.texts[: int(min(left - self.read, len(batch.texts)))]
             places = self._readable(texts)
             good = texts if len(places) == len(texts) else [texts[place] for place in places]
-            if not unicodedata.is_normalized(
-                "NFC", "\n".join(good)
-            ):  # accents are part of their letters, as in the words
+            # accents belong to their letters, as in the words of the classes
+            if not unicodedata.is_normalized("NFC", "\n".join(good)):
                 good = [unicodedata.normalize("NFC", text) for text in good]
             if self.config.filters.unit == "sentence":
                 context = self.config.filters.context
