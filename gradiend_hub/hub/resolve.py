@@ -152,8 +152,8 @@ class _Source:
                 "Run it once online to fill the cache."
             )
         return (
-            f"{self.repo_id} could not be downloaded from {constants.ENDPOINT}, and the cache does not have all of it "
-            f"({summary(error)}). Try again: what was downloaded so far is kept."
+            f"{self.repo_id} is no folder on this machine, could not be downloaded from {constants.ENDPOINT}, and the cache "
+            f"does not have all of it ({summary(error)}). Try again: what was downloaded so far is kept."
         )
 
 
