@@ -167,13 +167,13 @@ def fold(text: str) -> str:
 
 
 _HYPHENS = frozenset("-‐‑")
-_JOINTS = _HYPHENS | frozenset("'’ʼ")
+JOINTS = _HYPHENS | frozenset("'’ʼ")
 
 
 def goes_on(text: str, start: int, end: int) -> bool:
     """Whether a word is part of a contraction or a compound: "he's", "she-wolf", "half-he"."""
     after, before = text[end : end + 2], text[start - 1 : start]
-    return (after[:1] in _JOINTS and in_word(after[1:])) or (before in _HYPHENS and in_word(text[: start - 1][-1:]))
+    return (after[:1] in JOINTS and in_word(after[1:])) or (before in _HYPHENS and in_word(text[: start - 1][-1:]))
 
 
 GLUE = frozenset("/_@.()")

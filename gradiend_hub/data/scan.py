@@ -16,7 +16,7 @@ from gradiend_hub.errors import DataError
 
 from .funnel import Funnel
 from .language import check_language
-from .matching import GLUE, Matcher, goes_on, inside_token
+from .matching import GLUE, JOINTS, Matcher, goes_on, inside_token
 from .neutral import NeutralPool
 from .sources import Texts, read_source, sentence_windows
 from .spec import FeatureDataConfig
@@ -85,7 +85,7 @@ class Scan:
         filters = config.filters
         self._refuse = re.compile(filters.refuse) if filters.refuse else None
         self._counts_words = filters.min_words > 1 or filters.max_words is not None
-        self._all = config.occurrences == "all"
+        self._all, self._deduplicate = config.occurrences == "all", filters.deduplicate
         self._usable = self._slot_filters()
 
     @property
@@ -116,7 +116,7 @@ class Scan:
             places = self._readable(texts)
             good = texts if len(places) == len(texts) else [texts[place] for place in places]
             # accents belong to their letters, as in the words of the classes
-            if not unicodedata.is_normalized("NFC", "\n".join(good)):
+            if not unicodedata.is_normalized("NFC", "\n".join(text for text in good if not text.isascii())):
                 good = [unicodedata.normalize("NFC", text) for text in good]
             if self.config.filters.unit == "sentence":
                 context = self.config.filters.context
@@ -229,12 +229,13 @@ class Scan:
         """Remove slots that are not to be used; why, if none is left."""
         for reason, usable in self._usable.items():
             kept = usable(text, slots)
-            if self._all:
-                self.dropped[reason] += len(slots) - len(kept)
-            slots[:] = kept
-            if not slots:
-                return reason
-        if self.config.filters.deduplicate:
+            if len(kept) < len(slots):
+                if self._all:
+                    self.dropped[reason] += len(slots) - len(kept)
+                slots[:] = kept
+                if not kept:
+                    return reason
+        if self._deduplicate:
             key = hash(text.lower())
             if key in self._seen:
                 if self._all:
@@ -280,4 +281,9 @@ def _alone(text: str, slots: list[Hit]) -> list[Hit]:
 
 
 def _complete(text: str, slots: list[Hit]) -> list[Hit]:
-    return [hit for hit in slots if not goes_on(text, hit[0], hit[1])]
+    return [
+        hit
+        for hit in slots
+        if (text[hit[1] : hit[1] + 1] not in JOINTS and text[hit[0] - 1 : hit[0]] not in JOINTS)  # nearly always
+        or not goes_on(text, hit[0], hit[1])
+    ]
