@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 # One process per core; a file's tests stay together, because they share what they have trained.
 PARALLEL ?= --numprocesses auto --dist loadfile
+# All of them, unless some are named.
+TESTS ?= tests
 
 .PHONY: demo test test-slow test-lower-bounds lint bench format clean
 
@@ -13,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m tests.hub_server exec -- $(BIN)/gradiend-hub demo --repo-id alice/pronouns-3sg-3pl
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(TESTS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses auto --dist load -m slow
