@@ -22,15 +22,18 @@ class Interrupted(KeyboardInterrupt):
 
 
 def output() -> Console:
-    """The console of standard output: no markup (texts hold `[MASK]`), no guessed colours, no lines beyond reading width."""
-    console = Console(markup=False, highlight=False, emoji=False)
+    """The console of standard output: no markup (texts hold `[MASK]`), no guessed colours, no lines beyond reading width.
+
+    In a notebook, too, it is the stream that is written on, which a card's usage captures.
+    """
+    console = Console(markup=False, highlight=False, emoji=False, force_jupyter=False)
     console.width = min(console.width, _WIDEST)
     return console
 
 
 def show_error(label: str, message: str) -> None:
     """One message on standard error, broken only where it breaks itself, so that commands in it can be copied."""
-    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    console = Console(stderr=True, markup=False, highlight=False, emoji=False, force_jupyter=False)
     console.print(Text.assemble((f"{label}: ", "bold red"), message), soft_wrap=True)
 
 

@@ -53,7 +53,10 @@ def normalised(card: str) -> str:
     return head + start + re.sub(r"(?m)(^\| N \| N \[N, N\].*\n)+", "(one row for each measured strength)\n", rest)
 
 
-def test_the_whole_card_of_a_short_run(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
+def test_the_whole_card_of_a_short_run(
+    masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in many a CI: nothing of it may get into the card
     trainer = trainer_of(masked_path, tmp_path, pronouns, neutral, args=arguments(tmp_path, max_steps=2), layers="3")
     trainer.train()
     trainer.evaluate()
@@ -72,7 +75,7 @@ def test_the_whole_card_of_a_short_run(masked_path: Path, pronouns: Any, neutral
     assert report.usage is not None
     assert "undone to the bit: True" in report.usage["output"]
     assert "BertForMaskedLM equals strength 1 to the bit: True" in report.usage["output"]
-    assert "strength -1" in report.usage["shell_output"]
+    assert "strength -1" in report.usage["shell_output"] and "\x1b" not in report.usage["shell_output"]
     assert verify(GradiendModel.from_pretrained(tmp_path, strength=0.0), tmp_path).passed
     # the figures are there, and where it was trained is nobody's business
     linked = re.findall(r"\]\((assets/.*?\.png)\)", text)

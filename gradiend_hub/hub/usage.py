@@ -8,6 +8,7 @@ import logging
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -98,11 +99,13 @@ def _sentence(split: SplitReport | None) -> str:
     return min(plain, key=len) if plain else _TEXT.replace("it", SLOT)
 
 
-def _printed(run: object) -> str:
+def _printed(run: Callable[[], object]) -> str:
+    """What it prints, without the colours that FORCE_COLOR asks for."""
     out = io.StringIO()
     with redirect_stdout(out), redirect_stderr(io.StringIO()):
-        run()  # type: ignore[operator]
-    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
+        run()
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    return "\n".join(line.rstrip() for line in plain.strip("\n").splitlines())
 
 
 def _command(line: list[str]) -> None:

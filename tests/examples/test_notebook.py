@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -24,5 +25,12 @@ def test_first_look(tmp_path: Path, masked_path: Path, monkeypatch: pytest.Monke
     )
     notebook.cells.append(nbformat.v4.new_code_cell(check))
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    card = (tmp_path / "out/first-look/README.md").read_text(encoding="utf-8")
+    assert re.search(
+        r"```text\n.*\[MASK\].*\nstrength -1 ", card
+    )  # what the command printed, in a notebook as elsewhere
+    assert not any(
+        output.output_type == "display_data" for cell in notebook.cells for output in cell.get("outputs", [])
+    )
     funnel = next(cell.outputs[0].text for cell in notebook.cells if "data.funnel" in cell.source)
     assert funnel.startswith("read")
