@@ -4,8 +4,8 @@ With d = (s̄₊ − s̄₋)/(v + 0.1·v̄), where v is the variance of a coordi
 encoder is z = ⟨w, s⟩ with w along d, and the class means are as far apart as ±0.9. The variance costs one vector and is
 worth it: it tells the classes from what else is in a gradient, so that neutral text stays near 0.
 
-There is no bias: what has no gradient has no feature, z(0) = 0. With the midpoint of the class means as bias, mean |h| of
-neutral tokens was .31 instead of .10 on the bundled causal model, and rows of the less scattered class were misread.
+There is no bias: what has no gradient has no feature, z(0) = 0. The midpoint of the class means instead would move neutral
+text away from 0, and misread rows of the less scattered class where there are few rows.
 Supervised baselines of an encoder or a decoder alone are the two halves of this solution.
 """
 
