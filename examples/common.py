@@ -16,7 +16,7 @@ from transformers import PrinterCallback
 from transformers.utils import logging
 
 from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
-from gradiend_hub.base_models import load_base_model
+from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import FeatureData
 
 HERE = Path(__file__).resolve().parent

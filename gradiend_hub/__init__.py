@@ -5,17 +5,18 @@ Importing this package registers the PEFT method "GRADIEND", so that plain PEFT 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction
+
 from . import adapter as adapter  # registers the PEFT method
-from .config import GradiendConfig
-from .direction import Direction
 from .errors import GradiendError
 from .model import GradiendModel
 
 if TYPE_CHECKING:
-    from .trainer import GradiendTrainer
-    from .training_args import GradiendTrainingArguments
+    from .training import GradiendTrainer, GradiendTrainingArguments
 
 __version__ = "0.1.0"
 
@@ -29,13 +30,20 @@ __all__ = [
     "__version__",
 ]
 
-_LAZY = {"GradiendTrainer": "trainer", "GradiendTrainingArguments": "training_args"}
+
+def _self_test(model: GradiendModel, folder: Path) -> Any:
+    from .evaluation.selftest import verify
+
+    return verify(model, folder)
+
+
+GradiendModel.self_test = _self_test
 
 
 def __getattr__(name: str) -> Any:
     """Training pulls in `transformers.Trainer` and `datasets`; loading a direction needs neither."""
-    if name not in _LAZY:
+    if name not in ("GradiendTrainer", "GradiendTrainingArguments"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    from . import training
 
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return getattr(training, name)

@@ -5,23 +5,23 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from peft import PeftModel
 from torch import nn
 
-from .adapter.layer import gradiend_layers
-from .adapter.receipt import EditReceipt, receipt_of
-from .adapter.sites import SiteMap, refuse_sharded
-from .adapter.tuner import GradiendTuner, arriving, check_name
-from .base_identity import base_commit, base_name, check_base_model, described, load_recorded_base
-from .config import GradiendConfig, check_strength
-from .constants import (
+from gradiend_hub.adapter.layer import gradiend_layers
+from gradiend_hub.adapter.receipt import EditReceipt, receipt_of
+from gradiend_hub.adapter.sites import SiteMap, refuse_sharded
+from gradiend_hub.adapter.tuner import GradiendTuner, arriving, check_name
+from gradiend_hub.artifact.config import GradiendConfig, check_strength
+from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.artifact.files import (
     ASSETS_FOLDER,
     CARD_FILE,
     CONFIG_FILE,
@@ -30,13 +30,12 @@ from .constants import (
     REPORT_FILE,
     WEIGHTS_FILE,
 )
-from .direction import Direction
+
+from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base
 from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, EditError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from .hub.verify import Verification
 
 __all__ = ["EditReceipt", "GradiendModel"]
 
@@ -476,25 +475,33 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
     def encode(self, rows: Any, batch_size: int = 32) -> torch.Tensor:
         """Feature values `h = tanh(⟨w_e, ∇L⟩ + b_e)` of rows, fp32 `[N]`; near +1 for the first class."""
-        from .evaluation.encoder import encode_rows  # tokenizing and objectives are not needed to apply a direction
+        from .encoding import encode_rows  # tokenizing and objectives are not needed to apply a direction
+        from .objectives import make_objective
 
-        return encode_rows(self, rows, batch_size=batch_size)
+        config, base = self.active_peft_config, self.get_base_model()
+        objective = make_objective(base, self.tokenizer, name=config.objective)
+        with self.strength_at(0.0):
+            return encode_rows(base, objective, self.direction, config, rows, batch_size=batch_size)
 
-    def verify(self) -> Verification:
+    self_test: ClassVar[Callable[[GradiendModel, Path], Any]]
+    """Measures the self-test in an artifact's folder; the package sets it, since that is built upon models."""
+
+    def verify(self) -> Any:
         """Measure the active direction's self-test again: its encodings, probabilities, files and base model.
+
+        Returns:
+            A `gradiend_hub.evaluation.selftest.Verification`: a check per value, and whether all passed.
 
         Raises:
             ArtifactNotFoundError: the direction was not loaded from an artifact, or that has no self-test.
             ArtifactError: the self-test is damaged.
         """
-        from .hub.verify import verify
-
         name = self._only_active()
         if name not in self._folders:
             raise ArtifactNotFoundError(
                 f"The direction {name!r} was not loaded from files, so there is nothing to verify."
             )
-        return verify(self, self._folders[name])
+        return type(self).self_test(self, self._folders[name])
 
     # ---------------------------------------------------------------------------------------------------------- saving
 
@@ -523,7 +530,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
                 if source.is_file() and not target.exists():
                     shutil.copyfile(source, target)
                     if companion == PROBES_FILE:
-                        from .hub.verify import renew_digests
+                        from gradiend_hub.artifact.probes import renew_digests
 
                         try:
                             renew_digests(folder)  # the values may be stored in another type now
@@ -537,7 +544,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         Raises:
             HubPushError: the upload failed; the message names the folder where the artifact is kept.
         """
-        from .hub.publish import publish_folder
+        from gradiend_hub.hub.publish import publish_folder
 
         folder = tempfile.mkdtemp(prefix="gradiend-")
         self.save_pretrained(folder)
@@ -547,7 +554,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
 
 def _find(repo_or_path: str | Path, **arguments: Any) -> Path:
-    from .hub.resolve import resolve_folder
+    from gradiend_hub.hub.resolve import resolve_folder
 
     return resolve_folder(repo_or_path, **arguments, required=(CONFIG_FILE, WEIGHTS_FILE)).folder
 

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from gradiend_hub.data.builder import FeatureDatasetBuilder
 from gradiend_hub.data.feature_data import FeatureData, check_folder
-from gradiend_hub.data.fillers import check_fillers
 from gradiend_hub.data.spec import FeatureDataConfig
 from gradiend_hub.errors import BaseModelError
+from gradiend_hub.objectives.words import word_tokens
 
 from .console import Story
 from .quiet import quiet
@@ -73,7 +73,7 @@ def show_fillers(path: Path, model: str, overrides: list[str], console: Console)
     )
     table = _table("class", "word", "tokens in a text", "tokens at its beginning")
     for name, spec in config.classes.items():
-        for filler in check_fillers(objective, spec.words):
+        for filler in word_tokens(objective, spec.words):
             tokens = ["unknown", ""] if filler.unknown else [" ".join(filler.inside), " ".join(filler.first)]
             table.add_row(name, filler.word, *tokens)
     console.print(table)

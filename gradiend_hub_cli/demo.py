@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
-from gradiend_hub.base_models import load_base_model
-from gradiend_hub.constants import CARD_FILE
+from gradiend_hub.artifact.files import CARD_FILE
+from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import Row, read_rows
 from gradiend_hub.errors import ArtifactError, ConfigError, EditError
 from gradiend_hub.hub.publish import publish_folder

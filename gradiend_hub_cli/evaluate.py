@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.constants import CONFIG_FILE, REPORT_FILE, REPORTS_FOLDER, WEIGHTS_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, REPORTS_FOLDER, WEIGHTS_FILE
 from gradiend_hub.data import Row, read_rows, read_texts, require_classes
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import EvaluationSettings, Report, SplitReport, reevaluate

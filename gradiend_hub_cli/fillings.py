@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.constants import SLOT
+from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import require_classes
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation.measure import compared_strengths

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gradiend_hub.config import GradiendConfig
-from gradiend_hub.constants import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.data import require_classes
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.hub.resolve import resolve_folder

@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.base_identity import base_name
-from gradiend_hub.constants import CONFIG_FILE, REPORT_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE
+from gradiend_hub.base_model import base_name
+from gradiend_hub.cards.card import write_rewritten_card
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report
-from gradiend_hub.hub.card import write_rewritten_card
 from gradiend_hub.hub.resolve import resolve_folder
 
 from .quiet import quiet

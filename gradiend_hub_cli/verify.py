@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.hub.card import card_state
+from gradiend_hub.cards.card import card_state
+from gradiend_hub.evaluation.selftest import Verification
 from gradiend_hub.hub.resolve import resolve_folder
 
 from .quiet import quiet
@@ -34,7 +35,7 @@ def show_verification(
             direction, base_model=base, revision=revision, strength=0.0, allow_related=base is not None,
             **options,
         )  # fmt: skip
-        result = model.verify()
+        result: Verification = model.verify()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("check", overflow="fold")
     for name in ("claimed", "found", ""):

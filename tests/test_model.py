@@ -15,10 +15,10 @@ import transformers
 from torch import nn
 
 from gradiend_hub.adapter import gradiend_layers
-from gradiend_hub.base_identity import base_commit
-from gradiend_hub.config import GradiendConfig
-from gradiend_hub.constants import CONFIG_FILE, ENCODER_FILE, REPORT_FILE, WEIGHTS_FILE
-from gradiend_hub.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.base_model import base_commit
 from gradiend_hub.errors import (
     ArtifactError,
     ArtifactNotFoundError,

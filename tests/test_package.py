@@ -31,7 +31,7 @@ def imported_by(*statements: str) -> list[set[str]]:
 def test_public_names() -> None:
     for name in gradiend_hub.__all__:
         assert getattr(gradiend_hub, name) is not None
-    private = {"annotations", "TYPE_CHECKING", "Any", "adapter"}
+    private = {"annotations", "TYPE_CHECKING", "Any", "Path", "adapter"}
     public = {n for n, v in vars(gradiend_hub).items() if n[0] != "_" and not isinstance(v, ModuleType)} - private
     lazy = {"GradiendTrainer", "GradiendTrainingArguments"}
     assert public | lazy | {"__version__"} == set(gradiend_hub.__all__)
@@ -62,7 +62,7 @@ def test_importing_registers_the_method_and_little_else() -> None:
     assert not heavy & first
     parts = ("trainer", "data", "solvers", "evaluation", "objectives", "gradients")
     assert not {f"gradiend_hub.{part}" for part in parts} & first
-    assert {"gradiend_hub.trainer", "transformers.trainer"} <= later
+    assert {"gradiend_hub.training.trainer", "transformers.trainer"} <= later
 
 
 @pytest.mark.slow

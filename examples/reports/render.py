@@ -16,7 +16,7 @@ from pathlib import Path
 from datasets import load_dataset
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
-from gradiend_hub.constants import ASSETS_FOLDER, CARD_FILE, HTML_FILE, REPORT_FILE
+from gradiend_hub.artifact.files import ASSETS_FOLDER, CARD_FILE, HTML_FILE, REPORT_FILE
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent

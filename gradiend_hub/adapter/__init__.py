@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradiend_hub.config import GRADIEND
+from gradiend_hub.artifact.config import GRADIEND
 
 from .layer import GradiendLayer, gradiend_layers
 from .registration import register

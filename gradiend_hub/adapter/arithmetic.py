@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from gradiend_hub.direction import combine, sum_sparse
+from gradiend_hub.artifact.direction import combine, sum_sparse
 
 __all__ = ["Changes", "Edit", "Originals", "Part", "read_entries", "sum_dtype", "total_delta", "union", "write_edits"]
 

@@ -20,8 +20,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
+from gradiend_hub.artifact.storage import sidecar_name
 from gradiend_hub.errors import EditError
-from gradiend_hub.storage import sidecar_name
 
 from .arithmetic import (
     Changes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.peft_types import register_peft_method
 
-from gradiend_hub.config import GRADIEND, GradiendConfig
+from gradiend_hub.artifact.config import GRADIEND, GradiendConfig
 
 from .tuner import GradiendTuner
 

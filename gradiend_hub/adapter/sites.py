@@ -20,8 +20,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from gradiend_hub.artifact.storage import SIDECAR
 from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, EditError
-from gradiend_hub.storage import SIDECAR
 
 __all__ = ["Site", "SiteMap", "refuse_offloaded", "refuse_sharded", "resolve_names"]
 

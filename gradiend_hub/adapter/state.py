@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from gradiend_hub.config import GradiendConfig
-from gradiend_hub.constants import ENCODER_FILE
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.files import ENCODER_FILE
+from gradiend_hub.artifact.fingerprint import Fingerprint, require_same_base
+from gradiend_hub.artifact.storage import KEY_PREFIX, read_encoder, sidecar_name
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError
-from gradiend_hub.fingerprint import Fingerprint, require_same_base
-from gradiend_hub.storage import KEY_PREFIX, read_encoder, sidecar_name
 
 from .layer import GradiendLayer, gradiend_layers
 from .values import VALUE_NAMES

@@ -15,11 +15,11 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from gradiend_hub.config import GradiendConfig, check_strength
-from gradiend_hub.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.config import GradiendConfig, check_strength
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.fingerprint import Fingerprint
+from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError, EditError
-from gradiend_hub.fingerprint import Fingerprint
-from gradiend_hub.storage import index_dtype
 
 from .arithmetic import total_delta, write_edits
 from .layer import GradiendLayer, gradiend_layers
@@ -153,7 +153,7 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         """Settle which parameters the adapter has: those of the artifact, or those in scope of a fresh one."""
         if config.parameters is None:
             # Nothing else of training is needed to apply a direction.
-            from gradiend_hub.gradients.scope import select_parameters
+            from gradiend_hub.scope import select_parameters
 
             selected = select_parameters(self.model, scope=config.scope, exclude=config.exclude, layers=config.layers)
             config.parameters = {

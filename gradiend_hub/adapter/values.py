@@ -11,14 +11,14 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
-from gradiend_hub.config import GradiendConfig, check_strength
-from gradiend_hub.direction import ParameterDirection
+from gradiend_hub.artifact.config import GradiendConfig, check_strength
+from gradiend_hub.artifact.direction import ParameterDirection
+from gradiend_hub.artifact.storage import check_indices, index_dtype, peak
 from gradiend_hub.errors import ArtifactError, EditError
-from gradiend_hub.storage import check_indices, index_dtype, peak
 
 from .arithmetic import Part, sum_dtype, total_delta
-from .shown import ShownParameter
 from .sites import Site
+from .slot import ShownParameter
 
 __all__ = ["VALUE_NAMES", "AdapterValues"]
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .batches import TransitionBatchSampler, TransitionDataset
+from gradiend_hub.artifact.config import require_classes
+
 from .rows import (
     Row,
     class_fillers,
-    neutral_examples,
-    other_examples,
     read_rows,
     read_texts,
-    require_classes,
     rows_digest,
-    tokenize_rows,
 )
 
 if TYPE_CHECKING:
@@ -33,20 +30,15 @@ __all__ = [
     "NeutralSpec",
     "Row",
     "TextFilters",
-    "TransitionBatchSampler",
-    "TransitionDataset",
     "class_fillers",
     "divided_anew",
     "find_leaks",
-    "neutral_examples",
-    "other_examples",
     "other_words",
     "read_feature_data",
     "read_rows",
     "read_texts",
     "require_classes",
     "rows_digest",
-    "tokenize_rows",
     "without_leaks",
 ]
 

@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from gradiend_hub.constants import SLOT
+from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
 
 from .counterfactual import Alternatives

@@ -17,7 +17,7 @@ import datasets
 import jinja2
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
-from gradiend_hub.constants import CARD_FILE
+from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.errors import ConfigError
 
 from .funnel import Funnel

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from gradiend_hub.constants import SLOT
+from gradiend_hub.artifact.files import SLOT
 
 _BIN = 16
 """Characters by which lengths are told apart."""

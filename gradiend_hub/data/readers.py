@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 import datasets
 
-from gradiend_hub.constants import SLOT
+from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
 
 from .counterfactual import in_case_of

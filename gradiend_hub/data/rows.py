@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from gradiend_hub.constants import SLOT
-from gradiend_hub.errors import ConfigError, DataError
-from gradiend_hub.objectives import Example, Objective
+from gradiend_hub.artifact.files import SLOT
+from gradiend_hub.errors import DataError
 
 COLUMNS = ("masked", "factual", "alternative", "factual_class", "alternative_class")
 
@@ -101,20 +99,6 @@ def class_fillers(rows: Iterable[Row], feature_classes: Sequence[str]) -> dict[s
     return {c: [written[word] for word, _ in counts[c].most_common()] for c in feature_classes}
 
 
-def tokenize_rows(objective: Objective, rows: Sequence[Row], *, what: str = "dataset") -> list[Example]:
-    """Tokenise every row; if some cannot be, one error names the first and counts them all."""
-    examples: list[Example] = []
-    problems: list[str] = []
-    for number, row in enumerate(rows):
-        try:
-            examples.append(objective.tokenize(row.masked, row.factual, row.alternative))
-        except DataError as error:
-            problems.append(f"row {number}: {error}")
-    if problems:
-        raise DataError(f"{what}: {len(problems)} of {len(rows)} rows cannot be used; the first is {problems[0]}")
-    return examples
-
-
 def rows_digest(rows: Iterable[Row]) -> str:
     """sha256 of the content of rows, in their order."""
     digest = hashlib.sha256()
@@ -134,32 +118,3 @@ def read_texts(dataset: Iterable[dict[str, object]], *, what: str = "neutral dat
     if not texts:
         raise DataError(f"{what} has no rows.")
     return texts
-
-
-def neutral_examples(objective: Objective, texts: Sequence[str], *, seed: int = 0) -> list[Example]:
-    """One random real token of each text as a slot that is filled with that token itself."""
-    rng = random.Random(seed)
-    return [e for e in (objective.neutral_example(text, rng) for text in texts) if e is not None]
-
-
-def other_examples(objective: Objective, rows: Sequence[Row], *, seed: int = 0) -> list[Example]:
-    """One random token of each row's text that is no filler's, as a slot that is filled with that token itself."""
-    rng = random.Random(seed)
-    words = {(row.masked, word) for row in rows for word in (row.factual, row.alternative)}
-    fillers = {token for masked, word in words for token in objective.filler_tokens(masked, word)}
-    found: list[Example] = []
-    for row in rows:
-        text = row.masked.replace(SLOT, row.factual)
-        tries = (objective.neutral_example(text, rng) for _ in range(8))
-        found += [e for e in tries if e is not None and e.factual.labels[0] not in fillers][:1]
-    return found
-
-
-def require_classes(feature_classes: Sequence[str] | None) -> tuple[str, str]:
-    """The pair (c₊, c₋) of a configuration that is going to be trained or evaluated."""
-    if feature_classes is None or len(feature_classes) != 2:
-        raise ConfigError(
-            f"GradiendConfig.feature_classes must name two classes, the one of positive strength first; "
-            f"found {feature_classes!r}."
-        )
-    return feature_classes[0], feature_classes[1]

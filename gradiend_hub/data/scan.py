@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradiend_hub.constants import SLOT
+from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
 
 from .funnel import Funnel

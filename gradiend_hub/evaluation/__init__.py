@@ -16,9 +16,10 @@ from .calibration import (
 from .completions import complete
 from .control import above_control, control_curves, random_direction
 from .edit import edit_account
-from .encoder import encode_rows, encoder_report, measure_encoder, neutral_source, preactivations
+from .encoder import encoder_report, measure_encoder
 from .measure import EvaluationSettings, Goal, evaluate_direction
-from .readings import check_fillers
+from .probe import NotFiniteError, StrengthProbe
+from .readings import require_readable
 from .reevaluate import reevaluate
 from .report import (
     BenchmarkResult,
@@ -32,7 +33,6 @@ from .report import (
     StrengthPoint,
     flat_encoder,
 )
-from .strength import NotFiniteError, StrengthProbe
 
 __all__ = [
     "BREAK_SCORE",
@@ -55,20 +55,17 @@ __all__ = [
     "above_control",
     "break_point",
     "calibrate",
-    "check_fillers",
     "complete",
     "control_curves",
     "edit_account",
-    "encode_rows",
     "encoder_report",
     "equalising_strength",
     "evaluate_direction",
     "flat_encoder",
     "measure_curve",
     "measure_encoder",
-    "neutral_source",
-    "preactivations",
     "random_direction",
     "reevaluate",
+    "require_readable",
     "safe_band",
 ]

@@ -11,8 +11,8 @@ from scipy.optimize import brentq
 from gradiend_hub.errors import EditError
 
 from .control import above_control, control_curves
+from .probe import NotFiniteError, StrengthProbe
 from .report import StrengthPoint
-from .strength import NotFiniteError, StrengthProbe
 
 CURVE = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 """Strengths that every curve has, in units of the recommended dose; it is refined around its band and break point."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from gradiend_hub.constants import SLOT
+from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import Row
 from gradiend_hub.errors import DataError
 from gradiend_hub.gradients.directional import evaluating
+from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective
 
 from .report import Completion
-
-if TYPE_CHECKING:
-    from gradiend_hub.model import GradiendModel
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 TEXTS_PER_CLASS = 3

@@ -6,20 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradiend_hub.direction import Direction, ParameterDirection
-from gradiend_hub.storage import index_dtype
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.storage import index_dtype
+from gradiend_hub.model import GradiendModel
 
+from .probe import NotFiniteError, StrengthProbe
 from .report import StrengthPoint
-from .strength import NotFiniteError, StrengthProbe
-
-if TYPE_CHECKING:
-    from gradiend_hub.model import GradiendModel
 
 CONTROL_ROWS = 16
 """Rows of each class that random directions are read on."""

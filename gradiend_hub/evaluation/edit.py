@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gradiend_hub.adapter.receipt import layer_of
+from gradiend_hub.model import GradiendModel
 
 from .report import LayerShare
-
-if TYPE_CHECKING:
-    from gradiend_hub.model import GradiendModel
 
 
 @dataclass

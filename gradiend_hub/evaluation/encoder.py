@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradiend_hub.constants import SLOT
-from gradiend_hub.data import Row, neutral_examples, read_rows, require_classes, tokenize_rows
-from gradiend_hub.errors import ArtifactError, DataError
-from gradiend_hub.gradients import directional_derivatives, neutral_source
-from gradiend_hub.objectives import Example, Objective, TokenizedSlots, make_objective
+from gradiend_hub.artifact.files import SLOT
+from gradiend_hub.data import Row, require_classes
+from gradiend_hub.encoding import encoder_tensors, preactivations
+from gradiend_hub.errors import DataError
+from gradiend_hub.gradients import neutral_source
+from gradiend_hub.model import GradiendModel
+from gradiend_hub.objectives import Example, Objective, TokenizedSlots, neutral_examples, tokenize_rows
 
 from .intervals import Array, bootstrap_interval, bootstrap_mean_interval, share_interval, spread
 from .report import EncoderReport, FillerReport, Sample
 
-__all__ = ["encode_rows", "encoder_report", "encoder_tensors", "measure_encoder", "neutral_source", "preactivations"]
-
-if TYPE_CHECKING:
-    from gradiend_hub.model import GradiendModel
-
+__all__ = ["encoder_report", "measure_encoder"]
 
 SAMPLES = 120
 """Encoded slots of each kind that a report lists."""
@@ -175,7 +173,7 @@ def measure_encoder(
     """
     config, base = model.active_peft_config, model.get_base_model()
     classes = require_classes(config.feature_classes)
-    encoder, bias = encoder_tensors(model)
+    encoder, bias = encoder_tensors(model.direction)
     rng = random.Random(seed)
     examples = tokenize_rows(objective, rows)
     quiet = neutral_examples(objective, texts, seed=seed)
@@ -227,58 +225,3 @@ def _written(objective: Objective, slots: TokenizedSlots) -> tuple[str, str]:
     before = decode(ids[: position + (not here)], skip_special_tokens=True)
     after = decode(ids[position + 1 :], skip_special_tokens=True)
     return f"{before} {SLOT} {after}".strip(), decode(list(slots.labels)).strip()
-
-
-def preactivations(
-    model: nn.Module,
-    objective: Objective,
-    examples: Sequence[Example],
-    encoder: Mapping[str, Tensor],
-    bias: float,
-    *,
-    source: str,
-    batch_size: int = 64,
-) -> Tensor:
-    """z_i = ⟨w_e, s_i⟩ + b_e of every example: [N], fp32; tanh(z) is its feature value. No gradient is ever formed.
-
-    Args:
-        model: the base model, unedited.
-        encoder: w_e by parameter name, in the parameters' shapes.
-        source: which gradient s_i is, as in `GradiendConfig`.
-    """
-
-    def derivatives(which: str) -> Tensor:
-        samples = [e.factual if which == "factual" else e.alternative for e in examples]
-        return directional_derivatives(model, objective, samples, encoder, batch_size=batch_size)
-
-    return bias + (derivatives("factual") - derivatives("alternative") if source == "diff" else derivatives(source))
-
-
-def encoder_tensors(model: GradiendModel) -> tuple[dict[str, Tensor], float]:
-    """Encoder vectors of the active direction in the parameters' shapes, and the encoder bias.
-
-    Raises:
-        ArtifactError: the direction was published without its encoder.
-    """
-    direction = model.direction
-    if not direction.has_encoder:
-        raise ArtifactError("This direction has no encoder (gradiend_encoder.safetensors), so it cannot encode.")
-    parts = direction.parameters.items()
-    return {n: p.dense(p.encoder) for n, p in parts if p.encoder is not None}, direction.encoder_bias
-
-
-def encode_rows(model: GradiendModel, rows: Iterable[dict[str, Any]], *, batch_size: int = 64) -> Tensor:
-    """Feature values h in (−1, 1) of rows, read from the base model's gradients: [N], fp32.
-
-    Raises:
-        ArtifactError: the direction was published without its encoder.
-        DataError: a row is unusable.
-    """
-    config, base = model.active_peft_config, model.get_base_model()
-    objective = make_objective(base, model.tokenizer, name=config.objective)
-    checked = read_rows(rows, require_classes(config.feature_classes), what="rows", need_both=False)
-    examples = tokenize_rows(objective, checked, what="rows")
-    encoder, bias = encoder_tensors(model)
-    with model.strength_at(0.0):
-        z = preactivations(base, objective, examples, encoder, bias, source=config.source, batch_size=batch_size)
-    return torch.tanh(z)

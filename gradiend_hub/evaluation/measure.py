@@ -6,11 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from gradiend_hub.config import GradiendConfig
+from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.data import Row, require_classes
 from gradiend_hub.errors import DataError
+from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective
 from gradiend_hub.progress import counted
 
@@ -28,11 +29,8 @@ from .calibration import (
 from .completions import STRENGTHS, complete
 from .control import above_control, control_curves
 from .encoder import measure_encoder
+from .probe import StrengthProbe
 from .report import SplitReport, StrengthPoint
-from .strength import StrengthProbe
-
-if TYPE_CHECKING:
-    from gradiend_hub.model import GradiendModel
 
 logger = logging.getLogger(__name__)
 

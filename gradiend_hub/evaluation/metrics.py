@@ -2,7 +2,7 @@
 
 ```python
 import evaluate
-from gradiend_hub.evaluation.metrics import EncoderCorrelation, ProbabilityShift
+from .metrics import EncoderCorrelation, ProbabilityShift
 
 EncoderCorrelation().compute(predictions=h, references=labels)
 ```

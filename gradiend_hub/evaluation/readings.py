@@ -13,7 +13,7 @@ from gradiend_hub.errors import DataError
 from gradiend_hub.objectives import Objective, TokenizedSlots
 
 
-def check_fillers(objective: Objective, rows: Sequence[Row], fillers: Mapping[str, Sequence[str]] | None) -> None:
+def require_readable(objective: Objective, rows: Sequence[Row], fillers: Mapping[str, Sequence[str]] | None) -> None:
     """Find out before training what the strength curve needs: every class word can be read at every row's slot.
 
     Args:

@@ -9,19 +9,17 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gradiend_hub.base_identity import base_commit, base_name
+from gradiend_hub.base_model import base_commit, base_name
 from gradiend_hub.data import Row, require_classes, rows_digest
+from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import make_objective
 
 from .benchmarks import Benchmark, side_effects
 from .edit import edit_account
 from .measure import EvaluationSettings, compared_strengths, evaluate_direction
 from .report import Report
-
-if TYPE_CHECKING:
-    from gradiend_hub.model import GradiendModel
 
 __all__ = ["reevaluate"]
 

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradiend_hub.constants import REPORT_FILE, SCHEMA_VERSION
+from gradiend_hub.artifact.files import REPORT_FILE, SCHEMA_VERSION
+from gradiend_hub.artifact.validation import read_as
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
-
-from .schema import read_as
 
 Interval = list[float]
 """[lower, upper] end of a 95 % interval."""
@@ -271,7 +270,7 @@ class Report:
         base_model: path or id of the base model, and `base_revision` its commit.
         scope: the tensors and weights that were in scope, in words.
         steps: optimizer steps.
-        training: the training arguments that shape the result.
+        training: the training arguments that shape the result; `default_arguments` names those that have their default.
         data: rows per split and a digest of the training rows.
         splits: measurements by split; the strength unit was chosen on "eval".
         seconds: wall time by phase.
@@ -309,6 +308,7 @@ class Report:
     usage: dict[str, str] | None = None
     direction: str | None = None
     direction_revision: str | None = None
+    default_arguments: list[str] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
         """Write `gradiend_report.json` into a folder, or the file that a path ending in `.json` names."""

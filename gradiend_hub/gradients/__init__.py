@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from gradiend_hub.scope import Scope, select_parameters
+
 from .directional import directional_derivatives
 from .faults import SkippedRows
 from .fisher import diagonal_fisher
 from .importance import MEASURES, prune
 from .memory import Estimate, estimate, memory_advised
 from .pairs import GradientReader, read_pair
-from .scope import Scope, select_parameters
 from .store import STORE_DTYPES, GradientStore, StoreKey
 from .stream import PairRows, PairStream, StoredPairs, neutral_source
 

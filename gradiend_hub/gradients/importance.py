@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.objectives import Example, Objective
 from gradiend_hub.progress import progress
-from gradiend_hub.storage import index_dtype
+from gradiend_hub.scope import Scope
 
 from .faults import SkippedRows
 from .pairs import GradientReader, NotFiniteError, slot_losses
-from .scope import Scope
 
 MEASURES = ("mean", "snr")
 """What `importance` can measure."""

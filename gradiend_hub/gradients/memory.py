@@ -15,10 +15,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradiend_hub.errors import TrainingError
 from gradiend_hub.objectives import Objective, PairBatch
+from gradiend_hub.scope import BLOCK, Scope
 
 from .faults import select_rows
 from .pairs import GradientReader, read_pair
-from .scope import BLOCK, Scope
 
 _TIMED_STEPS = 2
 

@@ -20,8 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.objectives import Objective, PairBatch, Slots, slot_nll
-
-from .scope import Scope, names_of
+from gradiend_hub.scope import Scope, names_of
 
 logger = logging.getLogger(__name__)
 

@@ -23,11 +23,11 @@ from transformers import PreTrainedConfig
 
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.objectives import Example, Objective
+from gradiend_hub.scope import Scope
 
 from .faults import SkippedRows
 from .memory import format_bytes
 from .pairs import GradientReader
-from .scope import Scope
 
 FORMAT = 3
 """Layout of the files; another one is refused."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradiend_hub.hub.publish import publish_folder
-from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
+from .publish import publish_folder
+from .resolve import ResolvedRepo, resolve_folder
 
 __all__ = ["ResolvedRepo", "publish_folder", "resolve_folder"]

@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo, HfApi, is_offline_mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from gradiend_hub.constants import CONFIG_FILE, REPORTS_FOLDER
+from gradiend_hub.artifact.files import CONFIG_FILE, REPORTS_FOLDER
 from gradiend_hub.errors import HubPushError
 
 from .publish import _File, _Push

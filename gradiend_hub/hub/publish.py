@@ -23,10 +23,11 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from gradiend_hub.constants import CONFIG_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE
 from gradiend_hub.errors import HubPushError
-from gradiend_hub.hub.names import hub_id
-from gradiend_hub.hub.retry import FAILURES, is_transient, summary, with_retries
+
+from .names import hub_id
+from .retry import FAILURES, is_transient, summary, with_retries
 
 __all__ = ["publish_folder"]
 

@@ -18,9 +18,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from gradiend_hub.constants import CARD_FILE, CONFIG_FILE
+from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
 from gradiend_hub.errors import ArtifactNotFoundError
-from gradiend_hub.hub.retry import FAILURES, summary, with_retries
+
+from .retry import FAILURES, summary, with_retries
 
 __all__ = ["ResolvedRepo", "resolve_folder"]
 

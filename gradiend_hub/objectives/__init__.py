@@ -10,6 +10,7 @@ from gradiend_hub.errors import BaseModelError, ConfigError
 
 from .base import Example, Objective, PairBatch, Slots, TokenizedSlots, slot_logits, slot_nll
 from .causal_lm import CausalLMObjective
+from .examples import neutral_examples, other_examples, tokenize_rows
 from .masked_lm import MaskedLMObjective
 
 __all__ = [
@@ -22,9 +23,12 @@ __all__ = [
     "Slots",
     "TokenizedSlots",
     "make_objective",
+    "neutral_examples",
     "objective_name",
+    "other_examples",
     "slot_logits",
     "slot_nll",
+    "tokenize_rows",
 ]
 
 OBJECTIVES: dict[str, type[Objective]] = {cls.name: cls for cls in (MaskedLMObjective, CausalLMObjective)}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradiend_hub.constants import SLOT
+from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
 
 IGNORED = -100

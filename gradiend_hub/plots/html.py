@@ -18,7 +18,7 @@ from typing import Any
 
 import jinja2
 
-from gradiend_hub.constants import HTML_FILE
+from gradiend_hub.artifact.files import HTML_FILE
 from gradiend_hub.evaluation import Completion, Report, SplitReport
 from gradiend_hub.evaluation.control import CONTROL_ROWS, CONTROL_TOKENS
 

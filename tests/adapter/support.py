@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradiend_hub.config import GradiendConfig
-from gradiend_hub.direction import Direction, ParameterDirection
-from gradiend_hub.fingerprint import Fingerprint
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.model import GradiendModel
 
 CLASSES = ["3SG", "3PL"]

@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from gradiend_hub.adapter import GradiendLayer
-from gradiend_hub.config import GradiendConfig
-from gradiend_hub.direction import Direction
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.errors import BaseModelError, EditError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, edited, random_direction, same_bits, save

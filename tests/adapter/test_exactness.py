@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import nn
 
 from gradiend_hub.adapter import arithmetic, gradiend_layers
-from gradiend_hub.direction import Direction
+from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.errors import ConfigError, EditError, GradiendError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, edited, random_direction, same_bits

@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from gradiend_hub.adapter import gradiend_layers
-from gradiend_hub.config import GradiendConfig
-from gradiend_hub.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from tests.adapter.support import bits, edited, same_bits
 from tests.models import ARCHITECTURES, build, inputs, output
 

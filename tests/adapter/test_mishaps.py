@@ -14,9 +14,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from gradiend_hub.adapter import gradiend_layers
-from gradiend_hub.config import GradiendConfig
-from gradiend_hub.constants import ENCODER_FILE, WEIGHTS_FILE
-from gradiend_hub.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.files import ENCODER_FILE, WEIGHTS_FILE
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError, GradiendError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save

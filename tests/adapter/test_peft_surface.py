@@ -24,7 +24,7 @@ from peft.utils.hotswap import hotswap_adapter
 from torch import nn
 
 from gradiend_hub.adapter import GRADIEND, GradiendLayer, gradiend_layers, register
-from gradiend_hub.config import GradiendConfig
+from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save

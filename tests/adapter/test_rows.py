@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradiend_hub.direction import Direction
+from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.errors import ConfigError, EditError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, random_direction, same_bits

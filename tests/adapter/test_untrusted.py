@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from gradiend_hub.adapter import GradiendLayer
-from gradiend_hub.config import GradiendConfig
-from gradiend_hub.constants import CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE
 from gradiend_hub.errors import GradiendError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, random_direction, same_bits, save

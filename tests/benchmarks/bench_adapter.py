@@ -18,10 +18,10 @@ import transformers as tf
 from safetensors.torch import load_file
 from torch import nn
 
-from gradiend_hub.config import GradiendConfig
-from gradiend_hub.constants import WEIGHTS_FILE
-from gradiend_hub.direction import Direction, ParameterDirection
-from gradiend_hub.fingerprint import Fingerprint
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.files import WEIGHTS_FILE
+from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.model import GradiendModel
 
 from .measure import interleaved, line, peak_growth

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from gradiend_hub.base_models import load_base_model
-from gradiend_hub.config import GradiendConfig
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import Row, read_rows, read_texts
-from gradiend_hub.direction import Direction, ParameterDirection
 from gradiend_hub.evaluation import CURVE, EvaluationSettings, StrengthProbe, control_curves, evaluate_direction
 from gradiend_hub.gradients import select_parameters
 from gradiend_hub.model import GradiendModel

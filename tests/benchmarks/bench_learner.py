@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PrinterCallback
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
-from gradiend_hub.base_models import load_base_model
+from gradiend_hub.base_model import load_base_model
 from gradiend_hub.gradients import directional_derivatives
 
 from .learner_job import CLASSES, Clock, bare_pair

@@ -27,25 +27,17 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainingArguments
-from gradiend_hub.base_models import load_base_model
-from gradiend_hub.data import (
-    FeatureDataConfig,
-    FeatureDatasetBuilder,
-    Row,
-    TextFilters,
-    TransitionBatchSampler,
-    TransitionDataset,
-    read_rows,
-    tokenize_rows,
-)
-from gradiend_hub.decoders import kindest
+from gradiend_hub.base_model import load_base_model
+from gradiend_hub.data import FeatureDataConfig, FeatureDatasetBuilder, Row, TextFilters, read_rows
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, read_pair, select_parameters
-from gradiend_hub.learned import Learned, LearnedFrom, as_direction
-from gradiend_hub.objectives import Objective, make_objective
+from gradiend_hub.objectives import Objective, make_objective, tokenize_rows
 from gradiend_hub.solvers import Solution, make_solver
+from gradiend_hub.training.batches import TransitionBatchSampler, TransitionDataset
+from gradiend_hub.training.decoders import kindest
+from gradiend_hub.training.run import Learned, LearnedFrom, as_direction
 
 from .measure import EXAMPLES, MODELS, interleaved, line, read_jsonl, skipped
 

@@ -25,8 +25,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
-from gradiend_hub.base_models import load_base_model
-from gradiend_hub.evaluation.encoder import encode_rows
+from gradiend_hub.base_model import load_base_model
 from gradiend_hub.objectives import PairBatch
 
 from .measure import peak_growth, read_jsonl
@@ -108,7 +107,7 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     if job["evaluate"] != "none":
         timed("evaluate", trainer.evaluate)
         model = GradiendModel.from_direction(base, trainer.direction, trainer.gradiend_config)
-        h = timed("encoder", lambda: encode_rows(model, splits["test"]))
+        h = timed("encoder", lambda: model.encode(splits["test"]))
         signs = torch.tensor([1.0 if row["alternative_class"] == CLASSES[0] else -1.0 for row in splits["test"]])
         figures |= {"encoder_rows": len(h), "correlation": float(torch.corrcoef(torch.stack([h, signs]))[0, 1])}
         model.unload()

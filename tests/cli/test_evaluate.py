@@ -13,8 +13,8 @@ import torch
 from huggingface_hub import HfApi, constants, hf_hub_download
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.base_models import load_base_model
-from gradiend_hub.constants import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.base_model import load_base_model
 from gradiend_hub.errors import ConfigError, DataError, HubPushError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.benchmarks import Benchmark, crows_pairs, side_effects

@@ -16,11 +16,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.base_models import load_base_model
-from gradiend_hub.constants import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.probes import TOLERANCES, Probes, content_digests
+from gradiend_hub.base_model import load_base_model
+from gradiend_hub.cards.card import write_card
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
-from gradiend_hub.hub.card import write_card
-from gradiend_hub.hub.verify import TOLERANCES, Probes, content_digests
 from tests.cli.conftest import Run, Trained
 
 

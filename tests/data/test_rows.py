@@ -6,17 +6,9 @@ from typing import Any
 
 import pytest
 
-from gradiend_hub.data import (
-    Row,
-    class_fillers,
-    neutral_examples,
-    read_rows,
-    read_texts,
-    require_classes,
-    tokenize_rows,
-)
+from gradiend_hub.data import Row, class_fillers, read_rows, read_texts, require_classes
 from gradiend_hub.errors import ConfigError, DataError
-from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective
+from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective, neutral_examples, tokenize_rows
 from tests.objectives.tokenizers import CORPUS, causal_tokenizer, masked_tokenizer
 
 CLASSES = ["3SG", "3PL"]

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, List, Sequence, Value
 from scipy.special import expit
 from transformers import AutoTokenizer
 
-from gradiend_hub.base_models import load_base_model
+from gradiend_hub.base_model import load_base_model
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation.benchmarks import (
     SentenceScorer,

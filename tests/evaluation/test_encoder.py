@@ -10,11 +10,12 @@ import pytest
 import torch
 from scipy import stats
 
-from gradiend_hub.config import GradiendConfig
-from gradiend_hub.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.encoding import preactivations
 from gradiend_hub.errors import ArtifactError, ConfigError, DataError
-from gradiend_hub.evaluation import encode_rows, encoder_report, flat_encoder, neutral_source, preactivations
-from gradiend_hub.gradients import GradientReader, Scope, read_pair, select_parameters
+from gradiend_hub.evaluation import encoder_report, flat_encoder
+from gradiend_hub.gradients import GradientReader, Scope, neutral_source, read_pair, select_parameters
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import make_objective
 
@@ -115,7 +116,7 @@ def test_intervals_words_and_held_out_words() -> None:
 
 @pytest.fixture(scope="module")
 def base(masked_path: Any) -> Any:
-    from gradiend_hub.base_models import load_base_model
+    from gradiend_hub.base_model import load_base_model
 
     return load_base_model(masked_path)
 
@@ -149,7 +150,7 @@ def test_encodings_are_the_written_formula(base: Any, pronouns: Any, source: str
                 )
                 s, _ = read_pair(reader, objective, batch, source=source)
                 expected.append(math.tanh(float(encoder @ s) + 0.25))
-    found = encode_rows(model, rows, batch_size=4)
+    found = model.encode(rows, batch_size=4)
     assert model.strengths == {"default": 0.01}
     assert torch.equal(model.encode(rows, batch_size=4), found)
     model.unload()
@@ -190,5 +191,5 @@ def test_what_cannot_be_encoded(base: Any, pronouns: Any) -> None:
     ):
         model = GradiendModel.from_direction(base, held, named)
         with pytest.raises(error, match=message):
-            encode_rows(model, chosen)
+            model.encode(chosen)
         model.unload()

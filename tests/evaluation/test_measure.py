@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from gradiend_hub.base_models import load_base_model
-from gradiend_hub.config import GradiendConfig
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import Row, read_rows
-from gradiend_hub.direction import Direction, ParameterDirection
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation import (
     EvaluationSettings,
@@ -28,7 +28,7 @@ from gradiend_hub.evaluation import (
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import make_objective
 
-from .test_strength import CLASSES, FILLERS, TEXTS, word_direction
+from .test_probe import CLASSES, FILLERS, TEXTS, word_direction
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gradiend_hub.constants import REPORT_FILE
+from gradiend_hub.artifact.files import REPORT_FILE
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
 from gradiend_hub.evaluation import Report, StrengthPoint
 from tests.reports import full_report

@@ -7,19 +7,17 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from gradiend_hub.errors import ConfigError, DataError, GradiendError
 from gradiend_hub.evaluation.report import BenchmarkResult
+from gradiend_hub.model import GradiendModel
 
 from .association import association_test, read_sets
 from .scoring import BenchmarkRun
 from .sentence_pairs import crows_pairs, read_crows_pairs, read_winobias, winobias
 from .stereoset import read_stereoset, stereoset
 from .winogender import read_winogender, winogender
-
-if TYPE_CHECKING:
-    from gradiend_hub.model import GradiendModel
 
 T = TypeVar("T")
 

@@ -1,0 +1,158 @@
+"""The self-test that travels with an artifact: a few rows with the values that its author measured, and digests.
+
+`gradiend_probes.jsonl` holds digests of the artifact's content, rows with their encodings, and class probabilities of
+these rows at three strengths. `gradiend_hub.evaluation.selftest` writes it and measures it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
+
+from .config import GradiendConfig, require_classes
+from .files import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, SCHEMA_VERSION, WEIGHTS_FILE
+from .validation import read_as
+
+__all__ = ["STRENGTHS", "TOLERANCES", "Probes", "content_digests", "renew_digests"]
+
+STRENGTHS = (-1.0, 0.0, 1.0)
+MOST_BYTES = 2**20
+MOST_ROWS = 256
+
+TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
+"""Largest difference of an encoding or a probability, by the coarsest type that took part. In fp32 other kernels and
+batch sizes move them by about 1e-5."""
+
+_FREE_FIELDS = (
+    "auto_mapping", "base_model_name_or_path", "gradiend_version", "inference_mode", "peft_type", "peft_version",
+    "task_type", "transformers_version",
+)  # fmt: skip
+"""Fields of `adapter_config.json` that a save through another version or to another place may change."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """`gradiend_probes.jsonl`: a line of identity, then a line per row.
+
+    Attributes:
+        sha256: digest of the content of each file of the artifact; see `content_digests`.
+        dtype: type of the base model's weights when the values were measured.
+        probability: strength (as text) → class of the rows → class of the words → mean probability.
+        rows: the rows as records of their objective, and `encodings` their feature values; empty if the direction has
+            no encoder.
+    """
+
+    sha256: dict[str, str]
+    dtype: str
+    probability: dict[str, dict[str, dict[str, float]]]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    encodings: list[float] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    def save(self, folder: Path) -> None:
+        """Write `gradiend_probes.jsonl`."""
+        head = {name: value for name, value in asdict(self).items() if name not in ("rows", "encodings")}
+        lines = [head, *map(dict, self.rows)]
+        for line, h in zip(lines[1:], self.encodings, strict=bool(self.encodings)):
+            line["h"] = h
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        (folder / PROBES_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Probes:
+        """Read and check `gradiend_probes.jsonl`.
+
+        Raises:
+            ArtifactNotFoundError: the direction was published without one.
+            ArtifactError: it is damaged, or not one of this library.
+        """
+        path = folder / PROBES_FILE
+        if not path.is_file():
+            raise ArtifactNotFoundError(
+                f"{folder} has no {PROBES_FILE}, so the direction has no self-test. Measure it yourself with "
+                "`gradiend-hub evaluate`."
+            )
+        try:
+            if path.stat().st_size > MOST_BYTES:
+                raise ValueError(f"it is larger than {MOST_BYTES} bytes")
+            head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            encodings = [line.pop("h") for line in lines if "h" in line]
+            probes = read_as(cls, {**head, "rows": lines, "encodings": encodings}, PROBES_FILE)
+            if len(lines) > MOST_ROWS or len(encodings) not in (0, len(lines)):
+                raise ValueError(f"it has {len(lines)} rows, {len(encodings)} of them with an encoding")
+            if probes.schema_version > SCHEMA_VERSION or probes.dtype not in TOLERANCES:
+                raise ValueError(f"schema {probes.schema_version} and dtype {probes.dtype!r} are unknown here")
+            probes._require_claims(require_classes(GradiendConfig.from_pretrained(str(folder)).feature_classes))
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ArtifactError(f"{path} is not a self-test of this library: {error}.") from error
+        return probes
+
+    def _require_claims(self, classes: tuple[str, str]) -> None:
+        """Raise `ValueError` unless there is something to compare for every class and strength."""
+        wanted = {strength: {name: {*classes} for name in classes} for strength in STRENGTHS}
+        found = {float(s): {of: {*words} for of, words in by.items()} for s, by in self.probability.items()}
+        if found != wanted or {row.get("factual_class") for row in self.rows} != {*classes}:
+            raise ValueError(f"expected rows of {' and '.join(classes)}, and probabilities at strengths {STRENGTHS}")
+        if ENCODER_FILE in self.sha256 and not self.encodings:
+            raise ValueError(f"expected an encoding of every row, because there is a {ENCODER_FILE}")
+
+
+def content_digests(folder: Path) -> dict[str, str]:
+    """sha256 of what each file says: names, types, shapes and bytes of tensors, and sorted JSON.
+
+    The same content written by another version of safetensors or PEFT, or with other white space, has the same digest. A
+    file that is too damaged to say anything has that of its bytes.
+    """
+    digests = {}
+    config = GradiendConfig.from_pretrained(str(folder)).to_dict()
+    digests[CONFIG_FILE] = _digest_json({name: v for name, v in config.items() if name not in _FREE_FIELDS})
+    for name in (WEIGHTS_FILE, ENCODER_FILE):
+        if (folder / name).is_file():
+            digests[name] = _digest_tensors(folder / name)
+    if (folder / REPORT_FILE).is_file():
+        digests[REPORT_FILE] = _digest_text((folder / REPORT_FILE).read_bytes())
+    return digests
+
+
+def _digest_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _digest_text(content: bytes) -> str:
+    try:
+        return _digest_json(json.loads(content))
+    except (ValueError, RecursionError):
+        return hashlib.sha256(content).hexdigest()
+
+
+def _digest_tensors(path: Path) -> str:
+    try:
+        return _digest_content(path)
+    except SafetensorError:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest_content(path: Path) -> str:
+    digest = hashlib.sha256()
+    with safe_open(str(path), framework="pt") as file:
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def renew_digests(folder: Path) -> None:
+    """After an artifact was loaded and saved again on purpose: the digests of what was saved."""
+    probes = Probes.load(folder)
+    digests = content_digests(folder)
+    encodings = probes.encodings if ENCODER_FILE in digests else []
+    Probes(digests, probes.dtype, probes.probability, probes.rows, encodings).save(folder)

@@ -1,0 +1,240 @@
+"""Base models: loaded by path or Hub id, described in an artifact, and recognised again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+
+from gradiend_hub.adapter import gradiend_layers
+from gradiend_hub.adapter.sites import SiteMap, refuse_offloaded, refuse_sharded, resolve_names
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.artifact.fingerprint import require_same_base
+from gradiend_hub.errors import BaseModelError, BaseModelMismatchError
+
+__all__ = [
+    "base_commit",
+    "base_name",
+    "check_base_model",
+    "described",
+    "load_base_model",
+    "load_recorded_base",
+    "load_whole",
+    "original_parameters",
+]
+
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+_AUTO_CLASSES = {"masked_lm": AutoModelForMaskedLM, "causal_lm": AutoModelForCausalLM}
+
+
+def load_base_model(
+    name_or_path: str | Path, *, objective: str | None = None, revision: str | None = None, **kwargs: Any
+) -> nn.Module:
+    """Load a base model with its language-modelling head.
+
+    Args:
+        name_or_path: folder or Hub id.
+        objective: "masked_lm" or "causal_lm"; default: what the checkpoint's architecture is.
+        revision: commit, branch or tag of a Hub id.
+        **kwargs: passed to `from_pretrained`. Without a `dtype`, a CPU computes in float32 (gradients in bf16 are slow
+            and coarse there) and an accelerator in the checkpoint's own type.
+
+    Raises:
+        BaseModelError: nothing there, no weights, or nothing with a language-modelling head.
+    """
+    name = str(Path(name_or_path).absolute()) if Path(name_or_path).is_dir() else str(name_or_path)
+    options = {k: kwargs[k] for k in ("token", "cache_dir", "local_files_only") if k in kwargs}
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", **options)
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"There is no base model at {name!r}: expected a folder with a config.json or the id of a model on the Hub. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    if objective is None:
+        architecture = (config.architectures or [""])[0]
+        objective = "masked_lm" if architecture.endswith(("ForMaskedLM", "ForPreTraining")) else "causal_lm"
+    kwargs.setdefault("dtype", torch.float32 if not torch.accelerator.is_available() else "auto")
+    try:
+        return load_whole(_AUTO_CLASSES[objective], name, revision=revision or "main", **kwargs)
+    except BaseModelError:
+        raise
+    except OSError as error:
+        raise BaseModelError(f"The base model {name!r} has no weights to load: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise BaseModelError(
+            f"{name!r} is a {config.model_type} checkpoint that {_AUTO_CLASSES[objective].__name__} cannot load, so it "
+            f"has no head for the objective {objective!r}. Choose another base or objective."
+        ) from error
+
+
+def load_whole(model_class: Any, name: str, **arguments: Any) -> nn.Module:
+    """`from_pretrained` of a transformers class that refuses what transformers accepts: a checkpoint with weights missing.
+
+    Raises:
+        BaseModelError: the checkpoint lacks parameters, e.g. the head, which would have random values.
+    """
+    model: nn.Module
+    model, loading = model_class.from_pretrained(name, **arguments, output_loading_info=True)
+    missing, tied = set(loading["missing_keys"]), defaultdict(set)
+    for parameter, tensor in model.named_parameters(remove_duplicate=False):
+        tied[tensor].add(parameter)  # under one of its names the checkpoint has it
+    if lost := sorted(min(names) for names in tied.values() if names <= missing):
+        some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        raise BaseModelError(
+            f"The base model {name!r} lacks {len(lost)} parameters of a {type(model).__name__}, which would be random: "
+            f"{some}. Expected a checkpoint with its language-modelling head; choose the one that it was saved without."
+        )
+    return model
+
+
+def base_name(model: nn.Module) -> str | None:
+    """Repository id or absolute path that a transformers model was loaded from; `None` if it has none.
+
+    A relative path would mean something else, or look like a repository id, when it is read in another directory.
+    """
+    name: str | None = getattr(model, "name_or_path", None) or None
+    return str(Path(name).absolute()) if name is not None and Path(name).is_dir() else name
+
+
+def base_commit(model: nn.Module) -> str | None:
+    """Commit of the Hub repository that a transformers model was loaded from; `None` for local ones.
+
+    transformers does not record it, so it is the commit of the main branch in the local cache.
+    """
+    name = base_name(model)
+    if name is None or Path(name).is_dir():
+        return None
+    try:
+        file = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
+def original_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The base model's parameters by name, without the edits that directions have made; no quantised weights."""
+    return _original_parameters(model, SiteMap(model))
+
+
+def _original_parameters(model: nn.Module, sites: SiteMap) -> dict[str, torch.Tensor]:
+    tensors = {name: value.detach() for name, value in sites.parameters.items() if name not in sites.quantized}
+    return tensors | {layer.site.name: layer.original() for layer in gradiend_layers(model) if layer.merged}
+
+
+def described(config: GradiendConfig, direction: Direction, model: nn.Module) -> GradiendConfig:
+    """The configuration with the direction's tensors, and with the base model's identity where it has none yet."""
+    import transformers
+
+    mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+    known = config.base_model_name_or_path is not None
+    fields: dict[str, Any] = {
+        "parameters": direction.spec(),
+        "has_bias": direction.has_bias,
+        "base_model_name_or_path": config.base_model_name_or_path if known else base_name(model),
+        "revision": config.revision if known else base_commit(model),
+        "auto_mapping": config.auto_mapping or mapping,
+        "gradiend_version": config.gradiend_version or version("gradiend_hub"),
+        "transformers_version": config.transformers_version or transformers.__version__,
+        "inference_mode": True,
+    }
+    result = replace(config, **fields)
+    result._source = config._source
+    return result
+
+
+def load_recorded_base(config: GradiendConfig, base: str | Path | None, **arguments: Any) -> nn.Module:
+    """Load a base model with the transformers class that the direction names; no code comes from a configuration.
+
+    Args:
+        config: Configuration of the direction.
+        base: Path or repository id; `None` for the one that the direction names, at the recorded commit.
+        **arguments: Passed to `from_pretrained` of the class. Without a `dtype`, a CPU computes in float32 and an
+            accelerator in the checkpoint's own type.
+
+    Raises:
+        BaseModelError: If the direction names no base model, or a class that transformers does not have, or the model
+            cannot be loaded.
+        BaseModelMismatchError: If `base` has another architecture than that class; nothing but its configuration was
+            read then.
+    """
+    import transformers
+
+    path = str(base) if base is not None else config.base_model_name_or_path
+    if not path:
+        raise BaseModelError("The direction names no base model; pass `base_model`.")
+    name = (config.auto_mapping or {}).get("base_model_class", "")
+    model_class = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        raise BaseModelError(
+            f"The direction names the model class {name[:80]!r}, which transformers does not have. Load the base model "
+            "yourself and pass it as `base_model`."
+        )
+    if config.revision is not None and path == config.base_model_name_or_path:
+        arguments.setdefault("revision", config.revision)
+    if "torch_dtype" in arguments:  # the former name, which transformers still takes
+        arguments.setdefault("dtype", arguments.pop("torch_dtype"))
+    arguments.setdefault("dtype", "auto" if torch.accelerator.is_available() else torch.float32)
+    try:
+        _check_architecture(path, model_class, arguments)
+        return load_whole(model_class, path, **arguments)
+    except BaseModelError:
+        raise
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"The base model {path} could not be loaded: {error} If it is elsewhere, pass it as `base_model`."
+        ) from error
+
+
+def _check_architecture(path: str, model_class: type[PreTrainedModel], arguments: dict[str, Any]) -> None:
+    """Compare model types: transformers would build a model with random weights in place of the missing ones."""
+    options = {name: value for name, value in arguments.items() if name in HUB_OPTIONS}
+    fields, config_class = PreTrainedConfig.get_config_dict(path, **options)[0], model_class.config_class
+    found, wanted = fields.get("model_type"), getattr(config_class, "model_type", "")
+    parts = [part.get("model_type") for part in fields.values() if isinstance(part, dict)]
+    is_part = wanted in parts or (getattr(config_class, "base_config_key", "") or None) in fields
+    if found and wanted and found != wanted and not is_part:
+        raise BaseModelMismatchError(
+            f"The direction was learned on a {wanted} model ({model_class.__name__}), but {path} is a {str(found)[:80]} "
+            "model. Load the base model that the direction names."
+        )
+
+
+def check_base_model(
+    model: nn.Module, direction: Direction, *, sites: SiteMap | None = None, allow_related: bool = False
+) -> dict[str, str]:
+    """Map the direction's parameter names to the model's, and compare its fingerprint with the model's values.
+
+    Args:
+        model: The model.
+        direction: The direction.
+        sites: The model's `SiteMap`, if it is at hand.
+        allow_related: Accept a fine-tuned relative of the base model, with a warning.
+
+    Returns:
+        Name in the direction → name in the model.
+
+    Raises:
+        BaseModelMismatchError: If a parameter is missing, or the values are those of another model; of a fine-tuned
+            relative only without `allow_related`.
+        EditError: If the model is sharded.
+    """
+    refuse_sharded(model)
+    sites = SiteMap(model) if sites is None else sites
+    names = resolve_names(model, direction.parameters, sites.parameters)
+    parameters = _original_parameters(model, sites)
+    refuse_offloaded({name: parameters[name] for name in names.values() if name in parameters})
+    if direction.fingerprint is None:
+        return names
+    fingerprint = direction.fingerprint.renamed(names)
+    require_same_base(fingerprint, parameters, type(model).__name__, allow_related=allow_related)
+    return names

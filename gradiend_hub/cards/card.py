@@ -1,0 +1,291 @@
+"""Model cards: of a direction, from its config and report and nothing else, and of a model that was rewritten by one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from gradiend_hub.adapter.receipt import EditReceipt
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.files import ASSETS_FOLDER, CARD_FILE, HTML_FILE, HUB_TAGS, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.errors import ArtifactError
+from gradiend_hub.evaluation import Report, SplitReport
+from gradiend_hub.evaluation.measure import compared_strengths
+from gradiend_hub.hub.names import hub_id, shown_name
+from gradiend_hub.plots import FIGURES
+from gradiend_hub.plots.style import shown_split
+
+from .caveats import caveats, control_range
+from .markdown import NOT_MEASURED, cell, fenced, number, percent, signed, with_interval
+from .usage import plain_usage
+
+__all__ = ["hub_id", "render_card", "render_rewritten_card", "write_card", "write_rewritten_card"]
+
+_MARKER = "<!-- gradiend-hub card {} -->"
+_MARKED = re.compile(r"<!-- gradiend-hub card (\w*) -->")
+
+BENCHMARKS = ("StereoSet", "CrowS-Pairs", "WinoBias", "WinoGender", "SEAT")
+"""Benchmarks that the card names even where nobody has run them."""
+
+
+def write_card(folder: str | Path) -> Path:
+    """Write `README.md` into the folder of a saved direction; a card that a person wrote or edited is left alone.
+
+    Raises:
+        ArtifactError: the template cannot be filled with what the folder holds.
+    """
+    return _write(Path(folder), render_card(folder))
+
+
+def write_rewritten_card(
+    folder: str | Path,
+    config: GradiendConfig,
+    *,
+    direction: str,
+    strength: float,
+    receipt: EditReceipt,
+    dtype: str,
+    report: Report | None = None,
+) -> Path:
+    """Write `README.md` beside a merged model; a card that a person wrote or edited is left alone.
+
+    Args:
+        folder: where the merged model was saved.
+        config: of the direction that was merged.
+        direction: its repository id, or a local path, of which only the last part is shown.
+        strength: at which it was merged.
+        receipt: what that changed in the weights (`GradiendModel.receipt` before the merge).
+        dtype: of the written weights, e.g. "float32".
+        report: what was measured of the direction, if there is a report.
+
+    Raises:
+        ArtifactError: the template cannot be filled.
+    """
+    card = render_rewritten_card(
+        config, direction=direction, strength=strength, receipt=receipt, dtype=dtype, report=report
+    )
+    return _write(Path(folder), card)
+
+
+def _write(folder: Path, card: ModelCard) -> Path:
+    path = folder / CARD_FILE
+    if not path.is_file() or _is_untouched(path.read_text(encoding="utf-8")):
+        card.save(path)
+    return path
+
+
+def card_state(folder: Path) -> str:
+    """Whether the card of a direction is as it was generated."""
+    if not (folder / CARD_FILE).is_file():
+        return "none"
+    text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
+    return "as generated" if _is_untouched(text) else "written or edited by hand"
+
+
+def _is_untouched(text: str) -> bool:
+    """Whether a card has our mark, and the mark the digest of the card."""
+    mark = _MARKED.search(text)
+    return mark is not None and mark[1] == _digest(text)
+
+
+def _digest(text: str) -> str:
+    """Of everything but the mark and white space, which editors and git change on their own."""
+    return hashlib.sha256("".join(_MARKED.sub("", text).split()).encode()).hexdigest()[:16]
+
+
+def render_card(folder: str | Path) -> ModelCard:
+    """The card of a saved direction, from `adapter_config.json`, (if there) `gradiend_report.json`, and the figures beside.
+
+    Raises:
+        ArtifactError: the template cannot be filled with what the folder holds.
+    """
+    folder = Path(folder)
+    config = GradiendConfig.from_pretrained(str(folder))
+    report, compared = Report.load(folder) if (folder / REPORT_FILE).is_file() else None, compared_strengths(config)
+    name, split = shown_split(report) if report and report.splits else (None, None)
+    return _fill(
+        "direction.md.jinja",
+        _metadata(config, report),
+        config=config,
+        report=report,
+        split_name=name,
+        split=split,
+        usage=plain_usage(config, split) | ((report.usage or {}) if report else {}),
+        caveats=caveats(report, name, split) if report and name and split else [],
+        side_effects=_side_effects(report, split, compared) if report and split else [],
+        completions=_completions(split, compared) if split else [],
+        training=_training(report) if report else [],
+        figures=[n for n in FIGURES if (folder / ASSETS_FOLDER / f"{n}.png").is_file()],
+        interactive=(folder / HTML_FILE).is_file(),
+        size=(folder / WEIGHTS_FILE).stat().st_size,
+        assets=ASSETS_FOLDER,
+        control_range=control_range,
+        headings=[_heading(strength, config) for strength in compared],
+        **_names(config),
+    )
+
+
+def render_rewritten_card(
+    config: GradiendConfig, *, direction: str, strength: float, receipt: EditReceipt, dtype: str, report: Report | None
+) -> ModelCard:
+    """The card of a merged model; arguments as of `write_rewritten_card`."""
+    name, split = shown_split(report) if report and report.splits else (None, None)
+    points = [p for p in split.curve if p.strength in (0.0, strength)] if split else []
+    base = hub_id(config.base_model_name_or_path)
+    extra: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
+    return _fill(
+        "rewritten.md.jinja",
+        ModelCardData(library_name="transformers", base_model=base, tags=[*HUB_TAGS], **extra),
+        config=config,
+        direction=Path(direction).name or direction,
+        direction_id=hub_id(direction),
+        strength=strength,
+        receipt=receipt,
+        dtype=dtype,
+        split_name=name,
+        split=split,
+        points=points if any(p.strength == strength for p in points) else [],
+        **_names(config),
+    )
+
+
+def _names(config: GradiendConfig) -> dict[str, Any]:
+    """What both cards call the classes and the base model."""
+    first, second = config.feature_classes or ("first", "second")
+    base_id = hub_id(config.base_model_name_or_path)
+    return {
+        "first": first, "second": second, "base_id": base_id,
+        "base": shown_name(config.base_model_name_or_path),
+    }  # fmt: skip
+
+
+def _fill(template: str, metadata: ModelCardData, **values: Any) -> ModelCard:
+    try:
+        filled = _templates().get_template(template).render(
+            card_data=metadata.to_yaml(), marker=_MARKER.format(""), **values
+        )  # fmt: skip
+    except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"The card could not be rendered from the template {template}: {error!r}. Nothing was uploaded; the other "
+            "files of the artifact are on disk."
+        ) from error
+    return ModelCard(filled.replace(_MARKER.format(""), _MARKER.format(_digest(filled))))
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template_source), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    for function in (cell, fenced, number, percent, signed, with_interval):
+        environment.filters[function.__name__] = function
+    environment.globals["not_measured"] = NOT_MEASURED
+    return environment
+
+
+def _template_source(name: str) -> str:
+    return files("gradiend_hub.model_cards").joinpath(name).read_text("utf-8")
+
+
+def _metadata(config: GradiendConfig, report: Report | None) -> ModelCardData:
+    """The YAML head. Only measured values get into `model-index`."""
+    base_id = hub_id(config.base_model_name_or_path)
+    results = [
+        result for name, split in (report.splits if report else {}).items() for result in _results(config, name, split)
+    ]
+    extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_id else {}
+    known = report.data if report else {}
+    return ModelCardData(
+        library_name="peft",
+        base_model=base_id,
+        datasets=known.get("datasets"),
+        language=known.get("language"),
+        license=known.get("license"),
+        tags=[*HUB_TAGS, "peft"],
+        model_name="-".join(config.feature_classes or ["direction"]) if results else None,
+        eval_results=results or None,
+        **extra,
+    )
+
+
+def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[EvalResult]:
+    encoder = split.encoder
+    measured = [
+        ("feature-extraction", "pearsonr", "Encoder correlation", encoder.correlation if encoder else None),
+        ("feature-extraction", "accuracy", "Encoder accuracy", encoder.accuracy if encoder else None),
+    ]
+    for point in split.curve:
+        if abs(point.strength) == 1 or (point.strength == config.strength != 0):
+            at = f"at strength {point.strength:+g}"
+            task = "fill-mask" if config.objective == "masked_lm" else "text-generation"
+            measured.append((task, "probability", f"Probability of the wanted class {at}", point.effect))
+            measured.append((task, "lm_score", f"LM score relative to the base model {at}", point.lm_score))
+    classes = " / ".join(config.feature_classes or [])
+    return [
+        EvalResult(
+            task_type=task, dataset_type="feature-rows", dataset_name=f"{classes} rows", dataset_split=name,
+            metric_type=metric, metric_name=label, metric_value=round(value, 4),
+        )
+        for task, metric, label, value in measured
+        if value is not None
+    ]  # fmt: skip
+
+
+def _heading(strength: float, config: GradiendConfig) -> str:
+    """What a column of a table that compares before and after is called."""
+    name = f"{strength:+g}".replace("-", "−") if strength else "0 (base model)"
+    return f"{name} (recommended)" if strength == config.strength not in (0, 1) else name
+
+
+def _completions(split: SplitReport, compared: Sequence[float]) -> list[tuple[str, list[str]]]:
+    """Text, and what the model writes there at each compared strength."""
+    found = []
+    for completion in split.completions:
+        at = {float(strength): text for strength, text in completion.by_strength.items()}
+        written = [at.get(strength) for strength in compared]
+        texts = [NOT_MEASURED if w is None else w if isinstance(w, str) else _guesses(w) for w in written]
+        found.append((completion.text, texts))
+    return found
+
+
+def _guesses(words: list[list[str | float]]) -> str:
+    quoted = ((word if re.search(r"\w", str(word)) else f'"{word}"', float(chance)) for word, chance in words)
+    return ", ".join(f"{word} {chance:.2f}" for word, chance in quoted)
+
+
+def _side_effects(report: Report, split: SplitReport, compared: Sequence[float]) -> list[tuple[str, list[str]]]:
+    """Name of a figure, and its value at each compared strength."""
+    found = {p.strength: p for p in split.curve}
+    points = [found.get(strength) for strength in compared]
+    rows = [
+        ("KL from the base model, nats per token", [number(p.kl if p else None, 4) for p in points]),
+        (
+            "NLL of neutral text, nats per token",
+            [with_interval(p.nll, p.intervals.get("nll"), 4) if p else NOT_MEASURED for p in points],
+        ),
+        ("tokens of neutral text ranked first", [percent(p.accuracy if p else None) for p in points]),
+    ]
+    for name in dict.fromkeys(result.name for result in report.side_effects):
+        runs = {result.strength: result for result in report.side_effects if result.name == name}
+        for score in dict.fromkeys(score for run in runs.values() for score in run.scores):
+            results = [runs.get(strength) for strength in compared]
+            cells = [with_interval(r.scores.get(score), r.intervals.get(score)) if r else NOT_MEASURED for r in results]
+            rows.append((f"{name}: {score}", cells))
+    run_names = {name.casefold() for r in report.side_effects for name in r.name.split()[0].split("/")}  # "WEAT/SEAT"
+    rows += [(name, [NOT_MEASURED] * len(compared)) for name in BENCHMARKS if name.casefold() not in run_names]
+    return [*rows, ("other features of the language model", [NOT_MEASURED] * len(compared))]
+
+
+def _training(report: Report) -> list[tuple[str, Any, bool]]:
+    """Name, value and whether it is the default, of each argument that was set; those that differ come first."""
+    listed = [(n, value, n in report.default_arguments) for n, value in report.training.items() if value is not None]
+    return sorted(listed, key=lambda item: item[2])

@@ -1,0 +1,80 @@
+"""Feature values of rows: what the encoder reads from the base model's gradients, without ever forming one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.data import read_rows, require_classes
+from gradiend_hub.errors import ArtifactError
+from gradiend_hub.gradients import directional_derivatives
+from gradiend_hub.objectives import Example, Objective, tokenize_rows
+
+__all__ = ["encode_rows", "encoder_tensors", "preactivations"]
+
+
+def preactivations(
+    model: nn.Module,
+    objective: Objective,
+    examples: Sequence[Example],
+    encoder: Mapping[str, Tensor],
+    bias: float,
+    *,
+    source: str,
+    batch_size: int = 64,
+) -> Tensor:
+    """z_i = ⟨w_e, s_i⟩ + b_e of every example: [N], fp32; tanh(z) is its feature value. No gradient is ever formed.
+
+    Args:
+        model: the base model, unedited.
+        encoder: w_e by parameter name, in the parameters' shapes.
+        source: which gradient s_i is, as in `GradiendConfig`.
+    """
+
+    def derivatives(which: str) -> Tensor:
+        samples = [e.factual if which == "factual" else e.alternative for e in examples]
+        return directional_derivatives(model, objective, samples, encoder, batch_size=batch_size)
+
+    return bias + (derivatives("factual") - derivatives("alternative") if source == "diff" else derivatives(source))
+
+
+def encoder_tensors(direction: Direction) -> tuple[dict[str, Tensor], float]:
+    """Encoder vectors of a direction in the parameters' shapes, and the encoder bias.
+
+    Raises:
+        ArtifactError: the direction was published without its encoder.
+    """
+    if not direction.has_encoder:
+        raise ArtifactError("This direction has no encoder (gradiend_encoder.safetensors), so it cannot encode.")
+    parts = direction.parameters.items()
+    return {n: p.dense(p.encoder) for n, p in parts if p.encoder is not None}, direction.encoder_bias
+
+
+def encode_rows(
+    model: nn.Module,
+    objective: Objective,
+    direction: Direction,
+    config: GradiendConfig,
+    rows: Iterable[dict[str, Any]],
+    *,
+    batch_size: int = 64,
+) -> Tensor:
+    """Feature values h in (−1, 1) of rows, read from the base model's gradients: [N], fp32.
+
+    Args:
+        model: the base model, unedited.
+
+    Raises:
+        ArtifactError: the direction was published without its encoder.
+        DataError: a row is unusable.
+    """
+    checked = read_rows(rows, require_classes(config.feature_classes), what="rows", need_both=False)
+    examples = tokenize_rows(objective, checked, what="rows")
+    encoder, bias = encoder_tensors(direction)
+    z = preactivations(model, objective, examples, encoder, bias, source=config.source, batch_size=batch_size)
+    return torch.tanh(z)

@@ -1,0 +1,136 @@
+"""The self-test of an artifact, measured again: `verify` needs the artifact and the base model, and no other data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gradiend_hub.artifact.fingerprint import BaseModelRelation
+from gradiend_hub.artifact.probes import STRENGTHS, TOLERANCES, Probes, content_digests
+from gradiend_hub.base_model import original_parameters
+from gradiend_hub.data import Row, read_rows, require_classes
+from gradiend_hub.errors import ArtifactError, DataError
+from gradiend_hub.model import GradiendModel
+from gradiend_hub.objectives import Objective, make_objective
+
+from .probe import StrengthProbe
+
+__all__ = ["Check", "Verification", "verify", "write_probes"]
+
+ROWS_PER_CLASS = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verification: what was claimed, what was found, and whether that is the same."""
+
+    name: str
+    claimed: str
+    found: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        checks: one line per file, for the base model, and for each value.
+        tolerance: largest difference of a value that passes.
+    """
+
+    checks: list[Check]
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+
+def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], objective: Objective) -> None:
+    """Measure a few rows and write `gradiend_probes.jsonl` into the folder of the saved direction.
+
+    Args:
+        folder: where `save_pretrained` has written, and the report if there is one; their digests are taken here.
+        model: the base model with the direction.
+        rows: candidates; the first few of each class are taken, the shortest texts first.
+        objective: of the base model.
+    """
+    classes = {row.factual_class for row in rows}
+    chosen = [
+        row
+        for name in sorted(classes)
+        for row in sorted((r for r in rows if r.factual_class == name), key=lambda r: len(r.masked))[:ROWS_PER_CLASS]
+    ]
+    encodings, probability = _measure(model, chosen, objective)
+    Probes(content_digests(Path(folder)), _dtype(model), probability, [asdict(row) for row in chosen], encodings).save(
+        Path(folder)
+    )
+
+
+def _measure(
+    model: GradiendModel, rows: Sequence[Row], objective: Objective
+) -> tuple[list[float], dict[str, dict[str, dict[str, float]]]]:
+    encodings = model.encode([asdict(row) for row in rows]).tolist() if model.direction.has_encoder else []
+    probe = StrengthProbe(model, objective, rows)
+    return encodings, {str(strength): probe.measure(strength).probability for strength in STRENGTHS}
+
+
+def _dtype(model: GradiendModel) -> str:
+    """The coarsest type of the base model's weights in which the direction works."""
+    names = {str(p.dtype).removeprefix("torch.") for p in model.get_base_model().parameters()}
+    return max(names & TOLERANCES.keys(), key=lambda name: TOLERANCES[name], default="float32")
+
+
+def verify(model: GradiendModel, folder: str | Path) -> Verification:
+    """Measure the self-test of an artifact again, and compare the digests of its files.
+
+    Raises:
+        ArtifactNotFoundError: the artifact has no self-test.
+        ArtifactError: the self-test is damaged.
+    """
+    folder = Path(folder)
+    probes = Probes.load(folder)
+    found_digests = content_digests(folder)
+    checks = [
+        Check(name, probes.sha256.get(name, "none")[:16], found_digests.get(name, "none")[:16],
+              probes.sha256.get(name) == found_digests.get(name))
+        for name in sorted(probes.sha256.keys() | found_digests.keys())
+    ]  # fmt: skip
+    if (fingerprint := model.direction.fingerprint) is not None:
+        relation = fingerprint.compare(original_parameters(model.get_base_model())).relation
+        same = relation in (BaseModelRelation.SAME, BaseModelRelation.ROUNDED)
+        checks.append(Check("base model", "same", relation.value, same))
+
+    base, dtype = model.get_base_model(), _dtype(model)
+    # never what the self-test asks for; that the decoder is stored in the type of the config was checked in loading it
+    tolerance = max(TOLERANCES[dtype], TOLERANCES[model.active_peft_config.dtype])
+    if probes.dtype != dtype:
+        finer = TOLERANCES[probes.dtype] <= TOLERANCES[dtype]
+        checks.append(Check("weights (see --dtype)", probes.dtype, dtype, finer))
+    objective = make_objective(base, model.tokenizer, name=model.active_peft_config.objective)
+    classes = require_classes(model.active_peft_config.feature_classes)
+    try:
+        rows = read_rows(probes.rows, classes, what="the self-test")
+    except DataError as error:
+        raise ArtifactError(f"The self-test in {folder} is unusable. {error}") from error
+    encodings, probability = _measure(model, rows, objective)
+    encodings = encodings or [math.nan] * len(rows)
+    for row, claimed, found in zip(rows, probes.encodings, encodings, strict=bool(probes.encodings)):
+        name = f"h: {row.masked.replace('[MASK]', f'[{row.factual}]')}"
+        checks.append(_compare(name, claimed, found, tolerance))
+    for strength, by_class in probes.probability.items():
+        for of, wanted in by_class.items():
+            for name, value in wanted.items():
+                found = probability[str(float(strength))].get(of, {}).get(name, math.nan)
+                dose = f"{float(strength):+g}" if float(strength) else "0"
+                checks.append(_compare(f"P({name}) on {of} rows at {dose}", value, found, tolerance))
+    return Verification(checks, tolerance)
+
+
+def _compare(name: str, claimed: float, found: float, tolerance: float) -> Check:
+    shown = "none" if math.isnan(found) else f"{found:+.4f}"
+    return Check(name, f"{claimed:+.4f}", shown, abs(claimed - found) <= tolerance)

@@ -1,0 +1,149 @@
+"""`GradiendTrainingArguments`: `transformers.TrainingArguments` with defaults that need no search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from gradiend_hub.artifact.config import is_number
+from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation import Goal
+from gradiend_hub.gradients import MEASURES, STORE_DTYPES
+from gradiend_hub.solvers import SOLVERS
+
+from .decoders import DECODERS
+
+_BY_COORDINATE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+"""Optimizers that move a coordinate whatever the others do, so that processes can share the coordinates."""
+
+_CHOICES = {
+    "solver": tuple(SOLVERS), "decoder": DECODERS, "goal": get_args(Goal), "importance": MEASURES,
+    "gradient_store_dtype": STORE_DTYPES,
+}  # fmt: skip
+
+_COUNTS = {
+    "num_runs": 1, "identity_rows": 0, "importance_rows": 2, "controls": 0, "max_length": 1,
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
+}  # fmt: skip
+"""Whole numbers, and the least that each may be."""
+
+
+@dataclass
+class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
+    """Everything `TrainingArguments` offers, plus what is particular to directions.
+
+    Defaults that differ from transformers': `learning_rate` 0.1 (in the solver's normalised units, see
+    `gradiend_hub.solvers.autoencoder`), `per_device_train_batch_size` 16 rows per gradient, one epoch, no clipping,
+    evaluation batches of 64, `hub_strategy` "end", `report_to` "none". With "codecarbon" in
+    `report_to`, report and card say how much energy the training took.
+
+    Early stopping and `load_best_model_at_end` go by `metric_for_best_model` "correlation", that of the validation rows.
+
+    Args:
+        solver: "autoencoder" (the papers'), "closed_form" (class means; one pass, no learning rate, no seed) or "ridge"
+            (regression in the span of the gradients; the same); see `gradiend_hub.solvers`.
+        num_runs: runs of the autoencoder with the seeds `seed`, `seed + 1`, … on one stream of gradients. The best one by
+            validation correlation is kept.
+        learning_rates: train each of those runs at each of these rates, instead of at `learning_rate`.
+        identity_rows: slots at other tokens of the training texts, filled with their own token, that are learned with
+            label 0 and target 0. They teach ridge and the autoencoder to be silent on them; a third of all batches then.
+        importance: how coordinates are chosen when `GradiendConfig.density` is below 1: "mean" keeps most of the edit's
+            effect, "snr" separates the classes better; see `gradiend_hub.gradients.importance`.
+        importance_rows: training rows that the choice is made from.
+        gradient_store: folder in which the gradients of all batches are kept, so that later epochs, and later runs with
+            another seed of the solver, learning rate or solver, need no base model. The batches are the same ones in every
+            epoch then. It is refused for any other base, data, scope or batches. One process only.
+        gradient_store_dtype: "float32", or "bfloat16" or "float16" at half the size.
+        decoder: "solver" (its own), "mean" (least squares of the class means), or "fisher": the latter divided by the
+            damped Fisher information of neutral text, for the same effect at less damage. It needs
+            `GradiendTrainer(neutral_train_dataset=…)`; its damping is chosen on the validation rows.
+        final_density: share of the coordinates that the finished direction keeps, by their share in the decoder's effect.
+        goal: "strengthen": strength 1 is the recommended dose. "debias": recommended is the strength at which both classes
+            are equally likely.
+        controls: random directions that each evaluation compares with.
+        max_length: longest input in tokens; default: what model and tokenizer allow.
+        lm_score_floor: lowest language-modelling score, relative to the base model's, that the recommended strength may
+            cost.
+        overwrite_output_dir: train into an output directory that is not empty.
+    """
+
+    learning_rate: float = field(default=0.1, metadata={"help": "Step size in the solver's normalised units."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the larger class transition."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per gradient."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows per forward pass of an evaluation."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are normalised, so nothing is clipped."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two logs."})
+    # HfArgumentParser wants None first
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "Logging integrations."})  # noqa: RUF036
+    hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "When to push; only 'end' is supported."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    metric_for_best_model: str | None = field(default="correlation", metadata={"help": "What makes a model the best."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether that metric is to be high."})
+    solver: str = field(default="autoencoder", metadata={"help": "autoencoder, closed_form or ridge."})
+    num_runs: int = field(default=1, metadata={"help": "Seeds that share one stream of gradients."})
+    learning_rates: list[float] | None = field(default=None, metadata={"help": "Rates that share it, too."})
+    identity_rows: int = field(default=0, metadata={"help": "Slots of other tokens, with label 0."})
+    importance: str = field(default="mean", metadata={"help": "How a density below 1 chooses: mean or snr."})
+    importance_rows: int = field(default=128, metadata={"help": "Training rows that the choice is made from."})
+    gradient_store: str | None = field(default=None, metadata={"help": "Folder that keeps the gradients."})
+    gradient_store_dtype: str = field(default="float32", metadata={"help": "Type in which they are kept."})
+    decoder: str = field(default="solver", metadata={"help": "solver, mean or fisher."})
+    final_density: float = field(default=1.0, metadata={"help": "Share of the coordinates that is kept in the end."})
+    goal: Goal = field(default="strengthen", metadata={"help": "strengthen or debias."})
+    controls: int = field(default=3, metadata={"help": "Random directions to compare with."})
+    max_length: int | None = field(default=None, metadata={"help": "Longest input in tokens."})
+    lm_score_floor: float = field(default=0.99, metadata={"help": "Lowest relative LM score of the recommended dose."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Use an output directory that is not empty."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hub_strategy != HubStrategy.END:
+            raise ConfigError(
+                f"hub_strategy={HubStrategy(self.hub_strategy).value!r}: a direction is published whole and measured, so "
+                "only 'end' is supported. Checkpoints stay in output_dir."
+            )
+        if self.gradient_accumulation_steps != 1:
+            raise ConfigError("gradient_accumulation_steps: a direction needs none; raise per_device_train_batch_size.")
+        for name, least in _COUNTS.items():
+            found = getattr(self, name)
+            if found is not None and not (isinstance(found, int) and not isinstance(found, bool) and found >= least):
+                raise ConfigError(f"{name} must be a whole number of at least {least}, found {found!r}.")
+        rates = [self.learning_rate] if self.learning_rates is None else self.learning_rates
+        if not (isinstance(rates, list) and rates and all(is_number(rate) and rate > 0 for rate in rates)):
+            raise ConfigError(f"learning_rates must be a list of positive numbers, found {self.learning_rates!r}.")
+        if not (is_number(self.learning_rate) and self.learning_rate > 0):
+            raise ConfigError(f"learning_rate must be a positive number, found {self.learning_rate!r}.")
+        for name in ("bf16", "fp16", "torch_compile"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{name}: the solver works in float32. Load the base model as you want it instead, e.g. "
+                    "AutoModelForMaskedLM.from_pretrained(…, dtype=torch.bfloat16), and give that to the trainer."
+                )
+        for name, allowed in _CHOICES.items():
+            if (found := getattr(self, name)) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, found {found!r}.")
+        if not 0 < self.final_density <= 1:
+            raise ConfigError(f"final_density must lie in (0, 1], found {self.final_density}.")
+        if self.gradient_store and self.world_size > 1:
+            raise ConfigError(f"gradient_store works in one process, and this is one of {self.world_size}.")
+        if self.world_size > 1 and (self.max_grad_norm > 0 or self.optim not in _BY_COORDINATE):
+            raise ConfigError(
+                f"max_grad_norm={self.max_grad_norm} and optim={self.optim!s}: each of the {self.world_size} processes "
+                f"holds some coordinates, so max_grad_norm must be 0 and optim one of {', '.join(_BY_COORDINATE)}."
+            )
+        if not 0 < self.lm_score_floor < 1:
+            raise ConfigError(f"lm_score_floor must lie between 0 and 1, found {self.lm_score_floor}.")
+
+    @property
+    def runs(self) -> list[tuple[int, float]]:
+        """Seed and learning rate of each run."""
+        rates = self.learning_rates or [self.learning_rate]
+        return [(self.seed + i, rate) for rate in rates for i in range(self.num_runs)]
+
+    @property
+    def row_seed(self) -> int:
+        """Seed of the order of rows: `data_seed`, or `seed` if there is none."""
+        return int(self.seed if self.data_seed is None else self.data_seed)

@@ -1,0 +1,85 @@
+"""What becomes of a solution's decoder after training: class means, a kinder decoder, fewer coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gradiend_hub.artifact.storage import index_dtype
+from gradiend_hub.gradients import Scope
+from gradiend_hub.gradients.importance import top_k
+from gradiend_hub.solvers import DAMPINGS, UNMEASURED, ClassMeans, Solution, effect_shares, kinder
+from gradiend_hub.solvers.closed_form import LEVEL
+
+__all__ = ["DECODERS", "kindest", "pruned", "with_mean_decoder"]
+
+DECODERS = ("solver", "mean", "fisher")
+
+Kept = tuple[Solution, Scope]
+
+
+def with_mean_decoder(solution: Solution, target_means: ClassMeans) -> Solution:
+    """The solution with the decoder that predicts each class's mean target from its typical feature value, ±0.9."""
+    levels = torch.tensor([LEVEL, -LEVEL, 0.0], dtype=torch.float64, device=solution.encoder.device)
+    decoder, bias = target_means.fit(levels)
+    return replace(solution, decoder=decoder, decoder_bias=bias)
+
+
+def pruned(solution: Solution, scope: Scope, shares: Tensor, density: float) -> Kept:
+    """The coordinates with the largest shares, `max(1, round(density · n))` of them, and the solution on these alone.
+
+    Args:
+        scope: of the solution's vectors.
+        shares: what each coordinate is worth, [n], ≥ 0.
+    """
+    if density == 1:
+        return solution, scope
+    chosen = top_k(scope.split(shares), max(1, round(density * scope.size)))
+    starts = {name: where.start for name, where in scope.slices().items()}
+    flat = torch.cat([starts[name] + positions for name, positions in chosen.items()])
+    for name, kept in scope.kept.items():
+        chosen[name] = kept.to(chosen[name].device)[chosen[name]]
+    sizes = {name: parameter.numel() for name, parameter in scope.parameters.items()}
+    indices = {name: positions.to("cpu", index_dtype(sizes[name])) for name, positions in chosen.items()}
+    vectors = {part: getattr(solution, part)[flat] for part in ("encoder", "decoder", "decoder_bias")}
+    return replace(solution, **vectors), scope.keep(indices)
+
+
+def kindest(
+    solution: Solution,
+    scope: Scope,
+    fisher: Tensor,
+    *,
+    density: float = 1.0,
+    effect: Callable[[Solution, Scope], float] | None = None,
+) -> tuple[Kept, dict[float, float]]:
+    """The solution divided by the damped Fisher information, with the damping of the most effect at an allowed damage.
+
+    Coordinates are left out before dampings are compared, for each damping by its own ranking: what is best for all
+    coordinates is not for the few that stay, which move further and want more damping. (On the bundled masked model at 1 %
+    of the coordinates, effects at 1 % damage are .63, .63 and .68 at 0.1, 1 and 10; at all, .72, .72 and less.) Dampings are
+    tried from the largest, and as long as a smaller one is better.
+
+    Args:
+        fisher: F at the scope's coordinates, [n].
+        density: share of the coordinates to keep, by w_d²/(F + damping).
+        effect: measures a candidate on validation rows; without it, `UNMEASURED` is the damping.
+
+    Returns:
+        The chosen solution with its scope, and the effect by damping of those that were tried.
+    """
+
+    def candidate(damping: float) -> Kept:
+        return pruned(kinder(solution, fisher, damping), scope, effect_shares(solution, fisher, damping), density)
+
+    if effect is None:
+        return candidate(UNMEASURED), {}
+    measured: dict[float, float] = {}
+    for damping in DAMPINGS:
+        measured[damping] = effect(*candidate(damping))
+        if measured[damping] < max(measured.values()):
+            break
+    return candidate(max(measured, key=lambda damping: (measured[damping], damping))), measured
