@@ -56,7 +56,7 @@ def main() -> None:
     print("test split      P(male words) − P(female words)  LM score")
     for strength in sorted({-1.0, 0.0, 1.0, even}):
         point = probe.measure(strength)
-        print(f"strength {strength:+5.2f} {preference(point):+32.3f}  {point.lm_score:8.3f}")
+        print(f"strength {strength:+5.2f} {preference(point):+32.3f}  {point.quality:8.3f}")
 
 
 def preference(point: StrengthPoint) -> float:

@@ -20,7 +20,7 @@ from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import Row, read_rows
 from gradiend_hub.errors import ArtifactError, ConfigError, EditError
 from gradiend_hub.hub.publish import publish_folder
-from gradiend_hub.objectives import Slots
+from gradiend_hub.objectives import Batch
 
 from .console import Interrupted, Story
 from .fillings import class_styles, guesses, guesses_tables
@@ -163,7 +163,7 @@ def _measure(trainer: GradiendTrainer, material: _Material, story: Story) -> Non
         tried = len(trainer.report.splits["eval"].search)
         step.outcome = (
             f"{tried} doses tried on the validation split; strength 1 is the one that rewrites best while the language "
-            f"model keeps {trainer.args.lm_score_floor:.0%} of its score"
+            f"model keeps {trainer.args.quality_floor:.0%} of its score"
         )
     with story.step("Test") as step:
         trainer.evaluate(material.rows["test"], metric_key_prefix="test", neutral_dataset=material.neutral["test"])
@@ -236,14 +236,14 @@ def _merge(model: GradiendModel, trainer: GradiendTrainer, material: _Material, 
         step.outcome = f"{auto.__name__} reads {folder} and gives the edited model's logits to the bit"
 
 
-def _slots(trainer: GradiendTrainer, material: _Material) -> Slots:
+def _slots(trainer: GradiendTrainer, material: _Material) -> Batch:
     rows: list[Row] = read_rows(material.rows["test"].select(range(CHECKED_ROWS)), CLASSES, need_both=False)
     return trainer.objective.collate(
         [trainer.objective.tokenize(row.masked, row.factual, row.alternative).factual for row in rows]
     )
 
 
-def _logits(model: nn.Module, slots: Slots) -> Tensor:
+def _logits(model: nn.Module, slots: Batch) -> Tensor:
     """Logits at every position: [rows, tokens, vocabulary]."""
     device = next(model.parameters()).device
     with torch.inference_mode():

@@ -190,7 +190,7 @@ def _figures(split: SplitReport, classes: Sequence[str], strengths: Sequence[flo
                 figures[name] = p.probability[other][wanted], p.intervals.get(f"{wanted} on {other}")
     for strength in strengths:
         if strength and strength in points:
-            score = points[strength].lm_score, points[strength].intervals.get("lm_score")
+            score = points[strength].quality, points[strength].intervals.get("quality")
             figures[f"LM score at {strength_text(strength)}"] = score
     return figures
 

@@ -76,7 +76,7 @@ def curve_table(split: SplitReport, classes: Sequence[str], strengths: Sequence[
 
 
 def _cells(point: StrengthPoint, first: str, second: str) -> tuple[str, str, str]:
-    score = "not measured" if point.lm_score is None else f"{100 * point.lm_score:.2f} %"
+    score = "not measured" if point.quality is None else f"{100 * point.quality:.2f} %"
     measured = (point.probability.get(of, {}).get(wanted) for of, wanted in ((second, first), (first, second)))
     up, down = ("not measured" if value is None else f"{value:.3f}" for value in measured)
     return up, down, score

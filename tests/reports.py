@@ -10,10 +10,10 @@ from gradiend_hub.evaluation import (
     BenchmarkResult,
     Completion,
     EncoderReport,
-    FillerReport,
+    Encoding,
     LayerShare,
+    OutputReport,
     Report,
-    Sample,
     SplitReport,
     StrengthPoint,
 )
@@ -33,14 +33,14 @@ def point(strength: float, classes: list[str], scale: float = 1.0, shift: float 
         nll, 0.4321 - 0.01 * abs(strength), 2.3456 / nll, 2.3456 / nll - 0.0023, 0.0131 * scale * strength**2,
         {
             f"{first} on {second}": [up - 0.021, up + 0.019], f"{second} on {first}": [down - 0.017, down + 0.023],
-            "nll": [nll - 0.06, nll + 0.07], "lm_score": [2.3456 / nll - 0.003, 2.3456 / nll + 0.002],
+            "nll": [nll - 0.06, nll + 0.07], "quality": [2.3456 / nll - 0.003, 2.3456 / nll + 0.002],
             "kl": [0.9 * 0.0131 * scale * strength**2, 1.1 * 0.0131 * scale * strength**2],
         },
     )  # fmt: skip
 
 
-def samples(classes: list[str], fillers: dict[str, list[str]], number: int = 60) -> list[Sample]:
-    """Slots of both classes, of neutral text and of other tokens."""
+def samples(classes: list[str], fillers: dict[str, list[str]], number: int = 60) -> list[Encoding]:
+    """Batch of both classes, of neutral text and of other tokens."""
     rng = random.Random(0)
     made = []
     for kind, centre, width in (
@@ -52,7 +52,7 @@ def samples(classes: list[str], fillers: dict[str, list[str]], number: int = 60)
         for i in range(number):
             words = fillers.get(kind, ["lamp", "the", "red"])
             h = max(-0.999, min(0.999, rng.gauss(centre, width)))
-            made.append(Sample(f"Sentence {i} of {kind} has [MASK] in it.", words[i % len(words)], kind, round(h, 4)))
+            made.append(Encoding(f"Sentence {i} of {kind} has [MASK] in it.", words[i % len(words)], kind, round(h, 4)))
     return made
 
 
@@ -67,7 +67,7 @@ def full_report(classes: list[str], fillers: dict[str, list[str]], **changes: An
             f"mean {first}": [0.8431, 0.8598], f"mean {second}": [-0.8339, -0.8127],
         },
         {
-            word: FillerReport(
+            word: OutputReport(
                 name, 101 + 7 * i, (0.84 if name == first else -0.81) + 0.013 * i, 0.11 + 0.007 * i, 0.9767 - 0.0111 * i
             )
             for name in classes for i, word in enumerate(fillers[name])
@@ -104,6 +104,7 @@ def full_report(classes: list[str], fillers: dict[str, list[str]], **changes: An
             "solver": "autoencoder", "source": "alternative", "target": "diff", "learning_rate": 0.05,
             "rows_per_gradient": 16, "epochs": 1.0, "max_steps": -1, "seed": 7, "base_parameters": 6012345,
         },
+        "default_arguments": ["solver", "source", "target", "rows_per_gradient", "epochs", "max_steps", "base_parameters"],
         "data": {
             "train_rows": {first: 4815, second: 4799}, "eval_rows": 604, "neutral_texts": 399, "train_sha256": "5f" * 32,
         },

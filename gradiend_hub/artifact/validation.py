@@ -1,10 +1,14 @@
-"""JSON values as annotated dataclasses, with every name and type checked."""
+"""JSON values as annotated dataclasses, with every type checked.
+
+A field that an older version wrote under another name says so: `field(metadata={"formerly": "lm_score"})`. A field that
+this version does not know was added by a newer one, and is left out.
+"""
 
 from __future__ import annotations
 
 import math
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -14,7 +18,7 @@ def read_as(kind: type[T], value: Any, where: str = "report") -> T:
     """The JSON value `value` as a `kind`: a dataclass, or a list, dictionary, union or scalar of such.
 
     Raises:
-        TypeError: a value of another type, a missing or an unknown field; the message names its place.
+        TypeError: a value of another type, or a missing field; the message names its place.
         ValueError: a number that is not finite.
     """
     result: T = _read(kind, value, where)
@@ -48,10 +52,14 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise TypeError(f"{where}: expected an object with the fields of {kind.__name__}, found {type(value).__name__}")
-    hints = get_type_hints(kind)
-    if unknown := sorted(value.keys() - {field.name for field in fields(kind)}):
-        raise TypeError(f"{where}: unknown field {unknown[0]!r}")
-    return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    hints, given = get_type_hints(kind), {}
+    for field in fields(kind):
+        name = next((n for n in (field.name, field.metadata.get("formerly")) if n in value), None)
+        if name is not None:
+            given[field.name] = _read(hints[field.name], value[name], f"{where}.{name}")
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise TypeError(f"{where}: the field {field.name!r} of {kind.__name__} is missing")
+    return kind(**given)
 
 
 def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

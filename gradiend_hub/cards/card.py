@@ -228,7 +228,7 @@ def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[Eval
             at = f"at strength {point.strength:+g}"
             task = "fill-mask" if config.objective == "masked_lm" else "text-generation"
             measured.append((task, "probability", f"Probability of the wanted class {at}", point.effect))
-            measured.append((task, "lm_score", f"LM score relative to the base model {at}", point.lm_score))
+            measured.append((task, "quality", f"LM score relative to the base model {at}", point.quality))
     classes = " / ".join(config.feature_classes or [])
     return [
         EvalResult(
@@ -287,5 +287,6 @@ def _side_effects(report: Report, split: SplitReport, compared: Sequence[float])
 
 def _training(report: Report) -> list[tuple[str, Any, bool]]:
     """Name, value and whether it is the default, of each argument that was set; those that differ come first."""
-    listed = [(n, value, n in report.default_arguments) for n, value in report.training.items() if value is not None]
+    usual = report.training.keys() if report.default_arguments is None else report.default_arguments
+    listed = [(n, value, n in usual) for n, value in report.training.items() if value is not None]
     return sorted(listed, key=lambda item: item[2])

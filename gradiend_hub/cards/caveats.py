@@ -15,7 +15,7 @@ LOW_TERNARY_ACCURACY = 0.9
 LOUD_ON_NEUTRAL = 0.2
 SMALL_EFFECT = 0.05
 HELD_OUT_DROP = 0.05
-LM_SCORE_FLOOR = 0.99
+QUALITY_FLOOR = 0.99
 LARGE_DTYPE_LOSS = 0.1
 FEW_TOKENS = 2000
 SMALL_MODEL = 50_000_000
@@ -56,9 +56,9 @@ def _of_effect(report: Report, split: SplitReport) -> Iterator[str]:
         before = zero.probability.get(other, {}).get(wanted) if zero else None
         if before is not None and point.effect - before < SMALL_EFFECT:
             yield f"**Little effect at {dose}:** {name} goes from {number(before)} to {number(point.effect)}."
-        if point.lm_score is not None and point.lm_score < LM_SCORE_FLOOR:
+        if point.quality is not None and point.quality < QUALITY_FLOOR:
             yield (
-                f"At {dose} the LM score is {percent(point.lm_score)}, below the {LM_SCORE_FLOOR:.0%} at which the "
+                f"At {dose} the LM score is {percent(point.quality)}, below the {QUALITY_FLOOR:.0%} at which the "
                 "strength unit was chosen on other data."
             )
     for side in split.break_point or []:
@@ -71,7 +71,7 @@ def _of_effect(report: Report, split: SplitReport) -> Iterator[str]:
 
 
 def _without_text(split: SplitReport) -> bool:
-    return bool(split.curve) and all(p.lm_score is None for p in split.curve)
+    return bool(split.curve) and all(p.quality is None for p in split.curve)
 
 
 def _of_encoder(report: Report, encoder: EncoderReport) -> Iterator[str]:
@@ -84,7 +84,7 @@ def _of_encoder(report: Report, encoder: EncoderReport) -> Iterator[str]:
             "The encoder tells the classes apart better than either from neutral text: sorted by the thresholds ±0.5, "
             f"{percent(encoder.ternary_accuracy, 1)} land right."
         )
-    quiet = {"neutral text": encoder.neutral_abs_mean, "other tokens of the rows": encoder.other_token_abs_mean}
+    quiet = {"neutral text": encoder.neutral_abs_mean, "other tokens of the rows": encoder.other_abs_mean}
     for where, value in quiet.items():
         if value is not None and value > LOUD_ON_NEUTRAL:
             yield f"The encoder is not silent where the feature is absent: mean |h| is {number(value)} on {where}."
@@ -103,8 +103,8 @@ def _of_measurement(report: Report, name: str, split: SplitReport) -> Iterator[s
         yield "The figures come from the rows on which the strength unit was chosen, so they are optimistic."
     if split.curve and not split.control:
         yield "Random directions were not measured, so nothing tells how much of the effect any edit of this size has."
-    if 0 < split.scored_tokens < FEW_TOKENS:
-        yield f"Damage was read from few tokens of neutral text: {split.scored_tokens:,}."
+    if 0 < split.scored < FEW_TOKENS:
+        yield f"Damage was read from few tokens of neutral text: {split.scored:,}."
     for dtype, loss in report.dtype_loss.items():
         if loss > LARGE_DTYPE_LOSS:
             yield f"With the base model in {cell(dtype)}, {percent(loss, 1)} of the edit is lost to rounding."

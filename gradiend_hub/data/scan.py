@@ -41,7 +41,7 @@ _Usable = Callable[[str, list[Hit]], list[Hit]]
 
 @dataclass
 class Candidates:
-    """Slots that passed the filters: numbers in memory, texts on disk."""
+    """Batch that passed the filters: numbers in memory, texts on disk."""
 
     spool: Spool
     texts: array[int] = field(default_factory=lambda: array("q"))

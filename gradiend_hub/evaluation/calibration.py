@@ -17,10 +17,10 @@ from .report import StrengthPoint
 CURVE = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 """Strengths that every curve has, in units of the recommended dose; it is refined around its band and break point."""
 
-LM_SCORE_FLOOR = 0.99
+QUALITY_FLOOR = 0.99
 """Lowest language-modelling score, relative to the base model's, at which an edit counts as safe."""
 
-BREAK_SCORE = 0.9
+BREAK_QUALITY = 0.9
 """Language-modelling score under which the model counts as broken."""
 
 _WIDEST_SEARCH = 2**10
@@ -45,7 +45,7 @@ class Search:
 
 
 def calibrate(
-    probe: StrengthProbe, *, floor: float = LM_SCORE_FLOOR, refinements: int = 2, controls: int = 0, seed: int = 0
+    probe: StrengthProbe, *, floor: float = QUALITY_FLOOR, refinements: int = 2, controls: int = 0, seed: int = 0
 ) -> Search:
     """Find the dose with the best effect that leaves the language model intact, and make it strength ±1.
 
@@ -75,7 +75,7 @@ def calibrate(
         except NotFiniteError:
             damage[dose] = math.inf
             return False
-        damage[dose] = max(0.0 if p.lm_score_low is None else 1 - p.lm_score_low for p in tried[dose])
+        damage[dose] = max(0.0 if p.quality_low is None else 1 - p.quality_low for p in tried[dose])
         return damage[dose] <= 1 - floor
 
     def effect(dose: float) -> float:
@@ -172,10 +172,10 @@ def measure_curve(
             if abs(strength) <= 1:
                 raise
             curve[strength] = None
-    if floor is not None and probe.scored_tokens:
+    if floor is not None and probe.scored:
         for sign in (-1, 1):
             _refine(probe, curve, sign, floor, aim=0.95, steps=1)
-            _refine(probe, curve, sign, BREAK_SCORE, aim=1.25, steps=3)
+            _refine(probe, curve, sign, BREAK_QUALITY, aim=1.25, steps=3)
     found = sorted(curve.items(), key=lambda item: item[0])
     return Curve([point for _, point in found if point], [strength for strength, point in found if point is None])
 
@@ -215,7 +215,7 @@ def _refine(
 
 def _damage(point: StrengthPoint | None) -> float:
     """Share of the language-modelling score that is lost; all of it, and more, where the model computes NaN."""
-    return math.inf if point is None or point.lm_score is None else 1 - point.lm_score
+    return math.inf if point is None or point.quality is None else 1 - point.quality
 
 
 def _growth(side: Sequence[tuple[float, float]], wanted: float) -> float:
@@ -227,30 +227,30 @@ def _growth(side: Sequence[tuple[float, float]], wanted: float) -> float:
     return math.pow(wanted / damage, 1 / max(power, 0.5))
 
 
-def safe_band(curve: Sequence[StrengthPoint], *, floor: float = LM_SCORE_FLOOR) -> list[float] | None:
+def safe_band(curve: Sequence[StrengthPoint], *, floor: float = QUALITY_FLOOR) -> list[float] | None:
     """Lowest and highest measured strength around 0 up to which the language-modelling score stays above `floor`."""
-    if any(p.lm_score is None for p in curve):
+    if any(p.quality is None for p in curve):
         return None
     band = [0.0, 0.0]
     for side, sign in ((0, -1), (1, 1)):
         for point in sorted((p for p in curve if p.strength * sign > 0), key=lambda p: abs(p.strength)):
-            if point.lm_score is None or point.lm_score < floor:
+            if point.quality is None or point.quality < floor:
                 break
             band[side] = point.strength
     return band
 
 
 def break_point(
-    curve: Sequence[StrengthPoint], not_finite: Sequence[float] = (), *, level: float = BREAK_SCORE
+    curve: Sequence[StrengthPoint], not_finite: Sequence[float] = (), *, level: float = BREAK_QUALITY
 ) -> list[float | None] | None:
     """Nearest measured strength on each side of 0 whose language-modelling score is under `level`; `None` if none is.
 
     Strengths at which the model computes NaN (`Curve.not_finite`) count. Without language-modelling scores there is nothing
     to say: `None`.
     """
-    if any(p.lm_score is None for p in curve):
+    if any(p.quality is None for p in curve):
         return None
-    broken = [*not_finite, *(p.strength for p in curve if p.lm_score is not None and p.lm_score < level)]
+    broken = [*not_finite, *(p.strength for p in curve if p.quality is not None and p.quality < level)]
     return [max((s for s in broken if s < 0), default=None), min((s for s in broken if s > 0), default=None)]
 
 

@@ -20,10 +20,10 @@ from gradiend_hub.encoding import encoder_tensors, preactivations
 from gradiend_hub.errors import DataError
 from gradiend_hub.gradients import neutral_source
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Example, Objective, TokenizedSlots, neutral_examples, tokenize_rows
+from gradiend_hub.objectives import Example, Objective, Sample, neutral_examples, tokenize_rows
 
 from .intervals import Array, bootstrap_interval, bootstrap_mean_interval, share_interval, spread
-from .report import EncoderReport, FillerReport, Sample
+from .report import EncoderReport, Encoding, OutputReport
 
 __all__ = ["encoder_report", "measure_encoder"]
 
@@ -87,10 +87,10 @@ def encoder_report(
         correlation_with_neutral=_correlation(pearsonr, all_x, all_y) if both and len(silent) else None,
         spearman=_correlation(spearmanr, x, y) if both else None,
         ternary_accuracy=float(sorted_right.mean()),
-        other_token_abs_mean=float(other.abs().double().mean()) if other is not None and len(other) else None,
-        other_token_rows=0 if other is None else len(other),
+        other_abs_mean=float(other.abs().double().mean()) if other is not None and len(other) else None,
+        other_rows=0 if other is None else len(other),
         intervals={} if seed is None else _intervals(x, y, present, silent, seed),
-        fillers={} if words is None else _by_word(x, y, words, feature_classes),
+        outputs={} if words is None else _by_word(x, y, words, feature_classes),
         held_out=_held_out(h, labels, feature_classes, words, trained_words, seed),
     )
 
@@ -120,13 +120,13 @@ def _intervals(x: Array, y: Array, of_class: Mapping[str, Array], silent: Array,
     }
 
 
-def _by_word(x: Array, y: Array, words: Sequence[str], feature_classes: Sequence[str]) -> dict[str, FillerReport]:
+def _by_word(x: Array, y: Array, words: Sequence[str], feature_classes: Sequence[str]) -> dict[str, OutputReport]:
     """Figures by word, most frequent first; upper and lower case count as one word."""
-    found: dict[str, FillerReport] = {}
+    found: dict[str, OutputReport] = {}
     for word, count in Counter(word.lower() for word in words).most_common():
         own = np.array([w.lower() == word for w in words])
         sign = np.sign(y[own].sum()) or 1.0
-        found[word] = FillerReport(
+        found[word] = OutputReport(
             feature_classes[0] if sign > 0 else feature_classes[1], count, float(x[own].mean()), _spread(x[own]),
             float(((x[own] > 0) == (y[own] > 0)).mean()),
         )  # fmt: skip
@@ -193,16 +193,16 @@ def measure_encoder(
         h, labels, classes, neutral, other=other, words=words, trained_words=trained_words, seed=seed
     )
     samples = [
-        Sample(row.masked, word, classes[0] if label > 0 else classes[1], value)
+        Encoding(row.masked, word, classes[0] if label > 0 else classes[1], value)
         for row, word, label, value in zip(rows, words, labels.tolist(), h.tolist(), strict=True)
     ]
     first = [s for s in samples if s.kind == classes[0]]
     second = [s for s in samples if s.kind == classes[1]]
     slots = [
-        [Sample(*_written(objective, e.factual), kind, value) for e, value in zip(part, found.tolist(), strict=True)]
+        [Encoding(*_written(objective, e.factual), kind, value) for e, value in zip(part, found.tolist(), strict=True)]
         for part, found, kind in ((quiet, neutral, "neutral"), (others, other, "other"))
     ]
-    return replace(report, samples=[s for kind in (first, second, *slots) for s in spread(kind, SAMPLES)])
+    return replace(report, encodings=[s for kind in (first, second, *slots) for s in spread(kind, SAMPLES)])
 
 
 def _other_token(
@@ -218,7 +218,7 @@ def _other_token(
     return None
 
 
-def _written(objective: Objective, slots: TokenizedSlots) -> tuple[str, str]:
+def _written(objective: Objective, slots: Sample) -> tuple[str, str]:
     """A slot as text with `[MASK]`, and its filler. A masked model's slot is the mask token, a causal one's comes next."""
     decode, ids, position = objective.tokenizer.decode, list(slots.input_ids), slots.positions[0]
     here = ids[position] == objective.tokenizer.mask_token_id

@@ -16,9 +16,9 @@ from gradiend_hub.objectives import Objective
 from gradiend_hub.progress import counted
 
 from .calibration import (
-    BREAK_SCORE,
+    BREAK_QUALITY,
     CURVE,
-    LM_SCORE_FLOOR,
+    QUALITY_FLOOR,
     Search,
     break_point,
     calibrate,
@@ -55,7 +55,7 @@ class EvaluationSettings:
         seed: decides which neutral tokens are masked or encoded, the random directions and the bootstrap.
     """
 
-    floor: float = LM_SCORE_FLOOR
+    floor: float = QUALITY_FLOOR
     strengths: Sequence[float] | None = None
     controls: int = 3
     batch_size: int = 64
@@ -125,7 +125,7 @@ def _evaluated(
     if above_control(curve, control) is False:
         logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal norm.")
     return SplitReport(
-        encoder, curve, search.points, probe.scored_tokens, control=control, break_point=broken,
+        encoder, curve, search.points, probe.scored, control=control, break_point=broken,
         completions=complete(model, objective, rows, sorted({*STRENGTHS, config.strength})),
         missing=[
             *([] if encoder else [_NO_ENCODER]), *_missing(rows, classes, texts, broken, choose_unit_for),
@@ -185,5 +185,5 @@ def _missing(
         )
     for side, end in zip(("negative", "positive"), broken or (), strict=False):
         if end is None:
-            missing.append(f"No break point: no measured {side} strength has an LM score under {BREAK_SCORE:.0%}.")
+            missing.append(f"No break point: no measured {side} strength has an LM score under {BREAK_QUALITY:.0%}.")
     return missing

@@ -110,7 +110,7 @@ class LanguageModelingScore(_FloatMetric):
                 f"{self.name}: the mean NLLs are {edited:g} (edited) and {base:g} (base), but a score is their ratio: both "
                 "have to be above 0. Give nats per token, -log P."
             )
-        return {"lm_score": base / edited, "nll": edited, "base_nll": base}
+        return {"quality": base / edited, "nll": edited, "base_nll": base}
 
 
 class StereotypeScore(_FloatMetric):

@@ -16,7 +16,7 @@ from gradiend_hub.data import Row, require_classes
 from gradiend_hub.errors import DataError, EditError
 from gradiend_hub.gradients.directional import evaluating
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Objective, Slots, TokenizedSlots
+from gradiend_hub.objectives import Batch, Objective, Sample
 from gradiend_hub.objectives.base import IGNORED
 from gradiend_hub.progress import tick
 
@@ -55,7 +55,7 @@ class _Scored:
     """Tokens to score, with the number of the text they are of: tokens of one text are easy or hard together."""
 
     text: int
-    slots: TokenizedSlots
+    slots: Sample
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class StrengthProbe:
             np.repeat([scored[i].text for i in chosen], [len(scored[i].slots.positions) for i in chosen])
             for chosen in batches
         ]  # the text of each token, by batch
-        self.scored_tokens = sum(map(len, self._texts))
+        self.scored = sum(map(len, self._texts))
         self._compared: list[_Compared] = []  # of each scored batch
         self._base: Values | None = None
         self._measured: dict[float, StrengthPoint] = {}  # by dose, which does not change with the unit
@@ -173,12 +173,12 @@ class StrengthProbe:
         """A probe on up to `rows` rows of each class and on neutral texts of about `tokens` scored tokens."""
         classes = range(len(self.classes))
         chosen = [item for of in classes for item in spread([i for i in self._items if i.row_class == of], rows)]
-        texts = round(len(self._samples) * min(1.0, tokens / max(self.scored_tokens, 1)))
+        texts = round(len(self._samples) * min(1.0, tokens / max(self.scored, 1)))
         probe = copy.copy(self)
         probe._fill(chosen, spread(self._samples, max(texts, min(2, len(self._samples)))))
         return probe
 
-    def _batched(self, samples: Sequence[TokenizedSlots]) -> list[list[int]]:
+    def _batched(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Indices of samples, by length, in batches of at most `batch_size` rows and `LOGITS` logits."""
         vocabulary = len(self.objective.tokenizer)
         batches: list[list[int]] = []
@@ -233,7 +233,7 @@ class StrengthProbe:
         tick()
         return values
 
-    def _class_probabilities(self, base: nn.Module, slots: Slots, words: Tensor, device: torch.device) -> Tensor:
+    def _class_probabilities(self, base: nn.Module, slots: Batch, words: Tensor, device: torch.device) -> Tensor:
         """Summed probability of each class's words: [B, C] of their token ids [B, C, W, K] (−1 where there are fewer)."""
         rows, classes, count, length = words.shape
         words = words.to(device).movedim(3, 1).flatten(2)  # [B, K, C·W]
@@ -251,7 +251,7 @@ class StrengthProbe:
         if len(real) < len(labels):
             log_probs, labels = log_probs[real], labels[real]
         if number == len(self._compared):  # the base model comes first
-            share = KL_VALUES / (2 * log_probs.shape[-1] * self.scored_tokens)
+            share = KL_VALUES / (2 * log_probs.shape[-1] * self.scored)
             self._compared.append(_Compared.of(log_probs, share, self.seed + number))
         nll = -log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
         return nll, log_probs.argmax(-1) == labels, self._compared[number].divergence(log_probs)
@@ -323,13 +323,13 @@ class StrengthProbe:
             point,
             nll=before + rise,
             accuracy=ranked + gained,
-            lm_score=before / (before + rise),
-            lm_score_low=before / (before + mean_bound(relative, texts)),
+            quality=before / (before + rise),
+            quality_low=before / (before + mean_bound(relative, texts)),
             kl=max(0.0, float(values.kl.mean())),
             intervals=point.intervals
             | {
                 "nll": clamp(mean_interval(own, texts)),
-                "lm_score": [before / (before + high), before / max(before + low, 1e-12)],
+                "quality": [before / (before + high), before / max(before + low, 1e-12)],
                 "kl": clamp(mean_interval(values.kl, compared)),
             },
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradiend_hub.data import Row
 from gradiend_hub.errors import DataError
-from gradiend_hub.objectives import Objective, TokenizedSlots
+from gradiend_hub.objectives import Objective, Sample
 
 
 def require_readable(objective: Objective, rows: Sequence[Row], fillers: Mapping[str, Sequence[str]] | None) -> None:
@@ -42,7 +42,7 @@ def require_readable(objective: Objective, rows: Sequence[Row], fillers: Mapping
 class Reading:
     """One input of a row, and the words of each class whose tokens are read at its slots."""
 
-    slots: TokenizedSlots
+    slots: Sample
     words: list[list[tuple[int, ...]]]
 
 

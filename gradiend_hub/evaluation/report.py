@@ -21,7 +21,7 @@ Interval = list[float]
 
 
 @dataclass(frozen=True)
-class FillerReport:
+class OutputReport:
     """What the encoder reads at one word.
 
     Attributes:
@@ -40,18 +40,18 @@ class FillerReport:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Encoding:
     """One encoded slot, for plots that show the sentence behind a point.
 
     Attributes:
         text: the text with `[MASK]` at the slot.
-        filler: the word (or token) that fills it.
+        output: the word (or token) that fills it.
         kind: name of the feature class, "neutral" (neutral text) or "other" (another token of a feature row's text).
         h: its feature value.
     """
 
     text: str
-    filler: str
+    output: str = field(metadata={"formerly": "filler"})
     kind: str
     h: float
 
@@ -74,11 +74,11 @@ class EncoderReport:
         spearman: Spearman's rank correlation of h and the labels.
         ternary_accuracy: share of rows and neutral slots that are sorted right by the thresholds ±0.5 into the two classes
             and neutral.
-        other_token_abs_mean: mean |h| on other tokens of the feature rows' texts, and `other_token_rows` their number.
+        other_abs_mean: mean |h| on other tokens of the feature rows' texts, and `other_rows` their number.
         intervals: bootstrap 95 % intervals of "correlation", "accuracy", "neutral_abs_mean" and "mean CLASS".
-        fillers: the figures by word, most frequent first.
+        outputs: the figures by word, most frequent first.
         held_out: the report on the rows whose word no training row had; `None` if there are none.
-        samples: some of the encoded slots.
+        encodings: some of the encoded slots, with what fills them.
     """
 
     correlation: float | None
@@ -92,12 +92,12 @@ class EncoderReport:
     correlation_with_neutral: float | None = None
     spearman: float | None = None
     ternary_accuracy: float | None = None
-    other_token_abs_mean: float | None = None
-    other_token_rows: int = 0
+    other_abs_mean: float | None = field(default=None, metadata={"formerly": "other_token_abs_mean"})
+    other_rows: int = field(default=0, metadata={"formerly": "other_token_rows"})
     intervals: dict[str, Interval] = field(default_factory=dict)
-    fillers: dict[str, FillerReport] = field(default_factory=dict)
+    outputs: dict[str, OutputReport] = field(default_factory=dict, metadata={"formerly": "fillers"})
     held_out: EncoderReport | None = None
-    samples: list[Sample] = field(default_factory=list)
+    encodings: list[Encoding] = field(default_factory=list, metadata={"formerly": "samples"})
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,18 @@ class StrengthPoint:
         nll: mean negative log-likelihood per scored token of neutral text, in nats (for a masked model, the negative
             pseudo-log-likelihood per masked token).
         accuracy: share of those tokens that the model ranks first.
-        lm_score: the base model's nll divided by this nll; 1 is undamaged.
-        lm_score_low: lower end of its one-sided 95 % interval (paired over the same tokens).
+        quality: the base model's nll divided by this nll; 1 is undamaged.
+        quality_low: lower end of its one-sided 95 % interval (paired over the same tokens).
         kl: mean KL(base‖edited) of the whole next-word distribution per scored token, in nats.
-        intervals: 95 % intervals of "d on c" (the probability of d's words on c's rows), "nll", "lm_score" and "kl".
+        intervals: 95 % intervals of "d on c" (the probability of d's words on c's rows), "nll", "quality" and "kl".
     """
 
     strength: float
     probability: dict[str, dict[str, float]]
     nll: float | None
     accuracy: float | None
-    lm_score: float | None
-    lm_score_low: float | None
+    quality: float | None = field(metadata={"formerly": "lm_score"})
+    quality_low: float | None = field(metadata={"formerly": "lm_score_low"})
     kl: float | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
 
@@ -177,10 +177,10 @@ class SplitReport:
         encoder: what the encoder reads; `None` for a direction that was published without one.
         curve: what each strength changes, from the lowest to the highest strength.
         search: the doses that were tried to find the strength unit; empty where it was only used.
-        scored_tokens: neutral tokens behind each language-modelling score.
+        scored: neutral tokens behind each language-modelling score.
         control: curves of random directions of equal norm and sparsity.
         break_point: the nearest negative and positive strength at which the language-modelling score is under
-            `strength.BREAK_SCORE`; `None` on a side where that was not seen.
+            `strength.BREAK_QUALITY`; `None` on a side where that was not seen.
         completions: what the model writes at some strengths.
         missing: what could not be measured and why, in words.
     """
@@ -188,7 +188,7 @@ class SplitReport:
     encoder: EncoderReport | None
     curve: list[StrengthPoint]
     search: list[StrengthPoint]
-    scored_tokens: int
+    scored: int = field(metadata={"formerly": "scored_tokens"})
     control: list[list[StrengthPoint]] = field(default_factory=list)
     break_point: list[float | None] | None = None
     completions: list[Completion] = field(default_factory=list)
@@ -201,9 +201,9 @@ class SplitReport:
     def flat(self) -> dict[str, float]:
         """The scalars that a trainer logs."""
         values = {} if self.encoder is None else flat_encoder(self.encoder)
-        scores = [p.lm_score for p in self.curve if abs(p.strength) == 1 and p.lm_score is not None]
+        scores = [p.quality for p in self.curve if abs(p.strength) == 1 and p.quality is not None]
         if scores:
-            values["lm_score"] = min(scores)
+            values["quality"] = min(scores)
         for point in self.curve:
             named = point._effect_of()
             if abs(point.strength) == 1 and named is not None:
@@ -270,7 +270,8 @@ class Report:
         base_model: path or id of the base model, and `base_revision` its commit.
         scope: the tensors and weights that were in scope, in words.
         steps: optimizer steps.
-        training: the training arguments that shape the result; `default_arguments` names those that have their default.
+        training: the training arguments that shape the result; `default_arguments` names those that have
+            their default; `None` in reports of version 0.1.
         data: rows per split and a digest of the training rows.
         splits: measurements by split; the strength unit was chosen on "eval".
         seconds: wall time by phase.
@@ -308,7 +309,7 @@ class Report:
     usage: dict[str, str] | None = None
     direction: str | None = None
     direction_revision: str | None = None
-    default_arguments: list[str] = field(default_factory=list)
+    default_arguments: list[str] | None = None
 
     def save(self, path: str | Path) -> None:
         """Write `gradiend_report.json` into a folder, or the file that a path ending in `.json` names."""
@@ -325,7 +326,7 @@ class Report:
         """
         path = _file(path)
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = json.loads(path.read_text(encoding="utf-8"), object_hook=_renamed_interval)
             version, _ = fields["schema_version"], fields["splits"]
             if version > SCHEMA_VERSION:
                 raise SchemaVersionError(
@@ -336,6 +337,13 @@ class Report:
             raise
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ArtifactError(f"{path} is missing or not a report of this library: {error!r}.") from error
+
+
+def _renamed_interval(fields: dict[str, Any]) -> dict[str, Any]:
+    """Intervals by their present names: "quality" was called "lm_score" up to version 0.1."""
+    if isinstance(fields.get("lm_score"), list):
+        fields["quality"] = fields.pop("lm_score")
+    return fields
 
 
 def _file(path: str | Path) -> Path:

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradiend_hub.objectives import Objective, Slots, TokenizedSlots, slot_nll
+from gradiend_hub.objectives import Batch, Objective, Sample, slot_nll
 from gradiend_hub.progress import progress, tell
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _without_formula: WeakSet[nn.Module] = WeakSet()
 def directional_derivatives(
     model: nn.Module,
     objective: Objective,
-    samples: Sequence[TokenizedSlots],
+    samples: Sequence[Sample],
     tangents: Mapping[str, Tensor],
     *,
     batch_size: int = 32,
@@ -72,7 +72,7 @@ def directional_derivatives(
     return out
 
 
-def _derivatives(model: nn.Module, objective: Objective, slots: Slots, tangents: Mapping[str, Tensor]) -> Tensor:
+def _derivatives(model: nn.Module, objective: Objective, slots: Batch, tangents: Mapping[str, Tensor]) -> Tensor:
     parameters = {name: model.get_parameter(name).detach() for name in tangents}
     scale = 1.0
     if any(p.dtype == torch.float16 for p in parameters.values()):  # its numbers end at 65504; a power of two is exact
@@ -87,7 +87,7 @@ def _derivatives(model: nn.Module, objective: Objective, slots: Slots, tangents:
     return torch.zeros(len(slots.labels)) if derivative is None else scale * derivative.float().cpu()
 
 
-def _by_backward(model: nn.Module, objective: Objective, row: Slots, tangents: Mapping[str, Tensor]) -> Tensor:
+def _by_backward(model: nn.Module, objective: Objective, row: Batch, tangents: Mapping[str, Tensor]) -> Tensor:
     """The same number for one row, from its gradient."""
     parameters = {name: model.get_parameter(name).detach().requires_grad_() for name in tangents}
     with torch.enable_grad():
@@ -114,7 +114,7 @@ class _SlotLoss(nn.Module):
         self.model = model
         self.objective = objective
 
-    def forward(self, slots: Slots) -> Tensor:
+    def forward(self, slots: Batch) -> Tensor:
         return slot_nll(self.objective.log_probs(self.model, slots), slots.labels)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from gradiend_hub.errors import TrainingError
-from gradiend_hub.objectives import Example, Objective, PairBatch, Slots
+from gradiend_hub.objectives import Batch, Example, Objective, PairBatch
 from gradiend_hub.objectives.base import IGNORED
 
 from .pairs import GradientReader, NotFiniteError, read_pair
@@ -114,13 +114,13 @@ def _bad_gradients(
 def select_rows(batch: PairBatch, rows: Sequence[int]) -> PairBatch:
     """Some rows of a batch, padded as before."""
 
-    def of(slots: Slots) -> Slots:
+    def of(slots: Batch) -> Batch:
         chosen = list(rows)
-        return Slots({k: v[chosen] for k, v in slots.inputs.items()}, slots.positions[chosen], slots.labels[chosen])
+        return Batch({k: v[chosen] for k, v in slots.inputs.items()}, slots.positions[chosen], slots.labels[chosen])
 
     factual, alternative = of(batch.factual), of(batch.alternative)
     if batch.shared:
-        alternative = Slots(factual.inputs, factual.positions, alternative.labels)
+        alternative = Batch(factual.inputs, factual.positions, alternative.labels)
     return PairBatch(factual, alternative)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradiend_hub.errors import DataError, TrainingError
-from gradiend_hub.objectives import Objective, Slots
+from gradiend_hub.objectives import Batch, Objective
 from gradiend_hub.objectives.base import IGNORED
 from gradiend_hub.progress import progress
 
@@ -84,7 +84,7 @@ def _leave_out(text: str, unusable: set[str], total: int) -> None:
 
 
 def _sampled_loss(
-    reader: GradientReader, objective: Objective, slots: Slots, generator: torch.Generator
+    reader: GradientReader, objective: Objective, slots: Batch, generator: torch.Generator
 ) -> Tensor | list[int]:
     """Sum over the slots of −log p of a label that the model itself drew; or the rows whose probabilities are NaN."""
     log_probs = objective.log_probs(reader.model, slots)  # [B, K, V]

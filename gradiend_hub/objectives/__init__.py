@@ -8,20 +8,20 @@ from torch import nn
 
 from gradiend_hub.errors import BaseModelError, ConfigError
 
-from .base import Example, Objective, PairBatch, Slots, TokenizedSlots, slot_logits, slot_nll
+from .base import Batch, Example, Objective, PairBatch, Sample, slot_logits, slot_nll
 from .causal_lm import CausalLMObjective
 from .examples import neutral_examples, other_examples, tokenize_rows
 from .masked_lm import MaskedLMObjective
 
 __all__ = [
     "OBJECTIVES",
+    "Batch",
     "CausalLMObjective",
     "Example",
     "MaskedLMObjective",
     "Objective",
     "PairBatch",
-    "Slots",
-    "TokenizedSlots",
+    "Sample",
     "make_objective",
     "neutral_examples",
     "objective_name",

@@ -24,7 +24,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class TokenizedSlots:
+class Sample:
     """One input and its slots: the label `labels[i]` is predicted from the logits at `positions[i]`."""
 
     input_ids: tuple[int, ...]
@@ -36,8 +36,8 @@ class TokenizedSlots:
 class Example:
     """The factual and the alternative filling of one slot. Equal inputs share one forward pass."""
 
-    factual: TokenizedSlots
-    alternative: TokenizedSlots
+    factual: Sample
+    alternative: Sample
 
     @property
     def length(self) -> int:
@@ -45,15 +45,15 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Slots:
+class Batch:
     """A padded batch: `inputs` [B, T], `positions` [B, S] and `labels` [B, S] (`IGNORED` where a row has fewer slots)."""
 
     inputs: dict[str, Tensor]
     positions: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device) -> Slots:
-        return Slots(
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
             {k: v.to(device) for k, v in self.inputs.items()}, self.positions.to(device), self.labels.to(device)
         )
 
@@ -62,8 +62,8 @@ class Slots:
 class PairBatch:
     """Factual and alternative slots of the same rows; `shared` when both read the same logits."""
 
-    factual: Slots
-    alternative: Slots
+    factual: Batch
+    alternative: Batch
 
     @property
     def shared(self) -> bool:
@@ -73,7 +73,7 @@ class PairBatch:
         factual = self.factual.to(device)
         if not self.shared:
             return PairBatch(factual, self.alternative.to(device))
-        return PairBatch(factual, Slots(factual.inputs, factual.positions, self.alternative.labels.to(device)))
+        return PairBatch(factual, Batch(factual.inputs, factual.positions, self.alternative.labels.to(device)))
 
 
 class Objective(ABC):
@@ -98,7 +98,7 @@ class Objective(ABC):
     # -- what an objective must say ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[TokenizedSlots]:
+    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[Sample]:
         """The slot of `masked`, filled with each of some words' token ids: one input per word, one slot per token.
 
         Words of equally many tokens share a masked model's input; words of one token share a causal model's, too.
@@ -110,7 +110,7 @@ class Objective(ABC):
         """One random real token of `text` as a slot whose factual and alternative filler are that token itself."""
 
     @abstractmethod
-    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[TokenizedSlots]:
+    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[Sample]:
         """The tokens of `text` on which the language-modelling score is read; special tokens are never among them.
 
         Up to `draws` inputs that share no scored token: a causal model scores all tokens in the first one.
@@ -123,14 +123,14 @@ class Objective(ABC):
         fillers = [self.filler_tokens(masked, filler) for filler in (factual, alternative)]
         return Example(*self.slots(masked, fillers))
 
-    def collate(self, samples: Sequence[TokenizedSlots]) -> Slots:
+    def collate(self, samples: Sequence[Sample]) -> Batch:
         """Pad to the longest sample (to the right; positions are explicit)."""
         tokens, slots = max(len(s.input_ids) for s in samples), max(len(s.positions) for s in samples)
 
         def pad(values: tuple[int, ...], size: int, fill: int) -> list[int]:
             return [*values, *[fill] * (size - len(values))]
 
-        return Slots(
+        return Batch(
             inputs={
                 "input_ids": torch.tensor([pad(s.input_ids, tokens, self.pad_token_id) for s in samples]),
                 "attention_mask": torch.tensor([pad((1,) * len(s.input_ids), tokens, 0) for s in samples]),
@@ -147,9 +147,9 @@ class Objective(ABC):
         ):
             return PairBatch(factual, self.collate([e.alternative for e in examples]))
         labels = self.collate([e.alternative for e in examples]).labels
-        return PairBatch(factual, Slots(factual.inputs, factual.positions, labels))
+        return PairBatch(factual, Batch(factual.inputs, factual.positions, labels))
 
-    def log_probs(self, model: nn.Module, slots: Slots) -> Tensor:
+    def log_probs(self, model: nn.Module, slots: Batch) -> Tensor:
         """Log-probabilities of the whole vocabulary at the slots only: [B, S, V], fp32 or wider."""
         return slot_logits(model, slots).log_softmax(-1)
 
@@ -211,7 +211,7 @@ def slot_nll(log_probs: Tensor, labels: Tensor) -> Tensor:
     return (nll * (labels != IGNORED)).sum(-1)
 
 
-def slot_logits(model: nn.Module, slots: Slots) -> Tensor:
+def slot_logits(model: nn.Module, slots: Batch) -> Tensor:
     """Logits at the slots: [B, S, V] in fp32. The vocabulary head sees the slots only, never the whole sequence."""
     backbone = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
     if not isinstance(backbone, nn.Module) or backbone is model:

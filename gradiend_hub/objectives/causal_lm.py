@@ -8,7 +8,7 @@ from typing import Any
 
 from gradiend_hub.errors import DataError
 
-from .base import Example, Objective, TokenizedSlots
+from .base import Example, Objective, Sample
 
 
 class CausalLMObjective(Objective):
@@ -29,7 +29,7 @@ class CausalLMObjective(Objective):
             full[: full.index(bare[0])]
         )  # what the tokenizer puts before a text, usually BOS or nothing
 
-    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[TokenizedSlots]:
+    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[Sample]:
         ids = self.text_ids(self.split_at_slot(masked)[0].rstrip())
         if not self._start and not ids:
             raise DataError(
@@ -39,24 +39,22 @@ class CausalLMObjective(Objective):
         room = self.max_length - len(self._start) - max(map(len, fillers)) + 1  # the last token is never read
         prefix = (*self._start, *ids[max(0, len(ids) - room) :])
         last = len(prefix) - 1
-        return [
-            TokenizedSlots((*prefix, *word[:-1]), tuple(range(last, last + len(word))), tuple(word)) for word in fillers
-        ]
+        return [Sample((*prefix, *word[:-1]), tuple(range(last, last + len(word))), tuple(word)) for word in fillers]
 
     def neutral_example(self, text: str, rng: random.Random) -> Example | None:
         ids = (*self._start, *self._kept_ids(text))
         if len(ids) < 2:
             return None
         position = rng.randrange(len(self._start) or 1, len(ids))
-        slots = TokenizedSlots(ids[:position], (position - 1,), (ids[position],))
+        slots = Sample(ids[:position], (position - 1,), (ids[position],))
         return Example(slots, slots)
 
-    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[TokenizedSlots]:
+    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[Sample]:
         ids = (*self._start, *self._kept_ids(text))
         first = len(self._start) or 1
         if len(ids) <= first:
             return []
-        return [TokenizedSlots(ids, tuple(range(first - 1, len(ids) - 1)), ids[first:])]
+        return [Sample(ids, tuple(range(first - 1, len(ids) - 1)), ids[first:])]
 
     def _kept_ids(self, text: str) -> list[int]:
         """Token ids of the beginning of a text that the model can read."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradiend_hub.errors import BaseModelError, DataError
 
-from .base import Example, Objective, TokenizedSlots
+from .base import Example, Objective, Sample
 
 MASKED_SHARE = 0.15
 """Share of a neutral text's tokens that are masked together when the language-modelling score is read."""
@@ -30,7 +30,7 @@ class MaskedLMObjective(Objective):
                 "Use objective='causal_lm' for a causal language model, or a masked language model as the base."
             )
 
-    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[TokenizedSlots]:
+    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[Sample]:
         before, after = self.split_at_slot(masked)
         # the space before the slot belongs to the filler's token, so the mask stands for both
         mask = self.tokenizer.mask_token_id
@@ -44,8 +44,7 @@ class MaskedLMObjective(Objective):
             )
         inputs = {n: (*ids[:position], *[mask] * n, *ids[position + 1 :]) for n in set(map(len, fillers))}
         return [
-            TokenizedSlots(inputs[len(word)], tuple(range(position, position + len(word))), tuple(word))
-            for word in fillers
+            Sample(inputs[len(word)], tuple(range(position, position + len(word))), tuple(word)) for word in fillers
         ]
 
     def neutral_example(self, text: str, rng: random.Random) -> Example | None:
@@ -55,7 +54,7 @@ class MaskedLMObjective(Objective):
         slots = self._masked(ids, [rng.choice(content)])
         return Example(slots, slots)
 
-    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[TokenizedSlots]:
+    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[Sample]:
         ids, content = self._content(text)
         if not content:
             return []
@@ -70,8 +69,8 @@ class MaskedLMObjective(Objective):
         )
         return encoded.input_ids, [i for i, special in enumerate(encoded.special_tokens_mask) if not special]
 
-    def _masked(self, ids: list[int], positions: list[int]) -> TokenizedSlots:
+    def _masked(self, ids: list[int], positions: list[int]) -> Sample:
         masked = list(ids)
         for position in positions:
             masked[position] = self.tokenizer.mask_token_id
-        return TokenizedSlots(tuple(masked), tuple(positions), tuple(ids[p] for p in positions))
+        return Sample(tuple(masked), tuple(positions), tuple(ids[p] for p in positions))

@@ -5,7 +5,7 @@ matplotlib is imported when a figure is drawn.
 
 from __future__ import annotations
 
-from .encoder import plot_encodings, plot_fillers
+from .encoder import plot_encodings, plot_outputs
 from .html import render_html, save_html
 from .save import FIGURES, save_plots
 from .strength import plot_strength
@@ -14,8 +14,8 @@ from .training import plot_layers, plot_training
 __all__ = [
     "FIGURES",
     "plot_encodings",
-    "plot_fillers",
     "plot_layers",
+    "plot_outputs",
     "plot_strength",
     "plot_training",
     "render_html",

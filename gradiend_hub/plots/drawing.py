@@ -90,7 +90,7 @@ def _apart(strengths: Sequence[float], x: Callable[[float], float]) -> list[floa
 
 def draw_cloud(split: SplitReport, classes: list[str]) -> dict[str, Any] | None:
     """A point for every kept slot, in the order of the report; `None` if none was kept."""
-    samples = split.encoder.samples if split.encoder else []
+    samples = split.encoder.encodings if split.encoder else []
     first, second = classes
     looks = {first: "first", "neutral": "neutral", "other": "other", second: "second"}
     kinds = [kind for kind in looks if any(s.kind == kind for s in samples)]

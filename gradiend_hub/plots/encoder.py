@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.evaluation import EncoderReport, Report, Sample
+from gradiend_hub.evaluation import EncoderReport, Encoding, Report
 
 from .style import figure, label, legend, look_of, shown_split, tidy
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["KINDS", "plot_encodings", "plot_fillers", "spread"]
+__all__ = ["KINDS", "plot_encodings", "plot_outputs", "spread"]
 
 KINDS = {"neutral": "neutral text", "other": "other tokens"}
 """Names of the two kinds of slots that belong to no class."""
@@ -48,7 +48,7 @@ def plot_encodings(report: Report, split: str | None = None) -> Figure:
     name, measured = shown_split(report, split)
     encoder = measured.encoder
     first, second = report.feature_classes
-    found = {s.kind for s in encoder.samples} if encoder else set()
+    found = {s.kind for s in encoder.encodings} if encoder else set()
     kinds = [kind for kind in (second, "other", "neutral", first) if kind in found]
     if not encoder or not kinds:
         raise ConfigError(f"The report keeps no encoded slots of the {name} split, so there is nothing to draw.")
@@ -60,7 +60,7 @@ def plot_encodings(report: Report, split: str | None = None) -> Figure:
         grid="x",
     )
     for row, kind in enumerate(kinds):
-        _row(axes, row, [s for s in encoder.samples if s.kind == kind], kind, report.feature_classes, encoder)
+        _row(axes, row, [s for s in encoder.encodings if s.kind == kind], kind, report.feature_classes, encoder)
     axes.set_yticks(range(len(kinds)), [_name(kind, encoder) for kind in kinds])
     axes.set_xlim(-1.05, 1.05)
     axes.set_ylim(-0.6, len(kinds) - 0.4)
@@ -69,7 +69,7 @@ def plot_encodings(report: Report, split: str | None = None) -> Figure:
 
 
 def _row(
-    axes: Axes, row: int, samples: Sequence[Sample], kind: str, classes: list[str], encoder: EncoderReport
+    axes: Axes, row: int, samples: Sequence[Encoding], kind: str, classes: list[str], encoder: EncoderReport
 ) -> None:
     look, h = look_of(kind, classes), [s.h for s in samples]
     edge: dict[str, Any] = (
@@ -86,20 +86,20 @@ def _row(
 
 
 def _name(kind: str, encoder: EncoderReport) -> str:
-    numbers = {**encoder.rows, "neutral": encoder.neutral_rows, "other": encoder.other_token_rows}
-    shown, measured = sum(s.kind == kind for s in encoder.samples), numbers.get(kind, 0)
+    numbers = {**encoder.rows, "neutral": encoder.neutral_rows, "other": encoder.other_rows}
+    shown, measured = sum(s.kind == kind for s in encoder.encodings), numbers.get(kind, 0)
     part = f"{shown:,} of {measured:,}" if shown < measured else f"{shown:,}"
     return f"{label(KINDS.get(kind, kind))}\n{part} slots"
 
 
-def plot_fillers(report: Report, split: str | None = None) -> Figure:
+def plot_outputs(report: Report, split: str | None = None) -> Figure:
     """Mean feature value of each word, with the standard deviation of its rows; the most frequent words.
 
     Raises:
         ConfigError: words were not told apart.
     """
     name, measured = shown_split(report, split)
-    found = list(measured.encoder.fillers.items())[:MOST_FILLERS] if measured.encoder else []
+    found = list(measured.encoder.outputs.items())[:MOST_FILLERS] if measured.encoder else []
     if not found:
         raise ConfigError(f"The report has no figures by word for the {name} split.")
     found.sort(key=lambda item: (-report.feature_classes.index(item[1].feature_class), item[1].mean))

@@ -54,10 +54,10 @@ def render_html(report: Report, *, base: str = "its base model", safe_band: Sequ
     curve = draw_curve(split, first, second, safe_band)
     rows = _rows(split, first, second)
     completions = [_completion(completion) for completion in split.completions]
-    samples = split.encoder.samples if split.encoder else []
+    samples = split.encoder.encodings if split.encoder else []
     parts = {file: _source(file) for file in ("report.css", "report.js")}
     data = {
-        "samples": [{"text": s.text, "filler": s.filler, "kind": s.kind, "h": s.h} for s in samples],
+        "samples": [{"text": s.text, "output": s.output, "kind": s.kind, "h": s.h} for s in samples],
         "curve": [{**row, "x": curve["at"][row["name"]]} for row in rows] if curve else [],
         "completions": completions,
         "probabilities": [
@@ -122,10 +122,10 @@ def _rows(split: SplitReport, first: str, second: str) -> list[dict[str, Any]]:
     return [
         {
             "name": strength_name(p.strength), "up": p.probability.get(second, {}).get(first),
-            "down": p.probability.get(first, {}).get(second), "lm_score": p.lm_score, "kl": p.kl, "nll": p.nll,
+            "down": p.probability.get(first, {}).get(second), "quality": p.quality, "kl": p.kl, "nll": p.nll,
             "intervals": {
                 "up": p.intervals.get(f"{first} on {second}"), "down": p.intervals.get(f"{second} on {first}"),
-                "lm_score": p.intervals.get("lm_score"), "kl": p.intervals.get("kl"),
+                "quality": p.intervals.get("quality"), "kl": p.intervals.get("kl"),
             },
             "control": {
                 "up": _control(split, p.strength, first, second), "down": _control(split, p.strength, second, first),
@@ -158,7 +158,7 @@ def _completion(completion: Completion) -> dict[str, Any]:
 
 
 def _hardest(split: SplitReport, first: str) -> list[Any]:
-    """Slots of both classes whose feature value is the furthest from what their class should have."""
+    """Batch of both classes whose feature value is the furthest from what their class should have."""
     encoder = split.encoder
-    of_classes = [s for s in encoder.samples if s.kind in encoder.rows] if encoder else []
+    of_classes = [s for s in encoder.encodings if s.kind in encoder.rows] if encoder else []
     return sorted(of_classes, key=lambda s: s.h if s.kind == first else -s.h)[:HARDEST]

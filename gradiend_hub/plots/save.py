@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gradiend_hub.evaluation import Report
 
-from .encoder import plot_encodings, plot_fillers
+from .encoder import plot_encodings, plot_outputs
 from .strength import plot_strength
 from .style import shown_split
 from .training import plot_layers, plot_training
@@ -66,10 +66,10 @@ def _drawable(report: Report, safe_band: Sequence[float] | None) -> dict[str, Ca
         split = shown_split(report)[1]
         if split.curve:
             figures["strength"] = partial(plot_strength, report, safe_band=safe_band)
-        if split.encoder and split.encoder.samples:
+        if split.encoder and split.encoder.encodings:
             figures["encodings"] = partial(plot_encodings, report)
-        if split.encoder and split.encoder.fillers:
-            figures["fillers"] = partial(plot_fillers, report)
+        if split.encoder and split.encoder.outputs:
+            figures["fillers"] = partial(plot_outputs, report)
     if any("loss" in record for record in report.history):
         figures["training"] = partial(plot_training, report)
     if report.layers:

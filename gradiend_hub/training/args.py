@@ -65,7 +65,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             are equally likely.
         controls: random directions that each evaluation compares with.
         max_length: longest input in tokens; default: what model and tokenizer allow.
-        lm_score_floor: lowest language-modelling score, relative to the base model's, that the recommended strength may
+        quality_floor: lowest language-modelling score, relative to the base model's, that the recommended strength may
             cost.
         overwrite_output_dir: train into an output directory that is not empty.
     """
@@ -85,7 +85,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     solver: str = field(default="autoencoder", metadata={"help": "autoencoder, closed_form or ridge."})
     num_runs: int = field(default=1, metadata={"help": "Seeds that share one stream of gradients."})
     learning_rates: list[float] | None = field(default=None, metadata={"help": "Rates that share it, too."})
-    identity_rows: int = field(default=0, metadata={"help": "Slots of other tokens, with label 0."})
+    identity_rows: int = field(default=0, metadata={"help": "Batch of other tokens, with label 0."})
     importance: str = field(default="mean", metadata={"help": "How a density below 1 chooses: mean or snr."})
     importance_rows: int = field(default=128, metadata={"help": "Training rows that the choice is made from."})
     gradient_store: str | None = field(default=None, metadata={"help": "Folder that keeps the gradients."})
@@ -95,7 +95,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     goal: Goal = field(default="strengthen", metadata={"help": "strengthen or debias."})
     controls: int = field(default=3, metadata={"help": "Random directions to compare with."})
     max_length: int | None = field(default=None, metadata={"help": "Longest input in tokens."})
-    lm_score_floor: float = field(default=0.99, metadata={"help": "Lowest relative LM score of the recommended dose."})
+    quality_floor: float = field(default=0.99, metadata={"help": "Lowest relative LM score of the recommended dose."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Use an output directory that is not empty."})
 
     def __post_init__(self) -> None:
@@ -134,8 +134,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
                 f"max_grad_norm={self.max_grad_norm} and optim={self.optim!s}: each of the {self.world_size} processes "
                 f"holds some coordinates, so max_grad_norm must be 0 and optim one of {', '.join(_BY_COORDINATE)}."
             )
-        if not 0 < self.lm_score_floor < 1:
-            raise ConfigError(f"lm_score_floor must lie between 0 and 1, found {self.lm_score_floor}.")
+        if not 0 < self.quality_floor < 1:
+            raise ConfigError(f"quality_floor must lie between 0 and 1, found {self.quality_floor}.")
 
     @property
     def runs(self) -> list[tuple[int, float]]:

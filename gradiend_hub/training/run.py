@@ -152,7 +152,7 @@ class Learned:
         try:
             probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, seed=self.args.seed)
             probe = probe.subset(COMPARED_ROWS, COMPARED_TOKENS)
-            calibrate(probe, floor=self.args.lm_score_floor)
+            calibrate(probe, floor=self.args.quality_floor)
             return probe.effect(probe.measure(1.0), probe.measure(-1.0))
         finally:
             model.unload()

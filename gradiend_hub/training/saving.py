@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def new_report(learned: Learned) -> Report:
         base_revision=config.revision,
         scope=learned.scope.summary(),
         training=training,
-        default_arguments=[n for n, v in training.items() if v == defaults.get(_ARGUMENT.get(n, n), MISSING)],
+        default_arguments=[n for n, v in training.items() if v == defaults.get(_ARGUMENT.get(n, n), v)],
         data={
             "train_rows": {c: sum(row.factual_class == c for row in data.rows) for c in classes},
             "eval_rows": len(data.eval_rows), "neutral_texts": len(data.texts), "train_sha256": rows_digest(data.rows),

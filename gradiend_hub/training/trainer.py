@@ -321,7 +321,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         prefix, e.g. "test", and neutral sentences of its own).
 
         Returns:
-            Figures as `Trainer` logs them, with the prefix: `eval_correlation`, `eval_accuracy`, `eval_lm_score`, …
+            Figures as `Trainer` logs them, with the prefix: `eval_correlation`, `eval_accuracy`, `eval_quality`, …
         """
         own = eval_dataset is None or eval_dataset is self.eval_dataset
         rows = self._eval_rows if own else read_rows(eval_dataset or (), self._classes, what=metric_key_prefix)
@@ -349,7 +349,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         model = GradiendModel.from_direction(self.base_model, self.direction, config)
         try:
             settings = EvaluationSettings(
-                floor=self.args.lm_score_floor, controls=self.args.controls, batch_size=self.args.eval_batch_size,
+                floor=self.args.quality_floor, controls=self.args.controls, batch_size=self.args.eval_batch_size,
                 seed=self.args.seed,
             )  # fmt: skip
             split = evaluate_direction(

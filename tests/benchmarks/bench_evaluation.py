@@ -21,7 +21,7 @@ from gradiend_hub.data import Row, read_rows, read_texts
 from gradiend_hub.evaluation import CURVE, EvaluationSettings, StrengthProbe, control_curves, evaluate_direction
 from gradiend_hub.gradients import select_parameters
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Objective, Slots, make_objective
+from gradiend_hub.objectives import Batch, Objective, make_objective
 
 from .bench_learner import DATA, LONGEST, REFERENCE_PYTHON, make_job, reference_on
 from .learner_job import CLASSES
@@ -140,11 +140,11 @@ def prepared(path: Path) -> tuple[GradiendModel, Objective]:
     return model, make_objective(base, model.tokenizer)
 
 
-def recorded(objective: Objective, work: Any) -> list[Slots]:
+def recorded(objective: Objective, work: Any) -> list[Batch]:
     """Every batch whose log-probabilities are asked for while the work runs."""
     original, batches = objective.log_probs, []
 
-    def recording(model: torch.nn.Module, slots: Slots) -> torch.Tensor:
+    def recording(model: torch.nn.Module, slots: Batch) -> torch.Tensor:
         batches.append(slots)
         return original(model, slots)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradiend_hub.objectives import Objective, Slots
+from gradiend_hub.objectives import Batch, Objective
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS = {
@@ -61,7 +61,7 @@ def interleaved(works: Mapping[str, Callable[[], Any]], repetitions: int, *, war
     )
 
 
-def plain_and_slots(base: nn.Module, objective: Objective, batches: Sequence[Slots]) -> dict[str, Callable[[], None]]:
+def plain_and_slots(base: nn.Module, objective: Objective, batches: Sequence[Batch]) -> dict[str, Callable[[], None]]:
     """Forward passes that an evaluation of the same batches consists of: with all logits, and with those at slots only."""
 
     @torch.inference_mode()

@@ -68,9 +68,9 @@ def test_the_whole_card_of_a_short_run(
     report = Report.load(tmp_path)
     assert untraced(text, report, GradiendConfig.from_pretrained(str(tmp_path))) == []
     one = report.splits["test"].at(1.0)
-    assert one.lm_score is not None
+    assert one.quality is not None
     assert f"{one.probability['3PL']['3SG']:.3f}" in row(text, "| +1.00 |")
-    assert f" {100 * one.lm_score:.2f} % " in row(text, "| +1.00 |")
+    assert f" {100 * one.quality:.2f} % " in row(text, "| +1.00 |")
     # the code of the card was run on this folder, and says so
     assert report.usage is not None
     assert "undone to the bit: True" in report.usage["output"]
@@ -86,7 +86,7 @@ def test_the_whole_card_of_a_short_run(
     card.validate(repo_type="model")
     results = {(r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
     assert results["test", "Encoder correlation"] == round(report.splits["test"].encoder.correlation or 0, 4)
-    assert results["test", "LM score relative to the base model at strength +1"] == round(one.lm_score, 4)
+    assert results["test", "LM score relative to the base model at strength +1"] == round(one.quality, 4)
     # what only a person knows is said once, and kept
     trainer.create_model_card(language="en", license="mit", dataset_tags=["alice/pronouns"])
     data = ModelCard.load(tmp_path / CARD_FILE).data
@@ -177,7 +177,7 @@ def test_each_figure_of_a_full_card_stands_in_its_own_row(tmp_path: Path) -> Non
     report.save(folder)
     text, split = str(render_card(folder)), report.splits["test"]
     encoder, one = split.encoder, split.at(1.0)
-    assert encoder and encoder.held_out and one.lm_score and one.kl is not None
+    assert encoder and encoder.held_out and one.quality and one.kl is not None
     effects = [p.effect for curve in split.control for p in curve if p.strength == 1.0]
     bounds = encoder.intervals
     figures: dict[str, list[float | None]] = {
@@ -190,12 +190,12 @@ def test_each_figure_of_a_full_card_stands_in_its_own_row(tmp_path: Path) -> Non
         "| mean of 3SG (611 rows) |": [encoder.class_means["3SG"], *bounds["mean 3SG"], encoder.class_stds["3SG"]],
         "| mean of 3PL (587 rows) |": [encoder.class_means["3PL"], *bounds["mean 3PL"], encoder.class_stds["3PL"]],
         "| mean absolute value on neutral text (402 slots) |": [encoder.neutral_abs_mean, *bounds["neutral_abs_mean"]],
-        "| mean absolute value on other tokens of the rows (377 slots) |": [encoder.other_token_abs_mean],
+        "| mean absolute value on other tokens of the rows (377 slots) |": [encoder.other_abs_mean],
         "| accuracy on words that training did not have (60 rows) |": [encoder.held_out.accuracy],
         "| +1.00 |": [
             one.probability["3PL"]["3SG"], *one.intervals["3SG on 3PL"],
             one.probability["3SG"]["3PL"], *one.intervals["3PL on 3SG"],
-            min(e for e in effects if e is not None), max(e for e in effects if e is not None), 100 * one.lm_score, one.kl,
+            min(e for e in effects if e is not None), max(e for e in effects if e is not None), 100 * one.quality, one.kl,
         ],
     }  # fmt: skip
     for start, values in figures.items():
@@ -246,7 +246,7 @@ def test_a_full_card_leaves_nothing_unmeasured_but_what_is(tmp_path: Path) -> No
 def replaced(report: Report, **changes: Any) -> list[str]:
     """Caveats of a report whose test split's encoder or curve is another one."""
     split = report.splits["test"]
-    own = {name: changes.pop(name) for name in ("control", "break_point", "scored_tokens", "curve") if name in changes}
+    own = {name: changes.pop(name) for name in ("control", "break_point", "scored", "curve") if name in changes}
     split = replace(split, encoder=replace(split.encoder, **changes), **own)
     return caveats(report, "test", split)
 
@@ -266,13 +266,13 @@ def replaced(report: Report, **changes: Any) -> list[str]:
         ({"held_out": None}, "Words that training did not have were not measured."),
         ({"control": []}, "Random directions were not measured"),
         ({"break_point": [-1.5, None]}, "The language model breaks near: already at strength -1.50."),
-        ({"scored_tokens": 168}, "Damage was read from few tokens of neutral text: 168."),
+        ({"scored": 168}, "Damage was read from few tokens of neutral text: 168."),
         (
             {"control": [[point(s, CLASSES) for s in (-1.0, 0.0, 1.0)]]},
             "**The effect may be chance.** At strength +1 P(3SG)",
         ),
         ({"curve": [point(s, CLASSES, 0.01) for s in (-1.0, 0.0, 1.0)]}, "**Little effect at strength +1:** P(3SG) on"),
-        ({"curve": [replace(point(0.0, CLASSES), lm_score=None)]}, "There was no neutral text"),
+        ({"curve": [replace(point(0.0, CLASSES), quality=None)]}, "There was no neutral text"),
     ],
 )
 def test_caveats_follow_from_the_figures(changes: dict[str, Any], begins: str) -> None:
@@ -545,7 +545,7 @@ def test_fillers_that_are_no_words_are_quoted_and_a_causal_card_has_no_fillers(t
 
 def test_how_the_unit_was_chosen_is_said_only_where_it_is_known() -> None:
     report = full_report(CLASSES, FILLERS)
-    blind = replace(report.splits["test"], curve=[replace(point(0.0, CLASSES), lm_score=None)])
+    blind = replace(report.splits["test"], curve=[replace(point(0.0, CLASSES), quality=None)])
     report.splits = {"test": blind}
     assert "There was no neutral text, so nothing is known about damage." in caveats(report, "test", blind)
     report.splits["eval"] = blind

@@ -20,7 +20,7 @@ from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.benchmarks import Benchmark, crows_pairs, side_effects
 from gradiend_hub.hub import publish_folder, retry
 from gradiend_hub.hub.propose import ReportProposal
-from gradiend_hub.objectives import Objective, Slots
+from gradiend_hub.objectives import Batch, Objective
 from tests.hub.conftest import TOLERATE_LFS_UPLOAD
 from tests.hub_server import TOKENS, HubServer
 
@@ -67,7 +67,7 @@ def test_the_same_rows_give_the_claimed_figures_again(run: Run, copy: Path, data
     old, new = claimed.splits["test"], found.splits["test"]
     assert new.encoder and old.encoder and new.encoder.correlation == pytest.approx(old.encoder.correlation, abs=1e-4)
     for strength in (-1.0, 0.0, 1.0):
-        assert new.at(strength).lm_score == pytest.approx(old.at(strength).lm_score, abs=1e-4)
+        assert new.at(strength).quality == pytest.approx(old.at(strength).quality, abs=1e-4)
         for row_class, of in new.at(strength).probability.items():
             assert of == pytest.approx(old.at(strength).probability[row_class], abs=1e-4)
     assert len(new.control) == 1
@@ -86,7 +86,7 @@ def test_batch_size_and_type_are_those_asked_for(
     types: set[torch.dtype] = set()
     original = Objective.log_probs
 
-    def recorded(self: Objective, model: torch.nn.Module, slots: Slots) -> torch.Tensor:
+    def recorded(self: Objective, model: torch.nn.Module, slots: Batch) -> torch.Tensor:
         sizes.append(len(slots.labels))
         types.add(next(model.parameters()).dtype)
         return original(self, model, slots)
@@ -127,7 +127,7 @@ def test_without_encoder_neutral_text_or_a_class_the_rest_is_measured(
     assert result.exit_code == 0, result.stderr
     assert "nothing is claimed" in result.stdout
     split = Report.load(out).splits["test"]
-    assert split.encoder is None and split.at(1.0).lm_score is None and set(split.at(1.0).probability) == {"3PL"}
+    assert split.encoder is None and split.at(1.0).quality is None and set(split.at(1.0).probability) == {"3PL"}
     assert [text.split(" ", 2)[:2] for text in split.missing] == [
         ["The", "direction"],
         ["No", "rows"],

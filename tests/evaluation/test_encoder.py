@@ -42,7 +42,7 @@ def test_known_answers() -> None:
     assert report.correlation_with_neutral == pytest.approx(stats.pearsonr(*both).statistic)
     assert report.spearman == pytest.approx(stats.spearmanr(h.numpy(), labels.numpy()).statistic)
     assert report.ternary_accuracy == pytest.approx((2 + 2 + 2) / 8)  # of 3SG, of 3PL, of the neutral slots
-    assert (report.intervals, report.fillers, report.held_out) == ({}, {}, None)
+    assert (report.intervals, report.outputs, report.held_out) == ({}, {}, None)
     assert flat.keys() == {"correlation", "accuracy", "auc", "mean_3SG", "mean_3PL", "neutral_abs_mean"}
 
 
@@ -98,13 +98,13 @@ def test_intervals_words_and_held_out_words() -> None:
     right = int(((h > 0) == (labels > 0)).sum())
     assert report.intervals["accuracy"] == pytest.approx(stats.binomtest(right, 200).proportion_ci(method="wilson"))
     assert report.intervals.keys() == {"accuracy", "correlation", "mean 3SG", "mean 3PL", "neutral_abs_mean"}
-    assert {w: (f.feature_class, f.rows) for w, f in report.fillers.items()} == {
+    assert {w: (f.feature_class, f.rows) for w, f in report.outputs.items()} == {
         "they": ("3PL", 100), "he": ("3SG", 80), "she": ("3SG", 20),
     }  # fmt: skip
     she = h[::10]
-    assert report.fillers["she"].mean == pytest.approx(float(she.mean()))
-    assert report.fillers["she"].std == pytest.approx(float(she.std()))
-    assert report.fillers["she"].accuracy == pytest.approx(float((she > 0).double().mean()))
+    assert report.outputs["she"].mean == pytest.approx(float(she.mean()))
+    assert report.outputs["she"].std == pytest.approx(float(she.std()))
+    assert report.outputs["she"].accuracy == pytest.approx(float((she > 0).double().mean()))
     assert report.held_out is not None
     assert report.held_out.rows == {"3SG": 20, "3PL": 0}
     assert report.held_out.class_means["3SG"] == pytest.approx(float(she.mean()))

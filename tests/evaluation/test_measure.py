@@ -117,23 +117,23 @@ def test_everything_is_measured_and_written_down(request: pytest.FixtureRequest,
     ends = [end for end in split.break_point or [] if end is not None]
     assert config.break_point == (ends if len(ends) == 2 else None)
     assert len(split.missing) == 2 - len(ends)
-    assert all(p.kl is not None and p.intervals.keys() >= {"kl", "nll", "lm_score"} for p in split.curve)
+    assert all(p.kl is not None and p.intervals.keys() >= {"kl", "nll", "quality"} for p in split.curve)
     assert len(split.control) == 1 and above_control(split.curve, split.control) is not None
     other = {row.alternative.lower() for row in rows} - {"he", "they"}
     assert split.encoder.held_out is not None
     assert sum(split.encoder.held_out.rows.values()) == sum(row.alternative.lower() in other for row in rows)
-    assert split.encoder.neutral_rows == 9 and split.encoder.other_token_rows > 0
-    kinds = {s.kind for s in split.encoder.samples}
+    assert split.encoder.neutral_rows == 9 and split.encoder.other_rows > 0
+    kinds = {s.kind for s in split.encoder.encodings}
     assert kinds == {"3SG", "3PL", "neutral", "other"}
-    assert all(s.text.count("[MASK]") == 1 and s.filler for s in split.encoder.samples)
+    assert all(s.text.count("[MASK]") == 1 and s.output for s in split.encoder.encodings)
     words = {w for of in FILLERS.values() for w in of}
-    assert not any(s.filler.lower() in words for s in split.encoder.samples if s.kind == "other")
+    assert not any(s.output.lower() in words for s in split.encoder.encodings if s.kind == "other")
     fresh = evaluate_direction(model, objective, rows, TEXTS * 3, EvaluationSettings(floor=0.97, controls=0))
     assert fresh.search == [] and fresh.control == [] and above_control(fresh.curve, fresh.control) is None
     if config.break_point is not None:
         wanted = {-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, *config.safe_band, *config.break_point}
         assert [p.strength for p in fresh.curve] == sorted(wanted)
-    assert fresh.at(1.0).lm_score == pytest.approx(split.at(1.0).lm_score)
+    assert fresh.at(1.0).quality == pytest.approx(split.at(1.0).quality)
     model.unload()
 
 
@@ -145,7 +145,7 @@ def test_what_the_data_lacks_is_named(masked_path: Any, rows: list[Row]) -> None
         model, objective, singular, (), EvaluationSettings(controls=1), choose_unit_for="strengthen"
     )
     assert [m.split(":")[0] for m in split.missing] == ["No rows of 3PL", "No neutral text"]
-    assert (split.encoder.correlation, split.at(1.0).lm_score, split.break_point) == (None, None, None)
+    assert (split.encoder.correlation, split.at(1.0).quality, split.break_point) == (None, None, None)
     assert model.active_peft_config.safe_band is None
     assert split.flat().keys() == {"accuracy", "mean_3PL", "probability_3PL"}
     with pytest.raises(DataError, match="no rows to measure"):

@@ -45,7 +45,7 @@ def test_the_others() -> None:
     shift = ProbabilityShift().compute(predictions=edited, references=base)
     assert shift == pytest.approx({"probability": 0.6, "base_probability": 0.2, "probability_shift": 0.4})
     score = LanguageModelingScore().compute(predictions=[4.0, 2.0], references=[3.0, 1.5])
-    assert score == pytest.approx({"lm_score": 0.75, "nll": 3.0, "base_nll": 2.25})
+    assert score == pytest.approx({"quality": 0.75, "nll": 3.0, "base_nll": 2.25})
     pairs = StereotypeScore().compute(predictions=[-1.0, -5.0, -2.0, -3.0], references=[-2.0, -4.0, -2.0, -4.0])
     assert pairs == pytest.approx({"stereotype_score": 200 / 3})
     with pytest.raises(DataError, match="all pairs are equally likely"):
@@ -60,7 +60,7 @@ def test_metrics_combine() -> None:
             "probability": 0.6,
             "base_probability": 0.2,
             "probability_shift": 0.4,
-            "lm_score": 1 / 3,
+            "quality": 1 / 3,
             "nll": 0.6,
             "base_nll": 0.2,
         }

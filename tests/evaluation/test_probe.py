@@ -134,13 +134,13 @@ def test_a_point_is_what_ordinary_forward_passes_give(bundled: Any, rows: list[R
         encoded = [tokenizer(text, return_tensors="pt").input_ids for text in TEXTS]
         total = sum(float(plain(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1) for ids in encoded)
         tokens = sum(ids.shape[1] - 1 for ids in encoded)
-        assert probe.scored_tokens == tokens  # once each, however few they are
+        assert probe.scored == tokens  # once each, however few they are
         assert point.nll == pytest.approx(total / tokens, rel=1e-4)
         correct = sum(int((plain(ids).logits[0, :-1].argmax(-1) == ids[0, 1:]).sum()) for ids in encoded)
         assert point.accuracy == pytest.approx(correct / tokens)
         base = probe.measure(0.0).nll
         assert base is not None
-        assert point.lm_score == pytest.approx(base / (total / tokens), rel=1e-4)
+        assert point.quality == pytest.approx(base / (total / tokens), rel=1e-4)
     model.unload()
 
 
@@ -149,7 +149,7 @@ def test_measuring_leaves_the_model_bit_identical(masked: Any, rows: list[Row]) 
     model, objective = model_of(masked)
     probe = StrengthProbe(model, objective, rows, TEXTS)
     zero = probe.measure(0.0)
-    assert (zero.lm_score, zero.lm_score_low) == (1.0, 1.0)
+    assert (zero.quality, zero.quality_low) == (1.0, 1.0)
     for strength in (1.0, -2.0, 1e3):
         probe.measure(strength)
     assert model.strengths == {"default": 0.0}
@@ -172,9 +172,9 @@ def test_a_masked_model_is_scored_on_enough_tokens_that_the_seed_decides(
     first, again, other = (StrengthProbe(model, objective, rows, TEXTS * 20, seed=s) for s in (1, 1, 2))
     lengths = [len(objective.tokenizer(t).input_ids) - 2 for t in TEXTS * 20]
     draws = [max(1, round(0.15 * length)) * probe_module._MOST_DRAWS for length in lengths]
-    assert first.scored_tokens == sum(map(min, lengths, draws)) < 2000
+    assert first.scored == sum(map(min, lengths, draws)) < 2000
     few = StrengthProbe(model, objective, rows, TEXTS * 20, tokens=100)
-    assert 100 <= few.scored_tokens < 100 + 20 * 3 * 3
+    assert 100 <= few.scored < 100 + 20 * 3 * 3
     assert first.measure(0.0) == again.measure(0.0) != other.measure(0.0)
 
 
@@ -230,7 +230,7 @@ def test_intervals_on_neutral_text_are_those_of_a_bootstrap_of_texts(
     probe = StrengthProbe(model, objective, rows, texts)
     point, base, edited = probe.measure(1.5), probe.base, probe.read(1.5)
     of, compared = probe._token_texts()
-    assert len(of) == probe.scored_tokens and len(compared) == len(edited.kl)
+    assert len(of) == probe.scored and len(compared) == len(edited.kl)
     tokens = {n: sum(of == n) for n in np.unique(of)}
     if probe._samples[0].slots.labels[1:]:  # a causal model: every token is scored
         assert tokens == {n: len(objective.scored_text(texts[n], Random(0))[0].positions) for n in tokens}
@@ -242,8 +242,8 @@ def test_intervals_on_neutral_text_are_those_of_a_bootstrap_of_texts(
     assert alike(point.intervals["nll"], bootstrap_of_texts(of, lambda mean: mean, edited.nll)[0])
     assert alike(point.intervals["kl"], bootstrap_of_texts(compared, lambda mean: mean, edited.kl)[0])
     expected, error = bootstrap_of_texts(of, lambda before, after: before / after, base.nll, edited.nll)
-    assert alike(point.intervals["lm_score"], expected)
-    assert point.lm_score_low == pytest.approx(point.lm_score - 1.65 * error, abs=0.3 * error)
+    assert alike(point.intervals["quality"], expected)
+    assert point.quality_low == pytest.approx(point.quality - 1.65 * error, abs=0.3 * error)
 
 
 def test_without_neutral_text_nothing_is_claimed_about_it(
@@ -253,7 +253,7 @@ def test_without_neutral_text_nothing_is_claimed_about_it(
     opened.append(model)
     probe = StrengthProbe(model, objective, rows)
     point = probe.measure(1.0)
-    assert (point.nll, point.accuracy, point.lm_score, point.lm_score_low) == (None, None, None, None)
+    assert (point.nll, point.accuracy, point.quality, point.quality_low) == (None, None, None, None)
     assert safe_band([point]) is None
     config = model.active_peft_config
     del config.__dict__["fillers"]
@@ -278,10 +278,10 @@ def test_intervals_are_those_of_paired_differences(masked: Any, rows: list[Row],
     assert len(sums) == len(TEXTS)  # each is there four times, and is one text
     error = np.std(sums, ddof=1) * math.sqrt(len(sums)) / len(of)
     low, high = stats.t.interval(0.95, len(sums) - 1, loc=mean, scale=error)
-    assert point.lm_score == pytest.approx(base.mean() / edited.mean())
+    assert point.quality == pytest.approx(base.mean() / edited.mean())
     bound = mean + stats.t.ppf(0.95, len(sums) - 1) * error
-    assert point.lm_score_low == pytest.approx(base.mean() / (base.mean() + bound))
-    assert point.intervals["lm_score"] == pytest.approx(
+    assert point.quality_low == pytest.approx(base.mean() / (base.mean() + bound))
+    assert point.intervals["quality"] == pytest.approx(
         [base.mean() / (base.mean() + high), base.mean() / (base.mean() + low)]
     )
     values = probe.read(0.5).probability
@@ -292,7 +292,7 @@ def test_intervals_are_those_of_paired_differences(masked: Any, rows: list[Row],
     # the difference that a subset sees, added to the base on everything
     few = probe.subset(2, 8)
     anchored = few.summarise(0.5, few.read(0.5), anchor=probe.measure(0.0))
-    assert 0 < few.scored_tokens < probe.scored_tokens
+    assert 0 < few.scored < probe.scored
     of_few = [item.row_class == 0 for item in few._items]
     change = (few.read(0.5).probability - few.base.probability)[of_few, 1].mean()
     assert sum(of_few) == 2
@@ -357,7 +357,7 @@ def test_the_unit_is_the_safe_dose_with_the_best_effect(
     assert all(len(pair) == 2 for pair in by_dose.values())
 
     def safe(pair: list[StrengthPoint]) -> bool:
-        return all(p.lm_score_low is not None and p.lm_score_low >= 0.97 for p in pair)
+        return all(p.quality_low is not None and p.quality_low >= 0.97 for p in pair)
 
     effects = {
         dose: up.probability["3PL"]["3SG"] + down.probability["3SG"]["3PL"] for dose, (down, up) in by_dose.items()
@@ -366,13 +366,13 @@ def test_the_unit_is_the_safe_dose_with_the_best_effect(
     assert 1.0 in allowed
     assert effects[1.0] == max(effects[dose] for dose in allowed)
     assert not all(map(safe, by_dose.values()))  # the search went up to where damage begins
-    damage = max(1 - (p.lm_score_low or 0) for p in by_dose[max(allowed)])
+    damage = max(1 - (p.quality_low or 0) for p in by_dose[max(allowed)])
     assert min(dose for dose in by_dose if dose not in allowed) / max(allowed) < 1.2 or damage > 0.8 * 0.03
     # what was measured during the search is what the new unit gives
     fresh = StrengthProbe(model, objective, rows, TEXTS * 2)
     recommended = next(p for p in search if p.strength == pytest.approx(1.0))
     again = fresh.measure(1.0)
-    assert again.lm_score == pytest.approx(recommended.lm_score, rel=1e-6)
+    assert again.quality == pytest.approx(recommended.quality, rel=1e-6)
     assert again.probability["3PL"] == pytest.approx(recommended.probability["3PL"], rel=1e-4)
     assert unit > 0
     assert model.strengths == {"default": 0.0}
@@ -408,7 +408,7 @@ def test_the_unit_is_a_dose_whose_effect_is_above_that_of_random_directions(
     best, points = unit(None)
     second, others = unit(0.999 * best)
     assert 0 < second < best
-    safe = {p.strength * second for p in others if p.strength > 0 and (p.lm_score_low or 0) >= 0.97}
+    safe = {p.strength * second for p in others if p.strength > 0 and (p.quality_low or 0) >= 0.97}
     assert max(dose for dose in safe if dose < best * 0.999) == pytest.approx(second)
     assert unit(0.0)[0] == best
     assert {round(p.strength * best, 9) for p in points} == {round(p.strength * second, 9) for p in others}
@@ -503,7 +503,7 @@ def test_evaluate_direction_uses_the_unit_that_is_there_unless_told_to_choose(
     assert model.active_peft_config.safe_band == safe_band(chosen.curve, floor=0.97) == [-1.0, 1.0] or chosen.search
     assert {-1.0, 0.0, 1.0} <= {p.strength for p in chosen.curve}
     flat = chosen.flat()
-    assert flat["lm_score"] == min(chosen.at(s).lm_score or 0 for s in (-1.0, 1.0))
+    assert flat["quality"] == min(chosen.at(s).quality or 0 for s in (-1.0, 1.0))
     assert flat["probability_3SG"] == chosen.at(1.0).probability["3PL"]["3SG"]
     assert flat["probability_3PL"] == chosen.at(-1.0).probability["3SG"]["3PL"]
 
@@ -518,7 +518,7 @@ def test_break_point() -> None:
 class Damaged:
     """A probe whose model loses 1 % of its score at strength ±1, growing with the square of the strength."""
 
-    scored_tokens = 1
+    scored = 1
 
     def __init__(self, finite: float = math.inf) -> None:
         self.finite = finite

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gradiend_hub.gradients import directional, directional_derivatives, select_parameters
-from gradiend_hub.objectives import TokenizedSlots
+from gradiend_hub.objectives import Sample
 from tests.models import build
 from tests.objectives.support import objective, plain_logits, samples
 from tests.objectives.test_slots import LANGUAGE_MODELS
@@ -21,7 +21,7 @@ def tangents_of(model: nn.Module, **scope: str) -> dict[str, torch.Tensor]:
     return {n: torch.randn(p.shape, generator=generator) for n, p in select_parameters(model, **scope).items()}
 
 
-def by_backward(model: nn.Module, rows: list[TokenizedSlots], tangents: dict[str, torch.Tensor]) -> torch.Tensor:
+def by_backward(model: nn.Module, rows: list[Sample], tangents: dict[str, torch.Tensor]) -> torch.Tensor:
     values = []
     for row in rows:
         loss = cross_entropy(plain_logits(model, row), torch.tensor(row.labels), reduction="sum")

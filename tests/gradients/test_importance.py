@@ -14,7 +14,7 @@ from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.gradients import GradientReader, Scope, prune, select_parameters
 from gradiend_hub.gradients.faults import SkippedRows
 from gradiend_hub.gradients.importance import importance, top_k
-from gradiend_hub.objectives import Example, TokenizedSlots
+from gradiend_hub.objectives import Example, Sample
 from tests.models import build
 from tests.objectives.support import objective, plain_logits, samples
 
@@ -27,7 +27,7 @@ def rows() -> list[Example]:
     examples = []
     for sample, label in zip(samples(LENGTHS, (1,) * 7), LABELS, strict=True):
         fillers = (10, 11) if label > 0 else (11, 10)
-        examples.append(Example(*(TokenizedSlots(sample.input_ids, sample.positions, (f,)) for f in fillers)))
+        examples.append(Example(*(Sample(sample.input_ids, sample.positions, (f,)) for f in fillers)))
     return examples
 
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradiend_hub.errors import TrainingError
 from gradiend_hub.gradients import GradientReader, Scope, read_pair, select_parameters
-from gradiend_hub.objectives import Example, PairBatch, TokenizedSlots
+from gradiend_hub.objectives import Example, PairBatch, Sample
 from tests.models import build
 from tests.objectives.support import objective, plain_logits, samples
 
@@ -24,7 +24,7 @@ ARCHITECTURES = ("bert", "modernbert", "deberta", "gpt2", "llama_tied", "gemma2"
 def examples(*, shared: bool = True) -> list[Example]:
     factual = samples(slots=(1, 1, 2))
     other = factual if shared else samples(lengths=(5, 4, 9), slots=(1, 1, 2), seed=8)
-    alternative = [TokenizedSlots(s.input_ids, s.positions, tuple(label - 1 for label in s.labels)) for s in other]
+    alternative = [Sample(s.input_ids, s.positions, tuple(label - 1 for label in s.labels)) for s in other]
     return [Example(f, a) for f, a in zip(factual, alternative, strict=True)]
 
 
@@ -32,7 +32,7 @@ def pairs(architecture: str, *, shared: bool = True) -> PairBatch:
     return objective(architecture).collate_pairs(examples(shared=shared))
 
 
-def plain_gradient(model: nn.Module, scope: Scope, rows: Sequence[TokenizedSlots]) -> torch.Tensor:
+def plain_gradient(model: nn.Module, scope: Scope, rows: Sequence[Sample]) -> torch.Tensor:
     """Mean over the rows of the gradients of each row's own cross entropy, [n]."""
     parameters = list(scope.parameters.values())
     total = torch.zeros(sum(p.numel() for p in parameters))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.gradients import GradientReader, GradientStore, Scope, StoreKey, read_pair, select_parameters
-from gradiend_hub.objectives import Example, TokenizedSlots
+from gradiend_hub.objectives import Example, Sample
 from tests.gradients.test_faults import poisoned
 from tests.gradients.test_pairs import KINDS, examples
 from tests.models import build
@@ -143,7 +143,7 @@ def test_every_difference_is_refused_and_named(tmp_path: Path) -> None:
     buffer.register_buffer("scale", torch.ones(1))
     setting.config.hidden_act = "relu"
     rows = examples()
-    rows[1] = Example(rows[1].factual, TokenizedSlots(*rows[0].alternative.__dict__.values()))
+    rows[1] = Example(rows[1].factual, Sample(*rows[0].alternative.__dict__.values()))
     moved = [
         Example(
             *(replace(s, positions=tuple(p - 1 if p else 1 for p in s.positions)) for s in (e.factual, e.alternative))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective, Objective, TokenizedSlots
+from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective, Objective, Sample
 from tests.models import VOCABULARY
 
 ROWS = (
@@ -79,9 +79,7 @@ class _Ids:
         return " ".join(map(str, ids))
 
 
-def samples(
-    lengths: tuple[int, ...] = (7, 4, 12), slots: tuple[int, ...] = (1, 1, 1), seed: int = 3
-) -> list[TokenizedSlots]:
+def samples(lengths: tuple[int, ...] = (7, 4, 12), slots: tuple[int, ...] = (1, 1, 1), seed: int = 3) -> list[Sample]:
     """Random inputs with random slots and labels."""
     generator = torch.Generator().manual_seed(seed)
     made = []
@@ -89,11 +87,11 @@ def samples(
         ids = torch.randint(5, VOCABULARY, (length,), generator=generator).tolist()
         positions = sorted(torch.randperm(length, generator=generator)[:count].tolist())
         labels = torch.randint(5, VOCABULARY, (count,), generator=generator).tolist()
-        made.append(TokenizedSlots(tuple(ids), tuple(positions), tuple(labels)))
+        made.append(Sample(tuple(ids), tuple(positions), tuple(labels)))
     return made
 
 
-def plain_logits(model: nn.Module, sample: TokenizedSlots) -> torch.Tensor:
+def plain_logits(model: nn.Module, sample: Sample) -> torch.Tensor:
     """Logits [S, V] of one unpadded row, from the model's ordinary forward pass."""
     logits: torch.Tensor = model(input_ids=torch.tensor([sample.input_ids])).logits
     return logits[0, list(sample.positions)]

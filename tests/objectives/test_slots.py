@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForPreTraining
 
-from gradiend_hub.objectives import CausalLMObjective, Example, MaskedLMObjective, TokenizedSlots, slot_logits
+from gradiend_hub.objectives import CausalLMObjective, Example, MaskedLMObjective, Sample, slot_logits
 from gradiend_hub.objectives.base import IGNORED
 from tests.models import BUILDERS, TEXT, VOCABULARY, build
 from tests.objectives.support import objective, plain_logits, samples
@@ -85,7 +85,7 @@ def test_the_model_is_as_before_afterwards() -> None:
 def test_losses_are_summed_cross_entropies_of_single_rows(architecture: str) -> None:
     model, how = build(architecture), objective(architecture)
     factual = samples(slots=(2, 1, 3))
-    alternative = [TokenizedSlots(s.input_ids, s.positions, tuple(label + 1 for label in s.labels)) for s in factual]
+    alternative = [Sample(s.input_ids, s.positions, tuple(label + 1 for label in s.labels)) for s in factual]
     with torch.no_grad():
         batch = how.collate_pairs([Example(f, a) for f, a in zip(factual, alternative, strict=True)])
         assert batch.shared
@@ -102,7 +102,7 @@ def test_different_inputs_are_not_shared(change: str) -> None:
     model, how = build("bert"), objective("bert")
     factual, alternative = samples(seed=1), samples(seed=1)
     other = samples(seed=2)[0]
-    alternative[0] = TokenizedSlots(
+    alternative[0] = Sample(
         other.input_ids if change == "input_ids" else factual[0].input_ids,
         tuple((p + 1) % 7 for p in factual[0].positions),
         other.labels,

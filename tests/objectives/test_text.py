@@ -182,7 +182,7 @@ def test_neutral_slots_of_a_masked_model_are_real_tokens(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MASKED)
-def test_scored_tokens_of_a_masked_model(kind: str) -> None:
+def test_scored_of_a_masked_model(kind: str) -> None:
     tokenizer = masked_tokenizer(kind)
     (scored,) = MaskedLMObjective(tokenizer, max_length=30).scored_text(LONG, random.Random(1))
     ids = tokenizer(LONG, truncation=True, max_length=30).input_ids

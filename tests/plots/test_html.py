@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.evaluation import Completion, Report, Sample
+from gradiend_hub.evaluation import Completion, Encoding, Report
 from gradiend_hub.plots import render_html, save_html
 from tests.reports import full_report
 
@@ -95,8 +95,8 @@ def test_the_slider_shows_each_measured_strength(browser: Any, tmp_path: Path) -
         shown = text_of(browser, "#chances")
         assert f"P(3SG) on 3PL rows {point.probability['3PL']['3SG']:.3f}" in shown
         assert f"P(3PL) on 3SG rows {point.probability['3SG']['3PL']:.3f}" in shown
-        assert point.lm_score is not None
-        assert f"LM score {100 * point.lm_score:.2f} %" in text_of(browser, "#damage")
+        assert point.quality is not None
+        assert f"LM score {100 * point.quality:.2f} %" in text_of(browser, "#damage")
         written = text_of(browser, "#written")
         if abs(point.strength) == 1:
             assert {-1.0: "they 0.91, he 0.05", 1.0: "she 0.93, he 0.05"}[point.strength] in written
@@ -119,7 +119,7 @@ def test_a_point_shows_its_sentence_and_word(browser: Any, tmp_path: Path) -> No
 
     report = full_report(CLASSES, FILLERS)
     open_page(browser, report, tmp_path)
-    samples = report.splits["test"].encoder.samples
+    samples = report.splits["test"].encoder.encodings
     points = browser.find_elements("css selector", "[data-sample]")
     assert len(points) == len(samples)
     for number in (0, 70, 130, 200):
@@ -131,9 +131,9 @@ def test_a_point_shows_its_sentence_and_word(browser: Any, tmp_path: Path) -> No
         assert abs(sample.h - samples[number].h) < 0.06
         tip = browser.find_element("id", "tip")
         assert tip.is_displayed()
-        assert sample.text.replace("[MASK]", sample.filler) in tip.text
+        assert sample.text.replace("[MASK]", sample.output) in tip.text
         assert f"{sample.kind}, h = {sample.h:.3f}" in tip.text
-        assert tip.find_element("tag name", "b").text == sample.filler
+        assert tip.find_element("tag name", "b").text == sample.output
     ActionChains(browser).move_to_element(browser.find_element("tag name", "h1")).perform()
     assert not browser.find_element("id", "tip").is_displayed()
     # by keyboard, the first point is the lowest value
@@ -146,9 +146,9 @@ def test_a_point_shows_its_sentence_and_word(browser: Any, tmp_path: Path) -> No
 def test_texts_never_become_code(browser: Any, tmp_path: Path, attack: str) -> None:
     report = full_report([attack, "second"], {attack: [attack], "second": [f"{attack}2"]})
     split = report.splits["test"]
-    samples = [Sample(f"{attack} [MASK] {attack}", attack, kind, 0.1) for kind in (attack, "neutral", "other")]
+    samples = [Encoding(f"{attack} [MASK] {attack}", attack, kind, 0.1) for kind in (attack, "neutral", "other")]
     completions = [Completion(attack, {"-1.0": attack, "0.0": [[attack, 0.5]], "1.0": attack})]
-    report.splits["test"] = replace(split, encoder=replace(split.encoder, samples=samples), completions=completions)
+    report.splits["test"] = replace(split, encoder=replace(split.encoder, encodings=samples), completions=completions)
     open_page(browser, report, tmp_path, base=attack)
     title = browser.execute_script("return document.title")
     assert " ".join(title.split()).startswith(" ".join(attack.split()))
@@ -220,7 +220,7 @@ def test_the_page_has_intervals_the_control_and_what_is_missing() -> None:
     for point in split.curve:
         low, high = point.intervals["3SG on 3PL"]
         assert f"{point.probability['3PL']['3SG']:.3f}<small>[{low:.3f}, {high:.3f}]</small>" in page
-        low, high = point.intervals["lm_score"]
+        low, high = point.intervals["quality"]
         assert f"[{100 * low:.2f}, {100 * high:.2f}]" in page
     drawn = [p.probability["3PL"]["3SG"] for of in control for p in of if p.strength == 1.0]
     assert f"<td>{min(drawn):.3f} to {max(drawn):.3f}</td>" in page
@@ -244,11 +244,10 @@ def test_a_page_of_a_report_with_gaps(browser: Any, tmp_path: Path) -> None:
     report = full_report(CLASSES, FILLERS)
     split = report.splits["test"]
     curve = [
-        replace(p, nll=None, accuracy=None, lm_score=None, lm_score_low=None, kl=None, intervals={})
-        for p in split.curve
+        replace(p, nll=None, accuracy=None, quality=None, quality_low=None, kl=None, intervals={}) for p in split.curve
     ]
     report.splits["test"] = replace(
-        split, encoder=replace(split.encoder, samples=[], correlation=None), curve=curve, control=[], completions=[],
+        split, encoder=replace(split.encoder, encodings=[], correlation=None), curve=curve, control=[], completions=[],
         break_point=None,
     )  # fmt: skip
     open_page(browser, report, tmp_path)
@@ -290,7 +289,7 @@ def test_the_page_can_be_read_without_scripts() -> None:
     for point in report.splits["test"].curve:
         assert f"<td>{point.probability['3PL']['3SG']:.3f}<small>" in markup
     assert "they 0.91, he 0.05, she 0.02" in markup.replace("\u00a0", " ")
-    assert markup.count("data-sample=") == len(report.splits["test"].encoder.samples)
+    assert markup.count("data-sample=") == len(report.splits["test"].encoder.encodings)
 
 
 def test_the_embedded_data_is_the_reports() -> None:
@@ -301,11 +300,11 @@ def test_the_embedded_data_is_the_reports() -> None:
     assert not set("<>&\u2028\u2029") & set(found[1])
     data = json.loads(found[1])
     split = report.splits["test"]
-    assert [(s["text"], s["filler"], s["kind"], s["h"]) for s in data["samples"]] == [
-        (s.text, s.filler, s.kind, s.h) for s in split.encoder.samples
+    assert [(s["text"], s["output"], s["kind"], s["h"]) for s in data["samples"]] == [
+        (s.text, s.output, s.kind, s.h) for s in split.encoder.encodings
     ]
-    assert [(p["up"], p["down"], p["lm_score"], p["kl"]) for p in data["curve"]] == [
-        (p.probability["3PL"]["3SG"], p.probability["3SG"]["3PL"], p.lm_score, p.kl) for p in split.curve
+    assert [(p["up"], p["down"], p["quality"], p["kl"]) for p in data["curve"]] == [
+        (p.probability["3PL"]["3SG"], p.probability["3SG"]["3PL"], p.quality, p.kl) for p in split.curve
     ]
 
 

@@ -19,8 +19,8 @@ from gradiend_hub.evaluation import Report
 from gradiend_hub.plots import (
     FIGURES,
     plot_encodings,
-    plot_fillers,
     plot_layers,
+    plot_outputs,
     plot_strength,
     plot_training,
     save_plots,
@@ -48,7 +48,7 @@ def bare(report: Report) -> Report:
             old.correlation, old.accuracy, old.auc, old.class_means, old.class_stds, None, old.rows, 0
         )  # fmt: skip
         curve = [
-            replace(p, nll=None, accuracy=None, lm_score=None, lm_score_low=None, kl=None, intervals={})
+            replace(p, nll=None, accuracy=None, quality=None, quality_low=None, kl=None, intervals={})
             for p in split.curve
         ]
         splits[name] = type(split)(encoder, curve, [], 0)
@@ -114,7 +114,7 @@ def test_a_curve_without_damage_control_and_band(report: Report) -> None:
 def test_every_kept_slot_is_a_point(report: Report) -> None:
     drawing = plot_encodings(report)
     (axes,) = drawing.axes
-    kept = report.splits["test"].encoder.samples
+    kept = report.splits["test"].encoder.encodings
     drawn = sorted(float(x) for part in axes.collections for x in part.get_offsets()[:, 0])
     assert drawn == pytest.approx(sorted(s.h for s in kept))
     names = [text.get_text() for text in axes.get_yticklabels()]
@@ -124,9 +124,9 @@ def test_every_kept_slot_is_a_point(report: Report) -> None:
 
 
 def test_words_with_their_means(report: Report) -> None:
-    drawing = plot_fillers(report)
+    drawing = plot_outputs(report)
     (axes,) = drawing.axes
-    found = report.splits["test"].encoder.fillers
+    found = report.splits["test"].encoder.outputs
     labels = [text.get_text() for text in axes.get_yticklabels()]
     means = {int(c.lines[0].get_ydata()[0]): float(c.lines[0].get_xdata()[0]) for c in axes.containers}
     assert {text: means[row] for row, text in enumerate(labels)} == {
@@ -136,9 +136,9 @@ def test_words_with_their_means(report: Report) -> None:
 
 def test_feature_values_of_words_stay_within_their_range(report: Report) -> None:
     split = report.splits["test"]
-    fillers = {word: replace(f, std=0.4) for word, f in split.encoder.fillers.items()}
-    report.splits["test"] = replace(split, encoder=replace(split.encoder, fillers=fillers))
-    (axes,) = plot_fillers(report).axes
+    fillers = {word: replace(f, std=0.4) for word, f in split.encoder.outputs.items()}
+    report.splits["test"] = replace(split, encoder=replace(split.encoder, outputs=fillers))
+    (axes,) = plot_outputs(report).axes
     ends = [x for c in axes.containers for line in c.lines[2] for x in line.get_segments()[0][:, 0]]
     assert (min(ends), max(ends)) == (-1.0, 1.0)
     assert min(map(abs, ends)) == pytest.approx(min(abs(abs(f.mean) - 0.4) for f in fillers.values()))
@@ -155,7 +155,7 @@ def test_training_and_layers(report: Report) -> None:
     assert line(twin, "‖Δ‖ / ‖W‖ of the layer (right axis)")[1] == pytest.approx([0.31, 0.38, 0.45, 0.52])
 
 
-@pytest.mark.parametrize("draw", [plot_encodings, plot_fillers, plot_training, plot_layers])
+@pytest.mark.parametrize("draw", [plot_encodings, plot_outputs, plot_training, plot_layers])
 def test_what_was_not_measured_is_not_drawn(report: Report, draw: Any) -> None:
     with pytest.raises(ConfigError, match="The report"):
         draw(bare(report))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from gradiend_hub.data import Row
-from gradiend_hub.objectives import Example, TokenizedSlots
+from gradiend_hub.objectives import Example, Sample
 from gradiend_hub.training.batches import TransitionBatchSampler, TransitionDataset
 
 CLASSES = ["a", "b"]
@@ -21,7 +21,7 @@ def dataset(first: int, second: int, source: str = "alternative") -> TransitionD
     kinds = sorted(["a"] * first + ["b"] * second, key=lambda _: 0)
     kinds = kinds[::2] + kinds[1::2]
     rows = [Row("x [MASK]", "f", "g", kind, "b" if kind == "a" else "a") for kind in kinds]
-    slots = [TokenizedSlots((1,) * (1 + 7 * i % 20), (0,), (1,)) for i in range(len(rows))]
+    slots = [Sample((1,) * (1 + 7 * i % 20), (0,), (1,)) for i in range(len(rows))]
     return TransitionDataset(rows, [Example(s, s) for s in slots], CLASSES, source)
 
 

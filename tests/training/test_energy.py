@@ -11,7 +11,7 @@ import pytest
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.evaluation import Report
 
-from .training import arguments, trainer_of
+from .support import arguments, trainer_of
 
 
 @pytest.mark.parametrize("started", [True, False], ids=["metered", "not started"])

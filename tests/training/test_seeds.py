@@ -58,5 +58,5 @@ def test_strength_one_rewrites_and_spares_the_model(base: Path, tmp_path: Path, 
     before, plural, singular = split.at(0.0), split.at(-1.0), split.at(1.0)
     assert plural.probability["3SG"]["3PL"] >= 2 * before.probability["3SG"]["3PL"]
     assert singular.probability["3PL"]["3SG"] >= 2 * before.probability["3PL"]["3SG"]
-    assert plural.lm_score is not None and plural.lm_score >= 0.99
-    assert singular.lm_score is not None and singular.lm_score >= 0.99
+    assert plural.quality is not None and plural.quality >= 0.99
+    assert singular.quality is not None and singular.quality >= 0.99

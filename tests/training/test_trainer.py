@@ -130,7 +130,7 @@ def test_causal_model(causal: Any, pronouns: Any, neutral: Any, tmp_path: Path) 
     trainer.train()
     metrics = trainer.evaluate()
     assert metrics["eval_correlation"] > 0.9
-    assert metrics["eval_lm_score"] > 0.98
+    assert metrics["eval_quality"] > 0.98
     split = trainer.report.splits["eval"]
     assert metrics["eval_probability_3PL"] == split.at(-1.0).probability["3SG"]["3PL"]
     assert metrics["eval_probability_3PL"] > 2 * split.at(0.0).probability["3SG"]["3PL"]
@@ -326,7 +326,7 @@ def test_callbacks_and_logs(masked: Any, pronouns: Any, neutral: Any, tmp_path: 
     assert len(losses) == 2
     encodings = [log for log in recorder.logs if "eval_correlation" in log]
     assert len(encodings) == 2
-    assert "eval_lm_score" not in encodings[0]  # the strength curve is not measured while training
+    assert "eval_quality" not in encodings[0]  # the strength curve is not measured while training
     assert not trainer.report.splits
     assert trainer.gradiend_config.strength_unit == 1.0
 
@@ -341,7 +341,7 @@ def test_the_unit_is_chosen_on_the_trainers_own_rows_only(run: GradiendTrainer, 
     assert (run.gradiend_config.strength_unit, run.gradiend_config.safe_band) == (unit, band)
     assert split.search == []
     assert metrics["test_correlation"] == split.encoder.correlation > 0.9
-    assert split.scored_tokens != run.report.splits["eval"].scored_tokens
+    assert split.scored != run.report.splits["eval"].scored
     assert all(key.startswith("test_") or key == "epoch" for key in metrics)
 
 
@@ -439,8 +439,8 @@ def test_an_output_directory_that_is_not_empty(masked: Any, pronouns: Any, tmp_p
     [
         ({"hub_strategy": "every_save"}, "hub_strategy='every_save'.*only 'end' is supported"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps: .*raise per_device_train_batch_size"),
-        ({"lm_score_floor": 1.0}, "lm_score_floor must lie between 0 and 1, found 1.0"),
-        ({"lm_score_floor": 0.0}, "lm_score_floor must lie between 0 and 1, found 0.0"),
+        ({"quality_floor": 1.0}, "quality_floor must lie between 0 and 1, found 1.0"),
+        ({"quality_floor": 0.0}, "quality_floor must lie between 0 and 1, found 0.0"),
     ],
 )
 def test_arguments_that_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

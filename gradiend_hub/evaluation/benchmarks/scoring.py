@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation.report import BenchmarkResult
 from gradiend_hub.gradients.directional import evaluating
-from gradiend_hub.objectives import TokenizedSlots, make_objective
+from gradiend_hub.objectives import Sample, make_objective
 
 Span = tuple[int, int]
 """First character and end of a part of a text."""
@@ -60,7 +60,7 @@ class SentenceScorer:
 
         Special tokens are never scored, nor is a causal model's first token without a start token before it.
         """
-        samples: list[TokenizedSlots] = []
+        samples: list[Sample] = []
         owners: list[int] = []
         for number, text in enumerate(texts):
             chosen = self._samples(text, None if spans is None else spans[number])
@@ -91,7 +91,7 @@ class SentenceScorer:
         """Summed log-likelihoods of `score`."""
         return [float(values.sum()) for values in self.score(texts, spans)]
 
-    def _samples(self, text: str, spans: Sequence[Span] | None) -> list[TokenizedSlots]:
+    def _samples(self, text: str, spans: Sequence[Span] | None) -> list[Sample]:
         encoded = self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
         ids = tuple(encoded.input_ids)
         if len(ids) > self.objective.max_length:
@@ -106,9 +106,9 @@ class SentenceScorer:
         if not self.masked:
             places = [place for place in content if place > 0]
             label = tuple(ids[p] for p in places)
-            return [TokenizedSlots(ids, tuple(p - 1 for p in places), label)] if places else []
+            return [Sample(ids, tuple(p - 1 for p in places), label)] if places else []
         mask = self.tokenizer.mask_token_id
-        return [TokenizedSlots((*ids[:p], mask, *ids[p + 1 :]), (p,), (ids[p],)) for p in content]
+        return [Sample((*ids[:p], mask, *ids[p + 1 :]), (p,), (ids[p],)) for p in content]
 
 
 def read_table(source: str | Path, *, split: str, config: str | None = None) -> Any:

@@ -20,11 +20,11 @@ function show(point, x, y) {
   const parts = sample.text.split("[MASK]");
   const sentence = element("div");
   parts.forEach((part, i) => {
-    if (i) sentence.append(element("b", sample.filler));
+    if (i) sentence.append(element("b", sample.output));
     sentence.append(part);
   });
   tip.replaceChildren(sentence, element("div", `${sample.kind}, h = ${sample.h.toFixed(3)}`, "faint"));
-  if (parts.length < 2) tip.append(element("div", sample.filler));
+  if (parts.length < 2) tip.append(element("div", sample.output));
   tip.style.display = "block";
   tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - tip.offsetWidth - 8))}px`;
   tip.style.top = `${y + 18 + tip.offsetHeight > innerHeight ? y - tip.offsetHeight - 10 : y + 18}px`;
@@ -98,7 +98,7 @@ function turn() {
     return row;
   });
   byId("chances").replaceChildren(...rows);
-  byId("damage").textContent = `LM score ${per(point.lm_score)} · KL ${figure(point.kl, 4)} nats · NLL ${figure(point.nll, 4)} nats`;
+  byId("damage").textContent = `LM score ${per(point.quality)} · KL ${figure(point.kl, 4)} nats · NLL ${figure(point.nll, 4)} nats`;
   byId("written").replaceChildren(...data.completions.map((completion) => {
     const row = element("tr");
     row.append(element("th", completion.text), element("td", completion.at[point.name] ?? "not written at this strength"));
