@@ -19,7 +19,7 @@ from gradiend_hub.adapter.sites import SiteMap, refuse_offloaded, refuse_sharded
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.fingerprint import require_same_base
-from gradiend_hub.errors import BaseModelError, BaseModelMismatchError
+from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, first_line
 
 __all__ = [
     "base_commit",
@@ -58,7 +58,7 @@ def load_base_model(
     except (OSError, ValueError) as error:
         raise BaseModelError(
             f"There is no base model at {name!r}: expected a folder with a config.json or the id of a model on the Hub. "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
     if objective is None:
         architecture = (config.architectures or [""])[0]
@@ -69,7 +69,7 @@ def load_base_model(
     except BaseModelError:
         raise
     except OSError as error:
-        raise BaseModelError(f"The base model {name!r} has no weights to load: {str(error).splitlines()[0]}") from error
+        raise BaseModelError(f"The base model {name!r} has no weights to load: {first_line(error)}") from error
     except ValueError as error:
         raise BaseModelError(
             f"{name!r} is a {config.model_type} checkpoint that {_AUTO_CLASSES[objective].__name__} cannot load, so it "

@@ -1,4 +1,4 @@
-"""Every error that gradiend_hub raises on purpose.
+"""Every error that gradiend_hub raises on purpose, and how to quote one of others.
 
 ```
 GradiendError
@@ -32,6 +32,7 @@ __all__ = [
     "HubPushError",
     "SchemaVersionError",
     "TrainingError",
+    "first_line",
 ]
 
 
@@ -77,3 +78,8 @@ class EditError(GradiendError, RuntimeError):
 
 class HubPushError(GradiendError, RuntimeError):
     """An upload failed; the artifact is still on disk."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line that an error's message says anything in; of an empty message, the name of its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

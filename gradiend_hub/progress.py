@@ -1,10 +1,10 @@
-"""What a user sees of long phases: bars with an expected end, after a second, where the libraries' own are shown."""
+"""Bars for long phases, shown after a second where the bars of transformers are shown, or told to a listener instead."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -12,12 +12,35 @@ from typing import TypeVar
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers.utils.logging import is_progress_bar_enabled
 
-__all__ = ["counted", "progress", "shown", "tell", "tick"]
+__all__ = ["Listener", "counted", "listening", "progress", "shown", "tell", "tick"]
 
 T = TypeVar("T")
+Listener = Callable[[str, int, "int | None"], None]
+"""Gets the name of a phase, how much of it is done, and how much there is in all, if that is known."""
 
 _shown: ContextVar[bool] = ContextVar("shown", default=True)
-_bar: ContextVar[tqdm | None] = ContextVar("bar", default=None)
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_phase: ContextVar[_Phase | None] = ContextVar("phase", default=None)
+
+
+class _Phase:
+    """A phase under way: a bar, or calls of the listener."""
+
+    def __init__(self, what: str, total: int | None) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._listener = _listener.get()
+        hidden = self._listener is not None or not (_shown.get() and is_progress_bar_enabled())
+        self._bar = tqdm(desc=what, total=total, leave=False, delay=1.0, disable=hidden)
+        self.advance(0)
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        self._bar.update(count)
+        if self._listener is not None:
+            self._listener(self._what, self._done, self._total)
+
+    def close(self) -> None:
+        self._bar.close()
 
 
 @contextmanager
@@ -30,26 +53,53 @@ def shown(show: bool) -> Iterator[None]:
         _shown.reset(token)
 
 
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Within the block, `listener` gets the counts of all phases, and no bars are drawn."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """The items, with a bar if they take longer than a second."""
-    yield from tqdm(items, desc=what, total=total, leave=False, delay=1.0, disable=not _enabled())
+    """Yield the items, with a bar if they take longer than a second.
+
+    Args:
+        total: number of items; default: their length, if they have one.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    phase = _Phase(what, total)
+    try:
+        for item in items:
+            yield item
+            phase.advance(1)
+    finally:
+        phase.close()
 
 
 @contextmanager
-def counted(what: str) -> Iterator[None]:
-    """Within the block, a bar that counts each `tick()`; where it ends is not known."""
-    with tqdm(desc=what, leave=False, delay=1.0, disable=not _enabled()) as bar:
-        token = _bar.set(bar)
-        try:
-            yield
-        finally:
-            _bar.reset(token)
+def counted(what: str, total: int | None = None) -> Iterator[None]:
+    """Within the block, a bar that counts every `tick()`.
+
+    Args:
+        total: number of ticks to expect, if it is known.
+    """
+    phase = _Phase(what, total)
+    token = _phase.set(phase)
+    try:
+        yield
+    finally:
+        _phase.reset(token)
+        phase.close()
 
 
-def tick() -> None:
-    """One more, for the bar of the innermost `counted` block, if there is one."""
-    if (bar := _bar.get()) is not None:
-        bar.update()
+def tick(count: int = 1) -> None:
+    """Count for the bar of the innermost `counted` block, if there is one."""
+    if (phase := _phase.get()) is not None:
+        phase.advance(count)
 
 
 def tell(logger: logging.Logger, message: str, *values: object) -> None:
@@ -57,7 +107,3 @@ def tell(logger: logging.Logger, message: str, *values: object) -> None:
     logger.info(message, *values)
     if _shown.get() and not (logger.isEnabledFor(logging.INFO) and logger.hasHandlers()):
         tqdm.write(message % values, file=sys.stderr)
-
-
-def _enabled() -> bool:
-    return _shown.get() and bool(is_progress_bar_enabled())

@@ -12,7 +12,7 @@ from rich.table import Table
 from gradiend_hub.data.builder import FeatureDatasetBuilder
 from gradiend_hub.data.feature_data import FeatureData, check_folder
 from gradiend_hub.data.spec import FeatureDataConfig
-from gradiend_hub.errors import BaseModelError
+from gradiend_hub.errors import BaseModelError, first_line
 from gradiend_hub.objectives.words import word_tokens
 
 from .console import Story
@@ -66,7 +66,7 @@ def show_fillers(path: Path, model: str, overrides: list[str], console: Console)
     except (OSError, ValueError) as error:
         raise BaseModelError(
             f"There is no tokenizer at {model!r}: expected a folder with a tokenizer.json or the id of a model on the Hub. "
-            f"({(str(error).splitlines() or [type(error).__name__])[0]})"
+            f"({first_line(error)})"
         ) from error
     objective = (CausalLMObjective if tokenizer.mask_token is None else MaskedLMObjective)(
         tokenizer, name_or_path=model

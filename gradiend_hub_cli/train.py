@@ -17,7 +17,7 @@ from peft import PeftConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
-from gradiend_hub.errors import ConfigError, DataError, HubPushError
+from gradiend_hub.errors import ConfigError, DataError, HubPushError, first_line
 from gradiend_hub.hub.retry import summary
 
 from .console import Interrupted, Story
@@ -128,7 +128,7 @@ def load_split(source: Any, default_split: str, what: str) -> Dataset:
     except (OSError, ValueError, DatasetsError) as error:
         if "corresponds to no data" in str(error):
             raise nothing from error
-        raise DataError(f"{what}: {str(file)!r} cannot be loaded as a data set. {_first_line(error)}") from error
+        raise DataError(f"{what}: {str(file)!r} cannot be loaded as a data set. {first_line(error)}") from error
     if isinstance(data, DatasetDict):
         split = default_split if default_split in data else next(iter(data))
         if split != default_split and len(data) > 1:
@@ -154,10 +154,6 @@ def _parse_source(source: Any, what: str) -> dict[str, Any]:
         raise ConfigError(f"{what}: expected a folder, a Hub id, or a mapping with `path`, found {source!r}.")
     _check_keys(source, _SOURCE, f"{what}.")
     return source
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def predict_recipe(path: Path, overrides: Sequence[str], story: Story) -> None:
@@ -219,7 +215,7 @@ def _trainer(recipe: Recipe) -> GradiendTrainer:
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"args: {_first_line(error)}") from error
+        raise ConfigError(f"args: {first_line(error)}") from error
     try:
         return GradiendTrainer(recipe.model, GradiendConfig(**recipe.direction), args, **data)
     except HfHubHTTPError as error:  # with push_to_hub, the repository is made before the training

@@ -8,7 +8,7 @@ import time
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from gradiend_hub.progress import counted, progress, shown, tell, tick
+from gradiend_hub.progress import counted, listening, progress, shown, tell, tick
 
 logger = logging.getLogger("gradiend_hub.test")
 
@@ -71,3 +71,29 @@ def test_arguments_can_be_parsed() -> None:
         ["--output_dir", "out", "--solver", "ridge", "--learning_rates", "0.1", "0.2", "--use_cpu", "True"]
     )
     assert (args.solver, args.learning_rates, args.report_to) == ("ridge", [0.1, 0.2], [])
+
+
+def test_a_listener_gets_every_count_and_no_bar_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[tuple[str, int, int | None]] = []
+    with listening(lambda *count: heard.append(count)), shown(False):  # a listener wants to know, whatever is shown
+        with counted("strengths", total=4):
+            tick()
+            assert list(progress("ab", "encoding")) == ["a", "b"]
+            tick(3)
+        assert list(progress(iter("a"), "reading")) == ["a"]
+    assert heard == [
+        ("strengths", 0, 4), ("strengths", 1, 4),
+        ("encoding", 0, 2), ("encoding", 1, 2), ("encoding", 2, 2),
+        ("strengths", 4, 4),
+        ("reading", 0, None), ("reading", 1, None),
+    ]  # fmt: skip
+    slow("encoding")  # afterwards as before
+    assert "encoding" in capsys.readouterr().err
+
+
+def test_a_total_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with counted("strengths", total=7):
+        for _ in range(3):
+            time.sleep(0.6)
+            tick()
+    assert "3/7" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from typing import Any
 
 import datasets
 
-from gradiend_hub.errors import ConfigError, DataError, GradiendError
+from gradiend_hub.errors import ConfigError, DataError, GradiendError, first_line
 
 from .spec import FeatureDataConfig, check_names
 
@@ -186,7 +186,7 @@ def reading(what: str) -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause, datasets.exceptions.DatasetGenerationError) and cause.__cause__:
             cause = cause.__cause__  # that one says only that there was an error
-        first = (str(cause).splitlines() or [""])[0] or type(cause).__name__
+        first = first_line(cause)
         raise DataError(f"{what} cannot be read. {first.rstrip('.')}.{_next_step(cause)}") from error
 
 

@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradiend_hub.errors import first_line
 from gradiend_hub.objectives import Batch, Objective, Sample, slot_nll
 from gradiend_hub.progress import progress, tell
 
@@ -65,7 +66,7 @@ def directional_derivatives(
                         "%s has an operation without a forward-mode formula, so its rows are encoded one at a time by a "
                         "backward pass each, which is several times slower. (%s)",
                         type(model).__name__,
-                        str(error).splitlines()[0],
+                        first_line(error),
                     )
             slots = [objective.collate([sample]).to(device) for sample in chosen]
             out[rows] = torch.stack([_by_backward(model, objective, row, tangents) for row in slots])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gradiend_hub.errors import ConfigError, DataError, GradiendError
+from gradiend_hub.errors import ConfigError, DataError, GradiendError, first_line
 from gradiend_hub.evaluation.report import BenchmarkResult
 from gradiend_hub.model import GradiendModel
 
@@ -98,7 +98,7 @@ class Benchmark:
         except GradiendError:
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
-            first = (str(error).splitlines() or [""])[0]
+            first = first_line(error)
             raise DataError(
                 f"Benchmark {self.name}: {' and '.join(map(repr, self.sources))} cannot be read as "
                 f"{' and '.join(BENCHMARKS[self.name][1])} ({type(error).__name__}: {first})."
