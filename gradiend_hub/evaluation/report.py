@@ -286,6 +286,9 @@ class Report:
         usage: code that was run on the saved artifact, "code", and what it printed, "output".
         direction: in a report by somebody else than the author, the repository (or folder's name) of what was measured, and
             `direction_revision` its commit.
+        converged: whether the direction was learned: on rows that were not trained on, the encoder's correlation and both
+            class means reach 0.5, with opposite signs, and beyond chance; `None` when that is not known.
+        verdict: why it does not count as learned, in words; empty where it does, or where that is not known.
     """
 
     feature_classes: list[str]
@@ -310,6 +313,8 @@ class Report:
     direction: str | None = None
     direction_revision: str | None = None
     default_arguments: list[str] | None = None
+    converged: bool | None = None
+    verdict: str = ""
 
     def save(self, path: str | Path) -> None:
         """Write `gradiend_report.json` into a folder, or the file that a path ending in `.json` names."""
