@@ -6,17 +6,15 @@ made, whether it comes from a user or from a stranger's file.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -26,6 +24,7 @@ from peft.utils.peft_types import PeftType, TaskType
 from gradiend_hub.errors import ArtifactError, ConfigError, SchemaVersionError
 
 from .files import ENCODER_FILE, PROBES_FILE, REPORT_FILE, SCHEMA_VERSION
+from .validation import FILLED, POSITIVE, SHARE, Limit, at_least, check_fields, is_number, one_of, read_json
 
 __all__ = ["GRADIEND", "GradiendConfig", "decoder_sign", "require_classes"]
 
@@ -38,6 +37,8 @@ GRADIENT_NAMES = ("factual", "alternative", "diff")
 VALUE_DTYPES = ("float32", "float16", "bfloat16")
 MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 2**48
+MOST_BYTES = 2**26
+"""Largest `adapter_config.json` that is read: it names every parameter in scope."""
 
 
 def _extend_peft_type(name: str) -> PeftType:
@@ -69,12 +70,6 @@ def decoder_sign(source: str, target: str) -> int:
     return (1 if source == "alternative" else -1) * (-1 if target == "alternative" else 1)
 
 
-def _check(ok: bool, name: str, expected: str, found: object) -> None:
-    if not ok:
-        text = repr(found)
-        raise ConfigError(f"GradiendConfig.{name}: expected {expected}, found {text[:80]}{'…' * (len(text) > 80)}.")
-
-
 def require_classes(feature_classes: Sequence[str] | None) -> tuple[str, str]:
     """The pair (c₊, c₋) of a configuration that is going to be trained or evaluated."""
     if feature_classes is None or len(feature_classes) != 2:
@@ -83,11 +78,6 @@ def require_classes(feature_classes: Sequence[str] | None) -> tuple[str, str]:
             f"found {feature_classes!r}."
         )
     return feature_classes[0], feature_classes[1]
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number (and no truth value)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def check_strength(value: object) -> None:
@@ -103,12 +93,37 @@ def check_strength(value: object) -> None:
         raise ConfigError(f"A strength or feature factor must be a finite number, found {value!r}.")
 
 
-def _is_strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+class StoredTensor(TypedDict):
+    """Shape of a parameter in scope, and how many of its entries are stored; `None` for all of them (dense)."""
+
+    shape: Annotated[
+        list[Annotated[int, at_least(1)]],
+        Limit(f"a list of at most {MAX_DIMENSIONS} sizes", lambda shape: len(shape) <= MAX_DIMENSIONS),
+        Limit(f"a shape of at most {MAX_ELEMENTS} elements", lambda shape: math.prod(shape) <= MAX_ELEMENTS),
+    ]
+    entries: Annotated[int, at_least(1)] | None
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+Name = Annotated[str, FILLED]
+ParameterName = Annotated[str, Limit("a parameter's name", lambda name: bool(name) and all(name.split(".")))]
+Band = Annotated[list[float], Limit("[lowest, highest]", lambda band: len(band) == 2 and band[0] <= band[1])]
+Classes = Annotated[
+    list[Name], Limit("a list of two different class names", lambda names: len(names) == len(set(names)) == 2)
+]
+Words = Annotated[list[Name], Limit("a non-empty list of words", bool)]
+Gradient = Annotated[str, one_of(*GRADIENT_NAMES)]
+Stored = Annotated[
+    dict[ParameterName, StoredTensor], Limit("a non-empty dictionary from parameter names to their stored form", bool)
+]
+
+_KINDS = {
+    "peft_type": Annotated[str, Limit("'GRADIEND'", GRADIEND.__eq__)] | None,
+    "task_type": TaskType | None,
+    "inference_mode": bool,
+    "auto_mapping": dict[str, str] | None,
+    "parameters": Stored | None,
+}
+"""Types of the fields of PEFT, and of one that code reads as a plain dictionary."""
 
 
 @dataclass
@@ -152,119 +167,53 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
         SchemaVersionError: If `schema_version` is newer than this library.
     """
 
-    feature_classes: list[str] | None = None
-    fillers: dict[str, list[str]] | None = None
-    objective: str | None = None
-    source: str = "alternative"
-    target: str = "diff"
-    scope: list[str] | str | None = None
-    exclude: list[str] | None = None
+    feature_classes: Classes | None = None
+    fillers: dict[Name, Words] | None = None
+    objective: Name | None = None
+    source: Gradient = "alternative"
+    target: Gradient = "diff"
+    scope: list[Name] | str | None = None
+    exclude: list[Name] | None = None
     layers: str | None = None
-    density: float = 1.0
+    density: Annotated[float, SHARE] = 1.0
     parameters: dict[str, dict[str, Any]] | None = None
     has_bias: bool = False
-    dtype: str = "float32"
-    decoder_sign: int | None = None
-    strength_unit: float = 1.0
+    dtype: Annotated[str, one_of(*VALUE_DTYPES)] = "float32"
+    decoder_sign: Annotated[int, one_of(1, -1)] | None = None
+    strength_unit: Annotated[float, POSITIVE] = 1.0
     strength: float = 1.0
     feature_factor: float = 1.0
-    safe_band: list[float] | None = None
-    break_point: list[float] | None = None
-    schema_version: int = SCHEMA_VERSION
+    safe_band: Band | None = None
+    break_point: Band | None = None
+    schema_version: Annotated[int, at_least(1)] = SCHEMA_VERSION
     gradiend_version: str | None = None
     transformers_version: str | None = None
 
     def __post_init__(self) -> None:
-        _check(_is_count(self.schema_version) and self.schema_version > 0, "schema_version", "an integer ≥ 1",
-               self.schema_version)  # fmt: skip
-        if self.schema_version > SCHEMA_VERSION:
+        if is_number(self.schema_version) and self.schema_version > SCHEMA_VERSION:
             raise SchemaVersionError(
                 f"This direction has format {self.schema_version}, but this gradiend_hub reads up to {SCHEMA_VERSION}. "
                 "Update it: pip install -U gradiend-hub"
             )
-        self._check_peft_fields()
+        check_fields(self, "GradiendConfig.", **_KINDS)
         super().__post_init__()
         self.peft_type = GRADIEND
-        self._check_feature()
-        self._check_scope()
-        self._check_strengths()
-        self._check_parameters()
+        if self.feature_classes is not None and (strange := {*(self.fillers or {})} - {*self.feature_classes}):
+            raise ConfigError(
+                f"GradiendConfig.fillers: expected the names of feature_classes {self.feature_classes} as keys, found "
+                f"{sorted(strange)[0]!r}."
+            )
+        for name, spec in (self.parameters or {}).items():
+            if (spec["entries"] or 0) > (numel := math.prod(spec["shape"])):
+                raise ConfigError(
+                    f"GradiendConfig.parameters[{name!r}].entries: expected None or 1…{numel}, found {spec['entries']}."
+                )
         if self.decoder_sign is None:
             self.decoder_sign = decoder_sign(self.source, self.target)
         self._source: Callable[[str], str | None] | None = (
             None  # finds a companion file of the artifact it was read from
         )
         self._stored_names: dict[str, str] = {}  # parameter name in the model that it is attached to → in the artifact
-
-    def _check_peft_fields(self) -> None:
-        for name in ("base_model_name_or_path", "revision", "peft_version", "gradiend_version", "transformers_version"):
-            value = getattr(self, name)
-            _check(value is None or isinstance(value, str), name, "a string or None", value)
-        tasks = [task.value for task in TaskType]
-        _check(self.task_type is None or self.task_type in tasks, "task_type", f"one of {tasks} or None",
-               self.task_type)  # fmt: skip
-        _check(self.peft_type in (None, GRADIEND), "peft_type", "'GRADIEND'", self.peft_type)
-        _check(isinstance(self.inference_mode, bool), "inference_mode", "true or false", self.inference_mode)
-        mapping = self.auto_mapping
-        strings = isinstance(mapping, dict) and all(isinstance(item, str) for pair in mapping.items() for item in pair)
-        _check(mapping is None or strings, "auto_mapping", "a dictionary of strings or None", mapping)
-
-    def _check_feature(self) -> None:
-        classes = self.feature_classes
-        _check(classes is None or (_is_strings(classes) and len(set(classes)) == len(classes) == 2), "feature_classes",
-               "a list of two different class names", classes)  # fmt: skip
-        fillers = self.fillers
-        _check(fillers is None or isinstance(fillers, dict), "fillers", "a dictionary of class names to words", fillers)
-        for name, words in (fillers or {}).items():
-            _check(isinstance(name, str) and (classes is None or name in classes), "fillers",
-                   f"the names of feature_classes {classes} as keys", name)  # fmt: skip
-            _check(_is_strings(words) and bool(words), f"fillers[{name!r}]", "a non-empty list of words", words)
-        _check(self.objective is None or (isinstance(self.objective, str) and bool(self.objective)), "objective",
-               "a name or None", self.objective)  # fmt: skip
-        _check(self.source in GRADIENT_NAMES, "source", f"one of {GRADIENT_NAMES}", self.source)
-        _check(self.target in GRADIENT_NAMES, "target", f"one of {GRADIENT_NAMES}", self.target)
-        _check(self.decoder_sign is None or (self.decoder_sign in (1, -1) and is_number(self.decoder_sign)),
-               "decoder_sign", "1 or -1", self.decoder_sign)  # fmt: skip
-
-    def _check_scope(self) -> None:
-        scope = self.scope
-        _check(scope is None or isinstance(scope, str) or _is_strings(scope), "scope", "patterns of parameter names",
-               scope)  # fmt: skip
-        _check(self.exclude is None or _is_strings(self.exclude), "exclude", "a list of patterns of parameter names",
-               self.exclude)  # fmt: skip
-        _check(self.layers is None or isinstance(self.layers, str), "layers", "a string like '8-11'", self.layers)
-        _check(is_number(self.density) and 0 < self.density <= 1, "density", "a number in (0, 1]", self.density)
-
-    def _check_strengths(self) -> None:
-        _check(is_number(self.strength_unit) and self.strength_unit > 0, "strength_unit", "a number > 0",
-               self.strength_unit)  # fmt: skip
-        _check(is_number(self.strength), "strength", "a finite number", self.strength)
-        _check(is_number(self.feature_factor), "feature_factor", "a finite number", self.feature_factor)
-        for name in ("safe_band", "break_point"):
-            band = getattr(self, name)
-            _check(
-                band is None
-                or (isinstance(band, list) and len(band) == 2 and all(map(is_number, band)) and band[0] <= band[1]),
-                name, "[lowest, highest] or None", band,
-            )  # fmt: skip
-
-    def _check_parameters(self) -> None:
-        _check(isinstance(self.has_bias, bool), "has_bias", "true or false", self.has_bias)
-        _check(self.dtype in VALUE_DTYPES, "dtype", f"one of {VALUE_DTYPES}", self.dtype)
-        _check(self.parameters is None or (isinstance(self.parameters, dict) and bool(self.parameters)), "parameters",
-               "a non-empty dictionary of parameter names, or None", self.parameters)  # fmt: skip
-        for name, spec in (self.parameters or {}).items():
-            _check(isinstance(name, str) and bool(name) and all(name.split(".")), "parameters", "parameter names", name)
-            where = f"parameters[{name!r}]"
-            keys = {"shape", "entries"}
-            _check(isinstance(spec, dict) and set(spec) == keys, where, "the keys 'shape' and 'entries'", spec)
-            shape, entries = spec["shape"], spec["entries"]
-            sizes = isinstance(shape, list) and all(_is_count(size) and size > 0 for size in shape)
-            _check(sizes and len(shape) <= MAX_DIMENSIONS, f"{where}.shape", "a list of positive sizes", shape)
-            numel = math.prod(shape)
-            _check(numel <= MAX_ELEMENTS, f"{where}.shape", f"at most {MAX_ELEMENTS} elements", shape)
-            _check(entries is None or (_is_count(entries) and 0 < entries <= numel), f"{where}.entries",
-                   f"None or 1…{numel}", entries)  # fmt: skip
 
     def coefficients(self, strength: float, feature_factor: float | None = None) -> tuple[float, float]:
         """Factors `(c_w, c_b)` of the decoder's weight and bias: the edit is `Δ = c_w·w_d + c_b·b_d`.
@@ -288,8 +237,8 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
             SchemaVersionError: If a newer version of the library wrote it.
         """
         try:
-            fields = json.loads(Path(path_json_file).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            fields = read_json(Path(path_json_file), MOST_BYTES)
+        except ValueError as error:
             raise ArtifactError(
                 f"{path_json_file} is not valid JSON: {error}. Download the direction again."
             ) from error

@@ -1,72 +1,274 @@
-"""JSON values as annotated dataclasses, with every type checked.
+"""The one checker of values that users and strangers' files give: annotated types, and limits on them.
 
-A field that an older version wrote under another name says so: `field(metadata={"formerly": "lm_score"})`. A field that
-this version does not know was added by a newer one, and is left out.
+A dataclass says what its fields may hold, `density: Annotated[float, Limit("a number in (0, 1]", …)]`, and
+
+* `check_fields` checks an object that was made of such values, before anything uses it;
+* `read_as` makes one of a JSON value. A field that an older version wrote under another name says so by
+  `field(metadata={"formerly": "lm_score"})`; one that this version does not know was added by a newer one, and is left out.
+
+Numbers are finite, true and false are no numbers, and a string is no list of its letters.
 """
 
 from __future__ import annotations
 
-import math
+import difflib
+import json
+import sys
 import types
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from gradiend_hub.errors import ConfigError
+
+__all__ = [
+    "FILLED",
+    "POSITIVE",
+    "SHARE",
+    "Limit",
+    "at_least",
+    "check",
+    "check_fields",
+    "check_keys",
+    "is_number",
+    "one_of",
+    "read_as",
+    "read_json",
+]
 
 T = TypeVar("T")
 
+LARGEST_INTEGER = 2**63 - 1
+"""What Arrow, safetensors and C read as an integer."""
+
+_NAMES = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false", type(None): "None"}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A condition on a value beside its type, as a part of `Annotated`.
+
+    Attributes:
+        expected: what fits, in words, e.g. "a number in (0, 1]".
+        holds: is given a value of the right type, and returns whether it fits.
+    """
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def one_of(*values: Any) -> Limit:
+    """Return the limit to some values."""
+    return Limit(f"one of {', '.join(map(repr, values))}", values.__contains__)
+
+
+def at_least(least: int) -> Limit:
+    """Return the limit to integers from one on."""
+    return Limit(f"an integer ≥ {least}", lambda number: number >= least)
+
+
+FILLED = Limit("a non-empty string", lambda text: bool(text.strip()))
+POSITIVE = Limit("a number > 0", lambda number: number > 0)
+SHARE = Limit("a number in (0, 1]", lambda number: 0 < number <= 1)
+
+
+class _Mismatch(ConfigError):
+    """A value that does not fit, and its place."""
+
+    def __init__(self, where: str, expected: str, found: str) -> None:
+        super().__init__(f"{where}: expected {expected}, found {found}.")
+        self.where = where
+
 
 def read_as(kind: type[T], value: Any, where: str = "report") -> T:
-    """The JSON value `value` as a `kind`: a dataclass, or a list, dictionary, union or scalar of such.
+    """Make a `kind` of a JSON value: a dataclass, or a list, dictionary, union or scalar of such.
 
     Raises:
-        TypeError: a value of another type, or a missing field; the message names its place.
-        ValueError: a number that is not finite.
+        ConfigError: a value of another type or outside of its limits, or a missing field; the message names its place.
     """
-    result: T = _read(kind, value, where)
+    result: T = check(kind, value, where)
     return result
 
 
-def _read(kind: Any, value: Any, where: str) -> Any:
+def check_fields(section: Any, where: str, **kinds: Any) -> None:
+    """Check the value of every field of a dataclass object.
+
+    Args:
+        section: the object, just made.
+        where: what the messages begin with, e.g. "GradiendConfig.".
+        kinds: types of fields that are annotated elsewhere, and not as strictly.
+
+    Raises:
+        ConfigError: a value does not fit; the message names its place.
+    """
+    made: Any = type(section)
+    hints = {**_hints(made), **kinds}
+    for field in fields(section):
+        check(hints[field.name], getattr(section, field.name), f"{where}{field.name}")
+
+
+def check(kind: Any, value: Any, where: str) -> Any:
+    """Return a value as a `kind`, which may be annotated, a dataclass, a container or a union.
+
+    Raises:
+        ConfigError: it does not fit; the message names its place.
+    """
     origin, args = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        return _read_dataclass(kind, value, where)
+    if origin is Annotated:
+        return _limited(args[0], args[1:], value, where)
     if origin in (Union, types.UnionType):
-        return _read_union(args, value, where)
-    if origin is list and isinstance(value, list):
-        return [_read(args[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        return {name: _read(args[1], item, f"{where}.{name}") for name, item in value.items()}
+        return _one_of(kind, args, value, where)
+    if is_dataclass(kind) and isinstance(kind, type) and not isinstance(value, kind):
+        return _object(kind, value, where)
+    if is_typeddict(kind):
+        if not isinstance(value, dict) or set(value) != set(_hints(kind)):
+            raise _Mismatch(where, _described(kind), _shown(value))
+        return {name: check(of, value[name], f"{where}.{name}") for name, of in _hints(kind).items()}
+    if origin in (list, tuple, Sequence) and isinstance(value, list if origin is list else Sequence):
+        if not isinstance(value, (str, bytes)):
+            return [check(args[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
+    elif origin in (dict, Mapping) and isinstance(value, dict if origin is dict else Mapping):
+        return {
+            check(args[0], key, f"{where}, key"): check(args[1], item, f"{where}[{key!r}]")
+            for key, item in value.items()
+        }
+    elif _is(kind, origin, args, value):
+        return float(value) if kind is float else value
+    raise _Mismatch(where, _described(kind), _shown(value))
+
+
+def _is(kind: Any, origin: Any, args: tuple[Any, ...], value: Any) -> bool:
+    """Return whether a value is of a type that has no parts."""
     if kind is Any:
-        return value
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ValueError(f"{where} is {value}; only finite numbers are allowed")
-        return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    if kind is type(None) and value is None:
-        return value
-    expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
-    raise TypeError(f"{where}: expected {expected}, found {str(value)[:40]!r} ({type(value).__name__})")
+        return True
+    if origin is Literal:
+        return any(value == one and type(value) is type(one) for one in args)
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return is_number(value)
+    if kind is int:
+        return isinstance(value, int) and abs(value) <= LARGEST_INTEGER
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return isinstance(value, kind) or value in [member.value for member in kind]
+    return isinstance(kind, type) and isinstance(value, kind)
 
 
-def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number, and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _limited(kind: Any, limits: Sequence[Limit], value: Any, where: str) -> Any:
+    try:
+        result = check(kind, value, where)
+    except _Mismatch as error:
+        if error.where == where:  # the limit says what is expected better than the type does
+            raise _Mismatch(where, limits[0].expected, _shown(value)) from None
+        raise
+    for limit in limits:
+        if not limit.holds(result):
+            raise _Mismatch(where, limit.expected, _shown(value))
+    return result
+
+
+def _one_of(kind: Any, kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    inner = None
+    for one in kinds:
+        try:
+            return check(one, value, where)
+        except _Mismatch as error:
+            if error.where != where:
+                inner = inner or error  # of the right shape, but with a wrong part
+    raise inner or _Mismatch(where, _described(kind), _shown(value))
+
+
+def _object(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise TypeError(f"{where}: expected an object with the fields of {kind.__name__}, found {type(value).__name__}")
-    hints, given = get_type_hints(kind), {}
+        raise _Mismatch(where, _described(kind), _shown(value))
+    hints, given = _hints(kind), {}
     for field in fields(kind):
         name = next((n for n in (field.name, field.metadata.get("formerly")) if n in value), None)
         if name is not None:
-            given[field.name] = _read(hints[field.name], value[name], f"{where}.{name}")
+            given[field.name] = check(hints[field.name], value[name], f"{where}.{name}")
         elif field.default is MISSING and field.default_factory is MISSING:
-            raise TypeError(f"{where}: the field {field.name!r} of {kind.__name__} is missing")
+            raise _Mismatch(f"{where}.{field.name}", _described(hints[field.name]), "no such field")
     return kind(**given)
 
 
-def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    problems = []
-    for kind in kinds:
-        try:
-            return _read(kind, value, where)
-        except TypeError as error:
-            problems.append(error)
-    raise problems[0]
+@cache
+def _hints(kind: Hashable) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _described(kind: Any) -> str:
+    """Return a type as a sentence names it."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return str(args[1].expected)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_described, args)))
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, args))}"
+    if origin in (list, tuple, Sequence):
+        return f"a list ({_described(args[0])} each)"
+    if origin in (dict, Mapping):
+        return f"a mapping from {_described(args[0])} to {_described(args[1])} each"
+    if is_dataclass(kind) or is_typeddict(kind):
+        return f"a mapping with the keys {', '.join(_hints(kind))}"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return f"one of {', '.join(str(member.value) for member in kind)}"
+    return _NAMES.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of an integer of thousands of digits, or of nested lists without end
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def check_keys(found: Iterable[Any], known: Iterable[str], where: str) -> None:
+    """Refuse a key that nothing reads, and name the nearest one that something does.
+
+    Raises:
+        ConfigError: such a key.
+    """
+    names = list(known)
+    for key in found:
+        if key not in names:
+            nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            some = f"expected one of {', '.join(names[:24])}{', …' if len(names) > 24 else '.'}"
+            raise ConfigError(f"Unknown key {where}{key}: {f'did you mean {where}{nearest[0]}?' if nearest else some}")
+
+
+def read_json(path: Path, most_bytes: int, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Read a stranger's JSON file: of limited size, in UTF-8, with finite numbers.
+
+    Args:
+        path: the file.
+        most_bytes: the largest size that is read.
+        object_hook: is given every object, and returns what stands for it; see `json.loads`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than `most_bytes`, or no such JSON.
+    """
+    if (size := path.stat().st_size) > most_bytes:
+        raise ValueError(f"it has {size:,} bytes, more than the {most_bytes:,} that are read")
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_float=_finite, parse_constant=_finite, object_hook=object_hook)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not is_number(value):
+        raise ValueError(f"it holds the number {text}, and only finite ones are allowed")
+    return value

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gradiend_hub.artifact.files import REPORT_FILE, SCHEMA_VERSION
-from gradiend_hub.artifact.validation import read_as
+from gradiend_hub.artifact.validation import is_number, read_as, read_json
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
+
+MOST_BYTES = 2**26
+"""Largest report that is read."""
 
 Interval = list[float]
 """[lower, upper] end of a 95 % interval."""
@@ -331,17 +334,19 @@ class Report:
         """
         path = _file(path)
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"), object_hook=_renamed_interval)
-            version, _ = fields["schema_version"], fields["splits"]
-            if version > SCHEMA_VERSION:
+            fields = read_json(path, MOST_BYTES, _renamed_interval)
+            if not isinstance(fields, dict) or not {"schema_version", "splits"} <= fields.keys():
+                raise ValueError("it has no schema_version or no splits")
+            version = fields["schema_version"]
+            if is_number(version) and version > SCHEMA_VERSION:
                 raise SchemaVersionError(
                     f"{path} has schema {version}; this version of gradiend_hub reads {SCHEMA_VERSION}."
                 )
             return read_as(cls, fields)
         except SchemaVersionError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise ArtifactError(f"{path} is missing or not a report of this library: {error!r}.") from error
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path} is missing or not a report of this library: {error}") from error
 
 
 def _renamed_interval(fields: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import get_args
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from gradiend_hub.artifact.config import is_number
+from gradiend_hub.artifact.validation import is_number
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Goal
 from gradiend_hub.gradients import MEASURES, STORE_DTYPES

@@ -70,6 +70,10 @@ def test_report_of_a_newer_version(tmp_path: Path) -> None:
         lambda fields: json.dumps({**fields, "steps": True}),
         lambda fields: json.dumps({**fields, "energy_kwh": math.nan}),
         lambda fields: json.dumps({**fields, "energy_kwh": 10**400}),
+        lambda fields: json.dumps({**fields, "history": [{"loss": math.inf}]}),
+        lambda fields: json.dumps({**fields, "history": [{"loss": 0.25}]}).replace("0.25", "1e999"),
+        lambda fields: json.dumps({**fields, "steps": 2**63}),
+        lambda fields: json.dumps({**fields, "examples": "[" * 100_000}).replace('"[', "[").replace('["', "["),
         lambda fields: json.dumps({**fields, "layers": [{"layer": "a"}]}),
         lambda fields: json.dumps({**fields, "usage": {"code": 3}}),
         lambda fields: "\ud800" and b"\xff\xfe\x00".decode("latin1"),
@@ -119,7 +123,7 @@ def test_wrong_values_are_named_with_their_place(tmp_path: Path) -> None:
     fields = json.loads(path.read_text())
     fields["splits"]["eval"]["curve"][1]["intervals"] = {"kl": [0.1, "high"]}
     path.write_text(json.dumps(fields))
-    place = r"report.splits.eval.curve\[1\].intervals.kl\[1\]: expected float, found 'high' \(str\)"
+    place = r"report.splits\['eval'\].curve\[1\].intervals\['kl'\]\[1\]: expected a finite number, found 'high'"
     with pytest.raises(ArtifactError, match=place):
         Report.load(tmp_path)
 
