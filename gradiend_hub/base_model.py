@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
@@ -85,6 +88,9 @@ def load_whole(model_class: Any, name: str, **arguments: Any) -> nn.Module:
     """
     model: nn.Module
     model, loading = model_class.from_pretrained(name, **arguments, output_loading_info=True)
+    if not Path(name).is_dir() and getattr(model.config, "_commit_hash", None) is None:
+        # transformers no longer says which commit it has loaded, and main may move on in the cache
+        model.config._commit_hash = _cached_commit(name, arguments.get("revision"), arguments.get("cache_dir"))  # type: ignore[union-attr]
     missing, tied = set(loading["missing_keys"]), defaultdict(set)
     for parameter, tensor in model.named_parameters(remove_duplicate=False):
         tied[tensor].add(parameter)  # under one of its names the checkpoint has it
@@ -107,18 +113,47 @@ def base_name(model: nn.Module) -> str | None:
 
 
 def base_commit(model: nn.Module) -> str | None:
-    """Commit of the Hub repository that a transformers model was loaded from; `None` for local ones.
+    """Commit of the Hub repository that a transformers model was loaded from; `None` for local ones, or if it is unknown.
 
-    transformers does not record it, so it is the commit of the main branch in the local cache.
+    The loaders here record it in the configuration, as transformers did before 5.2x. Otherwise it is the commit in the
+    local cache whose weights the model has: main may have moved on since, or another revision have been loaded.
     """
+    recorded: str | None = getattr(getattr(model, "config", None), "_commit_hash", None)
     name = base_name(model)
-    if name is None or Path(name).is_dir():
-        return None
+    if recorded is not None or name is None or Path(name).is_dir():
+        return recorded
+    main = _cached_commit(name)
+    snapshots = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model")).glob("snapshots/*")
+    cached = sorted(snapshots, key=lambda folder: (folder.name != main, folder.name))
+    if len(cached) > 1:
+        cached = [folder for folder in cached if _has_weights_of(folder, model)]
+    return cached[0].name if cached else None
+
+
+def _cached_commit(name: str, revision: str | None = None, cache_dir: str | Path | None = None) -> str | None:
+    """Commit that a revision (default: main) of a repository is at in the local cache; `None` if it is not there."""
     try:
-        file = try_to_load_from_cache(name, "config.json")
+        file = try_to_load_from_cache(name, "config.json", cache_dir=cache_dir, revision=revision)
     except HFValidationError:
         return None
     return Path(file).parent.name if isinstance(file, str) else None
+
+
+def _has_weights_of(folder: Path, model: nn.Module, tensors: int = 16, rows: int = 64) -> bool:
+    """Whether the safetensors files in a folder hold the model's values, as far as some rows of some tensors tell."""
+    own, compared = model.state_dict(), 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            names = [name for name in stored.keys() if name in own]  # noqa: SIM118 - no dictionary
+            for name in names[:: max(1, len(names) // tensors)]:
+                part, wanted = stored.get_slice(name), own[name]
+                if list(part.get_shape()) != list(wanted.shape):
+                    return False
+                found = part[:rows] if wanted.ndim else stored.get_tensor(name)
+                if not torch.equal(found.to(wanted.dtype), (wanted[:rows] if wanted.ndim else wanted).cpu()):
+                    return False
+                compared += 1
+    return compared > 0
 
 
 def original_parameters(model: nn.Module) -> dict[str, torch.Tensor]:

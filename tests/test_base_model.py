@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, BertForMaskedLM
 
 from gradiend_hub.artifact.config import GradiendConfig
-from gradiend_hub.base_model import base_name, load_base_model, load_recorded_base
+from gradiend_hub.base_model import base_commit, base_name, load_base_model, load_recorded_base
 from gradiend_hub.errors import BaseModelError
 from gradiend_hub.hub.names import hub_id, shown_name
 from tests.models import build
@@ -44,6 +44,32 @@ def test_by_hub_id_and_revision(hub: object, repo_id: str, tmp_path: Path) -> No
         )
     offline = load_base_model(repo_id, local_files_only=True)
     assert all(torch.equal(p, q) for p, q in zip(offline.parameters(), newest.parameters(), strict=True))
+
+
+def test_the_commit_of_what_was_loaded(hub: object, repo_id: str, tmp_path: Path) -> None:
+    """Not that of main in the cache, whoever loaded the model, and whatever else was loaded before or after it."""
+    api = HfApi()
+    api.create_repo(repo_id)
+    commits = []
+    for seed in (1, 2):
+        build("bert", seed=seed).save_pretrained(tmp_path / str(seed))
+        commits.append(api.upload_folder(repo_id=repo_id, folder_path=tmp_path / str(seed)).oid)
+    only = BertForMaskedLM.from_pretrained(repo_id, revision=commits[0])
+    assert base_commit(only) == commits[0]  # the only one in the cache
+    newest = BertForMaskedLM.from_pretrained(repo_id)
+    old = BertForMaskedLM.from_pretrained(repo_id, revision=commits[0], dtype=torch.bfloat16)
+    assert [base_commit(model) for model in (only, newest, old)] == [commits[0], commits[1], commits[0]]
+    ours = [load_base_model(repo_id, revision=revision) for revision in (commits[0], None)]
+    elsewhere = load_base_model(repo_id, revision=commits[0], cache_dir=tmp_path / "cache")
+    for model in (*ours, elsewhere):
+        with torch.no_grad():
+            next(model.parameters()).zero_()  # recorded when it was loaded
+    assert [base_commit(model) for model in (*ours, elsewhere)] == [commits[0], commits[1], commits[0]]
+    with torch.no_grad():
+        old.bert.embeddings.word_embeddings.weight.zero_()
+    assert base_commit(old) is None  # of no commit: none is better than a wrong one
+    ours[0].save_pretrained(tmp_path / "saved")
+    assert "commit" not in (tmp_path / "saved" / "config.json").read_text()
 
 
 def test_what_is_no_base_model(hub: object, repo_id: str, tmp_path: Path) -> None:
