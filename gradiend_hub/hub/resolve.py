@@ -104,32 +104,39 @@ class _Source:
 
     def fetch(self, required: tuple[str, ...]) -> ResolvedRepo:
         """Download what the cache does not have."""
-        resolved = with_retries(
-            lambda: HfApi(token=self.token).resolve_revision(
-                self.repo_id, revision=self.revision, cache_dir=self.cache_dir, local_files_only=self.offline
-            )
-        )
-        where = f"commit {resolved.resolved[:8]} of {self.repo_id}"
-        folder = self._download(resolved.resolved, required)
+        commit = with_retries(lambda: self._commit(required))
+        where = f"commit {commit[:8]} of {self.repo_id}"
+        folder = self._download(commit, required)
         _require(folder, required, f"{folder.name} in {where}" if self.subfolder else where)
-        self._download(resolved.resolved, DOWNLOADED)
-        return ResolvedRepo(folder, resolved.resolved, self.repo_id)
+        self._download(commit, DOWNLOADED)
+        return ResolvedRepo(folder, commit, self.repo_id)
+
+    def _commit(self, required: tuple[str, ...]) -> str:
+        """Commit of the revision; the cache's, with a warning, while the Hub cannot be reached."""
+        api = HfApi(token=self.token)
+        if not hasattr(api, "resolve_revision"):  # below huggingface_hub 2.2, which use the cache without a word
+            return self._snapshot(self.revision, required).name
+        resolved = api.resolve_revision(
+            self.repo_id, revision=self.revision, cache_dir=self.cache_dir, local_files_only=self.offline
+        )
+        return resolved.resolved
 
     def _download(self, commit: str, patterns: Iterable[str]) -> Path:
         """Files of the direction's own folder, not of folders in it; the path of that folder."""
+        return with_retries(lambda: self._snapshot(commit, patterns)) / (self.subfolder or "")
+
+    def _snapshot(self, revision: str | None, patterns: Iterable[str]) -> Path:
         prefix = f"{self.subfolder}/" if self.subfolder else ""
-        snapshot = with_retries(
-            lambda: snapshot_download(
-                self.repo_id,
-                revision=commit,
-                token=self.token,
-                cache_dir=self.cache_dir,
-                local_files_only=self.offline,
-                allow_patterns=[prefix + pattern for pattern in patterns],
-                ignore_patterns=[f"{prefix}*/*"],
-            )
+        folder = snapshot_download(
+            self.repo_id,
+            revision=revision,
+            token=self.token,
+            cache_dir=self.cache_dir,
+            local_files_only=self.offline,
+            allow_patterns=[prefix + pattern for pattern in patterns],
+            ignore_patterns=[f"{prefix}*/*"],
         )
-        return Path(snapshot, self.subfolder or "")
+        return Path(folder)
 
     def explain(self, error: Exception) -> str:
         """Why the repository could not be read, and what to do."""

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-import httpx2
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionResolutionError
+from huggingface_hub import errors
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,16 @@ FIRST_WAIT_SECONDS: Final = 1.0
 LONGEST_WAIT_SECONDS: Final = 300.0
 """No wait is longer, whatever the Hub asks for. A rate limit of the Hub counts requests over 5 minutes."""
 
+# the base class of the HTTP library's errors: httpx below huggingface_hub 2, then httpx2; HfHubHTTPError is one, too
+_HTTPError: Final[type[Exception]] = HfHubHTTPError.__bases__[0]
+# that a revision could not be resolved: a class of its own since huggingface_hub 2.2
+_UnresolvedError: Final[type[Exception]] = getattr(errors, "RevisionResolutionError", LocalEntryNotFoundError)
+
 FAILURES: Final = (
-    HfHubHTTPError,
-    httpx2.TransportError,
+    _HTTPError,
     ConnectionError,  # of hf_xet, whatever it failed from
     RuntimeError,  # of an LFS upload, whatever it failed from
-    RevisionResolutionError,
+    _UnresolvedError,
     json.JSONDecodeError,  # an overloaded Hub answers with an HTML page where the client expects JSON
 )
 """What a request to the Hub raises when it fails; `is_transient` tells which of them may pass."""
@@ -47,7 +51,7 @@ def is_transient(error: Exception) -> bool:
     """
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _PASSING_STATUS or error.response.status_code >= 500
-    if isinstance(error, RevisionResolutionError):
+    if isinstance(error, _UnresolvedError):
         return isinstance(error.__cause__, Exception) and is_transient(error.__cause__)
     return isinstance(error, FAILURES) and not isinstance(error, OfflineModeIsEnabled)
 
