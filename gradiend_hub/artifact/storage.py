@@ -184,29 +184,18 @@ def _compare_keys(path: Path, found: set[str], expected: set[str]) -> None:
 def _read(
     path: Path, file: Any, expected: Mapping[str, tuple[str, int | None]], wanted: Collection[str]
 ) -> dict[str, torch.Tensor]:
-    """Compare all headers with what is expected, then read the wanted tensors; floats become fp32 (fp64 stays).
-
-    safetensors has made sure that the tensors lie side by side and fill the file. Small ones are copied out of it,
-    which is several times faster than asking for each; large ones stay mapped.
-    """
-    dtypes, sizes = {}, {}
-    for key in file.offset_keys():
-        (code, size), header = expected[key], file.get_slice(key)
+    """Compare all headers with what is expected, then read the wanted tensors; floats become fp32 (fp64 stays)."""
+    tensors = {}
+    for key, (code, size) in expected.items():
+        header = file.get_slice(key)
         found, shape = header.get_dtype(), header.get_shape()
         if found != code or len(shape) != 1 or (size is not None and shape != [size]):
             raise ArtifactError(
                 f"{path}: expected {key[:120]!r} to be {code} [{'n' if size is None else size}], found {found} {shape}."
             )
-        dtypes[key] = DTYPES[code]
-        sizes[key] = shape[0] * dtypes[key].itemsize
-    length = path.stat().st_size
-    data = torch.from_file(str(path), shared=False, size=length, dtype=torch.uint8)
-    pieces = data[length - sum(sizes.values()) :].split(list(sizes.values()))
-    tensors = {}
-    for (key, dtype), piece in zip(dtypes.items(), pieces, strict=True):
         if key in wanted:
-            values = piece.clone().view(dtype) if piece.numel() < SMALL else file.get_tensor(key)
-            tensors[key] = values.float() if dtype in (torch.float16, torch.bfloat16) else values
+            values = file.get_tensor(key)
+            tensors[key] = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
     return tensors
 
 

@@ -146,6 +146,8 @@ def _is(kind: Any, origin: Any, args: tuple[Any, ...], value: Any) -> bool:
         return True
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in args)
+    if origin is not None:  # list[int] is an instance of `type` on Python 3.10
+        return False
     if isinstance(value, bool):
         return kind is bool
     if kind is float:

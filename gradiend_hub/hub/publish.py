@@ -251,13 +251,15 @@ class _Push:
     def _commit_info(self, commit: str, pull_request: str | None = None) -> CommitInfo:
         page = f"{self.api.endpoint}/{'datasets/' if self.repo_type == 'dataset' else ''}{self.repo_id}"
         number = pull_request.rsplit("/", 1)[-1] if pull_request else None
+        # huggingface_hub 1 knows one endpoint, 2 is told
+        endpoint = {"_endpoint": self.api.endpoint} if "_endpoint" in CommitInfo.__dataclass_fields__ else {}
         return CommitInfo(
             commit_url=f"{page}/commit/{commit}",
             commit_message=self.message,
             commit_description="",
             oid=commit,
-            _endpoint=self.api.endpoint,
             pr_url=f"{page}/discussions/{number}" if number else None,
+            **endpoint,
         )
 
     def _state(self) -> str:

@@ -25,6 +25,10 @@ FILES = {
 TOLERATE_LFS_UPLOAD = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
 """The client's own LFS upload uses a deprecated argument of its HTTP library."""
 
+KNOWS_REVISIONS = pytest.mark.skipif(
+    not hasattr(HfApi, "resolve_revision"), reason="huggingface_hub below 2.2 resolves no revision by itself"
+)
+
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
