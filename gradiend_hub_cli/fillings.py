@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from rich.text import Text
 from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import require_classes
+from gradiend_hub.data.casing import Casing
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.objectives import Objective, make_objective
@@ -93,15 +94,17 @@ def completion(model: GradiendModel, objective: Objective, text: str, strength: 
     return str(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
 
 
-def class_styles(model: GradiendModel) -> dict[str, str]:
-    """A colour for the words of each class."""
+def class_styles(model: GradiendModel) -> Callable[[str], str]:
+    """Return a function from words to the colour of their class."""
     config = model.active_peft_config
     colours = zip(require_classes(config.feature_classes), ("cyan", "magenta"), strict=True)
-    return {word.lower(): colour for name, colour in colours for word in (config.fillers or {}).get(name, [])}
+    styles = {word: colour for name, colour in colours for word in (config.fillers or {}).get(name, [])}
+    key = Casing(config.fillers).key
+    return lambda word: styles.get(key(word), "")
 
 
 def guesses_tables(
-    at_strength: Mapping[float, Sequence[Guess]], styles: Mapping[str, str], *, width: int
+    at_strength: Mapping[float, Sequence[Guess]], styles: Callable[[str], str], *, width: int
 ) -> list[Table]:
     """Strengths side by side, as many in a table as fit into `width`."""
     strengths = list(at_strength)
@@ -112,7 +115,7 @@ def guesses_tables(
     ]
 
 
-def _guesses_table(at_strength: Mapping[float, Sequence[Guess]], styles: Mapping[str, str]) -> Table:
+def _guesses_table(at_strength: Mapping[float, Sequence[Guess]], styles: Callable[[str], str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     for strength in at_strength:
         table.add_column(f"strength {strength_text(strength)}", width=_COLUMN - 3, no_wrap=True)
@@ -121,8 +124,8 @@ def _guesses_table(at_strength: Mapping[float, Sequence[Guess]], styles: Mapping
     return table
 
 
-def _cell(guess: Guess, styles: Mapping[str, str]) -> Text:
-    return Text.assemble(f"{100 * guess.probability:5.1f} % ", (guess.word, styles.get(guess.word.lower(), "")))
+def _cell(guess: Guess, styles: Callable[[str], str]) -> Text:
+    return Text.assemble(f"{100 * guess.probability:5.1f} % ", (guess.word, styles(guess.word)))
 
 
 def _completions_table(completed: Mapping[float, str]) -> Table:

@@ -11,6 +11,7 @@ from .rows import (
     class_fillers,
     read_rows,
     read_texts,
+    require_distinct,
     rows_digest,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "read_rows",
     "read_texts",
     "require_classes",
+    "require_distinct",
     "rows_digest",
     "without_leaks",
 ]

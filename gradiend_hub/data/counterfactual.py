@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 
+from .casing import case_of
 from .spec import FeatureDataConfig
 from .splits import Indices
 
@@ -70,13 +71,5 @@ class Alternatives:
 
     def _cased(self, word: str, factual: str) -> str:
         """A word in the case of the one that it replaces, if that one differs from its own spelling in the list."""
-        if factual == self._written.get(self._key(factual), factual.lower()):
-            return word
-        return word.lower() if factual.islower() else in_case_of(factual, word)
-
-
-def in_case_of(factual: str, word: str) -> str:
-    """`word` in capitals, with a capital or as it is, after its model."""
-    if len(factual) > 1 and factual.isupper():
-        return word.upper()
-    return word[:1].upper() + word[1:] if factual[:1].isupper() else word
+        case = case_of(factual, self._written.get(self._key(factual), factual.lower()))
+        return case(word) if case else word

@@ -16,7 +16,7 @@ import datasets
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
 
-from .counterfactual import in_case_of
+from .casing import case_of, listed_words
 from .funnel import Funnel
 from .rows import COLUMNS
 from .sources import SPLIT_NAMES, file_builder, file_options, reading
@@ -289,14 +289,24 @@ def _rows(
     judged: Sequence[tuple[str, _Found]], classes: Sequence[str], rng: random.Random, dropped: Counter[str]
 ) -> dict[str, list[dict[str, str]]]:
     """Rows by split: one for each alternative, which are the record's own or drawn from the words of other classes."""
-    pending = [found for _, found in judged if found.others is None]
-    words = {name: Counter(str(f.factual).lower() for f in pending if f.factual_class == name) for name in classes}
+    forms: dict[str, dict[str, Counter[str]]] = {name: {} for name in classes}
+    for _, found in judged:
+        if found.others is None:
+            forms[str(found.factual_class)].setdefault(str(found.factual).lower(), Counter())[str(found.factual)] += 1
+    listed = listed_words(forms)
+    words = {
+        name: Counter({listed[name][word]: spellings.total() for word, spellings in of_class.items()})
+        for name, of_class in forms.items()
+    }
     rows: dict[str, list[dict[str, str]]] = {}
     for split, found in judged:
         own, others = str(found.factual), _usable(found, classes)
         if found.others is None:
             drawn = _drawn({name: words[name] for name in classes if name != found.factual_class and words[name]}, rng)
-            others = {name: in_case_of(own, word) for name, word in drawn.items() if word != own.lower()}
+            spellings = {of_class[own.lower()] for of_class in listed.values() if own.lower() in of_class}
+            told_apart = len(spellings) > 1  # by a capital, as German "Sie" and "sie"
+            case = case_of(own, listed[str(found.factual_class)][own.lower()] if told_apart else own.lower()) or str
+            others = {name: case(word) for name, word in drawn.items() if case(word) != own}
             if not others:
                 dropped[_SAME if drawn else "no word of another class"] += 1
         for name, word in others.items():

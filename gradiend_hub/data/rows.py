@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
+
+from .casing import listed_words
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("masked", "factual", "alternative", "factual_class", "alternative_class")
 
@@ -43,7 +49,7 @@ def read_rows(
 
     Raises:
         DataError: no rows, a missing column, a value that is no text, a class that is not one of the two, or (unless
-            `need_both` is false) a class without rows.
+            `need_both` is false) a class without rows or a row whose two words are one.
     """
     rows: list[Row] = []
     for number, record in enumerate(dataset):
@@ -63,6 +69,12 @@ def read_rows(
     if not rows:
         raise DataError(f"{what} has no rows.")
     _check_classes(rows, feature_classes, what, need_both)
+    if need_both and (same := [number for number, row in enumerate(rows) if row.factual == row.alternative]):
+        word, count = rows[same[0]].factual, f"{len(same)} of {len(rows)}"
+        raise DataError(
+            f"{what}, row {same[0]}: factual and alternative are the same word, {word!r} (as in {count} rows), so there is "
+            "no difference to learn from. Leave such rows out, or name another alternative."
+        )
     return rows
 
 
@@ -82,21 +94,42 @@ def _check_classes(rows: Sequence[Row], feature_classes: Sequence[str], what: st
 
 
 def class_fillers(rows: Iterable[Row], feature_classes: Sequence[str]) -> dict[str, list[str]]:
-    """The words that fill the slot, by class, most frequent first.
+    """Return the words that fill the slot, by class, most frequent first.
 
-    Upper and lower case count as one word, written in lower case unless it never is (a name, a German noun).
+    Upper and lower case count as one word within a class, written in lower case unless it never is (a name, a German noun).
     """
     counts: dict[str, Counter[str]] = {c: Counter() for c in feature_classes}
-    forms: dict[str, Counter[str]] = {}
+    forms: dict[str, dict[str, Counter[str]]] = {c: {} for c in feature_classes}
     for row in rows:
         for name, word, factual in (
             (row.factual_class, row.factual, 1),
             (row.alternative_class, row.alternative, 0),
         ):
             counts[name][word.lower()] += factual
-            forms.setdefault(word.lower(), Counter())[word] += 1
-    written = {word: word if word in found else found.most_common(1)[0][0] for word, found in forms.items()}
-    return {c: [written[word] for word, _ in counts[c].most_common()] for c in feature_classes}
+            forms[name].setdefault(word.lower(), Counter())[word] += 1
+    listed = listed_words(forms)
+    return {c: [listed[c][word] for word, _ in counts[c].most_common()] for c in feature_classes}
+
+
+def require_distinct(fillers: Mapping[str, Sequence[str]], what: str = "The words of the slot") -> None:
+    """Refuse two classes of which one has no word of its own; a few words of both are only warned of.
+
+    Raises:
+        DataError: every word of a class is one of the other, too, so that nothing tells them apart.
+    """
+    for (name, words), (other, others) in combinations(fillers.items(), 2):
+        shared = [word for word in words if word in others]
+        if shared and (len({*shared}) == len({*words}) or {*others} <= {*shared}):
+            raise DataError(
+                f"{what}: the classes {name!r} and {other!r} have the same words ({', '.join(map(repr, shared[:5]))}), so "
+                "no probability tells them apart. Give each class words of its own."
+            )
+        if shared:
+            logger.warning(
+                "%s: %d of the words of the classes %r and %r are words of both (%s). They count for either class; leave "
+                "them out if they should not.",
+                what, len(shared), name, other, ", ".join(map(repr, shared[:5])),
+            )  # fmt: skip
 
 
 def rows_digest(rows: Iterable[Row]) -> str:

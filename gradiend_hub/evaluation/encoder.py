@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import Row, require_classes
+from gradiend_hub.data.casing import Casing
 from gradiend_hub.encoding import encoder_tensors, preactivations
 from gradiend_hub.errors import DataError
 from gradiend_hub.gradients import neutral_source
@@ -45,6 +46,7 @@ def encoder_report(
     other: Tensor | None = None,
     words: Sequence[str] | None = None,
     trained_words: Collection[str] | None = None,
+    casing: Casing | None = None,
     seed: int | None = None,
 ) -> EncoderReport:
     """Summarise feature values.
@@ -56,6 +58,7 @@ def encoder_report(
         other: of other tokens of the rows' texts, [K].
         words: the word of each row that gives the source gradient, [N].
         trained_words: words that training rows had; the rows of the others are summarised once more in `held_out`.
+        casing: tells which spellings are one word; by default, case does not count.
         seed: of the bootstrap; without one, no intervals are computed.
 
     Raises:
@@ -67,6 +70,8 @@ def encoder_report(
         if values is not None and not bool(values.isfinite().all()):
             bad = (~values.isfinite()).nonzero().flatten().tolist()
             raise DataError(f"Feature values are not finite for {what} {bad[:5]} ({len(bad)} of {len(values)}).")
+    key = (casing or Casing()).key
+    words = None if words is None else [*map(key, words)]
     x, y = h.double().numpy(), labels.double().numpy()
     silent = np.zeros(0) if neutral is None else neutral.double().numpy()
     of_class = dict(zip(feature_classes, (x[y > 0], x[y < 0]), strict=True))
@@ -91,7 +96,7 @@ def encoder_report(
         other_rows=0 if other is None else len(other),
         intervals={} if seed is None else _intervals(x, y, present, silent, seed),
         outputs={} if words is None else _by_word(x, y, words, feature_classes),
-        held_out=_held_out(h, labels, feature_classes, words, trained_words, seed),
+        held_out=_held_out(h, labels, feature_classes, words, {*map(key, trained_words or ())}, casing, seed),
     )
 
 
@@ -121,10 +126,10 @@ def _intervals(x: Array, y: Array, of_class: Mapping[str, Array], silent: Array,
 
 
 def _by_word(x: Array, y: Array, words: Sequence[str], feature_classes: Sequence[str]) -> dict[str, OutputReport]:
-    """Figures by word, most frequent first; upper and lower case count as one word."""
+    """Figures by word, most frequent first."""
     found: dict[str, OutputReport] = {}
-    for word, count in Counter(word.lower() for word in words).most_common():
-        own = np.array([w.lower() == word for w in words])
+    for word, count in Counter(words).most_common():
+        own = np.array([w == word for w in words])
         sign = np.sign(y[own].sum()) or 1.0
         found[word] = OutputReport(
             feature_classes[0] if sign > 0 else feature_classes[1], count, float(x[own].mean()), _spread(x[own]),
@@ -138,17 +143,17 @@ def _held_out(
     labels: Tensor,
     feature_classes: Sequence[str],
     words: Sequence[str] | None,
-    trained_words: Collection[str] | None,
+    trained_words: Collection[str],
+    casing: Casing | None,
     seed: int | None,
 ) -> EncoderReport | None:
-    if words is None or trained_words is None:
+    if words is None or not trained_words:
         return None
-    known = {word.lower() for word in trained_words}
-    new = torch.tensor([word.lower() not in known for word in words])
+    new = torch.tensor([word not in trained_words for word in words])
     if not new.any():
         return None
     chosen = [word for word, is_new in zip(words, new, strict=True) if is_new]
-    return encoder_report(h[new], labels[new], feature_classes, words=chosen, seed=seed)
+    return encoder_report(h[new], labels[new], feature_classes, words=chosen, casing=casing, seed=seed)
 
 
 def measure_encoder(
@@ -190,8 +195,9 @@ def measure_encoder(
     words = [row.alternative if config.source == "alternative" else row.factual for row in rows]
     labels = torch.tensor([row.label(classes, config.source) for row in rows])
     report = encoder_report(
-        h, labels, classes, neutral, other=other, words=words, trained_words=trained_words, seed=seed
-    )
+        h, labels, classes, neutral, other=other, words=words, trained_words=trained_words, casing=Casing(config.fillers),
+        seed=seed,
+    )  # fmt: skip
     samples = [
         Encoding(row.masked, word, classes[0] if label > 0 else classes[1], value)
         for row, word, label, value in zip(rows, words, labels.tolist(), h.tolist(), strict=True)

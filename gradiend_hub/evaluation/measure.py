@@ -80,7 +80,7 @@ def evaluate_direction(
         choose_unit_for: first search the dose that becomes strength 1, and write the safe band and the break point into the
             config (do this on validation rows only). With "debias" the config's recommended `strength` becomes the one
             within the safe band that makes both classes equally likely, instead of 1.
-        trained_words: words that training rows had, in lower case; the other words' rows make up `encoder.held_out`.
+        trained_words: words that training rows had; the other words' rows make up `encoder.held_out`.
 
     Raises:
         DataError: no rows, or feature values that are not finite.

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import Row
+from gradiend_hub.data.casing import Casing
 from gradiend_hub.errors import DataError
 from gradiend_hub.objectives import Objective, Sample
 
@@ -54,7 +56,7 @@ def readings_of(objective: Objective, row: Row, fillers: Mapping[str, Sequence[s
     """
     if not fillers:
         raise DataError("The direction's config names no fillers, so class probabilities cannot be read.")
-    cased = _capitalised if row.factual[:1].isupper() else str
+    cased = Casing(fillers).of_row(row, row.masked.partition(SLOT)[0])
     words = sorted(
         {
             (of, objective.filler_tokens(row.masked, cased(word)))
@@ -68,10 +70,6 @@ def readings_of(objective: Objective, row: Row, fillers: Mapping[str, Sequence[s
         reading = readings.setdefault(sample.input_ids, Reading(sample, [[] for _ in fillers]))
         reading.words[of].append(tokens)
     return list(readings.values())
-
-
-def _capitalised(word: str) -> str:
-    return word[:1].upper() + word[1:]
 
 
 def padded(words: Sequence[Sequence[Sequence[tuple[int, ...]]]]) -> Tensor:

@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.base_model import base_commit, base_name, load_base_model
-from gradiend_hub.data import Row, class_fillers, read_rows, read_texts, require_classes
+from gradiend_hub.data import Row, class_fillers, read_rows, read_texts, require_classes, require_distinct
 from gradiend_hub.errors import ConfigError, HubPushError
 from gradiend_hub.evaluation import (
     EvaluationSettings,
@@ -120,6 +120,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
         )
         rows = self._train_rows = read_rows(train_dataset, self._classes, what="train_dataset")
         config.fillers = config.fillers or class_fillers(rows, self._classes)
+        require_distinct(config.fillers)
         examples = tokenize_rows(self.objective, rows, what="train_dataset")
         dataset = TransitionDataset(rows, examples, self._classes, config.source, self._identity_examples(rows, args))
         self._skipped = SkippedRows(len(dataset))
@@ -135,7 +136,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             require_readable(self.objective, checked, config.fillers)
         data = LearnedFrom(dataset, rows, self._eval_rows, self._texts, self._fisher_texts)
         self._learned = Learned(base, self.objective, config, args, self.scope, data)
-        self._trained_words = {row.factual.lower() for row in rows} | {row.alternative.lower() for row in rows}
+        self._trained_words = {row.factual for row in rows} | {row.alternative for row in rows}
         self._observes_targets = False
         self.report = new_report(self._learned)
         self._direction: Direction | None = None

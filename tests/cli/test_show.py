@@ -128,7 +128,7 @@ def test_a_foreign_base_model_is_refused(run: Run, trained: Trained, causal_path
 def test_many_strengths_go_into_several_tables() -> None:
     at_strength = {float(s): [Guess("they", 0.5), Guess("[he]", 0.25)] for s in range(6)}
     console = Console(width=80, record=True, markup=False)
-    tables = guesses_tables(at_strength, {"they": "cyan"}, width=console.width)
+    tables = guesses_tables(at_strength, {"they": "cyan", "[he]": ""}.__getitem__, width=console.width)
     assert [len(table.columns) for table in tables] == [4, 2]
     with console.capture() as capture:
         console.print(*tables)
