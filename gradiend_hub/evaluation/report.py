@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradiend_hub.artifact.files import REPORT_FILE, SCHEMA_VERSION
 from gradiend_hub.artifact.validation import is_number, read_as, read_json
@@ -21,6 +21,13 @@ MOST_BYTES = 2**26
 
 Interval = list[float]
 """[lower, upper] end of a 95 % interval."""
+
+
+class Estimate(NamedTuple):
+    """A measured value with its 95 % interval; `None` for what was not measured."""
+
+    value: float | None = None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -129,23 +136,27 @@ class StrengthPoint:
     kl: float | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
 
+    def reading(self, wanted: str, other: str) -> Estimate:
+        """The mean probability of the words of class `wanted` on rows whose factual class is `other`."""
+        value = self.probability.get(other, {}).get(wanted)
+        return Estimate() if value is None else Estimate(value, self.intervals.get(f"{wanted} on {other}"))
+
     @property
     def effect(self) -> float | None:
         """P(c₊) on rows of c₋ at a positive strength, P(c₋) on rows of c₊ at a negative one; `None` where not measured."""
-        return None if (name := self._effect_of()) is None else self.probability[name[1]][name[0]]
+        return self.reading(*self._effect_of()).value
 
     @property
     def effect_interval(self) -> Interval | None:
         """95 % interval of `effect`."""
-        return None if (name := self._effect_of()) is None else self.intervals.get(f"{name[0]} on {name[1]}")
+        return self.reading(*self._effect_of()).interval
 
-    def _effect_of(self) -> tuple[str, str] | None:
-        """The class that this strength makes likelier, and the other one, on whose rows that shows."""
+    def _effect_of(self) -> tuple[str, str]:
+        """The class that this strength should make likelier, and the other one, on whose rows that shows."""
         classes = next((list(of) for of in self.probability.values()), [])
         if self.strength == 0 or len(classes) != 2:
-            return None
-        wanted, other = classes if self.strength > 0 else classes[::-1]
-        return (wanted, other) if other in self.probability else None
+            return "", ""
+        return (classes[0], classes[1]) if self.strength > 0 else (classes[1], classes[0])
 
     @property
     def perplexity(self) -> float | None:
@@ -201,6 +212,12 @@ class SplitReport:
         """The measured point at `strength`."""
         return next(p for p in self.curve if p.strength == strength)
 
+    def control_range(self, strength: float, wanted: str, other: str) -> tuple[float, float] | None:
+        """Lowest and highest `reading(wanted, other)` of the random directions; `None` if they were not read there."""
+        points = (p for drawn in self.control for p in drawn if p.strength == strength)
+        values = [v for p in points if (v := p.reading(wanted, other).value) is not None]
+        return (min(values), max(values)) if values else None
+
     def flat(self) -> dict[str, float]:
         """The scalars that a trainer logs."""
         values = {} if self.encoder is None else flat_encoder(self.encoder)
@@ -208,9 +225,8 @@ class SplitReport:
         if scores:
             values["quality"] = min(scores)
         for point in self.curve:
-            named = point._effect_of()
-            if abs(point.strength) == 1 and named is not None:
-                values[f"probability_{named[0]}"] = point.probability[named[1]][named[0]]
+            if abs(point.strength) == 1 and point.effect is not None:
+                values[f"probability_{point._effect_of()[0]}"] = point.effect
         return values
 
 
@@ -286,12 +302,13 @@ class Report:
         side_effects: results of bias benchmarks; empty if none was run.
         examples: three rows of the data.
         energy_kwh: energy of the training, if it was metered.
-        usage: code that was run on the saved artifact, "code", and what it printed, "output".
+        usage: only in reports of version 0.1: code that was run on the saved artifact, "code", and its "output".
         direction: in a report by somebody else than the author, the repository (or folder's name) of what was measured, and
             `direction_revision` its commit.
         converged: whether the direction was learned: on rows that were not trained on, the encoder's correlation and both
             class means reach 0.5, with opposite signs, and beyond chance; `None` when that is not known.
         verdict: why it does not count as learned, in words; empty where it does, or where that is not known.
+        settings: how the strength unit was chosen: "quality_floor" and "goal"; empty in reports of version 0.1.
     """
 
     feature_classes: list[str]
@@ -318,11 +335,17 @@ class Report:
     default_arguments: list[str] | None = None
     converged: bool | None = None
     verdict: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write `gradiend_report.json` into a folder, or the file that a path ending in `.json` names."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
         _file(path).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def find(cls, folder: str | Path) -> Report | None:
+        """The report in a folder, if there is one; raises as `load` does if it is damaged."""
+        return cls.load(folder) if Path(folder, REPORT_FILE).is_file() else None
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
