@@ -24,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
 def output() -> Console:
     """The console of standard output: no markup (texts hold `[MASK]`), no guessed colours, no lines beyond reading width.
 
-    In a notebook, too, it is the stream that is written on, which a card's usage captures.
+    In a notebook, too, it is the stream that is written on.
     """
     console = Console(markup=False, highlight=False, emoji=False, force_jupyter=False)
     console.width = min(console.width, _WIDEST)

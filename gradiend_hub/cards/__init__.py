@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .card import render_card, render_rewritten_card, write_card, write_rewritten_card
-from .render import write_receipts
+from .render import render_artifact
 
-__all__ = ["render_card", "render_rewritten_card", "write_card", "write_receipts", "write_rewritten_card"]
+__all__ = ["render_artifact", "render_card", "render_rewritten_card", "write_card", "write_rewritten_card"]

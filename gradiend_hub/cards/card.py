@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -15,38 +14,117 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.artifact.config import GradiendConfig
-from gradiend_hub.artifact.files import ASSETS_FOLDER, CARD_FILE, HTML_FILE, HUB_TAGS, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import (
+    ASSETS_FOLDER,
+    CARD_FILE,
+    ENCODER_FILE,
+    HTML_FILE,
+    HUB_TAGS,
+    SLOT,
+    WEIGHTS_FILE,
+)
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.evaluation.measure import compared_strengths
+from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub.hub.names import hub_id, shown_name
+from gradiend_hub.hub.published import BASE_PLACE, REPO_PLACE, is_generated, marked
 from gradiend_hub.plots import FIGURES
 from gradiend_hub.plots.style import shown_split
 
-from .caveats import caveats, control_range
-from .markdown import NOT_MEASURED, cell, fenced, number, percent, signed, with_interval
-from .usage import plain_usage
+from .caveats import caveats
+from .markdown import FILTERS, NOT_MEASURED, number, percent, with_interval
 
-__all__ = ["hub_id", "render_card", "render_rewritten_card", "write_card", "write_rewritten_card"]
-
-_MARKER = "<!-- gradiend-hub card {} -->"
-_MARKED = re.compile(r"<!-- gradiend-hub card (\w*) -->")
+__all__ = ["card_state", "render_card", "render_rewritten_card", "write_card", "write_rewritten_card"]
 
 BENCHMARKS = ("StereoSet", "CrowS-Pairs", "WinoBias", "WinoGender", "SEAT")
 """Benchmarks that the card names even where nobody has run them."""
 
+TASKS = {"masked_lm": "fill-mask", "causal_lm": "text-generation"}
+"""The Hub's name of the task that a model of an objective does."""
 
-def write_card(folder: str | Path) -> Path:
+_PROMPT = f"The players ran home because {SLOT} was late."
+
+
+def write_card(folder: str | Path, config: GradiendConfig | None = None, report: Report | None = None) -> Path:
     """Write `README.md` into the folder of a saved direction; a card that a person wrote or edited is left alone.
+
+    Args:
+        config: of the direction, and `report` what was measured of it; by default those in the folder.
 
     Raises:
         ArtifactError: the template cannot be filled with what the folder holds.
     """
-    return _write(Path(folder), render_card(folder))
+    return _write(Path(folder), render_card(folder, config, report))
 
 
-def write_rewritten_card(
-    folder: str | Path,
+def write_rewritten_card(folder: str | Path, config: GradiendConfig, **options: Any) -> Path:
+    """Write `README.md` beside a merged model; a card that a person wrote or edited is left alone.
+
+    Args:
+        folder: where the merged model was saved.
+        config: of the direction that was merged.
+        **options: the others of `render_rewritten_card`.
+
+    Raises:
+        ArtifactError: the template cannot be filled.
+    """
+    return _write(Path(folder), render_rewritten_card(config, **options))
+
+
+def _write(folder: Path, card: ModelCard) -> Path:
+    path = folder / CARD_FILE
+    if not path.is_file() or is_generated(path.read_text(encoding="utf-8")):
+        card.save(path)
+    return path
+
+
+def card_state(folder: Path) -> str:
+    """Say in words whether the card of a direction is as it was generated."""
+    if not (folder / CARD_FILE).is_file():
+        return "none"
+    text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
+    return "as generated" if is_generated(text) else "written or edited by hand"
+
+
+def render_card(folder: str | Path, config: GradiendConfig | None = None, report: Report | None = None) -> ModelCard:
+    """The card of a saved direction, from its config, its report (if there is one), and the figures beside.
+
+    Args:
+        config: of the direction, and `report` what was measured of it; by default those in the folder.
+
+    Raises:
+        ArtifactError: the template cannot be filled with what the folder holds.
+    """
+    folder = Path(folder)
+    if config is None:
+        config, report = GradiendConfig.from_pretrained(str(folder)), report or Report.find(folder)
+    name, split = shown_split(report) if report and report.splits else (None, None)
+    compared = compared_strengths(config)
+    return _fill(
+        "direction.md.jinja",
+        _metadata(config, report),
+        config=config,
+        report=report,
+        split_name=name,
+        split=split,
+        prompt=_prompt(split),
+        row=_row(report) if report and (folder / ENCODER_FILE).is_file() else None,
+        compared=compared,
+        caveats=caveats(report, name, split) if report and name and split else [],
+        side_effects=_side_effects(report, split, compared) if report and split else [],
+        completions=_completions(split, compared) if split else [],
+        training=_training(report) if report else [],
+        figures=[n for n in FIGURES if (folder / ASSETS_FOLDER / f"{n}.png").is_file()],
+        interactive=(folder / HTML_FILE).is_file(),
+        size=(folder / WEIGHTS_FILE).stat().st_size,
+        assets=ASSETS_FOLDER,
+        headings=[_heading(strength, config) for strength in compared],
+        **_names(config, split),
+    )
+
+
+def render_rewritten_card(
     config: GradiendConfig,
     *,
     direction: str,
@@ -54,11 +132,10 @@ def write_rewritten_card(
     receipt: EditReceipt,
     dtype: str,
     report: Report | None = None,
-) -> Path:
-    """Write `README.md` beside a merged model; a card that a person wrote or edited is left alone.
+) -> ModelCard:
+    """The card of a merged model.
 
     Args:
-        folder: where the merged model was saved.
         config: of the direction that was merged.
         direction: its repository id, or a local path, of which only the last part is shown.
         strength: at which it was merged.
@@ -69,82 +146,16 @@ def write_rewritten_card(
     Raises:
         ArtifactError: the template cannot be filled.
     """
-    card = render_rewritten_card(
-        config, direction=direction, strength=strength, receipt=receipt, dtype=dtype, report=report
-    )
-    return _write(Path(folder), card)
-
-
-def _write(folder: Path, card: ModelCard) -> Path:
-    path = folder / CARD_FILE
-    if not path.is_file() or _is_untouched(path.read_text(encoding="utf-8")):
-        card.save(path)
-    return path
-
-
-def card_state(folder: Path) -> str:
-    """Whether the card of a direction is as it was generated."""
-    if not (folder / CARD_FILE).is_file():
-        return "none"
-    text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    return "as generated" if _is_untouched(text) else "written or edited by hand"
-
-
-def _is_untouched(text: str) -> bool:
-    """Whether a card has our mark, and the mark the digest of the card."""
-    mark = _MARKED.search(text)
-    return mark is not None and mark[1] == _digest(text)
-
-
-def _digest(text: str) -> str:
-    """Of everything but the mark and white space, which editors and git change on their own."""
-    return hashlib.sha256("".join(_MARKED.sub("", text).split()).encode()).hexdigest()[:16]
-
-
-def render_card(folder: str | Path) -> ModelCard:
-    """The card of a saved direction, from `adapter_config.json`, (if there) `gradiend_report.json`, and the figures beside.
-
-    Raises:
-        ArtifactError: the template cannot be filled with what the folder holds.
-    """
-    folder = Path(folder)
-    config = GradiendConfig.from_pretrained(str(folder))
-    report, compared = Report.load(folder) if (folder / REPORT_FILE).is_file() else None, compared_strengths(config)
-    name, split = shown_split(report) if report and report.splits else (None, None)
-    return _fill(
-        "direction.md.jinja",
-        _metadata(config, report),
-        config=config,
-        report=report,
-        split_name=name,
-        split=split,
-        usage=plain_usage(config, split) | ((report.usage or {}) if report else {}),
-        caveats=caveats(report, name, split) if report and name and split else [],
-        side_effects=_side_effects(report, split, compared) if report and split else [],
-        completions=_completions(split, compared) if split else [],
-        training=_training(report) if report else [],
-        figures=[n for n in FIGURES if (folder / ASSETS_FOLDER / f"{n}.png").is_file()],
-        interactive=(folder / HTML_FILE).is_file(),
-        size=(folder / WEIGHTS_FILE).stat().st_size,
-        assets=ASSETS_FOLDER,
-        control_range=control_range,
-        headings=[_heading(strength, config) for strength in compared],
-        **_names(config),
-    )
-
-
-def render_rewritten_card(
-    config: GradiendConfig, *, direction: str, strength: float, receipt: EditReceipt, dtype: str, report: Report | None
-) -> ModelCard:
-    """The card of a merged model; arguments as of `write_rewritten_card`."""
     name, split = shown_split(report) if report and report.splits else (None, None)
     points = [p for p in split.curve if p.strength in (0.0, strength)] if split else []
     base = hub_id(config.base_model_name_or_path)
     extra: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
+    task = TASKS.get(config.objective or "")
     return _fill(
         "rewritten.md.jinja",
-        ModelCardData(library_name="transformers", base_model=base, tags=[*HUB_TAGS], **extra),
+        ModelCardData(library_name="transformers", base_model=base, pipeline_tag=task, tags=[*HUB_TAGS], **extra),
         config=config,
+        report=report,
         direction=Path(direction).name or direction,
         direction_id=hub_id(direction),
         strength=strength,
@@ -153,42 +164,47 @@ def render_rewritten_card(
         split_name=name,
         split=split,
         points=points if any(p.strength == strength for p in points) else [],
-        **_names(config),
+        **_names(config, split),
     )
 
 
-def _names(config: GradiendConfig) -> dict[str, Any]:
-    """What both cards call the classes and the base model."""
+def _names(config: GradiendConfig, split: SplitReport | None) -> dict[str, Any]:
+    """What both cards call the classes and the base model, and what was measured of the classes."""
     first, second = config.feature_classes or ("first", "second")
     base_id = hub_id(config.base_model_name_or_path)
     return {
-        "first": first, "second": second, "base_id": base_id,
+        "first": first,
+        "second": second,
+        "shifts": shifts(split, (first, second)) if split else [],
+        "base_id": base_id,
         "base": shown_name(config.base_model_name_or_path),
-    }  # fmt: skip
+        "repo_place": REPO_PLACE,
+        "base_place": None if base_id else BASE_PLACE,
+    }
 
 
 def _fill(template: str, metadata: ModelCardData, **values: Any) -> ModelCard:
     try:
-        filled = _templates().get_template(template).render(
-            card_data=metadata.to_yaml(), marker=_MARKER.format(""), **values
-        )  # fmt: skip
+        filled = _templates().get_template(template).render(card_data=metadata.to_yaml(), **values)
     except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"The card could not be rendered from the template {template}: {error!r}. Nothing was uploaded; the other "
             "files of the artifact are on disk."
         ) from error
-    return ModelCard(filled.replace(_MARKER.format(""), _MARKER.format(_digest(filled))))
+    return ModelCard(marked(filled))
 
 
 @cache
 def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template_source), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    for function in (cell, fenced, number, percent, signed, with_interval):
-        environment.filters[function.__name__] = function
-    environment.globals["not_measured"] = NOT_MEASURED
+        loader=jinja2.FunctionLoader(_template_source),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= FILTERS
+    environment.globals |= {"not_measured": NOT_MEASURED, "with_interval": with_interval}
     return environment
 
 
@@ -210,6 +226,7 @@ def _metadata(config: GradiendConfig, report: Report | None) -> ModelCardData:
         datasets=known.get("datasets"),
         language=known.get("language"),
         license=known.get("license"),
+        pipeline_tag=TASKS.get(config.objective or ""),
         tags=[*HUB_TAGS, "peft"],
         model_name="-".join(config.feature_classes or ["direction"]) if results else None,
         eval_results=results or None,
@@ -226,18 +243,35 @@ def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[Eval
     for point in split.curve:
         if abs(point.strength) == 1 or (point.strength == config.strength != 0):
             at = f"at strength {point.strength:+g}"
-            task = "fill-mask" if config.objective == "masked_lm" else "text-generation"
+            task = TASKS.get(config.objective or "", "other")
             measured.append((task, "probability", f"Probability of the wanted class {at}", point.effect))
-            measured.append((task, "quality", f"LM score relative to the base model {at}", point.quality))
+            measured.append((task, "quality", f"Quality relative to the base model {at}", point.quality))
     classes = " / ".join(config.feature_classes or [])
     return [
         EvalResult(
-            task_type=task, dataset_type="feature-rows", dataset_name=f"{classes} rows", dataset_split=name,
-            metric_type=metric, metric_name=label, metric_value=round(value, 4),
+            task_type=task,
+            dataset_type="feature-rows",
+            dataset_name=f"{classes} rows",
+            dataset_split=name,
+            metric_type=metric,
+            metric_name=label,
+            metric_value=round(value, 4),
         )
         for task, metric, label, value in measured
         if value is not None
-    ]  # fmt: skip
+    ]
+
+
+def _prompt(split: SplitReport | None) -> str:
+    """A text of one line that the direction has something to say about, if there is one."""
+    texts = [completion.text for completion in split.completions] if split else []
+    plain = [text for text in texts if text.isprintable() and re.fullmatch(r"[^'\"\\`$]{1,200}", text)]
+    return min(plain, key=len, default=_PROMPT)
+
+
+def _row(report: Report) -> dict[str, str] | None:
+    """A row of the data that the code of the card encodes."""
+    return min(report.examples, key=lambda row: len(str(row)), default=None)
 
 
 def _heading(strength: float, config: GradiendConfig) -> str:

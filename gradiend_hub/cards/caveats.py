@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradiend_hub.evaluation import EncoderReport, Report, SplitReport, StrengthPoint
+from gradiend_hub.evaluation import EncoderReport, Report, SplitReport
+from gradiend_hub.evaluation.shift import SMALL_CHANGE, shifts
 
 from .markdown import cell, number, percent, signed
 
 __all__ = ["caveats"]
 
 WIDE_INTERVAL = 0.05
-LOW_TERNARY_ACCURACY = 0.9
+TOLD_APART = 0.9
+"""Accuracy from which the encoder counts as telling the classes (and neutral text) apart."""
+NOT_TOLD_APART = 0.5
+"""Correlation below which it does not."""
 LOUD_ON_NEUTRAL = 0.2
-SMALL_EFFECT = 0.05
 HELD_OUT_DROP = 0.05
-QUALITY_FLOOR = 0.99
 LARGE_DTYPE_LOSS = 0.1
 FEW_TOKENS = 2000
 SMALL_MODEL = 50_000_000
@@ -30,36 +32,28 @@ def caveats(report: Report, name: str, split: SplitReport) -> list[str]:
         split: its measurements.
     """
     return [
-        *_of_effect(report, split),
-        *(_of_encoder(report, split.encoder) if split.encoder else ()),
+        *_of_effect(report, name, split),
+        *(_of_encoder(split.encoder) if split.encoder else ()),
         *_of_measurement(report, name, split),
     ]
 
 
-def _of_effect(report: Report, split: SplitReport) -> Iterator[str]:
-    first, second = report.feature_classes
-    zero = next((p for p in split.curve if p.strength == 0), None)
-    for strength, wanted, other in ((1.0, first, second), (-1.0, second, first)):
-        point = next((p for p in split.curve if p.strength == strength), None)
-        if point is None or point.effect is None:
-            continue
-        name, dose = f"P({cell(wanted)}) on {cell(other)} rows", f"strength {signed(strength, 0)}"
-        control = [
-            p.effect for curve in split.control for p in curve if p.strength == strength and p.effect is not None
-        ]
-        low = point.effect_interval[0] if point.effect_interval else point.effect
-        if control and low <= max(control):
+def _of_effect(report: Report, name: str, split: SplitReport) -> Iterator[str]:
+    points, floor = {p.strength: p for p in split.curve}, report.settings.get("quality_floor")
+    for shift in shifts(split, report.feature_classes):
+        dose = f"strength {signed(shift.strength, 0)}"
+        if shift.outcome == "opposite":
+            yield f"**The opposite was measured at {dose}:** {cell(shift.figures)}."
+        elif shift.outcome == "weak" and shift.chance is not None and shift.chance >= (shift.low or 0):
+            yield f"**The effect may be chance.** At {dose} {cell(shift.figures)}."
+        if shift.outcome == "weak" and shift.change < SMALL_CHANGE:
+            yield f"**Little effect at {dose}:** {cell(shift.figures)}."
+        quality = points[shift.strength].quality if shift.strength in points else None
+        if quality is not None and isinstance(floor, float) and quality < floor:
+            where = "" if name == "eval" else " on other data"
             yield (
-                f"**The effect may be chance.** At {dose} {name} is {number(point.effect)} (at least {number(low)}), and "
-                f"random directions of the same size reach {number(max(control))}."
-            )
-        before = zero.probability.get(other, {}).get(wanted) if zero else None
-        if before is not None and point.effect - before < SMALL_EFFECT:
-            yield f"**Little effect at {dose}:** {name} goes from {number(before)} to {number(point.effect)}."
-        if point.quality is not None and point.quality < QUALITY_FLOOR:
-            yield (
-                f"At {dose} the LM score is {percent(point.quality)}, below the {QUALITY_FLOOR:.0%} at which the "
-                "strength unit was chosen on other data."
+                f"At {dose} the quality is {percent(quality)}, below the {percent(floor, 1)} at which the strength unit "
+                f"was chosen{where}."
             )
     for side in split.break_point or []:
         if side is not None and abs(side) <= NEAR_BREAK:
@@ -74,15 +68,22 @@ def _without_text(split: SplitReport) -> bool:
     return bool(split.curve) and all(p.quality is None for p in split.curve)
 
 
-def _of_encoder(report: Report, encoder: EncoderReport) -> Iterator[str]:
+def _of_encoder(encoder: EncoderReport) -> Iterator[str]:
+    low = encoder.intervals.get("accuracy", [encoder.accuracy])[0]
+    if low <= 0.5 or (encoder.correlation is not None and encoder.correlation < NOT_TOLD_APART):
+        yield (
+            f"**The encoder does not tell the classes apart:** correlation {number(encoder.correlation)}, accuracy "
+            f"{number(encoder.accuracy)} (at least {number(low)})."
+        )
     for figure in ("correlation", "accuracy"):
         bounds = encoder.intervals.get(figure)
         if bounds and bounds[1] - bounds[0] > WIDE_INTERVAL:
             yield (f"Few rows: the 95 % interval of the {figure} goes from {number(bounds[0])} to {number(bounds[1])}.")
-    if encoder.ternary_accuracy is not None and encoder.ternary_accuracy < LOW_TERNARY_ACCURACY:
+    if encoder.ternary_accuracy is not None and encoder.ternary_accuracy < TOLD_APART <= encoder.accuracy:
         yield (
-            "The encoder tells the classes apart better than either from neutral text: sorted by the thresholds ±0.5, "
-            f"{percent(encoder.ternary_accuracy, 1)} land right."
+            "The encoder tells the classes apart better than either from neutral text: by their sign "
+            f"{percent(encoder.accuracy, 1)} of the rows land right; with neutral text, sorted by the thresholds ±0.5, "
+            f"{percent(encoder.ternary_accuracy, 1)} do."
         )
     quiet = {"neutral text": encoder.neutral_abs_mean, "other tokens of the rows": encoder.other_abs_mean}
     for where, value in quiet.items():
@@ -115,11 +116,3 @@ def _of_measurement(report: Report, name: str, split: SplitReport) -> Iterator[s
         yield f"The base model is small ({size:,} parameters): larger ones may act otherwise."
     for gap in split.missing:
         yield f"{cell(gap.rstrip('.'))}."
-
-
-def control_range(split: SplitReport, point: StrengthPoint) -> tuple[float, float] | None:
-    """Lowest and highest effect of the random directions at the strength of `point`."""
-    found = [
-        p.effect for curve in split.control for p in curve if p.strength == point.strength and p.effect is not None
-    ]
-    return (min(found), max(found)) if found else None

@@ -1,20 +1,22 @@
-"""Text and figures as Markdown. What strangers wrote stays text; what was not measured says so."""
+"""Text as Markdown: what strangers wrote stays text."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+import shlex
+from typing import Final
 
-__all__ = ["NOT_MEASURED", "cell", "fenced", "number", "percent", "signed", "with_interval"]
+from gradiend_hub.plots.text import NOT_MEASURED, number, percent, plain, signed, with_interval
 
-NOT_MEASURED = "not measured"
+__all__ = ["FILTERS", "NOT_MEASURED", "cell", "fenced", "number", "percent", "quoted", "signed", "with_interval"]
 
-_SPECIAL = {ord(c): f"&#{ord(c)};" for c in "&<>|[]*_`~\\:@$"}
+_SPECIAL: Final = {ord(c): f"&#{ord(c)};" for c in "&<>|[]*_`~\\:@$"}
 
 
 def cell(text: object) -> str:
     """Text on one line, without the characters that begin HTML, links, emphasis, code, formulas or table cells."""
-    return " ".join(str(text).split()).translate(_SPECIAL)
+    return " ".join(plain(text).split()).translate(_SPECIAL)
 
 
 def fenced(text: str, language: str = "") -> str:
@@ -24,25 +26,13 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A figure with a fixed number of digits behind the point."""
-    return NOT_MEASURED if value is None else f"{value:.{digits}f}"
+def quoted(value: object) -> str:
+    """A text, number or dictionary of texts as Python code."""
+    return json.dumps(value, ensure_ascii=False)
 
 
-def signed(value: float, digits: int = 2) -> str:
-    """A figure with its sign, and 0 without one."""
-    return f"{value:+.{digits}f}" if value else f"{0:.{digits}f}"
-
-
-def percent(value: float | None, digits: int = 2) -> str:
-    """A share in per cent."""
-    return NOT_MEASURED if value is None else f"{100 * value:.{digits}f} %"
-
-
-def with_interval(value: float | None, interval: Sequence[float] | None = None, digits: int = 3) -> str:
-    """A figure with its 95 % interval, if it has one."""
-    text = number(value, digits)
-    if value is None or interval is None:
-        return text
-    low, high = interval
-    return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+FILTERS: Final = {
+    **{f.__name__: f for f in (cell, fenced, number, percent, quoted, signed, with_interval)},
+    "shell": shlex.quote,
+}
+"""Filters of the templates."""

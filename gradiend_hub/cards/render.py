@@ -5,29 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradiend_hub.artifact.config import GradiendConfig
-from gradiend_hub.artifact.files import ASSETS_FOLDER, HTML_FILE, REPORT_FILE
+from gradiend_hub.artifact.files import ASSETS_FOLDER, HTML_FILE
 from gradiend_hub.evaluation import Report
 from gradiend_hub.hub.names import shown_name
 from gradiend_hub.plots import save_html, save_plots
 
 from .card import write_card
 
-__all__ = ["write_receipts"]
+__all__ = ["render_artifact"]
 
 
-def write_receipts(folder: str | Path) -> None:
-    """Write card, figures and the HTML page into the folder of a saved direction, from its config and report.
+def render_artifact(folder: str | Path, config: GradiendConfig, report: Report | None) -> None:
+    """Write card, figures and the HTML page into the folder of a saved direction.
+
+    Args:
+        config: of the direction, with its stored tensors.
+        report: what was measured of it, if anything was.
 
     Raises:
-        ArtifactError: the report is damaged, or the card cannot be rendered.
+        ArtifactError: the card cannot be rendered.
     """
     folder = Path(folder)
-    report = Report.load(folder) if (folder / REPORT_FILE).is_file() else None
     if report is not None:
-        config = GradiendConfig.from_pretrained(str(folder))
         save_plots(report, folder / ASSETS_FOLDER, safe_band=config.safe_band)
-        if report.splits:
-            save_html(report, folder, base=shown_name(config.base_model_name_or_path), safe_band=config.safe_band)
-    if report is None or not report.splits:
+    if report is not None and report.splits:
+        save_html(report, folder, base=shown_name(config.base_model_name_or_path), safe_band=config.safe_band)
+    else:
         (folder / HTML_FILE).unlink(missing_ok=True)
-    write_card(folder)
+    write_card(folder, config, report)

@@ -7,15 +7,16 @@ repository already holds them.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -23,10 +24,11 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from gradiend_hub.artifact.files import CONFIG_FILE
+from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE, PROBES_FILE
 from gradiend_hub.errors import HubPushError
 
 from .names import hub_id
+from .published import published_card, published_config, renewed_probes
 from .retry import FAILURES, is_transient, summary, with_retries
 
 __all__ = ["publish_folder"]
@@ -46,23 +48,28 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class _File:
-    """A file to push: where it is, and its path in the repository."""
+    """A file to push: where it is, its path in the repository, and its content if that is not the one on disk."""
 
     path: Path
     name: str
+    content: bytes | None = None
 
     @cached_property
     def sha256(self) -> str:
-        with self.path.open("rb") as content:
+        with self.path.open("rb") if self.content is None else io.BytesIO(self.content) as content:
             return sha_fileobj(content).hex()
 
     def equals(self, remote: RepoFile) -> bool:
-        """Whether the repository has the same bytes. It names large files by sha256 and small ones as git does."""
-        if remote.size != self.path.stat().st_size:
+        """Return whether the repository has the same bytes. It names large files by sha256 and small ones as git does."""
+        if remote.size != (self.path.stat().st_size if self.content is None else len(self.content)):
             return False
         if remote.lfs is not None:
             return remote.lfs.sha256 == self.sha256
-        return remote.blob_id == git_hash(self.path.read_bytes())
+        return remote.blob_id == git_hash(self.path.read_bytes() if self.content is None else self.content)
+
+    def addition(self) -> CommitOperationAdd:
+        """A new operation for each attempt: used ones remember what the repository held before."""
+        return CommitOperationAdd(self.name, self.path if self.content is None else self.content)
 
 
 def publish_folder(
@@ -76,12 +83,16 @@ def publish_folder(
     create_pr: bool = False,
     allow_patterns: Sequence[str] | None = None,
     repo_type: str = "model",
+    base_id: str | None = None,
 ) -> CommitInfo:
     """Push a saved direction to the Hub in one commit that adds or replaces files and deletes none.
 
     The repository and the branch are created if they do not exist. Failures that may pass are retried with growing
     waits. Nothing is committed if the repository already holds these files, be it from an earlier push, or from an
     attempt whose answer was lost.
+
+    A generated card is published with the repository's id in its code. The path of a base model on this machine is not
+    published: name the base with `base_id`, or those who load the direction have to pass `base_model=`.
 
     Args:
         folder: what `save_pretrained` wrote; it must contain `adapter_config.json`.
@@ -93,6 +104,8 @@ def publish_folder(
         create_pr: open a pull request instead of committing to the branch.
         allow_patterns: glob patterns of the files to push, by default those that a direction consists of.
         repo_type: "model", or "dataset" for a folder of feature data.
+        base_id: repository of the base model, written into the published config and card together with its head commit;
+            by default the one that the config names.
 
     Returns:
         The new commit, or the current head if there was nothing to do.
@@ -111,6 +124,7 @@ def publish_folder(
         create_pr=create_pr,
         patterns=UPLOADED if allow_patterns is None else tuple(allow_patterns),
         repo_type=repo_type,
+        base_id=base_id,
     )
     push.check()
     return push.run()
@@ -129,6 +143,9 @@ class _Push:
     create_pr: bool
     patterns: tuple[str, ...]
     repo_type: str
+    base_id: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of `adapter_config.json`."""
     parent: str | None = None
     """Head of the branch when it was last read."""
 
@@ -144,27 +161,30 @@ class _Push:
 
     def check(self) -> None:
         """Find what is wrong without the Hub, before the first request."""
-        try:
-            validate_repo_id(self.repo_id)
-        except HFValidationError as error:
-            raise self._failure(f"the repository id is not valid. {error}", "Nothing was sent.") from error
-        if self.repo_type == "model" and not (self.folder / CONFIG_FILE).is_file():
-            raise self._failure(f"the folder is not a saved direction, it has no {CONFIG_FILE}", "Nothing was sent.")
+        for name in [self.repo_id, *([] if self.base_id is None else [self.base_id])]:
+            try:
+                validate_repo_id(name)
+            except HFValidationError as error:
+                raise self._failure(f"the repository id is not valid. {error}", "Nothing was sent.") from error
+        if self.repo_type == "model":
+            self._check_config()
+        elif self.base_id is not None:
+            raise self._failure("a data set has no base model, so base_id is not for it", "Nothing was sent.")
         if not self.files:
             raise self._failure(f"no file of the folder matches {', '.join(self.patterns)}", "Nothing was sent.")
         if is_offline_mode():
             raise self._failure("this process is offline (HF_HUB_OFFLINE=1)", "Nothing was sent.")
-        if self.repo_type == "model":
-            self._warn_of_a_local_base()
 
-    def _warn_of_a_local_base(self) -> None:
-        """A direction is of use only to those who have its base model."""
-        base = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if isinstance(base, str) and hub_id(base) is None:
-            logger.warning(
-                f"{CONFIG_FILE} names the base model {base!r}, which is a path and no repository on the Hub. Others will "
-                "have to pass `base_model=`. Publish the base model, too, and train from its repository id."
-            )
+    def _check_config(self) -> None:
+        try:
+            self.config = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            reason = f"the folder is not a saved direction, it has no {CONFIG_FILE}"
+            raise self._failure(reason, "Nothing was sent.") from error
+        except (OSError, ValueError) as error:
+            raise self._failure(f"{CONFIG_FILE} cannot be read: {error}", "Nothing was sent.") from error
+        if not isinstance(self.config, dict):
+            raise self._failure(f"{CONFIG_FILE} is not a JSON object", "Nothing was sent.")
 
     def run(self) -> CommitInfo:
         """Create what is missing, then commit."""
@@ -173,14 +193,51 @@ class _Push:
             advice = "make it private in its settings, or push without asking for a private repository"
             raise self._failure(f"a private push was asked for, but it exists and is public; {advice}", self._state())
         self._try(self._create_branch)
+        if self.repo_type == "model":
+            self._name_what_is_published()
         known = self._try(self._pull_requests)
         return self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
+
+    def _name_what_is_published(self) -> None:
+        """Put the ids of the repository and of the base model into card and config, and no path of this machine."""
+        contents: dict[str, str] = {}
+        base, base_id, commit = self.config.get("base_model_name_or_path"), self.base_id, self.config.get("revision")
+        if base_id is None and base is not None and hub_id(base) is None:
+            logger.warning(
+                f"{CONFIG_FILE} names the base model {base!r}, which is a path and no repository on the Hub, so it is not "
+                "published. Others will have to pass `base_model=`. Publish the base model, too, and name it with "
+                "`base_id=` (gradiend-hub push --base-id)."
+            )
+            contents[CONFIG_FILE] = published_config(self.config, None, commit)
+        elif base_id is not None and base_id != base:
+            commit = self._try(self._base_commit)
+            contents[CONFIG_FILE] = published_config(self.config, base_id, commit)
+            if (probes := self.folder / PROBES_FILE).is_file():
+                contents[PROBES_FILE] = renewed_probes(probes.read_text(encoding="utf-8"), contents[CONFIG_FILE])
+        if (card := self.folder / CARD_FILE).is_file():
+            text = card.read_bytes().decode("utf-8", errors="surrogateescape")
+            contents[CARD_FILE] = published_card(text, self.repo_id, base_id, commit)
+        self.files = [
+            replace(file, content=contents[file.name].encode("utf-8", errors="surrogateescape"))
+            if file.name in contents
+            else file
+            for file in self.files
+        ]
+
+    def _base_commit(self) -> str | None:
+        """Head commit of the base model's repository; `None`, with a warning, if this token does not see it."""
+        assert self.base_id is not None
+        try:
+            return self.api.repo_info(self.base_id).sha
+        except RepositoryNotFoundError:
+            logger.warning(f"The base model {self.base_id} is not on the Hub, or this token does not see it.")
+            return None
 
     def _try(self, action: Callable[[], _T], *, landed: Callable[[], _T | None] = lambda: None) -> _T:
         """Result of `action`, or of `landed` if the action failed for good but did its work; else HubPushError."""
         try:
             return with_retries(action)
-        except (*FAILURES, ValueError) as error:
+        except (*FAILURES, ValueError, OSError) as error:
             state = None
             if is_transient(error):
                 try:
@@ -218,8 +275,7 @@ class _Push:
     def _commit(self) -> CommitInfo:
         return self.api.create_commit(
             self.repo_id,
-            # new objects each time: used ones remember what the repository held before
-            [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file.path) for file in self.files],
+            [file.addition() for file in self.files],
             commit_message=self.message,
             revision=self.branch,
             create_pr=self.create_pr,
@@ -278,6 +334,7 @@ class _Push:
         if self.repo_type != "model":
             return HubPushError(f"Could not push to the data set {self.repo_id}: {reason}.\n{state} Push it again.")
         command = ["gradiend-hub", "push", str(self.folder), self.repo_id]
+        command += ["--base-id", self.base_id] if self.base_id else []
         command += ["--private"] if self.private else []
         command += ["--revision", self.revision] if self.revision else []
         command += ["--create-pr"] if self.create_pr else []
@@ -298,6 +355,8 @@ def _reason(error: Exception) -> str:
         return f"the Hub needs a valid token, log in with `hf auth login` ({summary(error)})"
     if status == 403:
         return f"the token may not write there ({summary(error)})"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be read or written ({error.strerror})"
     if isinstance(error, ValueError) and status is None:
         return " ".join(str(error).split())
     return summary(error)

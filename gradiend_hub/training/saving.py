@@ -19,8 +19,7 @@ from gradiend_hub.artifact.files import (
     REPORT_FILE,
     WEIGHTS_FILE,
 )
-from gradiend_hub.cards.render import write_receipts
-from gradiend_hub.cards.usage import MOST_PARAMETERS, run_usage
+from gradiend_hub.cards import render_artifact
 from gradiend_hub.data import require_classes, rows_digest
 from gradiend_hub.evaluation import Report, edit_account
 from gradiend_hub.evaluation.selftest import write_probes
@@ -79,22 +78,15 @@ def _arguments(learned: Learned) -> dict[str, Any]:
 def save_artifact(folder: Path, learned: Learned, direction: Direction, report: Report) -> None:
     """Write the direction, its probes, the report and what is rendered from it."""
     folder.mkdir(parents=True, exist_ok=True)
-    report.save(folder)
     model = GradiendModel.from_direction(learned.base_model, direction, learned.config)
     try:
-        model.save_pretrained(folder)
+        config = model.active_peft_config
         if report.splits:
-            _account(folder, learned, model, report)
+            report.layers, report.dtype_loss = edit_account(model)
+            report.examples = [asdict(row) for row in learned.data.rows[:3]]
+        report.save(folder)
+        model.save_pretrained(folder)
         write_probes(folder, model, learned.data.eval_rows or learned.data.rows, learned.objective)
     finally:
         model.unload()
-    write_receipts(folder)
-
-
-def _account(folder: Path, learned: Learned, model: GradiendModel, report: Report) -> None:
-    """Add to the report of a measured direction what is read from the saved artifact."""
-    report.layers, report.dtype_loss = edit_account(model)
-    report.examples = [asdict(row) for row in learned.data.rows[:3]]
-    if sum(p.numel() for p in learned.base_model.parameters()) <= MOST_PARAMETERS:
-        report.usage = run_usage(folder, report)
-    report.save(folder)
+    render_artifact(folder, config, report)

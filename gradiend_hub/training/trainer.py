@@ -362,6 +362,8 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             config.safe_band, config.break_point = measured.safe_band, measured.break_point
         finally:
             model.unload()
+        if choose_unit:
+            self.report.settings = {"quality_floor": settings.floor, "goal": self.args.goal}
         self.report.splits[name] = split
         self.report.seconds[f"evaluate {name}"] = time.perf_counter() - start
         return split.flat()

@@ -19,12 +19,12 @@ from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.artifact.files import CARD_FILE, WEIGHTS_FILE
 from gradiend_hub.cards import card as card_module
-from gradiend_hub.cards.card import hub_id, render_card, render_rewritten_card, write_card, write_rewritten_card
+from gradiend_hub.cards.card import render_card, render_rewritten_card, write_card, write_rewritten_card
 from gradiend_hub.cards.caveats import caveats
-from gradiend_hub.cards.usage import plain_usage
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.evaluation import Completion, EncoderReport, Report, SplitReport, StrengthPoint
 from gradiend_hub.evaluation.selftest import verify
+from gradiend_hub.hub.names import hub_id
 from tests.adapter.support import config_for, random_direction
 from tests.conftest import ROOT
 from tests.hub_server import HubServer
@@ -40,11 +40,11 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?(?![\w])")
 
 def normalised(card: str) -> str:
     """A card without what a measurement gives."""
-    card = re.sub(r"\b[0-9a-f]{16}\b", "HEX", card)
+    card = re.sub(r"card [0-9a-f]{16} of", "card HEX of", card)
     card = re.sub(r"`[0-9a-f]{64}`", "`HEX`", card)
     card = re.sub(r"(?m)^(\| versions \| ).*$", r"\1V |", card)
     card = re.sub(r"(?m)^(\| seconds \| ).*$", r"\1S |", card)
-    card = re.sub(r"(?s)```text\n.*?```", "```text\nOUTPUT\n```", card)
+    card = re.sub(r"(?m)^(\* At strength .*?), .*$", r"\1, CLAIM", card)
     card = re.sub(r"(?s)(## Caveats\n\n).*?(\* A correlation rises)", r"\1\2", card)
     head, start, rest = card.partition("## What each")
     head = re.sub(r"(?m)^(      value: ).*$", r"\1N", head)
@@ -53,10 +53,7 @@ def normalised(card: str) -> str:
     return head + start + re.sub(r"(?m)(^\| N \| N \[N, N\].*\n)+", "(one row for each measured strength)\n", rest)
 
 
-def test_the_whole_card_of_a_short_run(
-    masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as in many a CI: nothing of it may get into the card
+def test_the_whole_card_of_a_short_run(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
     trainer = trainer_of(masked_path, tmp_path, pronouns, neutral, args=arguments(tmp_path, max_steps=2), layers="3")
     trainer.train()
     trainer.evaluate()
@@ -71,11 +68,6 @@ def test_the_whole_card_of_a_short_run(
     assert one.quality is not None
     assert f"{one.probability['3PL']['3SG']:.3f}" in row(text, "| +1.00 |")
     assert f" {100 * one.quality:.2f} % " in row(text, "| +1.00 |")
-    # the code of the card was run on this folder, and says so
-    assert report.usage is not None
-    assert "undone to the bit: True" in report.usage["output"]
-    assert "BertForMaskedLM equals strength 1 to the bit: True" in report.usage["output"]
-    assert "strength -1" in report.usage["shell_output"] and "\x1b" not in report.usage["shell_output"]
     assert verify(GradiendModel.from_pretrained(tmp_path, strength=0.0), tmp_path).passed
     # the figures are there, and where it was trained is nobody's business
     linked = re.findall(r"\]\((assets/.*?\.png)\)", text)
@@ -86,7 +78,7 @@ def test_the_whole_card_of_a_short_run(
     card.validate(repo_type="model")
     results = {(r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
     assert results["test", "Encoder correlation"] == round(report.splits["test"].encoder.correlation or 0, 4)
-    assert results["test", "LM score relative to the base model at strength +1"] == round(one.quality, 4)
+    assert results["test", "Quality relative to the base model at strength +1"] == round(one.quality, 4)
     # what only a person knows is said once, and kept
     trainer.create_model_card(language="en", license="mit", dataset_tags=["alice/pronouns"])
     data = ModelCard.load(tmp_path / CARD_FILE).data
@@ -102,10 +94,11 @@ def untraced(card: str, report: Report, config: GradiendConfig) -> list[str]:
     """Numbers of a card that are neither in the template nor, so rounded, in the report or the config."""
     known = [*numbers_of(asdict(report)), *numbers_of(config.to_dict()), *of_files(config)]
     known += [100 * v for v in known]
-    template = (ROOT / "model_cards" / "direction.md.jinja").read_text() + "".join(plain_usage(config, None).values())
+    template = (ROOT / "model_cards" / "direction.md.jinja").read_text()
     fixed = {
         *NUMBER.findall(template),
         *re.findall(r"\d+", "3SG 3PL [0.99] 0.5"),
+        "-1,0,1",
         "+1",
         "-1",
         "1",
@@ -114,7 +107,7 @@ def untraced(card: str, report: Report, config: GradiendConfig) -> list[str]:
         "99",
         "95",
     }
-    quoted = " ".join([*(report.usage or {}).values(), report.scope, *strings_of(asdict(report))])
+    quoted = " ".join([report.scope, *strings_of(asdict(report))])
     body = re.sub(r"&#\d+;", " ", card.split("\n---\n", 1)[1])
     body = re.sub(r"\b[0-9a-f]{16}\b", "HEX", body)  # of the card's digest, which may happen to have no letter
     wrong = []
@@ -217,7 +210,7 @@ def test_what_was_not_measured_is_written_out(tmp_path: Path) -> None:
         "| share of the edit lost to rounding | not measured |", "| energy of the training | not measured |",
         "How the edit is spread over the layers: not measured.", "| rank correlation (Spearman) | not measured |",
         "| accuracy on words that training did not have | not measured |", "Break point: not measured.",
-        "This code was not run when the card was made.", "Examples of the data: not recorded.",
+        "Examples of the data: not recorded.",
     ):  # fmt: skip
         assert line in text.splitlines(), line
     assert "Random directions were not measured" in text
@@ -236,7 +229,7 @@ def test_a_full_card_leaves_nothing_unmeasured_but_what_is(tmp_path: Path) -> No
     ]
     assert training == [
         "| learning rate (not the default) | 0.05 |", "| seed (not the default) | 7 |", "| solver | autoencoder |",
-        "| epochs | 1.0 |",
+        "| epochs | 1 |",
     ]  # fmt: skip
     assert "| The girls ran home because &#91;MASK&#93; felt ill. | they 0.91, he 0.05, she 0.02 | she 0.71" in text
     assert "StereoSet intrasentence: 2106 items of stereoset&#64;1a2b3c." in text
@@ -443,7 +436,7 @@ def hostile_folder(folder: Path, text: str) -> Path:
     report.side_effects = [
         replace(r, name=text, source=text, citation=text, scores={text: 1.0}) for r in report.side_effects
     ]
-    report.usage = {"code": text, "output": text, "shell": text, "shell_output": text}
+    report.settings, report.converged, report.verdict = {"goal": text, "quality_floor": 0.9}, False, text
     for name, split in report.splits.items():
         completions = [Completion(text, {"-1.0": text, "0.0": [[text, 0.5]], "1.0": text})] * 2
         report.splits[name] = replace(split, completions=completions, missing=[text])
@@ -517,13 +510,12 @@ def test_another_recommended_strength_is_the_one_that_is_shown(tmp_path: Path) -
         completion.by_strength["-0.198"] = "They saw it."
     split.curve.append(point(-0.198, CLASSES))
     report.side_effects.append(replace(report.side_effects[0], strength=-0.198))
-    report.usage = None
     report.save(folder)
     text = str(render_card(folder))
     assert "and strength -0.198 is the dose that the\nevaluation below recommends" in text
     assert text.count("| | strength −1 | −0.198 (recommended) | 0 (base model) | +1 |") == 2
     assert "model.set_strength(-0.198)  # the recommended dose" in text
-    assert '"equals strength -0.198 to the bit:"' in text and "--strengths -1,-0.198,0,1" in text
+    assert "--strengths -1,-0.198,0,1" in text
     assert row(text, "| -0.198 (recommended) |").count("|") == row(text, "| +1.00 |").count("|")
     assert row(text, "| StereoSet intrasentence&#58; SS |").count("|") == 6
     assert "at strength -0.198" in text.split("---")[1]

@@ -1,0 +1,77 @@
+"""Names that only a push knows, written into what it uploads: the repository's, and that of the base model.
+
+The files on disk stay as they are, and so does a card that a person wrote or edited.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from huggingface_hub import ModelCard
+
+from gradiend_hub.artifact.files import CONFIG_FILE
+
+__all__ = ["BASE_PLACE", "REPO_PLACE", "is_generated", "marked", "published_card", "published_config", "renewed_probes"]
+
+REPO_PLACE: Final = "REPO_ID_OR_FOLDER"
+"""Stands in a generated card for the repository until the push."""
+
+BASE_PLACE: Final = "PATH_OR_ID_OF_THE_BASE"
+"""Stands in a generated card for a base model that has no id on the Hub."""
+
+_MARK: Final = re.compile(r"<!-- gradiend-hub card (\w*)(?: of (\S+))? -->")
+_BASE_ROW: Final = re.compile(r"^\| base model \| .* \|$", re.MULTILINE)
+
+
+def marked(card: str, repo_id: str = REPO_PLACE) -> str:
+    """The card with its own digest, and the repository that it names, in its mark; `is_generated` reads it."""
+    return _MARK.sub(f"<!-- gradiend-hub card {_digest(card)} of {repo_id} -->", card, count=1)
+
+
+def is_generated(card: str) -> bool:
+    """Return whether the card is as it was generated: nobody wrote or edited it."""
+    mark = _MARK.search(card)
+    return mark is not None and mark[1] == _digest(card)
+
+
+def _digest(card: str) -> str:
+    """Digest of the card without its mark and without white space, which editors and git change on their own."""
+    return hashlib.sha256("".join(_MARK.sub("", card).split()).encode()).hexdigest()[:16]
+
+
+def published_card(card: str, repo_id: str, base_id: str | None = None, commit: str | None = None) -> str:
+    """The generated card with the ids of the repository and, if it is given, of the base model and its commit."""
+    mark = _MARK.search(card)
+    if mark is None or not is_generated(card):
+        return card
+    former = re.escape(mark[2] or REPO_PLACE)
+    card = re.sub(rf'(?<="){former}(?=")|(?<=apply ){former}(?= )', lambda _: repo_id, card)
+    if base_id is not None:
+        found = ModelCard(card.replace(BASE_PLACE, base_id), ignore_metadata_errors=True)
+        found.data["base_model"], found.data["base_model_relation"] = base_id, "adapter"
+        row = f"| base model | {base_id}{f' at `{commit}`' if commit else ''} |"
+        card = _BASE_ROW.sub(row, str(found), count=1)
+    return marked(card, repo_id)
+
+
+def published_config(config: dict[str, Any], base_id: str | None, commit: str | None) -> str:
+    """The text of `adapter_config.json` with another base model, or without one: a path means nothing to others."""
+    return json.dumps({**config, "base_model_name_or_path": base_id, "revision": commit}, indent=2, sort_keys=True)
+
+
+def renewed_probes(probes: str, config: str) -> str:
+    """The text of `gradiend_probes.jsonl` with the digest of another `adapter_config.json`."""
+    from gradiend_hub.artifact.probes import content_digests  # torch is not needed for other pushes
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, CONFIG_FILE).write_text(config, encoding="utf-8")
+        digest = content_digests(Path(folder))[CONFIG_FILE]
+    head, end, rows = probes.partition("\n")
+    fields = json.loads(head)
+    fields["sha256"][CONFIG_FILE] = digest
+    return json.dumps(fields, ensure_ascii=False) + end + rows
