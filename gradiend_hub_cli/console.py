@@ -1,40 +1,87 @@
-"""What the commands write on: the two streams, and the story of a command that takes a while."""
+"""What the commands write on: results on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
+import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.status import Status
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Interrupted", "Step", "Story", "output", "show_error"]
+__all__ = ["Interrupted", "Step", "Story", "command_lines", "output", "program", "show_error", "write_json"]
 
 _WIDEST = 100
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with a word on how to go on."""
+    """Ctrl-C, with a word on what is kept and how to go on."""
 
 
-def output() -> Console:
-    """The console of standard output: no markup (texts hold `[MASK]`), no guessed colours, no lines beyond reading width.
+def output(*, stderr: bool = False) -> Console:
+    """Make a console without markup (texts hold `[MASK]`), guessed colours, or lines beyond reading width.
 
     In a notebook, too, it is the stream that is written on.
     """
-    console = Console(markup=False, highlight=False, emoji=False, force_jupyter=False)
+    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False)
     console.width = min(console.width, _WIDEST)
     return console
 
 
 def show_error(label: str, message: str) -> None:
-    """One message on standard error, broken only where it breaks itself, so that commands in it can be copied."""
-    console = Console(stderr=True, markup=False, highlight=False, emoji=False, force_jupyter=False)
-    console.print(Text.assemble((f"{label}: ", "bold red"), message), soft_wrap=True)
+    """Print one message on standard error, broken only where it breaks itself, so that commands in it can be copied."""
+    output(stderr=True).print(Text.assemble((f"{label}: ", "bold red"), message), soft_wrap=True)
+
+
+def write_json(content: dict[str, Any]) -> None:
+    """Print one JSON object on standard output; a number that JSON cannot write is null."""
+    print(json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False))  # noqa: T201
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def command_lines(words: Sequence[str], width: int) -> str:
+    """Return a command as a shell reads it, in lines that fit if its words do."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if lines[-1] and len(lines[-1]) + len(word) + 5 > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "  " + " \\\n  ".join(lines)
+
+
+def program() -> list[str]:
+    """Return the words that start this program in a shell in this folder: its name, if the shell finds it, or its path."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py" and started.parent.name in ("gradiend_hub", "gradiend_hub_cli"):
+        return [_shorter(Path(sys.executable)), "-m", started.parent.name]
+    found = shutil.which("gradiend-hub")
+    if started.name != "gradiend-hub" or (found and Path(found).samefile(started)):
+        return ["gradiend-hub"]
+    return [_shorter(started)]
+
+
+def _shorter(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)
 
 
 @dataclass
@@ -46,37 +93,87 @@ class Step:
     """
 
     name: str
-    status: Status
+    bars: Progress
+    task: TaskID
     outcome: str = ""
 
-    def progress(self, text: str) -> None:
-        """Show how far it is, on a terminal."""
-        self.status.update(f"{self.name}: {text}")
+    def count(self, what: str, done: int, total: int | None) -> None:
+        """Show on a terminal how much of a phase is done, and of how much."""
+        of = f"{done:,} of {total:,}" if total else f"{done:,}" if done else ""
+        self.bars.update(self.task, description=f"{self.name}: {what}", completed=done, total=total, of=of)
 
 
 class Story:
-    """Steps with their outcomes and seconds, one line each; the same lines on a terminal and in a file.
+    """What a command tells: its steps with their outcomes and seconds, one line each, and its result.
+
+    Steps and result go to standard output; the bar of the step under way to standard error, if that is a terminal. A
+    program that asks for JSON gets the result alone there, and the steps on standard error.
+
+    Args:
+        as_json: the result is for a program.
+        quiet: tell no steps.
 
     Attributes:
-        console: where it is written.
         seconds: wall time by step.
     """
 
-    def __init__(self) -> None:
-        self.console = output()
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self.console = output(stderr=as_json)
         self.seconds: dict[str, float] = {}
+        self._step: Step | None = None
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Step]:
-        """Run one step; its line appears when it has succeeded."""
+    def step(self, name: str, *, told: bool = True) -> Iterator[Step]:
+        """Run one step; its line appears when it has succeeded.
+
+        Args:
+            told: print that line.
+        """
         start = time.perf_counter()
-        with self.console.status(name) as status:
-            step = Step(name, status)
-            yield step
-        self.seconds[name] = time.perf_counter() - start
+        terminal = output(stderr=True)
+        bars = Progress(
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=12),
+            TextColumn("{task.fields[of]}", markup=False), TimeRemainingColumn(compact=True),
+            console=terminal, transient=True, redirect_stdout=False, refresh_per_second=5,
+            disable=self.quiet or not terminal.is_terminal,
+        )  # fmt: skip
+        with bars:
+            step = self._step = Step(name, bars, bars.add_task(f"{name} …", total=None, of=""))
+            try:
+                yield step
+            finally:
+                self._step = None
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if not told:
+            return
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(width=10, style="bold", no_wrap=True)
-        line.add_column(ratio=1)
+        line.add_column(ratio=1, overflow="fold")
         line.add_column(width=7, justify="right", style="dim", no_wrap=True)
-        line.add_row(name, step.outcome, f"{self.seconds[name]:.1f} s")
-        self.console.print(line)
+        line.add_row(name, step.outcome, f"{seconds:.1f} s")
+        self.say(line)
+
+    def count(self, what: str, done: int, total: int | None) -> None:
+        """Show the count of a phase at the step under way, if there is one."""
+        if self._step is not None:
+            self._step.count(what, done, total)
+
+    def say(self, *lines: RenderableType, **options: Any) -> None:
+        """Print what belongs to the story."""
+        if not self.quiet:
+            self._print(*lines, **options)
+
+    def show(self, *lines: RenderableType, **options: Any) -> None:
+        """Print the result for people. A program that asked for JSON gets what the command returns instead."""
+        if not self.as_json:
+            self._print(*lines, **options)
+
+    def _print(self, *lines: RenderableType, **options: Any) -> None:
+        bars = self._step.bars if self._step else None
+        if bars is not None and not bars.disable:  # they are on the other stream, and would be in the way
+            bars.stop()
+        self.console.print(*lines, **options)
+        if bars is not None and not bars.disable:
+            bars.start()

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from transformers import AutoTokenizer
 
+from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data.builder import FeatureDatasetBuilder
-from gradiend_hub.data.feature_data import FeatureData, check_folder
+from gradiend_hub.data.feature_data import CONFIG_FILE, FeatureData
 from gradiend_hub.data.spec import FeatureDataConfig
-from gradiend_hub.errors import BaseModelError, first_line
-from gradiend_hub.objectives.words import word_tokens
+from gradiend_hub.errors import BaseModelError, ConfigError, first_line
+from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective
+from gradiend_hub.objectives.words import FillerTokens, word_tokens
 
 from .console import Story
+from .folders import require_empty, require_writable, written_beside
 from .quiet import quiet
-from .recipes import read_yaml
+from .yaml_files import read_yaml
 
 __all__ = ["build_data", "show_fillers"]
 
@@ -27,56 +32,134 @@ def read_config(path: Path, overrides: list[str]) -> FeatureDataConfig:
     return FeatureDataConfig.from_dict(read_yaml(path, overrides, "examples/data.yaml"))
 
 
-def build_data(path: Path, out: Path, overrides: list[str], repo_id: str | None, private: bool, story: Story) -> None:
+def build_data(
+    path: Path, out: Path, overrides: list[str], overwrite: bool, publish: tuple[str | None, bool], story: Story
+) -> dict[str, Any]:
     """Build the data set of a YAML file, save it, and publish it if a repository is named.
 
+    Args:
+        overwrite: replace a data set of an earlier build in `out`.
+        publish: repository to publish to, if any, and whether to make a new one private.
+
     Raises:
-        GradiendError: the file, the source or a class cannot be used.
+        GradiendError: the file, the source, a class or the folder cannot be used.
     """
     config = read_config(path, overrides)
-    check_folder(out)
-    with quiet():
+    _check_folder(out, overwrite)
+    repo_id, private = publish
+    url = None
+    with quiet(story):
         with story.step("Build") as step:
             data = FeatureDatasetBuilder(config).build()
             step.outcome = f"{sum(map(len, data.rows.values())):,} rows"
         with story.step("Save") as step:
-            step.outcome = str(data.save(out))
+            with written_beside(out) as folder:
+                data.save(folder)
+                _remove_build(out)
+            step.outcome = str(out)
         if repo_id:
             with story.step("Push") as step:
-                step.outcome = data.push_to_hub(repo_id, private=private or None).commit_url
-    story.console.print()
-    story.console.print(_funnel_table(data))
-    story.console.print(_class_table(data))
+                url = step.outcome = data.push_to_hub(repo_id, private=private or None).commit_url
+    story.show()
+    story.show(_funnel_table(data))
+    story.show(_class_table(data))
+    return {
+        "folder": out, "published": url, "digest": data.digest,
+        "rows": {split: len(rows) for split, rows in data.rows.items()},
+        "classes": {name: dict(zip(data.rows, counts, strict=True)) for name, counts in data.counts().items()},
+        "neutral": dict(zip(data.rows, data.neutral_counts, strict=False)),
+        "funnel": [dict(zip(("step", "left", "dropped"), row, strict=True)) for row in data.funnel.rows()],
+        "seconds": story.seconds,
+    }  # fmt: skip
 
 
-def show_fillers(path: Path, model: str, overrides: list[str], console: Console) -> None:
-    """Print which words of a configuration the tokenizer of a model splits.
+def _check_folder(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but, with `overwrite`, an earlier build."""
+    if not overwrite:
+        earlier = (out / CONFIG_FILE).is_file()
+        require_empty(out, "another folder, or --overwrite to replace that data set" if earlier else "another folder")
+    elif out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).is_file():
+        raise ConfigError(
+            f"--overwrite: the folder {out} has no {CONFIG_FILE}, so it is no data set of an earlier build, and is left as "
+            "it is. Name another folder."
+        )
+    require_writable(out)
+
+
+def _remove_build(folder: Path) -> None:
+    """Remove the files of an earlier build; other files in the folder stay."""
+    for pattern in ("*.jsonl", "neutral/*.jsonl", CONFIG_FILE, CARD_FILE):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def show_fillers(path: Path, model: str, overrides: list[str], story: Story) -> dict[str, Any]:
+    """Print how the tokenizer of a model writes the words of a configuration, and what that means for a direction.
+
+    The exit code is 1 if a class has no word that the tokenizer can write.
 
     Raises:
         GradiendError: the file cannot be used, or there is no tokenizer.
     """
-    from transformers import AutoTokenizer
-
-    from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective
-
     config = read_config(path, overrides)
+    with quiet(story), story.step("Read", told=False):
+        tokenizer = _tokenizer(model)
+        masked = tokenizer.mask_token is not None
+        objective = (MaskedLMObjective if masked else CausalLMObjective)(tokenizer, name_or_path=model)
+        classes = {name: word_tokens(objective, spec.words) for name, spec in config.classes.items()}
+    table = _table("class", "word", "tokens in a text", "at its beginning", "")
+    for name, words in classes.items():
+        for word in words:
+            tokens = ["", ""] if word.unknown else [" ".join(word.inside), " ".join(word.first)]
+            table.add_row(name, word.word, *tokens, _verdict(word))
+    story.show(table)
+    unusable = [name for name, words in classes.items() if all(word.unknown for word in words)]
+    advice = _advice(classes, unusable, masked)
+    story.show(f"\n{advice}")
+    return {
+        "model": model,
+        "objective": objective.name,
+        "usable": not unusable,
+        "advice": advice,
+        "classes": {
+            name: [asdict(word) | {"verdict": _verdict(word)} for word in words] for name, words in classes.items()
+        },
+        "exit_code": 1 if unusable else 0,
+    }
+
+
+def _tokenizer(model: str) -> Any:
     try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise BaseModelError(
             f"There is no tokenizer at {model!r}: expected a folder with a tokenizer.json or the id of a model on the Hub. "
             f"({first_line(error)})"
         ) from error
-    objective = (CausalLMObjective if tokenizer.mask_token is None else MaskedLMObjective)(
-        tokenizer, name_or_path=model
+
+
+def _verdict(word: FillerTokens) -> str:
+    if word.unknown:
+        return "unusable"
+    return f"{max(len(word.inside), len(word.first))} tokens" if word.split else "one token"
+
+
+def _advice(classes: Mapping[str, Sequence[FillerTokens]], unusable: Sequence[str], masked: bool) -> str:
+    """Say whether a direction can be learned from these words, and what they cost."""
+    if unusable:
+        return f"Not usable: the tokenizer can write no word of {', '.join(unusable)}. Choose other words, or another model."
+    words = [word for found in classes.values() for word in found]
+    unknown = [word.word for word in words if word.unknown]
+    split = [word.word for word in words if word.split]
+    lost = f" Leave out {', '.join(unknown)}: the tokenizer cannot write it." if unknown else ""
+    if not split:
+        return f"Usable: every other word is one token.{lost}" if unknown else "Usable: every word is one token."
+    several = "as many masks, and is guessed at all of them at once" if masked else "token after token"
+    return (
+        f"Usable, but {', '.join(split[:5])}{', …' if len(split) > 5 else ''} "
+        f"{'take' if len(split) > 1 else 'takes'} several tokens: such a word is read {several}, at the cost of a forward "
+        f"pass of its own, and lists of guesses show its pieces.{lost}"
     )
-    table = _table("class", "word", "tokens in a text", "tokens at its beginning")
-    for name, spec in config.classes.items():
-        for filler in word_tokens(objective, spec.words):
-            tokens = ["unknown", ""] if filler.unknown else [" ".join(filler.inside), " ".join(filler.first)]
-            table.add_row(name, filler.word, *tokens)
-    console.print(table)
 
 
 def _funnel_table(data: FeatureData) -> Table:

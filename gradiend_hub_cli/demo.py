@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from datasets import Dataset, load_dataset
@@ -22,13 +24,14 @@ from gradiend_hub.errors import ArtifactError, ConfigError, EditError
 from gradiend_hub.hub.publish import publish_folder
 from gradiend_hub.objectives import Batch
 
-from .console import Interrupted, Story
-from .fillings import class_styles, guesses, guesses_tables
-from .merge import require_empty
-from .quiet import follow, quiet
+from .apply import class_styles, guesses, guesses_tables
+from .console import Interrupted, Story, command_lines, program
+from .folders import require_empty
+from .follower import follow
+from .quiet import quiet
 from .tables import curve_table, encoder_line, folder_size, megabytes, pairs_table
 
-__all__ = ["DemoOptions", "library_versions", "run_demo"]
+__all__ = ["DemoOptions", "run_demo"]
 
 CLASSES = ["3SG", "3PL"]
 SENTENCES = (
@@ -40,6 +43,7 @@ INTRODUCTION = (
     "The feature of this demo is the number of a pronoun. Its two classes are 3SG (he, she, it) and 3PL (they); a "
     "positive strength makes the first one likelier, a negative strength the second."
 )
+TRY_IT = "The cats slept because [MASK] were tired."
 STRENGTHS = (-1.0, 0.0, 1.0)
 CHECKED_ROWS = 8
 
@@ -76,12 +80,7 @@ class _Material:
     neutral: dict[str, Dataset]
 
 
-def library_versions() -> str:
-    """The libraries that do the work."""
-    return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
-
-
-def run_demo(options: DemoOptions, story: Story) -> None:
+def run_demo(options: DemoOptions, story: Story) -> dict[str, Any]:
     """Tell the whole story, and end with a table.
 
     Raises:
@@ -92,9 +91,9 @@ def run_demo(options: DemoOptions, story: Story) -> None:
     examples = _find_examples(options)
     out = options.out or Path("out", f"demo-{options.base}-{datetime.now():%Y%m%d-%H%M%S}")
     require_empty(out, "another --out")
-    story.console.print(f"\n{INTRODUCTION}\n", style="italic")
+    story.say(f"\n{INTRODUCTION}\n", style="italic")
     try:
-        with quiet():
+        with quiet(story):
             material = _load(examples, options, story)
             trainer = _learn(material, out / "direction", options, story)
             _measure(trainer, material, story)
@@ -104,7 +103,7 @@ def run_demo(options: DemoOptions, story: Story) -> None:
             _merge(model, trainer, material, out / "merged", story)
     except KeyboardInterrupt as interrupt:
         raise Interrupted("The demo keeps no checkpoints; run it again to start over.") from interrupt
-    _summary(trainer, material, out, url, story)
+    return _summary(trainer, material, out, url, story)
 
 
 def _find_examples(options: DemoOptions) -> Path:
@@ -147,7 +146,7 @@ def _learn(material: _Material, folder: Path, options: DemoOptions, story: Story
             material.base, GradiendConfig(feature_classes=list(CLASSES)), args, train_dataset=material.rows["train"],
             eval_dataset=material.rows["validation"], neutral_dataset=material.neutral["validation"],
         )  # fmt: skip
-        follow(trainer, step)
+        follow(trainer, story)
         trainer.train()
         size = sum(p.numel() for p in trainer.base_model.parameters())
         step.outcome = (
@@ -208,10 +207,10 @@ def _rewrite(model: GradiendModel, trainer: GradiendTrainer, story: Story) -> No
         step.outcome = "the model's three best guesses, at three strengths:"
     styles = class_styles(model)
     for text, at_strength in found.items():
-        story.console.print(Text(f"\n{text}", style="bold"))
+        story.show(Text(f"\n{text}", style="bold"))
         for table in guesses_tables(at_strength, styles, width=story.console.width):
-            story.console.print(table)
-    story.console.print()
+            story.show(table)
+    story.show()
 
 
 def _merge(model: GradiendModel, trainer: GradiendTrainer, material: _Material, folder: Path, story: Story) -> None:
@@ -251,21 +250,35 @@ def _logits(model: nn.Module, slots: Batch) -> Tensor:
     return logits.cpu()
 
 
-def _summary(trainer: GradiendTrainer, material: _Material, out: Path, url: str | None, story: Story) -> None:
+def _summary(trainer: GradiendTrainer, material: _Material, out: Path, url: str | None, story: Story) -> dict[str, Any]:
+    """Print the figures of the demo, and how to go on; return them."""
     folder, split = Path(trainer.args.output_dir), trainer.report.splits["test"]
-    console = story.console
-    console.print(Text("\nIn figures (test split)\n", style="bold"))
-    console.print(curve_table(split, CLASSES, STRENGTHS))
-    console.print()
+    story.show(Text("\nIn figures (test split)\n", style="bold"))
+    story.show(curve_table(split, CLASSES, STRENGTHS))
+    story.show()
     table = pairs_table()
     table.add_row("encoder", encoder_line(split))
     base, merged = (megabytes(folder_size(path, "*.safetensors")) for path in (material.base, out / "merged"))
-    weights = ", ".join(f"{p.name} {megabytes(p.stat().st_size)}" for p in sorted(folder.glob("*.safetensors")))
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+    weights = ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items())
     table.add_row("sizes", f"{weights}; base model {base} (stored in half precision), merged {merged}")
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in story.seconds.items())
     table.add_row("seconds", f"{sum(story.seconds.values()):.1f} in all: {parts}")
     table.add_row("card", str(folder / CARD_FILE))
     if url:
-        table.add_row("repository", url)
-    table.add_row("try it", f'gradiend-hub apply {folder} "The cats slept because [MASK] were tired."')
-    console.print(table)
+        here = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+        table.add_row("repository", "on a Hub server on this machine, which ends with `make demo`" if here else url)
+    story.show(table)
+    attempts = [[*program(), "apply", str(folder), TRY_IT], [*program(), "info", str(folder)]]
+    story.show("\nGo on with")
+    for words in attempts:
+        story.show(command_lines(words, story.console.width), soft_wrap=True)
+    return {
+        "folder": folder,
+        "merged": out / "merged",
+        "repository": url,
+        "report": asdict(split),
+        "sizes": sizes,
+        "seconds": story.seconds,
+        "try": [shlex.join(words) for words in attempts],
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
 from gradiend_hub.plots import save_html, save_plots
 
 from .console import Story
+from .folders import require_writable
 from .quiet import quiet
+from .recipes import load_split
 from .tables import encoder_line, pairs_table, strength_text
-from .train import load_split
 
 __all__ = ["Request", "run_evaluation"]
 
@@ -54,14 +55,14 @@ class Request:
     create_pr: str | None
 
 
-def run_evaluation(request: Request, story: Story) -> None:
+def run_evaluation(request: Request, story: Story) -> dict[str, Any]:
     """Measure, save, propose, and print the comparison.
 
     Raises:
         GradiendError: something cannot work; all that can be is found out before the measurement.
     """
     benchmarks = [Benchmark.parse(text) for text in request.benchmarks]
-    with quiet():
+    with quiet(story):
         for benchmark in benchmarks:
             benchmark.check()
         with story.step("Load") as step:
@@ -81,20 +82,33 @@ def run_evaluation(request: Request, story: Story) -> None:
             report.direction_revision = found.commit
             step.outcome = encoder_line(report.splits["test"])
         with story.step("Save") as step:
-            rendered, band = file.with_suffix(""), model.active_peft_config.safe_band
-            rendered.mkdir(parents=True, exist_ok=True)
-            report.save(file)
-            save_plots(report, rendered, safe_band=band)
-            save_html(report, rendered, base=report.base_model, safe_band=band)
+            _save(report, file, model.active_peft_config.safe_band)
             step.outcome = str(file)
+        proposed = None
         if proposal:
             with story.step("Propose") as step:
                 commit = proposal.send()
+                proposed = commit.pr_url or commit.commit_url
                 step.outcome = f"a pull request to {request.create_pr}"
     compared = compared_strengths(model.active_peft_config)
-    _show(claimed, report, request.settings.strengths or compared, story)
-    if proposal:
-        story.console.print(f"\nProposed: {commit.pr_url or commit.commit_url}", soft_wrap=True)
+    figures = _compared(claimed, report, request.settings.strengths or compared)
+    _show(claimed, report, figures, story)
+    if proposed:
+        story.show(f"\nProposed: {proposed}", soft_wrap=True)
+    return {
+        "direction": request.direction, "base_model": report.base_model, "report": file, "proposed": proposed,
+        "figures": [asdict(figure) for figure in figures], "missing": report.splits["test"].missing,
+        "seconds": story.seconds,
+    }  # fmt: skip
+
+
+def _save(report: Report, file: Path, band: Sequence[float] | None) -> None:
+    """Write the report, and its figures and page in a folder of its name."""
+    rendered = file.with_suffix("")
+    rendered.mkdir(parents=True, exist_ok=True)
+    report.save(file)
+    save_plots(report, rendered, safe_band=band)
+    save_html(report, rendered, base=report.base_model, safe_band=band)
 
 
 def _report_file(request: Request, found: ResolvedRepo) -> Path:
@@ -103,6 +117,7 @@ def _report_file(request: Request, found: ResolvedRepo) -> Path:
     file = request.out or home / REPORTS_FOLDER / f"{_slug(request)}.json"
     if file.suffix != ".json" or file.name == REPORT_FILE or file.is_dir():
         raise ConfigError(f"--out {file}: expected a file ending in .json that is not the published {REPORT_FILE}.")
+    require_writable(file.parent)
     if file.exists() and not request.overwrite:
         raise ConfigError(f"{file} exists. Name another file with --out, or replace it with --overwrite.")
     return file
@@ -146,37 +161,50 @@ def _seed(claimed: Report | None) -> int:
     return seed if isinstance(seed, int) and 0 <= seed < 2**32 else 0
 
 
-def _show(claimed: Report | None, report: Report, strengths: Sequence[float], story: Story) -> None:
-    """The figures of the published report, and these."""
+@dataclass(frozen=True)
+class Figure:
+    """A figure as it is published and as it was measured here; `None` where not measured."""
+
+    name: str
+    claimed: float | None
+    found: float | None
+    interval: Sequence[float] | None
+
+
+def _compared(claimed: Report | None, report: Report, strengths: Sequence[float]) -> list[Figure]:
     splits = claimed.splits if claimed else {}
     before = next((splits[name] for name in ("test", "eval", *splits) if name in splits), None)
-    after = report.splits["test"]
+    old = _figures(before, report.feature_classes, strengths) if before else {}
+    old |= _benchmarks(claimed) if claimed else {}
+    new = _figures(report.splits["test"], report.feature_classes, strengths) | _benchmarks(report)
+    return [Figure(name, old[name][0] if name in old else None, *found) for name, found in new.items()]
+
+
+def _show(claimed: Report | None, report: Report, figures: Sequence[Figure], story: Story) -> None:
+    """Print the figures of the published report beside these."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("figure", overflow="fold")
     for name in ("claimed", "found", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
-    old = _figures(before, report.feature_classes, strengths) if before else {}
-    old |= _benchmarks(claimed) if claimed else {}
-    for name, (value, interval) in (_figures(after, report.feature_classes, strengths) | _benchmarks(report)).items():
-        said = old[name][0] if name in old else None
-        bounds = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-        table.add_row(Text(name), _cell(said), _cell(value), bounds)
-    story.console.print()
-    story.console.print(table)
+    for figure in figures:
+        bounds = f"{figure.interval[0]:.3f} to {figure.interval[1]:.3f}" if figure.interval else ""
+        table.add_row(Text(figure.name), _cell(figure.claimed), _cell(figure.found), bounds)
+    story.show()
+    story.show(table)
     if claimed is None:
-        story.console.print("\nThe direction has no published report, so nothing is claimed.")
+        story.show("\nThe direction has no published report, so nothing is claimed.")
     notes = pairs_table()
-    for gap in after.missing:
+    for gap in report.splits["test"].missing:
         notes.add_row("missing", gap)
-    story.console.print(notes)
+    story.show(notes)
 
 
-Figures = dict[str, tuple[float | None, Sequence[float] | None]]
+_Figures = dict[str, tuple[float | None, Sequence[float] | None]]
 """Value and 95 % interval by name; `None` where not measured."""
 
 
-def _figures(split: SplitReport, classes: Sequence[str], strengths: Sequence[float]) -> Figures:
-    figures: Figures = {}
+def _figures(split: SplitReport, classes: Sequence[str], strengths: Sequence[float]) -> _Figures:
+    figures: _Figures = {}
     if (encoder := split.encoder) is not None:
         bounds = encoder.intervals
         figures["encoder correlation"] = encoder.correlation, bounds.get("correlation")
@@ -195,7 +223,7 @@ def _figures(split: SplitReport, classes: Sequence[str], strengths: Sequence[flo
     return figures
 
 
-def _benchmarks(report: Report) -> Figures:
+def _benchmarks(report: Report) -> _Figures:
     return {
         f"{result.name} {score} at {strength_text(result.strength)}": (value, result.intervals.get(score))
         for result in report.side_effects

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from rich.console import Console
+from typing import Any
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
@@ -15,10 +13,11 @@ from gradiend_hub.data import require_classes
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.hub.resolve import resolve_folder
 
+from .console import Story
 from .quiet import quiet
 from .tables import curve_table, encoder_line, megabytes, pairs_table, strength_text
 
-__all__ = ["Description", "describe", "show_description"]
+__all__ = ["Description", "describe", "show_direction"]
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,36 @@ class Description:
     measured: str | None
     split: SplitReport | None
 
-    def to_json(self) -> str:
-        """All of it as a JSON object."""
-        config = self.config
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it for `--json`."""
         fields = (
             "feature_classes", "fillers", "objective", "source", "target", "base_model_name_or_path", "revision",
             "dtype", "strength_unit", "strength", "safe_band",
         )  # fmt: skip
-        return json.dumps(
-            {
-                "direction": self.source, "commit": self.commit,
-                "config": {name: getattr(config, name) for name in fields},
-                "tensors": self.tensors, "weights": self.weights, "entries": self.entries, "sizes": self.sizes,
-                "measured": self.measured, "report": None if self.split is None else asdict(self.split),
-            },
-            indent=2, ensure_ascii=False,
-        )  # fmt: skip
+        return {
+            "direction": self.source,
+            "commit": self.commit,
+            "config": {name: getattr(self.config, name) for name in fields},
+            "tensors": self.tensors,
+            "weights": self.weights,
+            "entries": self.entries,
+            "sizes": self.sizes,
+            "measured": self.measured,
+            "report": None if self.split is None else asdict(self.split),
+        }
+
+
+def show_direction(direction: str, revision: str | None, story: Story) -> dict[str, Any]:
+    """Print what a direction is and what was measured of it.
+
+    Raises:
+        ArtifactNotFoundError: there is none.
+        ArtifactError: its files are damaged or of another kind.
+    """
+    with quiet(story), story.step("Read", told=False):
+        description = describe(direction, revision=revision)
+    _show(description, story)
+    return description.to_dict()
 
 
 def describe(direction: str, *, revision: str | None = None) -> Description:
@@ -69,9 +82,8 @@ def describe(direction: str, *, revision: str | None = None) -> Description:
         ArtifactNotFoundError: there is none.
         ArtifactError: its files are damaged or of another kind.
     """
-    with quiet():
-        found = resolve_folder(direction, revision=revision, required=(CONFIG_FILE, WEIGHTS_FILE))
-        config = GradiendConfig.from_pretrained(str(found.folder))
+    found = resolve_folder(direction, revision=revision, required=(CONFIG_FILE, WEIGHTS_FILE))
+    config = GradiendConfig.from_pretrained(str(found.folder))
     report = Report.load(found.folder) if Path(found.folder, REPORT_FILE).is_file() else None
     splits = report.splits if report else {}
     measured = next((name for name in ("test", "eval", *splits) if name in splits), None)
@@ -87,8 +99,7 @@ def describe(direction: str, *, revision: str | None = None) -> Description:
     )
 
 
-def show_description(description: Description, console: Console) -> None:
-    """Print it for people."""
+def _show(description: Description, story: Story) -> None:
     config = description.config
     first, second = require_classes(config.feature_classes)
     fillers = config.fillers or {}
@@ -109,12 +120,12 @@ def show_description(description: Description, console: Console) -> None:
     table.add_row("applied at", f"strength {strength_text(config.strength)}, unless another one is asked for")
     table.add_row("safe strengths", band)
     table.add_row("encoder", "not measured" if description.split is None else encoder_line(description.split))
-    console.print(table)
+    story.show(table)
     if description.split is None:
-        console.print("What each strength changes: not measured.")
+        story.show("What each strength changes: not measured.")
         return
-    console.print(f"\nMeasured on the {description.measured} split:")
-    console.print(curve_table(description.split, (first, second)))
+    story.show(f"\nMeasured on the {description.measured} split:")
+    story.show(curve_table(description.split, (first, second)))
 
 
 def _largest(sizes: dict[str, int]) -> str:

@@ -2,66 +2,60 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import datasets
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import logging
 
-from gradiend_hub import GradiendTrainer
+from .console import Story
 
-from .console import Step
-
-__all__ = ["follow", "quiet"]
+__all__ = ["quiet"]
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, no progress bars, and no notices of transformers below an error."""
+def quiet(story: Story) -> Iterator[None]:
+    """Inside, no progress bars but that of the story's step, and no notices of transformers below an error.
+
+    Only libraries that the command has imported are asked: `info` needs neither transformers nor datasets.
+    """
+    transformers, datasets = sys.modules.get("transformers"), sys.modules.get("datasets")
+    hub_bars = not are_progress_bars_disabled()
+    data_bars = datasets is not None and not datasets.are_progress_bars_disabled()
+    disable_progress_bars()
+    if datasets is not None:
+        datasets.disable_progress_bars()
+    try:
+        if transformers is None:
+            yield
+        else:
+            with _quiet_transformers(), _listening(story):
+                yield
+    finally:
+        if data_bars and datasets is not None:
+            datasets.enable_progress_bars()
+        if hub_bars:
+            enable_progress_bars()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    from transformers.utils import logging
+
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    data_bars, hub_bars = datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    disable_progress_bars()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-        if not data_bars:
-            datasets.enable_progress_bars()
-        if not hub_bars:
-            enable_progress_bars()
 
 
-class _Follower(TrainerCallback):  # type: ignore[misc]
-    """Tells a step of the story how far the training is."""
+@contextmanager
+def _listening(story: Story) -> Iterator[None]:
+    from gradiend_hub.progress import listening
 
-    def __init__(self, step: Step, *, keep_log: bool) -> None:
-        self._step = step
-        self._keep_log = keep_log
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        self._step.progress(f"step {state.global_step} of {state.max_steps}")
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: dict[str, float] | None = None, **_: object,
-    ) -> None:  # fmt: skip
-        if self._keep_log and logs and "loss" in logs:
-            text = f"  step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}"
-            self._step.status.console.print(text, style="dim")
-
-
-def follow(trainer: GradiendTrainer, step: Step, *, keep_log: bool = False) -> None:
-    """Let `step` show the progress of `trainer`, instead of the dictionaries that it would print.
-
-    Args:
-        keep_log: also print a line for every logged loss.
-    """
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Follower(step, keep_log=keep_log))
+    with listening(story.count):
+        yield

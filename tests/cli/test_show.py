@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.evaluation import Report
-from gradiend_hub_cli.fillings import Guess, guesses_tables
+from gradiend_hub_cli.apply import Guess, guesses_tables
 from gradiend_hub_cli.tables import curve_table, strength_text
 from tests.hub_server import HubServer
 

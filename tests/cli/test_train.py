@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from gradiend_hub import GradiendTrainer
 from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub.evaluation import Report
-from gradiend_hub_cli.train import load_split, read_recipe
+from gradiend_hub_cli.recipes import load_split, read_recipe
 from tests.hub_server import HubServer
 
 from .conftest import Run, Trained, recipe_fields, write_recipe

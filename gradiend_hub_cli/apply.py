@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,10 +19,11 @@ from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.objectives import Objective, make_objective
 
+from .console import Story
 from .quiet import quiet
 from .tables import beyond_band, strength_text
 
-__all__ = ["Guess", "class_styles", "guesses", "guesses_tables", "show_texts"]
+__all__ = ["ApplyOptions", "Guess", "class_styles", "guesses", "guesses_tables", "show_texts"]
 
 _COLUMN = 20
 """Width of the guesses at one strength."""
@@ -36,42 +37,54 @@ class Guess:
     probability: float
 
 
-def show_texts(
-    direction: str,
-    texts: Sequence[str],
-    *,
-    base: str | None,
-    revision: str | None,
-    strengths: Sequence[float] | None,
-    top: int,
-    tokens: int,
-    console: Console,
-) -> None:
+@dataclass(frozen=True)
+class ApplyOptions:
+    """Options of `gradiend-hub apply`."""
+
+    base: str | None
+    revision: str | None
+    strengths: Sequence[float] | None
+    top: int
+    tokens: int
+
+
+def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, story: Story) -> dict[str, Any]:
     """Print guesses and completions of every text, at the usual strengths and the recommended one if none are given.
 
     Raises:
         GradiendError: the direction or its base cannot be loaded, or a text has no slot that the model could fill.
     """
-    with quiet():
-        model = GradiendModel.from_pretrained(direction, base_model=base, revision=revision, strength=0.0)
+    with quiet(story):
+        with story.step("Load", told=False):
+            model = GradiendModel.from_pretrained(
+                direction, base_model=options.base, revision=options.revision, strength=0.0
+            )
         objective = make_objective(model.get_base_model(), model.tokenizer, name=model.active_peft_config.objective)
-        strengths = strengths or compared_strengths(model.active_peft_config)
+        strengths = options.strengths or compared_strengths(model.active_peft_config)
         causal = objective.name == "causal_lm"
         styles = class_styles(model)
+        results = []
         for text in texts:
             tables: list[Table] = []
             before, slot, _ = text.partition(SLOT)
             if causal and not slot and not before.strip():
                 raise ConfigError("There is nothing to complete: give a text with words or with [MASK].")
+            at: dict[float, dict[str, Any]] = {s: {"strength": s} for s in strengths}
             if slot or not causal:
-                at_slot = {s: guesses(model, objective, text, s, top=top) for s in strengths}
-                tables += guesses_tables(at_slot, styles, width=console.width)
+                at_slot = {s: guesses(model, objective, text, s, top=options.top) for s in strengths}
+                tables += guesses_tables(at_slot, styles, width=story.console.width)
+                for s, found in at_slot.items():
+                    at[s]["guesses"] = [asdict(guess) for guess in found]
             if causal and before.strip():
-                completed = {s: completion(model, objective, before, s, tokens) for s in strengths}
+                completed = {s: completion(model, objective, before, s, options.tokens) for s in strengths}
                 tables.append(_completions_table(completed))
-            console.print(Text(f"\n{text}", style="bold"), *tables, sep="\n")
+                for s, words in completed.items():
+                    at[s]["completion"] = words
+            story.show(Text(f"\n{text}", style="bold"), *tables, sep="\n")
+            results.append({"text": text, "at": [*at.values()]})
         if warning := beyond_band(model.active_peft_config, strengths):
-            console.print(f"\n{warning}")
+            story.show(f"\n{warning}")
+    return {"direction": direction, "texts": results, "warning": warning}
 
 
 def guesses(model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int) -> list[Guess]:

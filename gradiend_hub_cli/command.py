@@ -1,0 +1,151 @@
+"""What all commands have in common: options, one way to give a result, one way to fail."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from .console import Story, show_error, write_json
+
+__all__ = ["EXIT_CODES", "Commands", "command"]
+
+EXIT_CODES = """\
+Exit status: 0, all went well; 1, an error, or a check that failed; 2, a mistake in the command itself; 130, interrupted."""
+
+Result = dict[str, Any]
+"""What a command returns: what it found or made, for `--json`."""
+
+_LIBRARIES = ("torch", "transformers", "peft")
+
+_ADVICE = {
+    errno.ENOSPC: "The disk is full: free some space, or name a folder on another disk.",
+    errno.EDQUOT: "Your quota on that disk is used up: free some space, or name a folder on another disk.",
+    errno.EACCES: "You have no permission there: name another place.",
+    errno.EPERM: "You have no permission there: name another place.",
+    errno.EROFS: "That disk can only be read: name another place.",
+    errno.ENOTDIR: "There is a file where a folder is expected: name another place.",
+    errno.EISDIR: "There is a folder where a file is expected: name another place.",
+    errno.EFBIG: "No larger file may be written there: name another place.",
+    errno.EEXIST: "There is something of that name already: name another place.",
+}
+
+
+class _Plain:
+    """Shows switches in the help without a type."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Commands(_Plain, TyperGroup):
+    """A group of commands."""
+
+
+class _Command(_Plain, TyperCommand):
+    """A command."""
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, for programs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result and nothing on the way.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+Work = Callable[..., Result]
+
+
+def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[Work], Work]:
+    """Make a function a command of `app`, with the options that all commands have.
+
+    The function takes a `story` to tell and returns what `--json` prints. `"exit_code"` in that is the exit status.
+
+    Args:
+        module: of this package, which does the work. It is imported when the command runs, since it needs torch.
+        story: the command takes a while, and the import is the first of the steps that it tells.
+    """
+
+    def register(function: Work) -> Work:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for name, p in signature.parameters.items() if name != "story"]
+        common = [("ctx", typer.Context), ("as_json", Json), ("quiet", Quiet), ("debug", Debug)]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters = [p.replace(kind=kind) for p in own]
+        for name, annotation in common:
+            default = inspect.Parameter.empty if name == "ctx" else False
+            parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
+
+        @functools.wraps(function)
+        def run(*, ctx: typer.Context, as_json: bool, quiet: bool, debug: bool, **arguments: Any) -> None:
+            told = Story(as_json=as_json, quiet=quiet)
+
+            def work() -> Result:
+                with told.step("Import", told=story) as step:
+                    import_module(f"{__package__}.{module}")
+                    step.outcome = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+                return function(story=told, **arguments)
+
+            _run(work, told, debug or bool(ctx.find_root().params.get("debug")))
+
+        run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(cls=_Command)(run)
+        return function
+
+    return register
+
+
+def _run(work: Callable[[], Result], story: Story, debug: bool) -> None:
+    """Run a command; end with its result, or with one message and an exit status."""
+    try:
+        result = work()
+        code = result.pop("exit_code", 0)
+        if story.as_json:
+            write_json(result)
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        raise
+    except KeyboardInterrupt as interrupt:
+        _fail(story, "Interrupted", "Interrupted", str(interrupt) or "Nothing was written.", 130)
+    except Exception as error:
+        if isinstance(error, EOFError) and debug:  # which click would take for the end of the input
+            raise RuntimeError("end of file") from error
+        if debug:
+            raise
+        _fail(story, "Error", type(error).__name__, _message(error), 1)
+    else:
+        if code:
+            raise typer.Exit(code)
+
+
+def _fail(story: Story, label: str, kind: str, message: str, code: int) -> None:
+    show_error(label, message)
+    if story.as_json:
+        write_json({"error": {"type": kind, "message": message}})
+    raise typer.Exit(code) from None
+
+
+def _message(error: Exception) -> str:
+    """What the user reads of an error. Those of gradiend_hub say all that is needed; of others this is made up."""
+    errors = sys.modules.get("gradiend_hub.errors")
+    if errors is not None and isinstance(error, errors.GradiendError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{place}. {_ADVICE[error.errno]}"
+    if "No space left on device" in str(error):  # of safetensors, which has an error of its own
+        return f"No space left on device. {_ADVICE[errno.ENOSPC]}"
+    if isinstance(error, MemoryError):
+        return "Memory ran out. Use a smaller batch, fewer layers, or a smaller base model."
+    said = str(error).strip().rstrip(".")
+    return f"{type(error).__name__}{': ' if said else ''}{said}. Add --debug to see where it happened."

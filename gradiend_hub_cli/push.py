@@ -1,0 +1,34 @@
+"""`push`: a saved direction on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gradiend_hub.hub.publish import publish_folder
+
+from .console import Interrupted, Story
+from .quiet import quiet
+
+__all__ = ["push_direction"]
+
+
+def push_direction(folder: Path, repo_id: str, options: dict[str, Any], story: Story) -> dict[str, Any]:
+    """Publish a folder in one commit, and print where it is.
+
+    Args:
+        options: of `publish_folder`.
+
+    Raises:
+        HubPushError: the upload failed; the message says how to repeat it.
+    """
+    try:
+        with quiet(story), story.step("Push", told=False):
+            commit = publish_folder(folder, repo_id, **options)
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted("The folder is as it was. To run the command again is safe.") from interrupt
+    story.show(f"Published {folder}: {commit.pr_url or commit.commit_url}", soft_wrap=True)
+    return {
+        "folder": folder, "repo_id": repo_id, "commit": commit.oid, "url": commit.commit_url,
+        "pull_request": commit.pr_url,
+    }  # fmt: skip
