@@ -1,20 +1,21 @@
-"""What the encoder reads: every slot as a point, and the words side by side."""
+"""Figures of the encoder: every slot as a point, and the words side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.evaluation import EncoderReport, Encoding, Report
+from gradiend_hub.evaluation import EncoderReport, Report
 
 from .style import figure, label, legend, look_of, shown_split, tidy
+from .svg import SAMPLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["KINDS", "plot_encodings", "plot_outputs", "spread"]
+__all__ = ["beeswarm", "plot_encodings", "plot_outputs"]
 
 KINDS = {"neutral": "neutral text", "other": "other tokens"}
 """Names of the two kinds of slots that belong to no class."""
@@ -22,8 +23,8 @@ KINDS = {"neutral": "neutral text", "other": "other tokens"}
 MOST_FILLERS = 24
 
 
-def spread(values: Sequence[float], *, bins: int = 60) -> list[float]:
-    """Where to put points beside their line so that they show how many there are: offsets in [−1, 1].
+def beeswarm(values: Sequence[float], *, bins: int = 60) -> list[float]:
+    """Offsets in [−1, 1] that put points beside their line, so that they show how many there are.
 
     Points of a bin are laid out evenly, and the fullest bin fills the width. The result depends on the values alone.
     """
@@ -60,7 +61,7 @@ def plot_encodings(report: Report, split: str | None = None) -> Figure:
         grid="x",
     )
     for row, kind in enumerate(kinds):
-        _row(axes, row, [s for s in encoder.encodings if s.kind == kind], kind, report.feature_classes, encoder)
+        _row(axes, row, kind, report.feature_classes, encoder)
     axes.set_yticks(range(len(kinds)), [_name(kind, encoder) for kind in kinds])
     axes.set_xlim(-1.05, 1.05)
     axes.set_ylim(-0.6, len(kinds) - 0.4)
@@ -68,15 +69,19 @@ def plot_encodings(report: Report, split: str | None = None) -> Figure:
     return drawing
 
 
-def _row(
-    axes: Axes, row: int, samples: Sequence[Encoding], kind: str, classes: list[str], encoder: EncoderReport
-) -> None:
-    look, h = look_of(kind, classes), [s.h for s in samples]
-    edge: dict[str, Any] = (
-        {"edgecolors": look.colour, "facecolors": look.face} if look.marker != "x" else {"c": look.colour}
-    )
-    axes.scatter(
-        h, [row + 0.38 * offset for offset in spread(h)], s=13, marker=look.marker, linewidths=0.7, alpha=0.75, **edge
+def _row(axes: Axes, row: int, kind: str, classes: list[str], encoder: EncoderReport) -> None:
+    """Draw the slots of one kind around the height `row`."""
+    look, found = look_of(kind, classes), [(i, s.h) for i, s in enumerate(encoder.encodings) if s.kind == kind]
+    numbers, h = zip(*found, strict=True)
+    axes.plot(
+        h,
+        [row + 0.38 * offset for offset in beeswarm(h)],
+        linestyle="none",
+        color=look.colour,
+        markeredgewidth=0.7,
+        alpha=0.75,
+        gid=" ".join([SAMPLES, *map(str, numbers)]),
+        **look.marks(3.6),
     )
     if kind in encoder.class_means:
         mean, bounds = encoder.class_means[kind], encoder.intervals.get(f"mean {kind}")
@@ -114,9 +119,16 @@ def plot_outputs(report: Report, split: str | None = None) -> Figure:
         seen.add(filler.feature_class)
         ends = [[min(filler.std, max(0.0, room))] for room in (1 + filler.mean, 1 - filler.mean)]  # h is within ±1
         axes.errorbar(
-            filler.mean, row, xerr=ends, color=look.colour, marker=look.marker, markerfacecolor=look.face,
-            markersize=6, linewidth=1.3, capsize=3, linestyle="none", label=text,
-        )  # fmt: skip
+            filler.mean,
+            row,
+            xerr=ends,
+            color=look.colour,
+            linewidth=1.3,
+            capsize=3,
+            linestyle="none",
+            label=text,
+            **look.marks(6),
+        )
     axes.set_yticks(range(len(found)), [f"{label(word)} ({filler.rows:,})" for word, filler in found])
     axes.set_ylim(-0.7, len(found) - 0.3)
     axes.set_xlim(-1.05, 1.05)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,11 +20,15 @@ from typing import Any
 import jinja2
 
 from gradiend_hub.artifact.files import HTML_FILE
-from gradiend_hub.evaluation import Completion, Report, SplitReport
+from gradiend_hub.evaluation import Completion, Encoding, Report, SplitReport
 from gradiend_hub.evaluation.control import CONTROL_ROWS, CONTROL_TOKENS
+from gradiend_hub.evaluation.shift import shifts
 
-from .drawing import draw_cloud, draw_curve
-from .style import shown_split
+from .encoder import plot_encodings
+from .strength import plot_strength
+from .style import quiet_glyphs, shown_split
+from .svg import Drawing, drawn_inline
+from .text import number, percent
 
 __all__ = ["render_html", "save_html"]
 
@@ -51,14 +56,13 @@ def render_html(report: Report, *, base: str = "its base model", safe_band: Sequ
     """
     name, split = shown_split(report)
     first, second = report.feature_classes
-    curve = draw_curve(split, first, second, safe_band)
-    rows = _rows(split, first, second)
-    completions = [_completion(completion) for completion in split.completions]
     samples = split.encoder.encodings if split.encoder else []
-    parts = {file: _source(file) for file in ("report.css", "report.js")}
+    completions = [_completion(completion) for completion in split.completions]
+    curve = _Curve.of(report, split, safe_band) if split.curve else None
+    style, script = _source("report.css"), _source("report.js")
     data = {
         "samples": [{"text": s.text, "output": s.output, "kind": s.kind, "h": s.h} for s in samples],
-        "curve": [{**row, "x": curve["at"][row["name"]]} for row in rows] if curve else [],
+        "curve": _points(split, first, second, curve.places if curve else []),
         "completions": completions,
         "probabilities": [
             {"key": "up", "name": f"P({first}) on {second} rows", "look": "first"},
@@ -66,18 +70,68 @@ def render_html(report: Report, *, base: str = "its base model", safe_band: Sequ
         ],
     }
     page: str = _template().render(
-        first=first, second=second, base=base, split_name=name, encoder=split.encoder, samples=samples,
-        curve=curve, curve_rows=rows, start=next((i for i, row in enumerate(rows) if row["name"] == "0"), 0),
-        has_control=bool(split.control), controls=len(split.control), control_rows=CONTROL_ROWS,
-        control_tokens=CONTROL_TOKENS, safe_band=safe_band, missing=split.missing,
+        report=report,
+        first=first,
+        second=second,
+        base=base,
+        split_name=name,
+        split=split,
+        shifts=shifts(split, (first, second)),
+        curve=curve,
+        start=next((i for i, p in enumerate(split.curve) if not p.strength), 0),
+        control_rows=CONTROL_ROWS,
+        control_tokens=CONTROL_TOKENS,
+        safe_band=safe_band,
         breaks=[side for side in split.break_point or [] if side is not None],
-        cloud=draw_cloud(split, [first, second]), completions=completions,
-        written_at=[name for name in ("-1", "0", "+1") if any(name in c["at"] for c in completions)],
+        cloud=_drawn(plot_encodings(report)) if samples else None,
+        completions=completions,
+        written_at=[at for at in ("-1", "0", "+1") if any(at in c["at"] for c in completions)],
         hardest=_hardest(split, first),
-        data=_embedded(data), style=parts["report.css"], script=parts["report.js"],
-        style_hash=_hash(parts["report.css"]), script_hash=_hash(parts["report.js"]),
-    )  # fmt: skip
+        data=_embedded(data),
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
     return page
+
+
+def _drawn(figure: Any) -> Drawing:
+    with quiet_glyphs():
+        return drawn_inline(figure)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The drawn strength curve, the place of each strength in it, and the ends of its axes from top to bottom."""
+
+    drawing: Drawing
+    places: list[float]
+    ends: list[float]
+
+    @classmethod
+    def of(cls, report: Report, split: SplitReport, safe_band: Sequence[float] | None) -> _Curve:
+        figure = plot_strength(report, safe_band=safe_band)
+        drawing, axes = _drawn(figure), figure.axes[0]  # where the axes are is known once they are drawn
+        scale, box = drawing.width / figure.bbox.width, axes.get_window_extent()
+        places = [round(scale * axes.transData.transform((p.strength, 0.0))[0], 1) for p in split.curve]
+        return cls(drawing, places, [round(drawing.height - scale * y, 1) for y in (box.y1, box.y0)])
+
+
+def _points(split: SplitReport, first: str, second: str, places: Sequence[float]) -> list[dict[str, Any]]:
+    """What the slider shows of each strength, and `x`, its place in the drawing."""
+    return [
+        {
+            "name": strength_name(p.strength),
+            "x": x,
+            "up": p.reading(first, second).value,
+            "down": p.reading(second, first).value,
+            "quality": p.quality,
+            "kl": p.kl,
+            "nll": p.nll,
+        }
+        for p, x in zip(split.curve, places, strict=True)
+    ]
 
 
 @cache
@@ -85,8 +139,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["number"] = lambda v, digits=3: "not measured" if v is None else f"{v:.{digits}f}"
-    environment.filters["percent"] = lambda v: "not measured" if v is None else f"{100 * v:.2f} %"
+    environment.filters |= {"number": number, "percent": percent}
     environment.filters["strength"] = strength_name
     environment.filters["ends"] = _ends
     return environment.from_string(_source("report.html.jinja"))
@@ -118,30 +171,6 @@ def _ends(ends: Sequence[float], between: str, scale: float = 1, digits: int = 3
     return between.join(f"{scale * end:.{digits}f}" for end in ends)
 
 
-def _rows(split: SplitReport, first: str, second: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": strength_name(p.strength), "up": p.probability.get(second, {}).get(first),
-            "down": p.probability.get(first, {}).get(second), "quality": p.quality, "kl": p.kl, "nll": p.nll,
-            "intervals": {
-                "up": p.intervals.get(f"{first} on {second}"), "down": p.intervals.get(f"{second} on {first}"),
-                "quality": p.intervals.get("quality"), "kl": p.intervals.get("kl"),
-            },
-            "control": {
-                "up": _control(split, p.strength, first, second), "down": _control(split, p.strength, second, first),
-            },
-        }
-        for p in split.curve
-    ]  # fmt: skip
-
-
-def _control(split: SplitReport, strength: float, wanted: str, other: str) -> list[float] | None:
-    """Lowest and highest probability under the random directions at a strength; `None` if they were not read there."""
-    points = [p for drawn in split.control for p in drawn if p.strength == strength]
-    values = [p.probability[other][wanted] for p in points if wanted in p.probability.get(other, {})]
-    return [min(values), max(values)] if values else None
-
-
 def _word(word: object) -> str:
     """A filler as it is, or within quotation marks if a comma or a space could be taken for what stands between fillers."""
     return str(word) if re.fullmatch(r"[\w'’-]*\w[\w'’-]*", str(word)) else f"“{word}”"
@@ -157,8 +186,8 @@ def _completion(completion: Completion) -> dict[str, Any]:
     return {"text": completion.text, "at": at}
 
 
-def _hardest(split: SplitReport, first: str) -> list[Any]:
-    """Batch of both classes whose feature value is the furthest from what their class should have."""
+def _hardest(split: SplitReport, first: str) -> list[Encoding]:
+    """The slots of both classes whose feature value is the furthest from what their class should have."""
     encoder = split.encoder
     of_classes = [s for s in encoder.encodings if s.kind in encoder.rows] if encoder else []
     return sorted(of_classes, key=lambda s: s.h if s.kind == first else -s.h)[:HARDEST]

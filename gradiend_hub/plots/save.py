@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from gradiend_hub.evaluation import Report
 
 from .encoder import plot_encodings, plot_outputs
 from .strength import plot_strength
-from .style import shown_split
+from .style import quiet_glyphs, shown_split
 from .training import plot_layers, plot_training
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ def save_plots(report: Report, folder: str | Path, *, safe_band: Sequence[float]
             path.unlink(missing_ok=True)
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():  # a letter that no installed font has is drawn as a box
-            warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        with quiet_glyphs():
             _save(drawn[name](), path)
     return list(drawn)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["near_breaks", "plot_strength"]
+__all__ = ["plot_strength"]
 
 
 def plot_strength(report: Report, split: str | None = None, safe_band: Sequence[float] | None = None) -> Figure:
@@ -41,17 +41,24 @@ def plot_strength(report: Report, split: str | None = None, safe_band: Sequence[
         axes.plot([], [], "--", color="black", linewidth=0.9, label=f"the same under {number} random directions")
     if safe_band is not None:
         axes.axvspan(*safe_band, color="#e9eef2", zorder=0, label="safe band")
-    for side in near_breaks(measured):
+    for side in _near_breaks(measured):
         axes.axvline(side, color="black", linewidth=1, dashes=(6, 2, 1, 2))
         axes.annotate(
-            "breaks", (side, 0.35), rotation=90, fontsize=8.5, va="center", ha="right" if side > 0 else "left",
-            xytext=(-3 if side > 0 else 3, 0), textcoords="offset points", backgroundcolor="white",
-        )  # fmt: skip
+            "breaks",
+            (side, 0.35),
+            rotation=90,
+            fontsize=8.5,
+            va="center",
+            ha="right" if side > 0 else "left",
+            xytext=(-3 if side > 0 else 3, 0),
+            textcoords="offset points",
+            backgroundcolor="white",
+        )
     legend(drawing)
     return drawing
 
 
-def near_breaks(split: SplitReport) -> list[float]:
+def _near_breaks(split: SplitReport) -> list[float]:
     """The break points that a drawing of the curve has room for: one where the model computes NaN may be far beyond it."""
     widest = max((abs(p.strength) for p in split.curve), default=0.0)
     return [side for side in split.break_point or [] if side is not None and abs(side) <= 2 * widest]
@@ -66,14 +73,12 @@ def _line(
     text: str | None = None,
     width: float = 1.8,
 ) -> None:
-    points = [p for p in curve if wanted in p.probability.get(other, {})]
-    x, y = [p.strength for p in points], [p.probability[other][wanted] for p in points]
-    axes.plot(
-        x, y, look.dash, color=look.colour, marker=look.marker, markerfacecolor=look.face, markersize=5,
-        linewidth=width, label=text,
-    )  # fmt: skip
-    bounds = [p.intervals.get(f"{wanted} on {other}") for p in points]
-    if look.marker and points and all(bounds):
+    points = [(p.strength, p.reading(wanted, other)) for p in curve]
+    x = [strength for strength, reading in points if reading.value is not None]
+    y = [reading.value for _, reading in points if reading.value is not None]
+    bounds = [reading.interval for _, reading in points if reading.value is not None]
+    axes.plot(x, y, look.dash, color=look.colour, linewidth=width, label=text, **look.marks(5))
+    if look.marker and bounds and all(bounds):
         low, high = zip(*(b for b in bounds if b), strict=True)
         axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
 
@@ -86,10 +91,8 @@ def _damage(axes: Axes, split: SplitReport) -> None:
     twin = axes.twinx()
     rises = [(p.strength, 100 * (p.nll / base - 1)) for p in split.curve if p.nll is not None]
     x, y = zip(*rises, strict=True)
-    twin.plot(
-        x, y, NEUTRAL.dash, color="black", marker=NEUTRAL.marker, markerfacecolor="white", markersize=5, linewidth=1.4,
-        label="damage: rise of neutral NLL (right axis)",
-    )  # fmt: skip
+    name = "damage: rise of neutral NLL (right axis)"
+    twin.plot(x, y, NEUTRAL.dash, color="black", linewidth=1.4, label=name, **NEUTRAL.marks(5))
     twin.set_ylabel("rise of the NLL of neutral text, %")
     twin.set_ylim(min(0.0, *y) - 0.03 * max(*y, 2.0), 1.05 * max(*y, 2.0))
     twin.axhline(0, color=SUBTLE, linewidth=0.8, zorder=0)

@@ -6,6 +6,9 @@ people who do not tell colours apart. The hues are those of Okabe and Ito's pale
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,7 @@ __all__ = [
     "label",
     "legend",
     "look_of",
+    "quiet_glyphs",
     "shown_split",
     "tidy",
 ]
@@ -48,6 +52,10 @@ class Look:
     def face(self) -> str:
         """Colour inside of the marks."""
         return self.colour if self.filled else "white"
+
+    def marks(self, size: float | None = None) -> dict[str, Any]:
+        """Arguments of matplotlib for the marks of a line, `size` in points."""
+        return {"marker": self.marker, "markerfacecolor": self.face, "markersize": size}
 
 
 FIRST = Look("#00558f", "o", "-", True)
@@ -97,6 +105,14 @@ def legend(drawing: Figure, columns: int = 2) -> None:
     elif part > 1:
         for text in made.get_texts():
             text.set_fontsize(8.5 / part)
+
+
+@contextmanager
+def quiet_glyphs() -> Iterator[None]:
+    """Inside, a letter that no installed font has is drawn as a box without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        yield
 
 
 def label(text: object) -> str:

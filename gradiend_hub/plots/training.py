@@ -1,4 +1,4 @@
-"""How the training went, and where in the base model the edit falls."""
+"""Figures of the training, and of where in the base model the edit falls."""
 
 from __future__ import annotations
 
@@ -39,10 +39,8 @@ def plot_training(report: Report) -> Figure:
         twin = axes.twinx()
         for (name, points), look in zip(read.items(), (FIRST, SECOND), strict=True):
             if points:
-                twin.plot(
-                    *zip(*points, strict=True), "--", color=look.colour, marker=look.marker, markerfacecolor=look.face,
-                    label=f"{name} (right axis)",
-                )  # fmt: skip
+                x, y = zip(*points, strict=True)
+                twin.plot(x, y, "--", color=look.colour, label=f"{name} (right axis)", **look.marks())
         twin.set_ylim(-0.05, 1.05)
         twin.spines[["top", "left"]].set_visible(False)
         twin.set_ylabel("on the evaluation rows")
@@ -66,15 +64,11 @@ def plot_layers(report: Report) -> Figure:
     names = [short_layer(layer, report.layers) for layer in report.layers]
     drawing, axes = figure(min(12.0, 4.2 + 0.3 * len(names)), 3.6)
     tidy(axes, x="layer", y="share of ‖Δ‖², %", title="Where the edit falls (strength 1)")
-    axes.bar(
-        range(len(names)), [100 * layer.share for layer in report.layers], color="#b9d3e6", edgecolor=FIRST.colour,
-        linewidth=0.8, label="share of ‖Δ‖² (left axis)",
-    )  # fmt: skip
+    x, shares = range(len(names)), [100 * layer.share for layer in report.layers]
+    axes.bar(x, shares, color="#b9d3e6", edgecolor=FIRST.colour, linewidth=0.8, label="share of ‖Δ‖² (left axis)")
     twin = axes.twinx()
-    twin.plot(
-        range(len(names)), [100 * layer.relative_norm for layer in report.layers], NEUTRAL.dash, color="black",
-        marker=NEUTRAL.marker, markerfacecolor="white", linewidth=1.2, label="‖Δ‖ / ‖W‖ of the layer (right axis)",
-    )  # fmt: skip
+    norms, text = [100 * layer.relative_norm for layer in report.layers], "‖Δ‖ / ‖W‖ of the layer (right axis)"
+    twin.plot(x, norms, NEUTRAL.dash, color="black", linewidth=1.2, label=text, **NEUTRAL.marks())
     twin.set_ylabel("‖Δ‖ / ‖W‖, %")
     twin.set_ylim(bottom=0)
     twin.spines[["top", "left"]].set_visible(False)

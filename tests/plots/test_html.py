@@ -96,7 +96,7 @@ def test_the_slider_shows_each_measured_strength(browser: Any, tmp_path: Path) -
         assert f"P(3SG) on 3PL rows {point.probability['3PL']['3SG']:.3f}" in shown
         assert f"P(3PL) on 3SG rows {point.probability['3SG']['3PL']:.3f}" in shown
         assert point.quality is not None
-        assert f"LM score {100 * point.quality:.2f} %" in text_of(browser, "#damage")
+        assert f"quality {100 * point.quality:.2f} %" in text_of(browser, "#damage")
         written = text_of(browser, "#written")
         if abs(point.strength) == 1:
             assert {-1.0: "they 0.91, he 0.05", 1.0: "she 0.93, he 0.05"}[point.strength] in written
@@ -211,6 +211,18 @@ def test_the_page_can_be_read_on_a_telephone(narrow: Any, tmp_path: Path, classe
     assert narrow.find_element("id", "tip").is_displayed()
 
 
+def test_the_page_says_first_what_was_measured() -> None:
+    report = full_report(CLASSES, FILLERS)
+    assert "<b>3SG becomes more likely</b>: P(3SG) on 3PL rows 0.074 → 0.509" in render_html(report)
+    assert "Not learned" not in render_html(report)
+    curve = [replace(p, strength=-p.strength) for p in reversed(report.splits["test"].curve)]
+    report.splits["test"] = replace(report.splits["test"], curve=curve)
+    report.converged, report.verdict = False, "The correlation is 0.04 <here>."
+    page = render_html(report)
+    assert "becomes more likely" not in page and page.count("becomes less likely") == 2
+    assert "<b>Not learned.</b>" in page and "The correlation is 0.04 &lt;here&gt;." in page
+
+
 def test_the_page_has_intervals_the_control_and_what_is_missing() -> None:
     report = full_report(CLASSES, FILLERS)
     split = report.splits["test"]
@@ -251,7 +263,7 @@ def test_a_page_of_a_report_with_gaps(browser: Any, tmp_path: Path) -> None:
         break_point=None,
     )  # fmt: skip
     open_page(browser, report, tmp_path)
-    assert "LM score not measured" in text_of(browser, "#damage")
+    assert "quality not measured" in text_of(browser, "#damage")
     body = text_of(browser, "body")
     assert "Correlation with the class not measured" in body
     assert "The report keeps no single slots." in body
@@ -271,7 +283,9 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found += [
-            (tag, value or "") for name, value in attrs if name in ("src", "href", "data", "action", "style")
+            (tag, value or "")
+            for name, value in attrs
+            if name in ("src", "href", "data", "action", "style") and not (tag == "use" and value and value[0] == "#")
         ]
 
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -25,9 +26,9 @@ from gradiend_hub.plots import (
     plot_training,
     save_plots,
 )
-from gradiend_hub.plots.drawing import draw_curve
-from gradiend_hub.plots.encoder import spread
+from gradiend_hub.plots.encoder import beeswarm
 from gradiend_hub.plots.style import FIRST, NEUTRAL, SECOND
+from gradiend_hub.plots.svg import SAMPLES, drawn_inline
 from tests.reports import full_report
 
 CLASSES = ["3SG", "3PL"]
@@ -86,9 +87,6 @@ def test_a_break_point_far_beyond_the_curve_is_not_drawn(report: Report) -> None
     report.splits["test"] = replace(report.splits["test"], break_point=[-6.0, 1e30])
     axes = plot_strength(report, "test").axes[0]
     assert [text.xy[0] for text in axes.texts] == [-6.0]
-    drawn = draw_curve(report.splits["test"], *CLASSES, None)
-    assert drawn is not None
-    assert len(drawn["breaks"]) == 1 and drawn["left"] < drawn["breaks"][0] < drawn["at"]["-4"]
 
 
 @pytest.mark.parametrize("letter", ["n", "W"])
@@ -115,8 +113,12 @@ def test_every_kept_slot_is_a_point(report: Report) -> None:
     drawing = plot_encodings(report)
     (axes,) = drawing.axes
     kept = report.splits["test"].encoder.encodings
-    drawn = sorted(float(x) for part in axes.collections for x in part.get_offsets()[:, 0])
-    assert drawn == pytest.approx(sorted(s.h for s in kept))
+    drawn = {}
+    for part in axes.get_lines():
+        kind, _, numbers = (part.get_gid() or "").partition(" ")
+        if kind == SAMPLES:
+            drawn |= dict(zip(map(int, numbers.split()), map(float, part.get_xdata()), strict=True))
+    assert drawn == {number: s.h for number, s in enumerate(kept)}
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert names == [
         "3PL\n60 of 587 slots", "other tokens\n60 of 377 slots", "neutral text\n60 of 402 slots", "3SG\n60 of 611 slots",
@@ -187,6 +189,28 @@ def test_names_of_strangers_are_drawn_as_they_are(name: str, tmp_path: Path) -> 
     assert save_plots(report, tmp_path, safe_band=[-1, 1]) == [*FIGURES]
 
 
+def test_a_figure_in_a_page_has_all_of_it_and_nothing_that_a_page_forbids(report: Report) -> None:
+    """The same figure as the PNG: every text of it, a mark for every point, and no style, script or reference outwards."""
+    figure = plot_strength(report, "test", safe_band=[-1.0, 1.5])
+    drawing = drawn_inline(figure)
+    assert (drawing.width, drawing.height) == pytest.approx((72 * 7.2, 72 * 4.6))
+    root = ElementTree.fromstring(f"<svg>{drawing.markup}</svg>")
+    written = {element.text for element in root.iter("text")}
+    for axes in figure.axes:
+        texts = [axes.get_xlabel(), axes.get_ylabel(), axes.get_title("left"), *(t.get_text() for t in axes.texts)]
+        assert {text for text in texts if text} <= written
+    assert {text.get_text() for text in figure.legends[0].get_texts()} <= written
+    names = {element.tag for element in root.iter()}
+    assert names <= {"svg", "g", "defs", "path", "use", "text"}
+    found = {(name, value) for element in root.iter() for name, value in element.attrib.items()}
+    assert not {name for name, _ in found} & {"style", "onload", "clip-path"}
+    ids = [value for name, value in found if name == "id"]
+    assert {value for name, value in found if name == "href"} <= {f"#{i}" for i in ids}
+    marks = [use for use in root.iter("use") if use.get("stroke") == FIRST.colour and use.get("fill") == FIRST.colour]
+    assert len(marks) == len(report.splits["test"].curve) + 1  # and one in the legend
+    assert drawn_inline(figure) == drawing
+
+
 def test_series_differ_without_colour() -> None:
     looks = [FIRST, SECOND, NEUTRAL]
     grey = [float(np.dot(to_rgb(look.colour), (0.2126, 0.7152, 0.0722))) for look in looks]
@@ -198,12 +222,12 @@ def test_series_differ_without_colour() -> None:
 
 def test_points_lie_beside_each_other() -> None:
     values = [0.5] * 30 + [-0.2] * 3 + [1.0, -1.0]
-    offsets = spread(values)
+    offsets = beeswarm(values)
     assert len({*zip(values, offsets, strict=True)}) == len(values)
     assert max(map(abs, offsets)) <= 1
     assert offsets[-1] == offsets[-2] == 0
-    assert spread(values) == offsets
-    assert spread([]) == []
+    assert beeswarm(values) == offsets
+    assert beeswarm([]) == []
 
 
 def test_matplotlib_is_imported_when_a_figure_is_drawn() -> None:

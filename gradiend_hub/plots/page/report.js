@@ -98,7 +98,7 @@ function turn() {
     return row;
   });
   byId("chances").replaceChildren(...rows);
-  byId("damage").textContent = `LM score ${per(point.quality)} · KL ${figure(point.kl, 4)} nats · NLL ${figure(point.nll, 4)} nats`;
+  byId("damage").textContent = `quality ${per(point.quality)} · KL ${figure(point.kl, 4)} nats · NLL ${figure(point.nll, 4)} nats`;
   byId("written").replaceChildren(...data.completions.map((completion) => {
     const row = element("tr");
     row.append(element("th", completion.text), element("td", completion.at[point.name] ?? "not written at this strength"));
