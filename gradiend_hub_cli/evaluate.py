@@ -17,6 +17,8 @@ from rich.text import Text
 from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, REPORTS_FOLDER, WEIGHTS_FILE
 from gradiend_hub.data import Row, read_rows, read_texts, require_classes
+from gradiend_hub.data.loading import Source as DataSource
+from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import EvaluationSettings, Report, SplitReport, reevaluate
 from gradiend_hub.evaluation.benchmarks import Benchmark
@@ -28,7 +30,6 @@ from gradiend_hub.plots import save_html, save_plots
 from .console import Story
 from .folders import require_writable
 from .quiet import quiet
-from .recipes import load_split
 from .tables import encoder_line, pairs_table, strength_text
 
 __all__ = ["Request", "run_evaluation"]
@@ -150,9 +151,7 @@ def _data(request: Request, model: GradiendModel) -> tuple[list[Row], list[str]]
 
 def _load(source: Source, what: str) -> Iterator[dict[str, object]]:
     text, split = source
-    path, _, name = (text, "", "") if Path(text).exists() else text.partition(":")
-    fields = {"path": path, "name": name or None, "split": split}
-    return iter(load_split({k: v for k, v in fields.items() if v}, "test", what))
+    return iter(load_rows(asdict(DataSource.parse(text, what)) | {"split": split}, "test", what))
 
 
 def _seed(claimed: Report | None) -> int:

@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data import read_rows, read_texts, require_classes
+from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
 from gradiend_hub.hub.retry import summary
 
@@ -25,7 +26,7 @@ from .console import Interrupted, Story, program
 from .folders import require_writable
 from .follower import follow
 from .quiet import quiet
-from .recipes import Recipe, load_split, read_recipe
+from .recipes import Recipe, read_recipe
 from .tables import curve_table, encoder_line
 
 __all__ = ["predict_recipe", "run_recipe"]
@@ -108,7 +109,7 @@ def _loaded(recipe: Recipe) -> tuple[GradiendTrainer, _Test | None]:
         "neutral_train_dataset": "train",
     }  # fmt: skip
     data = {
-        name: load_split(getattr(recipe, name), split, name)
+        name: load_rows(getattr(recipe, name), split, name)
         for name, split in usual.items()
         if getattr(recipe, name) is not None
     }
@@ -139,9 +140,9 @@ class _Test:
 def _test_data(recipe: Recipe) -> _Test | None:
     if recipe.test_dataset is None:
         return None
-    rows = load_split(recipe.test_dataset, "test", "test_dataset")
+    rows = load_rows(recipe.test_dataset, "test", "test_dataset")
     texts = recipe.test_neutral_dataset
-    neutral = None if texts is None else load_split(texts, "test", "test_neutral_dataset")
+    neutral = None if texts is None else load_rows(texts, "test", "test_neutral_dataset")
     classes = require_classes(recipe.direction.get("feature_classes"))
     read_rows(rows, classes, what="test_dataset")
     if neutral is not None:

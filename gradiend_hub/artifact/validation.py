@@ -44,7 +44,7 @@ T = TypeVar("T")
 LARGEST_INTEGER = 2**63 - 1
 """What Arrow, safetensors and C read as an integer."""
 
-_NAMES = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false", type(None): "None"}
+_NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "None"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def at_least(least: int) -> Limit:
     return Limit(f"an integer ≥ {least}", lambda number: number >= least)
 
 
-FILLED = Limit("a non-empty string", lambda text: bool(text.strip()))
+FILLED = Limit("a non-empty text", lambda text: bool(text.strip()))
 POSITIVE = Limit("a number > 0", lambda number: number > 0)
 SHARE = Limit("a number in (0, 1]", lambda number: 0 < number <= 1)
 
@@ -216,9 +216,9 @@ def _described(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(repr, args))}"
     if origin in (list, tuple, Sequence):
-        return f"a list ({_described(args[0])} each)"
+        return f"a list (of {_described(args[0])} each)"
     if origin in (dict, Mapping):
-        return f"a mapping from {_described(args[0])} to {_described(args[1])} each"
+        return f"a mapping (from {_described(args[0])} to {_described(args[1])} each)"
     if is_dataclass(kind) or is_typeddict(kind):
         return f"a mapping with the keys {', '.join(_hints(kind))}"
     if isinstance(kind, type) and issubclass(kind, Enum):

@@ -18,8 +18,9 @@ from gradiend_hub.errors import DataError
 
 from .casing import case_of, listed_words
 from .funnel import Funnel
+from .loading import Source, file_kind, load_data, reading, require_path
 from .rows import COLUMNS
-from .sources import SPLIT_NAMES, file_builder, file_options, reading
+from .sources import SPLIT_NAMES
 from .splits import Leaks, divided_anew, find_leaks
 
 __all__ = ["ReadData", "read_feature_data"]
@@ -151,26 +152,21 @@ def _parts(
         )
     elif Path(source).is_file() or (Path(source).is_dir() and (tables := _tables(Path(source), classes))):
         for path in [Path(source)] if Path(source).is_file() else tables:
-            with reading(repr(str(path))):
-                data = datasets.load_dataset(**file_options(path))
-            yield path.name.partition(".")[0], "train", data["train"]
+            yield path.name.partition(".")[0], "train", load_data(path, "source")["train"]
     else:
-        # the cache of datasets tells local folders apart by their last name only, and so may hold another one's rows
-        mode = "force_redownload" if Path(source).is_dir() else None
-        with reading(repr(str(source))):
-            configs = datasets.get_dataset_config_names(str(source), revision=revision, token=token)
-        for config in _wanted(configs, classes):
-            with reading(repr(str(source))):
-                data = datasets.load_dataset(
-                    str(source), name=config, revision=revision, token=token, download_mode=mode
-                )
+        wanted = Source.parse(source, "source")
+        require_path(wanted, "source")
+        with reading(f"source: {wanted.path!r}"):
+            configs = datasets.get_dataset_config_names(wanted.path, revision=revision, token=token)
+        for config in [wanted.name] if wanted.name else _wanted(configs, classes):
+            data = load_data({"path": wanted.path, "name": config, "revision": revision}, "source", token=token)
             for split, records in data.items():
                 yield config, split, records
 
 
 def _tables(folder: Path, classes: Sequence[str] | None) -> list[Path]:
     """A folder's files of single classes, if that is what it holds."""
-    tables = [path for path in sorted(folder.iterdir()) if path.is_file() and file_builder(path) not in (None, "text")]
+    tables = [path for path in sorted(folder.iterdir()) if path.is_file() and file_kind(path) not in (None, "text")]
     stems = {path.name.partition(".")[0] for path in tables}
     usual = {"train", "test", *SPLIT_NAMES, *SPLIT_NAMES.values()}
     if not stems or stems & usual or (folder / "README.md").exists():

@@ -104,16 +104,16 @@ def test_whatever_comes_there_is_an_answer(kind: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "message"),
     [
-        (float, True, "here: expected a finite number, found True."),
+        (float, True, "here: expected a number, found True."),
         (int, 1.0, "here: expected an integer, found 1.0."),
-        (list[str], "ab", "here: expected a list (a string each), found 'ab'."),
-        (dict[str, int], {1: 2}, "here, key: expected a string, found 1."),
+        (list[str], "ab", "here: expected a list (of a text each), found 'ab'."),
+        (dict[str, int], {1: 2}, "here, key: expected a text, found 1."),
         (dict[str, int], {"a": "b"}, "here['a']: expected an integer, found 'b'."),
         (Part, {"names": ["x"]}, "here.share: expected a number > 0, found no such field."),
         (Part, {"share": 0.0}, "here.share: expected a number > 0, found 0.0."),
         (Part, {"share": "x"}, "here.share: expected a number > 0, found 'x'."),
         (Whole, {"parts": {"p": {"share": 1, "names": ["x", " "]}}},
-         "here.parts['p'].names[1]: expected a non-empty string, found ' '."),
+         "here.parts['p'].names[1]: expected a non-empty text, found ' '."),
         (Whole, {"parts": {}, "best": {"share": -1}}, "here.best.share: expected a number > 0, found -1."),
         (Whole, {"parts": {}, "best": 3},
          "here.best: expected a mapping with the keys share, names, new or None, found 3."),
@@ -134,7 +134,7 @@ def test_a_value_that_cannot_be_printed_is_refused_all_the_same() -> None:
     endless: list[Any] = []
     for value in (10**5000, endless):
         endless.append([endless] * 3)
-        with pytest.raises(ConfigError, match=r"^here: expected a string, found "):
+        with pytest.raises(ConfigError, match=r"^here: expected a text, found "):
             check(str, value, "here")
 
 
@@ -147,7 +147,7 @@ def test_objects_are_made_from_json() -> None:
 
 def test_an_object_is_checked_by_its_fields() -> None:
     check_fields(Part(1.0), "Part.")
-    with pytest.raises(ConfigError, match=r"^Part\.names\[0\]: expected a non-empty string"):
+    with pytest.raises(ConfigError, match=r"^Part\.names\[0\]: expected a non-empty text"):
         check_fields(Part(1.0, [""]), "Part.")
     with pytest.raises(ConfigError, match=r"^Part\.new: expected two, found 3"):
         check_fields(Part(1.0, new=3), "Part.", new=Annotated[int, Limit("two", lambda number: number == 2)])

@@ -11,9 +11,10 @@ import pytest
 from huggingface_hub import HfApi
 
 from gradiend_hub import GradiendTrainer
+from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub.evaluation import Report
-from gradiend_hub_cli.recipes import load_split, read_recipe
+from gradiend_hub_cli.recipes import read_recipe
 from tests.hub_server import HubServer
 
 from .conftest import Run, Trained, recipe_fields, write_recipe
@@ -43,9 +44,9 @@ def test_the_example_recipe_names_what_is_in_the_repository(monkeypatch: pytest.
     monkeypatch.chdir(EXAMPLE.parents[1])
     recipe = read_recipe(EXAMPLE)
     assert Path(recipe.model, "config.json").is_file()
-    assert len(load_split(recipe.train_dataset, "train", "train_dataset")) > 1000
+    assert len(load_rows(recipe.train_dataset, "train", "train_dataset")) > 1000
     for name, split in (("neutral_dataset", "validation"), ("test_neutral_dataset", "test")):
-        sentences = load_split(getattr(recipe, name), "train", name)
+        sentences = load_rows(getattr(recipe, name), "train", name)
         assert len(sentences) == 400 and set(sentences["split"]) == {split}
 
 
@@ -114,7 +115,7 @@ def test_a_data_set_that_is_not_there_is_named(
     elif isinstance(source, str):
         source = source.format(pronouns=pronouns)
     with pytest.raises(error, match=message):
-        load_split(source, "dev", "train_dataset")
+        load_rows(source, "dev", "train_dataset")
 
 
 @pytest.mark.parametrize(
@@ -133,14 +134,14 @@ def test_data_without_rows_are_named(tmp_path: Path, name: str, content: str) ->
     file.parent.mkdir(exist_ok=True)
     file.write_text(content)
     source = file if file.parent == tmp_path else file.parent
-    with pytest.raises(DataError, match=f"^train_dataset: {source} has no rows.$"):
-        load_split(str(source), "train", "train_dataset")
+    with pytest.raises(DataError, match=f"^train_dataset: {source}.* has no rows"):
+        load_rows(str(source), "train", "train_dataset")
 
 
 def test_a_data_set_is_a_folder_or_a_folder_with_a_configuration(masked_path: Path) -> None:
     pronouns = str(masked_path.parents[1] / "data" / "pronouns")
-    assert "masked" in load_split(pronouns, "test", "test_dataset").column_names
-    assert "text" in load_split(f"{pronouns}:neutral", "test", "neutral_dataset").column_names  # its only split
+    assert "masked" in load_rows(pronouns, "test", "test_dataset").column_names
+    assert "text" in load_rows(f"{pronouns}:neutral", "test", "neutral_dataset").column_names  # its only split
 
 
 @pytest.mark.parametrize(

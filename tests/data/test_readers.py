@@ -319,12 +319,12 @@ def test_tables_with_tabs(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "masked,label\nGrüße [MASK],he\n".encode("latin-1"), r"a.csv' cannot be read.*Save it as UTF-8"),
-        ("a.csv", b"", r"a.csv' cannot be read.*The file is empty"),
-        ("a.jsonl", b"", r"a.jsonl' cannot be read.*The file is empty"),
+        ("a.csv", b"", r"a.csv has no rows: the file is empty"),
+        ("a.jsonl", b"", r"a.jsonl has no rows: the file is empty"),
         ("a.jsonl", b'{"masked": \n', "a.jsonl' cannot be read"),
         ("a.parquet", b"text" * 9, "a.parquet' cannot be read. Parquet magic bytes not found"),
         ("a.csv.gz", gzip.compress(b"masked,label\n" * 999, mtime=0)[:-9], "a.csv.gz' cannot be read.*copy it again"),
-        ("a.xlsx", b"PK", r"a.xlsx cannot be read. Expected a file that ends in .txt, .csv, .tsv"),
+        ("a.xlsx", b"PK", r"a.xlsx is no data set. Expected a .*a file that ends in .txt, .csv, .tsv"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -123,7 +123,7 @@ def test_wrong_values_are_named_with_their_place(tmp_path: Path) -> None:
     fields = json.loads(path.read_text())
     fields["splits"]["eval"]["curve"][1]["intervals"] = {"kl": [0.1, "high"]}
     path.write_text(json.dumps(fields))
-    place = r"report.splits\['eval'\].curve\[1\].intervals\['kl'\]\[1\]: expected a finite number, found 'high'"
+    place = r"report.splits\['eval'\].curve\[1\].intervals\['kl'\]\[1\]: expected a number, found 'high'"
     with pytest.raises(ArtifactError, match=place):
         Report.load(tmp_path)
 

@@ -12,6 +12,7 @@ from scipy.stats import bootstrap, permutation_test
 from sklearn.metrics.pairwise import cosine_similarity
 from torch import nn
 
+from gradiend_hub.data.loading import read_text
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation.intervals import LEVEL, RESAMPLES, Array
 from gradiend_hub.evaluation.report import BenchmarkResult
@@ -116,7 +117,7 @@ def read_sets(source: str | Path) -> dict[str, list[str]]:
     """Texts of each of the four sets; arguments and errors as of `association_test`."""
     path = Path(source)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_text(path))
         sets = {name: [str(text) for text in fields[name]["examples"]] for name in _SETS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected JSON with {_SETS}, each with 'examples': {error!r}.") from error

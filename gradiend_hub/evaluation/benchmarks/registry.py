@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gradiend_hub.data.loading import is_path
 from gradiend_hub.errors import ConfigError, DataError, GradiendError, first_line
 from gradiend_hub.evaluation.report import BenchmarkResult
 from gradiend_hub.model import GradiendModel
@@ -35,9 +36,6 @@ _READERS: dict[str, Callable[..., object]] = {
     "stereoset": read_stereoset, "crows-pairs": read_crows_pairs, "winobias": read_winobias,
     "winogender": read_winogender, "seat": read_sets, "weat": read_sets,
 }  # fmt: skip
-
-_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".dev", ".test")
-"""Of files; a Hub id may have a dot, but hardly ends so."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,9 @@ class Benchmark:
     def _on_data(self, work: Callable[[], T]) -> T:
         """What comes of `work`; an error says which benchmark's data are unusable."""
         for source, kind in zip(self.sources, BENCHMARKS[self.name][1], strict=True):
-            if not Path(source).exists() and ("Hub id" not in kind or _is_path(source)):
+            if not Path(source).exists() and (
+                "Hub id" not in kind or is_path(source) or source.endswith((".dev", ".test"))
+            ):
                 raise DataError(f"Benchmark {self.name}: the file {source} does not exist. Expected a {kind}.")
         try:
             return work()
@@ -103,10 +103,6 @@ class Benchmark:
                 f"Benchmark {self.name}: {' and '.join(map(repr, self.sources))} cannot be read as "
                 f"{' and '.join(BENCHMARKS[self.name][1])} ({type(error).__name__}: {first})."
             ) from error
-
-
-def _is_path(source: str) -> bool:
-    return source.startswith((".", "~")) or source.endswith(_ENDINGS) or "\\" in source or source.count("/") > 1
 
 
 def side_effects(

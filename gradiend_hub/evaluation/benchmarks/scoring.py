@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import ClassLabel
 from peft import PeftModel
 from torch import Tensor, nn
 
+from gradiend_hub.data.loading import load_rows, read_text
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation.report import BenchmarkResult
 from gradiend_hub.gradients.directional import evaluating
@@ -120,26 +121,14 @@ def read_table(source: str | Path, *, split: str, config: str | None = None) -> 
         config: of the Hub data set, where `source` names none.
 
     Raises:
-        DataError: the file has another ending.
+        DataError: there is no such data, or it is of another form.
     """
     path = Path(source)
-    if not path.is_file():
-        return _from_hub(str(source), split, config)
-    text = path.read_text(encoding="utf-8")
-    if path.suffix in (".csv", ".tsv"):
-        return list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    if path.suffix == ".json":
-        return json.loads(text)
-    raise DataError(f"{path}: expected a .csv, .tsv, .json or .jsonl file, found {path.suffix or 'no ending'!r}.")
-
-
-def _from_hub(source: str, split: str, config: str | None) -> list[dict[str, Any]]:
-    from datasets import ClassLabel, load_dataset
-
-    repo_id, _, own = source.partition(":")
-    table = load_dataset(repo_id, own or config, split=split)
+    if path.is_file() and path.suffix == ".json":  # an object, of which the rows are a part
+        return json.loads(read_text(path))
+    repo_id, _, own = str(source).partition(":")
+    wanted = {"path": str(source)} if path.is_file() else {"path": repo_id, "name": own or config, "split": split}
+    table = load_rows(wanted, split, "the benchmark's data")
     labels = {name: feature for name, feature in table.features.items() if isinstance(feature, ClassLabel)}
     return [{**record, **{name: of.int2str(record[name]) for name, of in labels.items()}} for record in table]
 

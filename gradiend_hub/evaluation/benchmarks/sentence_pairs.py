@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from gradiend_hub.data.loading import read_text
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation.intervals import share_interval
 from gradiend_hub.evaluation.report import BenchmarkResult
@@ -169,7 +170,7 @@ def _changed(first: str, second: str) -> tuple[list[Span], list[Span]]:
 def _sentences(source: str | Path, split: str) -> list[str]:
     """Sentences without their numbers and brackets, or put together from tokens."""
     if Path(source).is_file():
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
+        lines = read_text(Path(source)).splitlines()
         return [re.sub(r"[\[\]]", "", re.sub(r"^\d+\s+", "", line)).strip() for line in lines if line.strip()]
     records = read_table(source, split=split)
     require_columns(records, ("tokens",), source)

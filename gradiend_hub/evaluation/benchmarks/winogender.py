@@ -15,6 +15,7 @@ from scipy.special import expit
 from scipy.stats import DegenerateDataWarning, pearsonr
 from torch import nn
 
+from gradiend_hub.data.loading import read_text
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation.intervals import bootstrap_interval
 from gradiend_hub.evaluation.report import BenchmarkResult
@@ -117,14 +118,14 @@ def _correlation(x: Any, y: Any) -> float:
 
 
 def _templates(path: Path) -> list[list[str]]:
-    lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t"))[1:]
+    lines = list(csv.reader(read_text(path).splitlines(), delimiter="\t"))[1:]
     if wrong := next((line for line in lines if len(line) != 4), None):
         raise DataError(f"{path.name}: expected 4 columns (occupation, participant, answer, sentence), found {wrong}.")
     return lines
 
 
 def _shares(path: Path) -> dict[str, float]:
-    records = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
+    records = list(csv.DictReader(read_text(path).splitlines(), delimiter="\t"))
     if not records or not {"occupation", "bls_pct_female"} <= records[0].keys():
         raise DataError(f"{path.name}: expected the columns 'occupation' and 'bls_pct_female', tab-separated.")
     return {record["occupation"]: float(record["bls_pct_female"]) for record in records}
