@@ -20,7 +20,6 @@ from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import FeatureData
 
 HERE = Path(__file__).resolve().parent
-SHARED = HERE.parents[1] / "shared"
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,12 @@ def options(description: str, model: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=model, help="folder or Hub id of the base model")
     parser.add_argument("--text", help="text file (txt, CSV, Parquet, JSON lines), or Hub id, to build the set from")
-    parser.add_argument("--offline", action="store_true", help="small local model and text instead of the Hub's")
+    parser.add_argument("--offline", action="store_true", help="the bundled model and text instead of the Hub's")
     parser.add_argument("--max-rows", type=int, default=400, help="rows of each class")
     parser.add_argument("--save", type=Path, help="folder for the set and its card")
     args = parser.parse_args()
     if args.offline and args.model == model:
-        minilm = SHARED / "models" / "minilm-mlm"
-        args.model = str(minilm if minilm.is_dir() else HERE / "base_models" / "masked")
+        args.model = str(HERE / "base_models" / "masked")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
@@ -55,15 +53,12 @@ def options(description: str, model: str) -> argparse.Namespace:
 
 
 def english_text(args: argparse.Namespace, online: object) -> object:
-    """The named source; offline the sentences beside the repository, if there are any, or those of the bundled set."""
-    if args.text or not args.offline:
-        return args.text or online
-    sentences = SHARED / "text" / "sentences.jsonl.gz"
-    return str(sentences) if sentences.is_file() else list(bundled_sentences())
+    """Return the source that is named, else that of the Hub or, offline, the sentences of the bundled set."""
+    return args.text or (list(bundled_sentences()) if args.offline else online)
 
 
 def bundled_sentences() -> Iterator[str]:
-    """The bundled rows with their slots filled, and the bundled neutral sentences."""
+    """Yield the bundled rows with their slots filled, and the bundled neutral sentences."""
     for path in sorted((HERE / "data" / "pronouns").glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
