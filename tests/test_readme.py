@@ -1,14 +1,24 @@
-"""The README's first block runs as it stands, and prints what the README says that it prints."""
+"""What README and CONTRIBUTING say is so: blocks run and print what stands below them, commands and options exist."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from gradiend_hub_cli import app
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = None
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,8 +42,40 @@ def test_the_first_block_prints_what_stands_below_it(tmp_path: Path, masked_path
         for name in _figures(found).keys() & _figures(expected).keys():
             assert _figures(found)[name] == pytest.approx(_figures(expected)[name], abs=0.3)
     assert (tmp_path / "out/plural/model.safetensors").is_file()
+    again = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
 
 
 def _figures(line: str) -> dict[str, float]:
     """`… -1: they 0.60 he 0.38` and `{'correlation': 0.982}` → figures by name."""
     return {name: float(value) for name, value in re.findall(r"(\w+)'?:? (\d\.\d+)", line)}
+
+
+def commands(page: str) -> list[list[str]]:
+    """The lines of a page that run the command line, without comments."""
+    lines = re.findall(r"(?:^|`)(gradiend-hub [a-z][^`\n]*)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/README.md"])
+def test_the_commands_of_a_page_exist_with_their_options(page: str) -> None:
+    found = commands(page)
+    assert found
+    for words in found:
+        command: Any = typer.main.get_command(app)
+        rest = words[1:]
+        while hasattr(command, "commands"):
+            assert rest[0] in command.commands, words
+            command, rest = command.commands[rest[0]], rest[1:]
+        command.make_context(" ".join(words), rest)  # raises if an option is unknown or an argument is missing
+
+
+@pytest.mark.skipif(tomllib is None, reason="the standard library reads TOML from 3.11 on")
+def test_contributing_states_the_order_of_the_import_contract() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    stated = re.search(r"^  (errors ←.*?)\n\Z", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S | re.M)
+    assert stated
+    names = [{*part.split(", ")} for part in " ".join(stated[1].split()).split(" ← ")]
+    assert names[-1] == {"gradiend_hub_cli"}
+    assert names[:-1] == [{*layer.split(" | ")} for layer in reversed(layers)]
