@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import logging
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -109,7 +112,8 @@ def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[
 def _run(work: Callable[[], Result], story: Story, debug: bool) -> None:
     """Run a command; end with its result, or with one message and an exit status."""
     try:
-        result = work()
+        with _warnings_told(story):
+            result = work()
         code = result.pop("exit_code", 0)
         if story.as_json:
             write_json(result)
@@ -126,6 +130,38 @@ def _run(work: Callable[[], Result], story: Story, debug: bool) -> None:
     else:
         if code:
             raise typer.Exit(code)
+
+
+@contextmanager
+def _warnings_told(story: Story) -> Iterator[None]:
+    """Inside, what the library warns of is a line for people; what others say of their own future is none."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)):
+            story.warn(str(message))
+
+    handler = _Told(logging.WARNING)
+    handler.story = story
+    logger = logging.getLogger("gradiend_hub")
+    ours = not logger.hasHandlers()
+    if ours:
+        logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        if ours:
+            logger.removeHandler(handler)
+
+
+class _Told(logging.Handler):
+    """Tells a story what is logged."""
+
+    story: Story
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.story.warn(record.getMessage())
 
 
 def _fail(story: Story, label: str, kind: str, message: str, code: int) -> None:

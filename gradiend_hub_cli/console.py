@@ -38,9 +38,10 @@ def output(*, stderr: bool = False) -> Console:
     return console
 
 
-def show_error(label: str, message: str) -> None:
+def show_error(label: str, message: str, console: Console | None = None) -> None:
     """Print one message on standard error, broken only where it breaks itself, so that commands in it can be copied."""
-    output(stderr=True).print(Text.assemble((f"{label}: ", "bold red"), message), soft_wrap=True)
+    style = "bold yellow" if label == "Warning" else "bold red"
+    (console or output(stderr=True)).print(Text.assemble((f"{label}: ", style), message), soft_wrap=True)
 
 
 def write_json(content: dict[str, Any]) -> None:
@@ -122,6 +123,7 @@ class Story:
         self.console = output(stderr=as_json)
         self.seconds: dict[str, float] = {}
         self._step: Step | None = None
+        self._warned: set[str] = set()
 
     @contextmanager
     def step(self, name: str, *, told: bool = True) -> Iterator[Step]:
@@ -159,6 +161,12 @@ class Story:
         """Show the count of a phase at the step under way, if there is one."""
         if self._step is not None:
             self._step.count(what, done, total)
+
+    def warn(self, message: str) -> None:
+        """Print a warning on standard error, above the bar if there is one; the same one only once."""
+        if message not in self._warned:
+            self._warned.add(message)
+            show_error("Warning", message, self._step.bars.console if self._step else None)
 
     def say(self, *lines: RenderableType, **options: Any) -> None:
         """Print what belongs to the story."""

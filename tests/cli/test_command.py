@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from huggingface_hub import HfApi
 
 import gradiend_hub_cli.command as command
 from gradiend_hub import GradiendModel
+from gradiend_hub.hub.resolve import resolve_folder
 from tests.hub_server import HubServer
 
 from .conftest import Run, Trained, write_recipe
@@ -169,6 +172,22 @@ def test_whatever_goes_wrong_is_one_message(
         with pytest.raises(type(error) if not isinstance(error, EOFError) else RuntimeError) as raised:
             run(*arguments)
         assert error in (raised.value, raised.value.__cause__)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line_and_told_once(run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warned(*arguments: Any, **options: Any) -> Any:
+        for _ in range(2):
+            warnings.warn("the base is a relative", UserWarning, stacklevel=1)
+            warnings.warn("a library will change", FutureWarning, stacklevel=1)
+            logging.getLogger("gradiend_hub.somewhere").warning("%d rows were skipped", 3)
+        return resolve_folder(*arguments, **options)
+
+    monkeypatch.setattr("gradiend_hub_cli.info.resolve_folder", warned)
+    monkeypatch.setattr(logging.getLogger("gradiend_hub"), "propagate", False)  # pytest has handlers above
+    result = run("info", trained.folder, "--json")
+    assert result.stderr == "Warning: the base is a relative\nWarning: 3 rows were skipped\n"
+    assert printed(result)["measured"] == "test"
 
 
 @pytest.mark.parametrize("module", ["info.resolve_folder", "apply.make_objective", "verify.resolve_folder"])
