@@ -97,11 +97,18 @@ class Step:
     bars: Progress
     task: TaskID
     outcome: str = ""
+    _shown: str = ""
 
     def count(self, what: str, done: int, total: int | None) -> None:
         """Show on a terminal how much of a phase is done, and of how much."""
+        if total == 1:  # nothing to count
+            total = None
+        description = f"{self.name}: {what}"
         of = f"{done:,} of {total:,}" if total else f"{done:,}" if done else ""
-        self.bars.update(self.task, description=f"{self.name}: {what}", completed=done, total=total, of=of)
+        if description != self._shown:  # another phase, with a time of its own
+            self.bars.reset(self.task, total=total, description=description, of=of)
+            self._shown = description
+        self.bars.update(self.task, completed=done, total=total, of=of)
 
 
 class Story:

@@ -21,6 +21,7 @@ from huggingface_hub import HfApi
 import gradiend_hub_cli.command as command
 from gradiend_hub import GradiendModel
 from gradiend_hub.hub.resolve import resolve_folder
+from gradiend_hub_cli.console import Story
 from tests.hub_server import HubServer
 
 from .conftest import Run, Trained, write_recipe
@@ -241,3 +242,22 @@ def test_the_help_states_the_exit_codes(run: Run) -> None:
     shown = " ".join(run("--help").stdout.split())
     for code in (0, 1, 2, 130):
         assert re.search(rf"\b{code},", shown)
+
+
+def test_the_bar_counts_the_phases_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # for rich, standard error is a terminal then
+    monkeypatch.setenv("TERM", "xterm")
+    story = Story()
+    with story.step("Calibrate") as step:
+        (task,) = step.bars.tasks
+        assert not step.bars.disable and task.description == "Calibrate …"
+        story.count("encoding", 2, 2)
+        assert (task.description, task.completed, task.total) == ("Calibrate: encoding", 2, 2) and task.finished
+        story.count("strengths", 3, 12)
+        assert task.fields["of"] == "3 of 12" and not task.finished
+        story.count("strengths", 1200, None)
+        assert task.fields["of"] == "1,200"
+    story.count("strengths", 4, 12)  # no step, nothing to show
+    assert Story(quiet=True).seconds == {}
+    with Story(quiet=True).step("Calibrate") as step:
+        assert step.bars.disable
