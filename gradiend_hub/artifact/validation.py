@@ -67,7 +67,7 @@ def one_of(*values: Any) -> Limit:
 
 def at_least(least: int) -> Limit:
     """Return the limit to integers from one on."""
-    return Limit(f"an integer ≥ {least}", lambda number: number >= least)
+    return Limit(f"a number of {least} or more", lambda number: number >= least)
 
 
 FILLED = Limit("a non-empty text", lambda text: bool(text.strip()))
@@ -212,14 +212,16 @@ def _described(kind: Any) -> str:
     if origin is Annotated:
         return str(args[1].expected)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(_described, args)))
+        return " or ".join(dict.fromkeys(_described(one) for one in args if one is not type(None)))
     if origin is Literal:
         return f"one of {', '.join(map(repr, args))}"
     if origin in (list, tuple, Sequence):
         return f"a list (of {_described(args[0])} each)"
     if origin in (dict, Mapping):
-        return f"a mapping (from {_described(args[0])} to {_described(args[1])} each)"
-    if is_dataclass(kind) or is_typeddict(kind):
+        return f"a mapping (from names to {_described(args[1])} each)"
+    if is_dataclass(kind):
+        return f"a mapping with keys such as {fields(kind)[0].name}"
+    if is_typeddict(kind):
         return f"a mapping with the keys {', '.join(_hints(kind))}"
     if isinstance(kind, type) and issubclass(kind, Enum):
         return f"one of {', '.join(str(member.value) for member in kind)}"

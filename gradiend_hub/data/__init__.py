@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .neutral import other_words
     from .readers import read_feature_data
     from .spec import ClassSpec, FeatureDataConfig, NeutralSpec, TextFilters
-    from .splits import divided_anew, find_leaks, without_leaks
+    from .splits import divided_anew, find_leaks, row_groups, without_leaks
 
 __all__ = [
     "ClassSpec",
@@ -40,6 +40,7 @@ __all__ = [
     "read_texts",
     "require_classes",
     "require_distinct",
+    "row_groups",
     "rows_digest",
     "without_leaks",
 ]
@@ -55,6 +56,7 @@ _LAZY = {
     "find_leaks": "splits",
     "other_words": "neutral",
     "read_feature_data": "readers",
+    "row_groups": "splits",
     "without_leaks": "splits",
 }
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
+from gradiend_hub.artifact.validation import SHARE, at_least, check_fields, check_keys, one_of
 from gradiend_hub.errors import ConfigError
 
 from .language import language_code
 
-__all__ = ["ClassSpec", "FeatureDataConfig", "NeutralSpec", "TextFilters", "check_choice", "check_names", "read_words"]
+__all__ = ["ClassSpec", "FeatureDataConfig", "NeutralSpec", "TextFilters", "read_words"]
+
+Natural = Annotated[int, at_least(0)]
+Positive = Annotated[int, at_least(1)]
 
 DEFAULT_SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
-
-_LEAST = {"context": 0, "min_words": 0, "min_chars": 0, "min_left_words": 0, "seed": 0}
-"""The smallest value of each number of a configuration; of those that are not here it is 1."""
 
 _CARD = ("pretty_name", "license", "source", "description")
 
@@ -56,7 +55,7 @@ class ClassSpec:
             value = {"file": value} if isinstance(value, str) else {"words": value}
         if not isinstance(value, Mapping):
             raise ConfigError(f"classes.{name}: expected words, a word list's path or a mapping, found {value!r}.")
-        check_names(value, ("file", *(f.name for f in fields(cls))), f"classes.{name}.")
+        check_keys(value, ("file", *(f.name for f in fields(cls))), f"classes.{name}.")
         words = _words(value.get("words", ()), f"classes.{name}.words")
         words += read_words(value["file"]) if "file" in value else []
         spec = cls(
@@ -85,21 +84,20 @@ class TextFilters:
         deduplicate: take a text once only; case does not count.
     """
 
-    unit: str = "text"
-    context: int = 0
-    min_words: int = 1
-    max_words: int | None = None
-    min_chars: int = 1
-    max_chars: int | None = None
-    min_left_words: int = 3
+    unit: Annotated[str, one_of("text", "sentence")] = "text"
+    context: Natural = 0
+    min_words: Natural = 1
+    max_words: Positive | None = None
+    min_chars: Natural = 1
+    max_chars: Positive | None = None
+    min_left_words: Natural = 3
     refuse: str | None = None
     contractions: bool = False
     mixed: bool = True
     deduplicate: bool = True
 
     def __post_init__(self) -> None:
-        check_types(self, "filters.")
-        check_choice(self.unit, ("text", "sentence"), "filters.unit")
+        check_fields(self, "filters.")
         check_pattern(self.refuse or "", "filters.refuse")
         if self.context and self.unit == "text":
             raise ConfigError(
@@ -123,7 +121,7 @@ class NeutralSpec:
         match_length: draw them so that they are as long as the feature's texts.
     """
 
-    max_texts: int = 1000
+    max_texts: Positive = 1000
     exclude_words: tuple[str, ...] = ()
     exclude_tags: tuple[Mapping[str, str], ...] = ()
     match_length: bool = True
@@ -133,7 +131,7 @@ class NeutralSpec:
         if isinstance(self.exclude_tags, (list, tuple)):
             found = tuple(_tags(tags, "neutral.exclude_tags") for tags in self.exclude_tags)
             object.__setattr__(self, "exclude_tags", found)
-        check_types(self, "neutral.")
+        check_fields(self, "neutral.")
 
 
 @dataclass(frozen=True)
@@ -178,18 +176,18 @@ class FeatureDataConfig:
     language: str | None = None
     spacy_model: str | None = None
     filters: TextFilters = field(default_factory=TextFilters)
-    occurrences: str = "one"
-    max_texts: int | None = None
-    max_per_class: int | None = None
-    max_per_word: int | None = None
-    balance: str = "strict"
-    counterfactual: str = "sampled"
+    occurrences: Annotated[str, one_of("one", "all")] = "one"
+    max_texts: Positive | None = None
+    max_per_class: Positive | None = None
+    max_per_word: Positive | None = None
+    balance: Annotated[str, one_of("strict", "oversample", "none")] = "strict"
+    counterfactual: Annotated[str, one_of("paired", "sampled", "all")] = "sampled"
     splits: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPLITS))
-    split_by: str = "random"
-    near_duplicates: float | None = 0.8
+    split_by: Annotated[str, one_of("random", "group", "word", "given")] = "random"
+    near_duplicates: Annotated[float, SHARE] | None = 0.8
     fix_leaks: bool = True
     neutral: NeutralSpec | None = None
-    seed: int = 0
+    seed: Natural = 0
     card: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -199,11 +197,11 @@ class FeatureDataConfig:
         Raises:
             ConfigError: an unknown key (with the nearest one), a value that cannot work, or a file that cannot be read.
         """
-        check_names(content, [f.name for f in fields(cls)], "")
+        check_keys(content, [f.name for f in fields(cls)], "")
         values = dict(content)
         for name, section in (("filters", TextFilters), ("neutral", NeutralSpec)):
             if isinstance(values.get(name), Mapping):
-                check_names(values[name], [f.name for f in fields(section)], f"{name}.")
+                check_keys(values[name], [f.name for f in fields(section)], f"{name}.")
                 values[name] = section(**values[name])
         return cls(**{"classes": None, **values})
 
@@ -216,25 +214,19 @@ class FeatureDataConfig:
         object.__setattr__(self, "classes", parsed)
         if isinstance(self.pairs, (str, Path)):
             object.__setattr__(self, "pairs", _read_pairs(self.pairs, list(parsed)))
-        check_types(self, "")
+        check_fields(self, "")
         object.__setattr__(self, "pairs", tuple(tuple(pair) for pair in self.pairs))
         object.__setattr__(self, "card", _card(self.card))
         if self.language is not None:
             object.__setattr__(self, "language", language_code(self.language))
         if len(parsed) < 2:
             raise ConfigError(f"A feature needs two classes or more, found {list(parsed)}.")
-        check_choice(self.occurrences, ("one", "all"), "occurrences")
-        check_choice(self.balance, ("strict", "oversample", "none"), "balance")
-        check_choice(self.counterfactual, ("paired", "sampled", "all"), "counterfactual")
-        check_choice(self.split_by, ("random", "group", "word", "given"), "split_by")
         if self.split_by == "group" and self.group_column is None:
             raise ConfigError("split_by: group needs group_column, the column to read.")
         if not self.splits or any(share <= 0 for share in self.splits.values()):
             raise ConfigError(f"splits: every share must be larger than 0, found {dict(self.splits)}.")
         if wrong := [name for name in self.splits if not re.fullmatch(r"\w+(\.\w+)*", name)]:
             raise ConfigError(f"splits: a split's name is one word, found {wrong[0]!r}.")
-        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
-            raise ConfigError(f"near_duplicates must lie in (0, 1], found {self.near_duplicates}.")
         if self.spacy_model and not self.needs_spacy:
             raise ConfigError(
                 f"spacy_model is {self.spacy_model!r}, but no class has lemmas or tags and neutral has no exclude_tags, so "
@@ -326,22 +318,6 @@ def _read_pairs(path: str | Path, classes: list[str]) -> list[tuple[str, ...]]:
     return [tuple((row[name] or "").strip() for name in classes) for row in rows]
 
 
-def check_names(found: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Refuse a key that means nothing, and name the nearest one that does."""
-    names = list(known)
-    for key in found:
-        if key not in names:
-            nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            hint = f"did you mean {where}{nearest[0]}?" if nearest else f"expected one of {', '.join(names)}."
-            raise ConfigError(f"Unknown key {where}{key}: {hint}")
-
-
-def check_choice(value: str, known: Sequence[str], name: str) -> None:
-    """Refuse a value that is none of the known ones."""
-    if value not in known:
-        raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {value!r}.")
-
-
 def check_pattern(value: Any, name: str) -> str:
     """Refuse what is no regular expression."""
     try:
@@ -351,57 +327,10 @@ def check_pattern(value: Any, name: str) -> str:
     return str(value)
 
 
-def check_types(section: Any, where: str) -> None:
-    """Refuse a value that is not of its field's type, or a number that is too small."""
-    for name, kind in get_type_hints(type(section)).items():
-        value, least = getattr(section, name), _LEAST.get(name, 1)
-        if not _is(value, kind, least):
-            raise ConfigError(f"{where}{name}: expected {_said(kind, least)}, found {value!r}.")
-
-
-def _is(value: Any, kind: Any, least: int) -> bool:
-    """Whether a value is of an annotated type; true and false are no numbers, and neither is what is not finite."""
-    kinds = get_args(kind)
-    origin = get_origin(kind)
-    if kind is Any:
-        return True
-    if origin in (tuple, Sequence):
-        return (
-            isinstance(value, Sequence) and not isinstance(value, str) and all(_is(v, kinds[0], least) for v in value)
-        )
-    if origin is Mapping:
-        return isinstance(value, Mapping) and all(
-            _is(name, kinds[0], least) and _is(part, kinds[1], least) for name, part in value.items()
-        )
-    if kinds:
-        return any(_is(value, one, least) for one in kinds)
-    if isinstance(value, bool) and kind is not bool:
-        return False
-    if kind is int:
-        return isinstance(value, int) and value >= least
-    if kind is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind)
-
-
-def _said(kind: Any, least: int) -> str:
-    """A type as a sentence names it."""
-    kinds, origin = get_args(kind), get_origin(kind)
-    if origin in (tuple, Sequence):
-        return f"a list (of {_said(kinds[0], least)} each)"
-    if origin is Mapping:
-        return f"a mapping (from names to {_said(kinds[1], least)} each)"
-    if kinds:
-        return " or ".join(_said(one, least) for one in kinds if one is not NoneType)
-    if is_dataclass(kind):
-        return f"a mapping with keys such as {fields(kind)[0].name}"
-    return {int: f"a number of {least} or more", float: "a number", bool: "true or false"}.get(kind, "a text")
-
-
 def _card(said: Mapping[str, str]) -> dict[str, str]:
     """What the card says, under the names that the Hub uses."""
     card = {"license" if key == "licence" else key: text for key, text in said.items()}
-    check_names(card, _CARD, "card.")
+    check_keys(card, _CARD, "card.")
     return card
 
 

@@ -12,11 +12,17 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from gradiend_hub.errors import DataError
 
+from .rows import Row
+
 _CHUNK = 2000
 _SHINGLE = 3
+GROUP_COLUMNS = ("group", "document", "template")
+"""Columns that say which rows are no independent observations, the first that all rows have."""
+
 _WORD = re.compile(r"\w+")
 
 Indices = NDArray[np.int64]
@@ -184,12 +190,47 @@ def without_leaks(
     return datasets.DatasetDict(kept), leaks
 
 
-def _shingles(texts: Iterable[str]) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:
-    """[N, shingles] whether a sequence of three words occurs in a text, and how many different ones each has."""
+def row_groups(records: Sequence[Mapping[str, Any] | Row], *, threshold: float = 0.5) -> list[int]:
+    """Return the number of the independent unit that each record belongs to: its document, template or frame.
+
+    Rows of one frame ("The [NOUN] said that [MASK] was late" with many nouns) are no independent observations: an interval
+    over rows is too narrow then, and one over units is right. A column `group`, `document` or `template` says which rows
+    belong together. Without one, those do whose texts share most of their words, directly or through others.
+
+    Args:
+        records: [N] records with `masked` and perhaps one of `GROUP_COLUMNS`, or rows that were read from such.
+        threshold: Jaccard index of two texts' words from which on they are one frame. On the bundled pronouns, 0.5 finds
+            the templates and joins no two of the verses.
+
+    Returns:
+        [N] numbers from 0 on, in the order in which the units occur.
+    """
+    columns = [record if isinstance(record, Mapping) else vars(record) for record in records]
+    column = next((name for name in GROUP_COLUMNS if all(of.get(name) is not None for of in columns)), None)
+    if column is not None:
+        keys = [str(of[column]) for of in columns]
+    else:
+        features, sizes = _shingles((of["masked"] for of in columns), 1)
+        links: list[NDArray[np.int64]] = [np.zeros((2, 0), dtype=np.int64)]
+        for start in range(0, len(records), _CHUNK):
+            shared = (features[start : start + _CHUNK] @ features.T).tocoo()
+            rows = start + shared.row.astype(np.int64)
+            alike = shared.data >= threshold * (sizes[rows] + sizes[shared.col] - shared.data) - 1e-9
+            links.append(np.stack([rows[alike], shared.col[alike]]))
+        found = np.concatenate(links, axis=1)
+        shape = (len(records), len(records))
+        graph = sparse.coo_matrix((np.ones(found.shape[1]), (found[0], found[1])), shape)
+        keys = connected_components(graph, directed=False)[1].tolist()
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def _shingles(texts: Iterable[str], length: int = _SHINGLE) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:
+    """[N, shingles] whether a sequence of so many words occurs in a text, and how many different ones each has."""
     hashes, ends = array("q"), array("q", [0])  # of 64 bits: that two of millions agree by chance is next to impossible
     for text in texts:
         words = _WORD.findall(text.lower())
-        shingles = {*map(hash, zip(*(words[i:] for i in range(_SHINGLE)), strict=False))} or {hash(tuple(words))}
+        shingles = {*map(hash, zip(*(words[i:] for i in range(length)), strict=False))} or {hash(tuple(words))}
         hashes.extend(shingles)
         ends.append(len(hashes))
     known, columns = np.unique(np.array(hashes, dtype=np.int64), return_inverse=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import re
 import tracemalloc
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 
-from gradiend_hub.data import divided_anew, find_leaks, other_words, without_leaks
+from gradiend_hub.data import Row, divided_anew, find_leaks, other_words, row_groups, without_leaks
 from gradiend_hub.data.splits import assign
 from gradiend_hub.errors import DataError
 
@@ -105,3 +106,55 @@ def test_other_words_of_feature_text() -> None:
         assert row["alternative"] == row["factual"]
         assert row["masked"].replace("[MASK]", row["factual"]) == "The dogs barked because they saw it."
         assert row["factual_class"] == row["alternative_class"] == "neutral"
+
+
+# ---------------------------------------------------------------------------------------------------------------- groups
+
+FRAMES = [
+    "The {} said that [MASK] would come home before the rain.",
+    "Because the {} had been closed, [MASK] went to another town.",
+    "At noon we saw the {} and heard how [MASK] sang.",
+]
+NOUNS = ["old baker", "king", "three tall sisters", "miller", "judge"]
+
+
+def test_rows_of_one_frame_are_one_unit() -> None:
+    records = [{"masked": frame.format(noun)} for noun in NOUNS for frame in FRAMES]
+    assert row_groups(records) == [0, 1, 2] * len(NOUNS)
+    rows = [Row(record["masked"], "he", "they", "a", "b") for record in records]
+    assert row_groups(rows) == row_groups(records)
+    assert row_groups([]) == []
+
+
+@pytest.mark.parametrize("column", ["group", "document", "template"])
+def test_a_column_says_which_rows_belong_together(column: str) -> None:
+    records = [{"masked": FRAMES[0].format(noun), column: n % 2} for n, noun in enumerate(NOUNS)]
+    assert row_groups(records) == [0, 1, 0, 1, 0]
+    records[2][column] = None  # said of some rows only, it says nothing
+    assert row_groups(records) == [0] * len(NOUNS)
+
+
+def test_the_units_of_the_bundled_pronouns(pronouns: Any) -> None:
+    """Templates come together, and no two verses do."""
+    rows = list(pronouns["test"])
+    units = row_groups(rows)
+    of = {s: [unit for row, unit in zip(rows, units, strict=True) if row["source"] == s] for s in ("template", "kjv")}
+    assert len(of["template"]) > 200 and len({*of["template"]}) < 30
+    assert len({*of["kjv"]}) == len(of["kjv"])
+    assert not {*of["kjv"]} & {*of["template"]}
+
+
+def test_units_are_the_connected_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared with a plain search through all pairs, in chunks that divide the rows."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices("abcdefgh", k=5)) for _ in range(60)]
+    unit = list(range(len(texts)))
+    for i, first in enumerate(texts):
+        for j, second in enumerate(texts[:i]):
+            one, two = {*first.split()}, {*second.split()}
+            if len(one & two) >= 0.7 * len(one | two) - 1e-9:
+                old, new = unit[i], unit[j]
+                unit = [new if u == old else u for u in unit]
+    monkeypatch.setattr("gradiend_hub.data.splits._CHUNK", 7)
+    found = row_groups([{"masked": text} for text in texts], threshold=0.7)
+    assert len({*zip(found, unit, strict=True)}) == len({*found}) == len({*unit}) > 1
