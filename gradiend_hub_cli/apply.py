@@ -13,9 +13,10 @@ from rich.text import Text
 
 from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.files import SLOT
-from gradiend_hub.data import require_classes
+from gradiend_hub.data import read_rows, require_classes
 from gradiend_hub.data.casing import Casing
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.objectives import Objective, make_objective
 
@@ -72,9 +73,11 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
             at: dict[float, dict[str, Any]] = {s: {"strength": s} for s in strengths}
             if slot or not causal:
                 at_slot = {s: guesses(model, objective, text, s, top=options.top) for s in strengths}
-                tables += guesses_tables(at_slot, styles, width=story.console.width)
+                classes = class_probabilities(model, objective, text, strengths)
+                tables += guesses_tables(at_slot, styles, classes, width=story.console.width)
                 for s, found in at_slot.items():
                     at[s]["guesses"] = [asdict(guess) for guess in found]
+                    at[s]["classes"] = classes.get(s)
             if causal and before.strip():
                 completed = {s: completion(model, objective, before, s, options.tokens) for s in strengths}
                 tables.append(_completions_table(completed))
@@ -107,6 +110,24 @@ def completion(model: GradiendModel, objective: Objective, text: str, strength: 
     return str(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
 
 
+def class_probabilities(
+    model: GradiendModel, objective: Objective, text: str, strengths: Sequence[float]
+) -> dict[float, dict[str, float]]:
+    """Return the probability of every class's words at the slot, all their tokens read, by strength and class.
+
+    There is none if the direction does not say which words its classes have.
+    """
+    config = model.active_peft_config
+    names = require_classes(config.feature_classes)
+    first, second = ((config.fillers or {}).get(name) for name in names)
+    if not first or not second:
+        return {}
+    classes = {"factual_class": names[0], "alternative_class": names[1]}
+    record: dict[str, object] = {"masked": text, "factual": first[0], "alternative": second[0], **classes}
+    probe = StrengthProbe(model, objective, read_rows([record], names, what="TEXT", need_both=False))
+    return {s: probe.measure(s).probability[names[0]] for s in strengths}
+
+
 def class_styles(model: GradiendModel) -> Callable[[str], str]:
     """Return a function from words to the colour of their class."""
     config = model.active_peft_config
@@ -117,23 +138,35 @@ def class_styles(model: GradiendModel) -> Callable[[str], str]:
 
 
 def guesses_tables(
-    at_strength: Mapping[float, Sequence[Guess]], styles: Callable[[str], str], *, width: int
+    at_strength: Mapping[float, Sequence[Guess]],
+    styles: Callable[[str], str],
+    classes: Mapping[float, Mapping[str, float]] | None = None,
+    *,
+    width: int,
 ) -> list[Table]:
-    """Strengths side by side, as many in a table as fit into `width`."""
+    """Return tables of strengths side by side, as many in a table as fit into `width`, with the classes' probabilities."""
     strengths = list(at_strength)
     per_table = max(1, width // _COLUMN)
     return [
-        _guesses_table({s: at_strength[s] for s in strengths[i : i + per_table]}, styles)
+        _guesses_table({s: at_strength[s] for s in strengths[i : i + per_table]}, styles, classes or {})
         for i in range(0, len(strengths), per_table)
     ]
 
 
-def _guesses_table(at_strength: Mapping[float, Sequence[Guess]], styles: Callable[[str], str]) -> Table:
+def _guesses_table(
+    at_strength: Mapping[float, Sequence[Guess]],
+    styles: Callable[[str], str],
+    classes: Mapping[float, Mapping[str, float]],
+) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     for strength in at_strength:
         table.add_column(f"strength {strength_text(strength)}", width=_COLUMN - 3, no_wrap=True)
     for rank in zip(*at_strength.values(), strict=True):
         table.add_row(*(_cell(guess, styles) for guess in rank))
+    if classes:
+        table.add_section()
+        for name in next(iter(classes.values())):
+            table.add_row(*(f" {classes[s][name]:.3f} P({name})" for s in at_strength))
     return table
 
 

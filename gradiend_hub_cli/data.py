@@ -158,7 +158,7 @@ def _advice(classes: Mapping[str, Sequence[FillerTokens]], unusable: Sequence[st
     return (
         f"Usable, but {', '.join(split[:5])}{', …' if len(split) > 5 else ''} "
         f"{'take' if len(split) > 1 else 'takes'} several tokens: such a word is read {several}, at the cost of a forward "
-        f"pass of its own, and lists of guesses show its pieces.{lost}"
+        f"pass of its own. Lists of guesses show its pieces, P(class) counts it whole.{lost}"
     )
 
 

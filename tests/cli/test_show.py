@@ -90,6 +90,34 @@ def test_apply_shows_the_guesses_that_the_model_makes(run: Run, trained: Trained
         assert f"{100 * float(p):.1f} % {tokenizer.decode([token])}" in words(row)
 
 
+def test_apply_shows_the_probability_of_a_class_with_a_word_of_several_tokens(
+    run: Run, trained: Trained, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(trained.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["fillers"]["3PL"] = ["they", "themselfs"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    result = run("apply", folder, SENTENCE, "--strengths", "0", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["texts"][0]["at"][0]["classes"]
+    base = AutoModelForMaskedLM.from_pretrained(trained.recipe["model"], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(trained.recipe["model"])
+    for name, words in config["fillers"].items():
+        total = 0.0
+        for word in words:
+            tokens = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))
+            inputs = tokenizer(SENTENCE.replace("[MASK]", "[MASK]" * len(tokens)), return_tensors="pt")
+            slots = (inputs.input_ids[0] == tokenizer.mask_token_id).nonzero().flatten()
+            with torch.inference_mode():
+                at = base(**inputs).logits[0, slots].softmax(-1)
+            total += float(at[range(len(tokens)), tokens].prod())
+        assert found[name] == pytest.approx(total, rel=1e-4)
+    assert len(tokenizer.tokenize("themselfs")) == 3
+    shown = run("apply", folder, SENTENCE, "--strengths", "0").stdout
+    for name, probability in found.items():
+        assert f"{probability:.3f} P({name})" in shown
+
+
 def test_apply_completes_with_a_causal_model(run: Run, causal_direction: Path) -> None:
     result = run("apply", causal_direction, "The king went to the", "The men said that [MASK] came", "--tokens", "4")
     assert result.exit_code == 0, result.stderr
