@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from gradiend_hub.adapter import gradiend_layers
 from gradiend_hub.adapter.sites import SiteMap, refuse_offloaded, refuse_sharded, resolve_names
@@ -23,6 +23,7 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.fingerprint import require_same_base
 from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, first_line
+from gradiend_hub.objectives import fitting_objectives, objective_class
 
 __all__ = [
     "base_commit",
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
-_AUTO_CLASSES = {"masked_lm": AutoModelForMaskedLM, "causal_lm": AutoModelForCausalLM}
 
 
 def load_base_model(
@@ -46,7 +46,7 @@ def load_base_model(
 
     Args:
         name_or_path: folder or Hub id.
-        objective: "masked_lm" or "causal_lm"; default: what the checkpoint's architecture is.
+        objective: Name of the objective whose head is wanted; default: the one that fits the checkpoint's architecture.
         revision: commit, branch or tag of a Hub id.
         **kwargs: passed to `from_pretrained`. Without a `dtype`, a CPU computes in float32 (gradients in bf16 are slow
             and coarse there) and an accelerator in the checkpoint's own type.
@@ -65,17 +65,18 @@ def load_base_model(
         ) from error
     if objective is None:
         architecture = (config.architectures or [""])[0]
-        objective = "masked_lm" if architecture.endswith(("ForMaskedLM", "ForPreTraining")) else "causal_lm"
+        objective = next(iter(fitting_objectives(architecture, config)), "causal_lm")
+    auto_class = objective_class(objective).auto_class
     kwargs.setdefault("dtype", torch.float32 if not torch.accelerator.is_available() else "auto")
     try:
-        return load_whole(_AUTO_CLASSES[objective], name, revision=revision or "main", **kwargs)
+        return load_whole(auto_class, name, revision=revision or "main", **kwargs)
     except BaseModelError:
         raise
     except OSError as error:
         raise BaseModelError(f"The base model {name!r} has no weights to load: {first_line(error)}") from error
     except ValueError as error:
         raise BaseModelError(
-            f"{name!r} is a {config.model_type} checkpoint that {_AUTO_CLASSES[objective].__name__} cannot load, so it "
+            f"{name!r} is a {config.model_type} checkpoint that {auto_class.__name__} cannot load, so it "
             f"has no head for the objective {objective!r}. Choose another base or objective."
         ) from error
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.data import read_rows, require_classes
+from gradiend_hub.data import read_rows
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.gradients import directional_derivatives
-from gradiend_hub.objectives import Example, Objective, tokenize_rows
+from gradiend_hub.objectives import Example, Objective, examples_of
 
-__all__ = ["encode_rows", "encoder_tensors", "preactivations"]
+__all__ = ["encode_rows", "encoder_tensors", "preactivations", "reading_sign"]
 
 
 def preactivations(
@@ -28,7 +28,7 @@ def preactivations(
     source: str,
     batch_size: int = 64,
 ) -> Tensor:
-    """z_i = ⟨w_e, s_i⟩ + b_e of every example: [N], fp32; tanh(z) is its feature value. No gradient is ever formed.
+    """Compute z_i = ⟨w_e, s_i⟩ + b_e of every example: [N], fp32; tanh(z) is its feature value. No gradient is formed.
 
     Args:
         model: the base model, unedited.
@@ -55,26 +55,43 @@ def encoder_tensors(direction: Direction) -> tuple[dict[str, Tensor], float]:
     return {n: p.dense(p.encoder) for n, p in parts if p.encoder is not None}, direction.encoder_bias
 
 
+def reading_sign(source: str) -> int:
+    """Return the sign that makes an encoder answer for the output that stands in the input.
+
+    The training label of a row is that of the output whose gradient is the source. With the source "alternative" that is
+    the other one, so readers would get −1 where the first class's word stands; they get +1.
+    """
+    return -1 if source == "alternative" else 1
+
+
 def encode_rows(
     model: nn.Module,
     objective: Objective,
     direction: Direction,
     config: GradiendConfig,
-    rows: Iterable[dict[str, Any]],
+    rows: Iterable[Mapping[str, Any]],
     *,
     batch_size: int = 64,
 ) -> Tensor:
-    """Feature values h in (−1, 1) of rows, read from the base model's gradients: [N], fp32.
+    """Read feature values h of rows from the base model's gradients: [N], fp32, in (−1, 1).
+
+    A value is positive where the factual output, that of the input itself, is of the first class, whatever gradient the
+    encoder reads. Rows of other classes are read, too.
 
     Args:
-        model: the base model, unedited.
+        model: The base model, unedited.
+        objective: Of the base model.
+        direction: With its encoder.
+        config: Of the direction.
+        rows: Records, as `objective.read` takes them.
+        batch_size: Rows per forward pass.
 
     Raises:
-        ArtifactError: the direction was published without its encoder.
-        DataError: a row is unusable.
+        ArtifactError: The direction was published without its encoder.
+        DataError: A row is unusable.
     """
-    checked = read_rows(rows, require_classes(config.feature_classes), what="rows", need_both=False)
-    examples = tokenize_rows(objective, checked, what="rows")
+    checked = read_rows(rows, None, read=objective.read, what="rows")
+    examples = examples_of(objective, checked, what="rows")
     encoder, bias = encoder_tensors(direction)
     z = preactivations(model, objective, examples, encoder, bias, source=config.source, batch_size=batch_size)
-    return torch.tanh(z)
+    return reading_sign(config.source) * torch.tanh(z)

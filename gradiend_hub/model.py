@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -33,9 +33,6 @@ from gradiend_hub.artifact.files import (
 
 from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base
 from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, EditError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["EditReceipt", "GradiendModel"]
 
@@ -65,6 +62,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         self._merged = not self.base_model.quantized_layers
         self._directions: dict[str, Direction] = {}
         self._folders: dict[str, Path] = {}
+        self.processing_class: Any = None
 
     # -------------------------------------------------------------------------------------------------------- creation
 
@@ -82,6 +80,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         local_files_only: bool = False,
         subfolder: str | None = None,
         allow_related: bool = False,
+        processing_class: Any = None,
         **base_kwargs: Any,
     ) -> GradiendModel:
         """Load a direction from a folder or the Hub, and apply it to its base model.
@@ -98,6 +97,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             local_files_only: Use what is cached, and no network.
             subfolder: Folder within the repository.
             allow_related: Accept a fine-tuned relative of the base model, with a warning.
+            processing_class: The base model's tokenizer (or image processor), if it is not to be loaded from the base
+                model's path.
             **base_kwargs: Passed to the base model's `from_pretrained`, e.g. `dtype`, `device_map`.
 
         Raises:
@@ -120,6 +121,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         strength = config.strength if strength is None else strength
         model = cls._from_checked(base_model, direction, config, strength, adapter_name, allow_related)
         model._folders[adapter_name] = folder
+        model.processing_class = processing_class
         model.eval()
         return model
 
@@ -133,6 +135,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         strength: float = 0.0,
         adapter_name: str = "default",
         allow_related: bool = False,
+        processing_class: Any = None,
     ) -> GradiendModel:
         """Apply a direction that is in memory; nothing is read or written.
 
@@ -143,8 +146,12 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             strength: Strength to apply; 0 is the base model, bit for bit.
             adapter_name: Name for this direction in the model.
             allow_related: Accept a fine-tuned relative of the base model, with a warning.
+            processing_class: The base model's tokenizer (or image processor), if it is not to be loaded from the base
+                model's path.
         """
-        return cls._from_checked(base_model, direction.check(), config, strength, adapter_name, allow_related)
+        model = cls._from_checked(base_model, direction.check(), config, strength, adapter_name, allow_related)
+        model.processing_class = processing_class
+        return model
 
     @classmethod
     def _from_checked(
@@ -461,25 +468,39 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         return direction
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base model's tokenizer."""
-        from transformers import AutoTokenizer
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer (or image processor): the one that was given, else the one beside the base model."""
+        if self.processing_class is None:
+            from .objectives import objective_class, objective_name
 
-        base = base_name(self.get_base_model()) or self.active_peft_config.base_model_name_or_path
-        if not base:
-            raise BaseModelError("The base model has no name or path, so its tokenizer is unknown. Load one yourself.")
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            base, revision=base_commit(self.get_base_model())
-        )
-        return tokenizer
+            base_model, config = self.get_base_model(), self.active_peft_config
+            base = base_name(base_model) or config.base_model_name_or_path
+            if not base:
+                raise BaseModelError(
+                    "The base model has no name or path, so its tokenizer is unknown. Pass it as `processing_class` to "
+                    "GradiendModel.from_pretrained or from_direction."
+                )
+            kind = objective_class(objective_name(base_model, config.objective))
+            self.processing_class = kind.load_processor(base, revision=base_commit(base_model))
+        return self.processing_class
 
-    def encode(self, rows: Any, batch_size: int = 32) -> torch.Tensor:
-        """Feature values `h = tanh(⟨w_e, ∇L⟩ + b_e)` of rows, fp32 `[N]`; near +1 for the first class."""
+    def encode(self, rows: Any, batch_size: int = 32, *, processing_class: Any = None) -> torch.Tensor:
+        """Read feature values `h = tanh(⟨w_e, ∇L⟩ + b_e)` of rows: fp32 `[N]`.
+
+        A value is near +1 where the word that stands in the text (the factual one) is of the first class, near −1 where it
+        is of the second, whatever gradient the encoder reads, and near 0 for other words.
+
+        Args:
+            rows: Records with the columns `masked`, `factual`, `alternative`, `factual_class` and `alternative_class`
+                (or those of the direction's objective); other classes than the direction's are read, too.
+            batch_size: Rows per forward pass.
+            processing_class: The base model's tokenizer, if it is not to be loaded from the base model's path.
+        """
         from .encoding import encode_rows  # tokenizing and objectives are not needed to apply a direction
         from .objectives import make_objective
 
         config, base = self.active_peft_config, self.get_base_model()
-        objective = make_objective(base, self.tokenizer, name=config.objective)
+        objective = make_objective(base, processing_class or self.tokenizer, name=config.objective)
         with self.strength_at(0.0):
             return encode_rows(base, objective, self.direction, config, rows, batch_size=batch_size)
 

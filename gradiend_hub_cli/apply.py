@@ -12,13 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.artifact.files import SLOT
-from gradiend_hub.data import read_rows, require_classes
-from gradiend_hub.data.casing import Casing
-from gradiend_hub.errors import ConfigError
-from gradiend_hub.evaluation import StrengthProbe
+            if any(found.outputs for found in said.values()):
+                at_slot = {s: [Guess(*pair) for pair in found.outputs] for s, found in said.items()}
+                classes = class_probabilities(model, objective, text, strengths)
+                tables += guesses_tables(at_slot, styles, classes, width=story.console.width)
+                for s, guesses_at in at_slot.items():
+                    at[s]["guesses"] = [asdict(guess) for guess in guesses_at]
+                    at[s]["classes"] = classes.get(s)
+            if any(found.continuation is not None for found in said.values()):
+                tables.append(_completions_table({s: found.continuation or "" for s, found in said.items()}))
+                for s, found in said.items():
+                    at[s]["completion"] = found.continuation
 from gradiend_hub.evaluation.measure import compared_strengths
-from gradiend_hub.objectives import Objective, make_objective
+from gradiend_hub.objectives import Answer, Objective, make_objective
 
 from .console import Story
 from .quiet import quiet
@@ -62,27 +68,23 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
             )
         objective = make_objective(model.get_base_model(), model.tokenizer, name=model.active_peft_config.objective)
         strengths = options.strengths or compared_strengths(model.active_peft_config)
-        causal = objective.name == "causal_lm"
         styles = class_styles(model)
         results = []
         for text in texts:
+            said = {s: answer(model, objective, text, s, top=options.top, tokens=options.tokens) for s in strengths}
             tables: list[Table] = []
-            before, slot, _ = text.partition(SLOT)
-            if causal and not slot and not before.strip():
-                raise ConfigError("There is nothing to complete: give a text with words or with [MASK].")
             at: dict[float, dict[str, Any]] = {s: {"strength": s} for s in strengths}
-            if slot or not causal:
-                at_slot = {s: guesses(model, objective, text, s, top=options.top) for s in strengths}
+            if any(found.outputs for found in said.values()):
+                at_slot = {s: [Guess(*pair) for pair in found.outputs] for s, found in said.items()}
                 classes = class_probabilities(model, objective, text, strengths)
                 tables += guesses_tables(at_slot, styles, classes, width=story.console.width)
-                for s, found in at_slot.items():
-                    at[s]["guesses"] = [asdict(guess) for guess in found]
+                for s, guesses_at in at_slot.items():
+                    at[s]["guesses"] = [asdict(guess) for guess in guesses_at]
                     at[s]["classes"] = classes.get(s)
-            if causal and before.strip():
-                completed = {s: completion(model, objective, before, s, options.tokens) for s in strengths}
-                tables.append(_completions_table(completed))
-                for s, words in completed.items():
-                    at[s]["completion"] = words
+            if any(found.continuation is not None for found in said.values()):
+                tables.append(_completions_table({s: found.continuation or "" for s, found in said.items()}))
+                for s, found in said.items():
+                    at[s]["completion"] = found.continuation
             story.show(Text(f"\n{text}", style="bold"), *tables, sep="\n")
             results.append({"text": text, "at": [*at.values()]})
         if warning := beyond_band(model.active_peft_config, strengths):
@@ -90,24 +92,18 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
     return {"direction": direction, "texts": results, "warning": warning}
 
 
+def answer(
+    model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int = 5, tokens: int = 0
+) -> Answer:
+    """Return what the model says to a text at a strength."""
+    hints = [word for words in (model.active_peft_config.fillers or {}).values() for word in words]
+    with model.strength_at(strength), torch.inference_mode():
+        return objective.complete(model.get_base_model(), [text], top=top, tokens=tokens, hints=hints)[0]
+
+
 def guesses(model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int) -> list[Guess]:
-    """The likeliest words at the slot of `text`, at a strength."""
-    base = model.get_base_model()
-    slots = objective.collate(objective.slots(text, [(objective.pad_token_id,)]))  # one slot, whose label is not read
-    with model.strength_at(strength), torch.inference_mode():
-        probabilities = objective.log_probs(base, slots.to(next(base.parameters()).device))[0, 0].exp()
-    best = probabilities.topk(top)
-    words = [objective.tokenizer.decode([token]).strip() for token in best.indices.tolist()]
-    return [Guess(word, p) for word, p in zip(words, best.values.tolist(), strict=True)]
-
-
-def completion(model: GradiendModel, objective: Objective, text: str, strength: float, tokens: int) -> str:
-    """The greedy continuation of `text`, at a strength."""
-    tokenizer, base = objective.tokenizer, model.get_base_model()
-    inputs = tokenizer(text.rstrip(), return_tensors="pt", return_token_type_ids=False).to(base.device)
-    with model.strength_at(strength), torch.inference_mode():
-        output = base.generate(**inputs, do_sample=False, max_new_tokens=tokens, pad_token_id=objective.pad_token_id)
-    return str(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+    """Return the likeliest words at the slot of `text`, at a strength."""
+    return [Guess(*pair) for pair in answer(model, objective, text, strength, top=top).outputs]
 
 
 def class_probabilities(

@@ -14,7 +14,6 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import constants
 from rich.text import Text
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.artifact.files import CARD_FILE
@@ -216,7 +215,7 @@ def _rewrite(model: GradiendModel, trainer: GradiendTrainer, story: Story) -> No
 def _merge(model: GradiendModel, trainer: GradiendTrainer, material: _Material, folder: Path, story: Story) -> None:
     """Merge at strength 1 and hold the plain checkpoint, and strength 0, to the bits of what they must equal."""
     slots = _slots(trainer, material)
-    auto = AutoModelForMaskedLM if trainer.objective.name == "masked_lm" else AutoModelForCausalLM
+    auto = trainer.objective.auto_class
     with story.step("Undo") as step:
         base = load_base_model(material.base, objective=trainer.objective.name)
         with model.strength_at(0.0):
@@ -237,9 +236,7 @@ def _merge(model: GradiendModel, trainer: GradiendTrainer, material: _Material, 
 
 def _slots(trainer: GradiendTrainer, material: _Material) -> Batch:
     rows: list[Row] = read_rows(material.rows["test"].select(range(CHECKED_ROWS)), CLASSES, need_both=False)
-    return trainer.objective.collate(
-        [trainer.objective.tokenize(row.masked, row.factual, row.alternative).factual for row in rows]
-    )
+    return trainer.objective.collate([trainer.objective.example(row).factual for row in rows])
 
 
 def _logits(model: nn.Module, slots: Batch) -> Tensor:

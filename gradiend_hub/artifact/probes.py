@@ -48,6 +48,9 @@ class Probes:
         probability: strength (as text) → class of the rows → class of the words → mean probability.
         rows: the rows as records of their objective, and `encodings` their feature values; empty if the direction has
             no encoder.
+        reads: "input": encodings are positive where the factual output is of the first class; "source" (version 0.1): where
+            the output that gives the source gradient is.
+        samples_sha256: digest of the rows as the base model reads them, tokens and slots.
     """
 
     sha256: dict[str, str]
@@ -55,6 +58,8 @@ class Probes:
     probability: dict[str, dict[str, dict[str, float]]]
     rows: list[dict[str, Any]] = field(default_factory=list)
     encodings: list[float] = field(default_factory=list)
+    reads: str = "source"
+    samples_sha256: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     def save(self, folder: Path) -> None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from gradiend_hub.artifact.config import require_classes
 
+from .row import Row, TextRow
 from .rows import (
-    Row,
     class_fillers,
+    read_neutral,
     read_rows,
     read_texts,
     require_distinct,
@@ -31,11 +32,13 @@ __all__ = [
     "NeutralSpec",
     "Row",
     "TextFilters",
+    "TextRow",
     "class_fillers",
     "divided_anew",
     "find_leaks",
     "other_words",
     "read_feature_data",
+    "read_neutral",
     "read_rows",
     "read_texts",
     "require_classes",

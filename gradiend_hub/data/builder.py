@@ -26,7 +26,7 @@ from .funnel import Funnel
 from .language import told_language
 from .matching import Matcher, WordMatcher, fold
 from .neutral import NeutralPool
-from .rows import COLUMNS
+from .row import COLUMNS
 from .scan import Accept, Scan
 from .spec import FeatureDataConfig
 from .splits import Indices, assign, find_leaks, training_first

@@ -19,7 +19,7 @@ from gradiend_hub.errors import DataError
 from .casing import case_of, listed_words
 from .funnel import Funnel
 from .loading import Source, file_kind, load_data, reading, require_path
-from .rows import COLUMNS
+from .row import COLUMNS
 from .sources import SPLIT_NAMES
 from .splits import Leaks, divided_anew, find_leaks
 

@@ -1,80 +1,65 @@
-"""The rows that everything else reads: text with a slot, its factual and its alternative filler, and their classes."""
+"""Reading data sets into rows, with every fault named."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
-from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
 
 from .casing import listed_words
+from .row import Row, TextRow
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("masked", "factual", "alternative", "factual_class", "alternative_class")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One filling of one slot. `masked` holds the placeholder `[MASK]` once, whatever the model's mask token is."""
-
-    masked: str
-    factual: str
-    alternative: str
-    factual_class: str
-    alternative_class: str
-
-    def label(self, feature_classes: Sequence[str], source: str) -> float:
-        """+1 if the class whose token gives the source gradient is the first feature class, else −1.
-
-        With source "alternative" that token is the alternative, with "factual" and "diff" the factual one.
-        """
-        of = self.alternative_class if source == "alternative" else self.factual_class
-        return 1.0 if of == feature_classes[0] else -1.0
-
 
 def read_rows(
-    dataset: Iterable[dict[str, object]],
-    feature_classes: Sequence[str],
+    dataset: Iterable[Mapping[str, Any]],
+    feature_classes: Sequence[str] | None,
     *,
+    read: Callable[[Mapping[str, Any]], Row] = TextRow.read,
     what: str = "dataset",
     need_both: bool = True,
-) -> list[Row]:
-    """Rows of a `datasets.Dataset` (or any iterable of dictionaries) that belong to the two feature classes.
+) -> list[Any]:
+    """Read and check the records of a `datasets.Dataset` (or any iterable of dictionaries).
+
+    Args:
+        dataset: The records.
+        feature_classes: The two classes that rows may name; `None` for any.
+        read: Makes a row of a record: `Objective.read`; by default text with a slot.
+        what: How messages call the data.
+        need_both: Whether each class must have a row.
+
+    Returns:
+        The rows, of the type that `read` makes.
 
     Raises:
-        DataError: no rows, a missing column, a value that is no text, a class that is not one of the two, or (unless
-            `need_both` is false) a class without rows or a row whose two words are one.
+        DataError: No rows, a record that cannot be read, a class that is not one of the two, or (unless `need_both` is
+            false) a class without rows or a row whose two outputs are one.
     """
     rows: list[Row] = []
     for number, record in enumerate(dataset):
         if not isinstance(record, Mapping):
-            raise DataError(
-                f"{what}, row {number}: expected a dictionary with the columns {list(COLUMNS)}, found {record!r}."
-            )
-        if missing := [c for c in COLUMNS if c not in record]:
-            raise DataError(
-                f"{what}: column {missing} is missing. Expected the columns {list(COLUMNS)}, found {sorted(record)}. "
-                f"A row is a text with one {SLOT}, two fillers and their classes."
-            )
-        values = {c: record[c] for c in COLUMNS}
-        if wrong := [c for c, value in values.items() if not isinstance(value, str) or not value.strip()]:
-            raise DataError(f"{what}, row {number}: {wrong[0]!r} must be a non-empty text, found {values[wrong[0]]!r}.")
-        rows.append(Row(**values))  # type: ignore[arg-type]
+            raise DataError(f"{what}, row {number}: expected a dictionary with a value by column, found {record!r}.")
+        try:
+            rows.append(read(record))
+        except DataError as error:
+            raise DataError(f"{what}, row {number}: {error}") from error
     if not rows:
         raise DataError(f"{what} has no rows.")
-    _check_classes(rows, feature_classes, what, need_both)
-    if need_both and (same := [number for number, row in enumerate(rows) if row.factual == row.alternative]):
-        word, count = rows[same[0]].factual, f"{len(same)} of {len(rows)}"
-        raise DataError(
-            f"{what}, row {same[0]}: factual and alternative are the same word, {word!r} (as in {count} rows), so there is "
-            "no difference to learn from. Leave such rows out, or name another alternative."
-        )
+    if feature_classes is not None:
+        _check_classes(rows, feature_classes, what, need_both)
+        same = [number for number, row in enumerate(rows) if row.factual == row.alternative] if need_both else []
+        if same:
+            word, count = rows[same[0]].factual, f"{len(same)} of {len(rows)}"
+            raise DataError(
+                f"{what}, row {same[0]}: factual and alternative are the same word, {word!r} (as in {count} rows), so there "
+                "is no difference to learn from. Leave such rows out, or name another alternative."
+            )
     return rows
 
 
@@ -133,21 +118,48 @@ def require_distinct(fillers: Mapping[str, Sequence[str]], what: str = "The word
 
 
 def rows_digest(rows: Iterable[Row]) -> str:
-    """sha256 of the content of rows, in their order."""
+    """Return the sha256 of the content of rows, in their order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update("\x1f".join(asdict(row).values()).encode() + b"\x1e")
+        values = (row.input, row.factual, row.alternative, row.factual_class, row.alternative_class)
+        digest.update("\x1f".join(map(str, values)).encode() + b"\x1e")
     return digest.hexdigest()
 
 
-def read_texts(dataset: Iterable[dict[str, object]], *, what: str = "neutral dataset") -> list[str]:
-    """The `text` column of a set of neutral sentences."""
-    texts: list[str] = []
+def read_neutral(
+    dataset: Iterable[Mapping[str, Any]],
+    read: Callable[[Mapping[str, Any]], Any] | None = None,
+    *,
+    what: str = "neutral dataset",
+) -> list[Any]:
+    """Read items without the feature: by default the texts of the column `text`.
+
+    Args:
+        dataset: The records.
+        read: Makes an item of a record: `Objective.read_neutral`.
+        what: How messages call the data.
+
+    Raises:
+        DataError: No records, or one that cannot be read.
+    """
+    items: list[Any] = []
     for number, record in enumerate(dataset):
-        text = record.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{what}, row {number}: expected a non-empty text in column 'text', found {text!r}.")
-        texts.append(text)
-    if not texts:
+        try:
+            items.append((read or _text)(record))
+        except DataError as error:
+            raise DataError(f"{what}, row {number}: {error}") from error
+    if not items:
         raise DataError(f"{what} has no rows.")
-    return texts
+    return items
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    text = record.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"expected a non-empty text in column 'text', found {text!r}.")
+    return text
+
+
+def read_texts(dataset: Iterable[Mapping[str, Any]], *, what: str = "neutral dataset") -> list[str]:
+    """Read the column `text` of a set of neutral sentences."""
+    return read_neutral(dataset, what=what)

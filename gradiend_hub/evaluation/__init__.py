@@ -19,7 +19,6 @@ from .edit import edit_account
 from .encoder import encoder_report, measure_encoder
 from .measure import EvaluationSettings, Goal, evaluate_direction
 from .probe import NotFiniteError, StrengthProbe
-from .readings import require_readable
 from .reevaluate import reevaluate
 from .report import (
     BenchmarkResult,
@@ -66,6 +65,5 @@ __all__ = [
     "measure_encoder",
     "random_direction",
     "reevaluate",
-    "require_readable",
     "safe_band",
 ]

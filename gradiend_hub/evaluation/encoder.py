@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -14,14 +13,13 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import Row, require_classes
 from gradiend_hub.data.casing import Casing
-from gradiend_hub.encoding import encoder_tensors, preactivations
+from gradiend_hub.encoding import encoder_tensors, preactivations, reading_sign
 from gradiend_hub.errors import DataError
 from gradiend_hub.gradients import neutral_source
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Example, Objective, Sample, neutral_examples, tokenize_rows
+from gradiend_hub.objectives import Example, Objective, examples_of, neutral_examples, other_examples
 
 from .intervals import Array, bootstrap_interval, bootstrap_mean_interval, share_interval, spread
 from .report import EncoderReport, Encoding, OutputReport
@@ -177,57 +175,43 @@ def measure_encoder(
         DataError: a row is unusable, or a feature value not finite.
     """
     config, base = model.active_peft_config, model.get_base_model()
-    classes = require_classes(config.feature_classes)
+    classes, sign = require_classes(config.feature_classes), reading_sign(config.source)
     encoder, bias = encoder_tensors(model.direction)
-    rng = random.Random(seed)
-    examples = tokenize_rows(objective, rows)
+    examples = examples_of(objective, rows)
     quiet = neutral_examples(objective, texts, seed=seed)
-    others = [e for row in spread(rows, OTHER_TOKENS) if (e := _other_token(objective, row, config.fillers, rng))]
+    others = other_examples(objective, spread(rows, OTHER_TOKENS), config.fillers, seed=seed)
+    parts = ((examples, config.source), (quiet, neutral_source(config.source)), (others, neutral_source(config.source)))
     with model.strength_at(0.0):
         h, neutral, other = (
             torch.tanh(preactivations(base, objective, part, encoder, bias, source=source, batch_size=batch_size))
-            for part, source in (
-                (examples, config.source),
-                (quiet, neutral_source(config.source)),
-                (others, neutral_source(config.source)),
-            )
+            for part, source in parts
         )
-    words = [row.alternative if config.source == "alternative" else row.factual for row in rows]
-    labels = torch.tensor([row.label(classes, config.source) for row in rows])
+    h = sign * h
+    words = [str(row.factual) for row in rows]
+    labels = torch.tensor([row.label(classes, "factual") for row in rows])
     report = encoder_report(
-        h, labels, classes, neutral, other=other, words=words, trained_words=trained_words, casing=Casing(config.fillers),
+        h,
+        labels,
+        classes,
+        neutral,
+        other=other,
+        words=words,
+        trained_words=trained_words,
+        casing=Casing(config.fillers),
         seed=seed,
-    )  # fmt: skip
-    samples = [
-        Encoding(row.masked, word, classes[0] if label > 0 else classes[1], value)
-        for row, word, label, value in zip(rows, words, labels.tolist(), h.tolist(), strict=True)
+    )
+    of_rows = [
+        Encoding(*_shown(objective, example), row.factual_class, value)
+        for row, example, value in zip(rows, examples, h.tolist(), strict=True)
     ]
-    first = [s for s in samples if s.kind == classes[0]]
-    second = [s for s in samples if s.kind == classes[1]]
-    slots = [
-        [Encoding(*_written(objective, e.factual), kind, value) for e, value in zip(part, found.tolist(), strict=True)]
+    kinds = [[encoding for encoding in of_rows if encoding.kind == name] for name in classes]
+    kinds += [
+        [Encoding(*_shown(objective, e), kind, value) for e, value in zip(part, found.tolist(), strict=True)]
         for part, found, kind in ((quiet, neutral, "neutral"), (others, other, "other"))
     ]
-    return replace(report, encodings=[s for kind in (first, second, *slots) for s in spread(kind, SAMPLES)])
+    return replace(report, reads="input", encodings=[e for kind in kinds for e in spread(kind, SAMPLES)])
 
 
-def _other_token(
-    objective: Objective, row: Row, fillers: Mapping[str, Sequence[str]] | None, rng: random.Random
-) -> Example | None:
-    """A random token of the filled row that is no word of a class."""
-    feature = {word.lower() for words in (fillers or {}).values() for word in words}
-    feature |= {row.factual.lower(), row.alternative.lower()}
-    for _ in range(4):
-        example = objective.neutral_example(row.masked.replace(SLOT, row.factual), rng)
-        if example and _written(objective, example.factual)[1].lower() not in feature:
-            return example
-    return None
-
-
-def _written(objective: Objective, slots: Sample) -> tuple[str, str]:
-    """A slot as text with `[MASK]`, and its filler. A masked model's slot is the mask token, a causal one's comes next."""
-    decode, ids, position = objective.tokenizer.decode, list(slots.input_ids), slots.positions[0]
-    here = ids[position] == objective.tokenizer.mask_token_id
-    before = decode(ids[: position + (not here)], skip_special_tokens=True)
-    after = decode(ids[position + 1 :], skip_special_tokens=True)
-    return f"{before} {SLOT} {after}".strip(), decode(list(slots.labels)).strip()
+def _shown(objective: Objective, example: Example) -> tuple[str, str]:
+    """Return the input of an example as text, and its factual output."""
+    return objective.describe(example.factual)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,14 +13,11 @@ from torch import Tensor, nn
 
 from gradiend_hub.data import Row, require_classes
 from gradiend_hub.errors import DataError, EditError
-from gradiend_hub.gradients.directional import evaluating
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Batch, Objective, Sample
-from gradiend_hub.objectives.base import IGNORED
+from gradiend_hub.objectives import IGNORED, Batch, Objective, QualityItem, Reading, Sample, batched, evaluating
 from gradiend_hub.progress import tick
 
 from .intervals import Array, Numbers, clamp, mean_bound, mean_interval, spread
-from .readings import Reading, padded, readings_of
 from .report import StrengthPoint
 
 SCORED_TOKENS = 2000
@@ -48,14 +44,6 @@ class _Item:
     number: int
     row_class: int
     readings: list[Reading]
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Tokens to score, with the number of the text they are of: tokens of one text are easy or hard together."""
-
-    text: int
-    slots: Sample
 
 
 @dataclass(frozen=True)
@@ -139,29 +127,30 @@ class StrengthProbe:
         words = {c: fillers[c] for c in self.classes if c in fillers} if fillers else None
         self.batch_size = batch_size
         items = [
-            _Item(number, self.classes.index(row.factual_class), readings_of(objective, row, words))
+            _Item(number, self.classes.index(row.factual_class), objective.readings(row, words or {}))
             for number, row in enumerate(rows)
         ]
-        self._fill(items, _scored_samples(objective, texts, seed, tokens))
+        draws = min(_MOST_DRAWS, 1 + tokens // max(len(texts), 1))  # a draw has an output of each text, or more
+        self._fill(items, objective.quality_items(texts, labels=tokens, draws=draws, seed=seed))
 
-    def _fill(self, items: list[_Item], scored: list[_Scored]) -> None:
+    def _fill(self, items: list[_Item], scored: list[QualityItem]) -> None:
         """Take what is to be measured, in batches of about equal length."""
         readings = [(place, reading) for place, item in enumerate(items) for reading in item.readings]
-        batches = self._batched([reading.slots for _, reading in readings])
+        batches = self._batched([reading.sample for _, reading in readings])
         self._items = items
         self._places = torch.tensor([readings[i][0] for chosen in batches for i in chosen])
         self._batches = [
             (
-                self.objective.collate([readings[i][1].slots for i in chosen]),
-                padded([readings[i][1].words for i in chosen]),
+                self.objective.collate([readings[i][1].sample for i in chosen]),
+                _padded([readings[i][1].outputs for i in chosen]),
             )
             for chosen in batches
         ]
         self._samples = scored
-        batches = self._batched([sample.slots for sample in scored])
-        self._scored = [self.objective.collate([scored[i].slots for i in chosen]) for chosen in batches]
+        batches = self._batched([item.sample for item in scored])
+        self._scored = [self.objective.collate([scored[i].sample for i in chosen]) for chosen in batches]
         self._texts = [
-            np.repeat([scored[i].text for i in chosen], [len(scored[i].slots.positions) for i in chosen])
+            np.repeat([scored[i].unit for i in chosen], [len(scored[i].sample.labels) for i in chosen])
             for chosen in batches
         ]  # the text of each token, by batch
         self.scored = sum(map(len, self._texts))
@@ -179,18 +168,10 @@ class StrengthProbe:
         return probe
 
     def _batched(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """Indices of samples, by length, in batches of at most `batch_size` rows and `LOGITS` logits."""
-        vocabulary = len(self.objective.tokenizer)
-        batches: list[list[int]] = []
-        slots = 0
-        for i in sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids)):
-            slots = max(slots, len(samples[i].positions))
-            full = not batches or len(batches[-1]) == self.batch_size
-            if full or (len(batches[-1]) + 1) * slots * vocabulary > LOGITS:
-                batches.append([])
-                slots = len(samples[i].positions)
-            batches[-1].append(i)
-        return batches
+        """Group samples into batches of at most `batch_size` rows and `LOGITS` logits."""
+        widths = [len(sample.positions) for sample in samples]
+        most = max(LOGITS // self.objective.width, 1)
+        return batched([sample.cost for sample in samples], self.batch_size, widths=widths, most=most)
 
     def measure(self, strength: float) -> StrengthPoint:
         """One point of the curve. The model's strength is restored, bit for bit.
@@ -347,15 +328,13 @@ class StrengthProbe:
         return sum(e for e in (up.effect, down.effect) if e is not None)
 
 
-def _scored_samples(objective: Objective, texts: Sequence[str], seed: int, tokens: int) -> list[_Scored]:
-    """At least `tokens` tokens to score, if the texts have them: masked texts are masked again elsewhere until it is so."""
-    rng = random.Random(seed)
-    draws = min(_MOST_DRAWS, 1 + tokens // max(len(texts), 1))  # a draw has a token of each text, or more
-    numbers = {text: number for number, text in enumerate(texts)}  # a text that is there twice is one text
-    drawn = [(numbers[text], objective.scored_text(text, rng, draws)) for text in texts]
-    samples: list[_Scored] = []
-    for draw in range(draws):
-        samples += [_Scored(number, of[draw]) for number, of in drawn if draw < len(of)]
-        if sum(len(s.slots.positions) for s in samples) >= tokens:
-            break
-    return samples
+def _padded(outputs: Sequence[Sequence[Sequence[tuple[int, ...]]]]) -> Tensor:
+    """Make [B, C, W, K] of lists of unequal length, filled up with −1."""
+    count = max(len(of_class) for row in outputs for of_class in row)
+    length = max(len(ids) for row in outputs for of_class in row for ids in of_class)
+    found = torch.full((len(outputs), len(outputs[0]), count, length), -1)
+    for b, row in enumerate(outputs):
+        for c, of_class in enumerate(row):
+            for w, ids in enumerate(of_class):
+                found[b, c, w, : len(ids)] = torch.tensor(ids)
+    return found

@@ -89,6 +89,8 @@ class EncoderReport:
         outputs: the figures by word, most frequent first.
         held_out: the report on the rows whose word no training row had; `None` if there are none.
         encodings: some of the encoded slots, with what fills them.
+        reads: "input": h is positive where the output that stands in the input is of the first class, and a row is counted
+            for that class. "source", in reports of version 0.1: the same by the output that gives the source gradient.
     """
 
     correlation: float | None
@@ -108,6 +110,7 @@ class EncoderReport:
     outputs: dict[str, OutputReport] = field(default_factory=dict, metadata={"formerly": "fillers"})
     held_out: EncoderReport | None = None
     encodings: list[Encoding] = field(default_factory=list, metadata={"formerly": "samples"})
+    reads: str = "source"
 
 
 @dataclass(frozen=True)

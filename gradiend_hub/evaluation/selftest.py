@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from gradiend_hub.artifact.fingerprint import BaseModelRelation
 from gradiend_hub.artifact.probes import STRENGTHS, TOLERANCES, Probes, content_digests
 from gradiend_hub.base_model import original_parameters
 from gradiend_hub.data import Row, read_rows, require_classes
+from gradiend_hub.encoding import reading_sign
 from gradiend_hub.errors import ArtifactError, DataError
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, make_objective
@@ -54,27 +56,44 @@ def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], 
     """Measure a few rows and write `gradiend_probes.jsonl` into the folder of the saved direction.
 
     Args:
-        folder: where `save_pretrained` has written, and the report if there is one; their digests are taken here.
-        model: the base model with the direction.
-        rows: candidates; the first few of each class are taken, the shortest texts first.
-        objective: of the base model.
+        folder: Where `save_pretrained` has written, and the report if there is one; their digests are taken here.
+        model: The base model with the direction.
+        rows: Candidates; the first few of each class are taken, the shortest first.
+        objective: Of the base model.
     """
-    classes = {row.factual_class for row in rows}
-    chosen = [
-        row
-        for name in sorted(classes)
-        for row in sorted((r for r in rows if r.factual_class == name), key=lambda r: len(r.masked))[:ROWS_PER_CLASS]
-    ]
+    chosen: list[Row] = []
+    for name in sorted({row.factual_class for row in rows}):
+        of_class = [row for row in rows if row.factual_class == name]
+        chosen += sorted(of_class, key=lambda row: len(objective.show(row)))[:ROWS_PER_CLASS]
     encodings, probability = _measure(model, chosen, objective)
-    Probes(content_digests(Path(folder)), _dtype(model), probability, [asdict(row) for row in chosen], encodings).save(
-        Path(folder)
+    probes = Probes(
+        content_digests(Path(folder)),
+        _dtype(model),
+        probability,
+        [objective.record(row) for row in chosen],
+        encodings,
+        reads="input",
+        samples_sha256=_samples_digest(objective, chosen),
     )
+    probes.save(Path(folder))
+
+
+def _samples_digest(objective: Objective, rows: Sequence[Row]) -> str:
+    """Digest what the objective makes of rows, so that another tokenizer than the author's shows."""
+    digest = hashlib.sha256()
+    for row in rows:
+        example = objective.example(row)
+        for sample in (example.factual, example.alternative):
+            digest.update(sample.content())
+    return digest.hexdigest()
 
 
 def _measure(
     model: GradiendModel, rows: Sequence[Row], objective: Objective
 ) -> tuple[list[float], dict[str, dict[str, dict[str, float]]]]:
-    encodings = model.encode([asdict(row) for row in rows]).tolist() if model.direction.has_encoder else []
+    encodings: list[float] = []
+    if model.direction.has_encoder:
+        encodings = model.encode([objective.record(row) for row in rows], processing_class=objective.processor).tolist()
     probe = StrengthProbe(model, objective, rows)
     return encodings, {str(strength): probe.measure(strength).probability for strength in STRENGTHS}
 
@@ -114,13 +133,20 @@ def verify(model: GradiendModel, folder: str | Path) -> Verification:
     objective = make_objective(base, model.tokenizer, name=model.active_peft_config.objective)
     classes = require_classes(model.active_peft_config.feature_classes)
     try:
-        rows = read_rows(probes.rows, classes, what="the self-test")
+        rows = read_rows(probes.rows, classes, read=objective.read, what="the self-test")
     except DataError as error:
         raise ArtifactError(f"The self-test in {folder} is unusable. {error}") from error
+    if probes.samples_sha256 is not None:
+        mine = _samples_digest(objective, rows)
+        found_mark = "the same" if mine == probes.samples_sha256 else "others"
+        checks.append(Check("tokens of the rows", "as the author's", found_mark, mine == probes.samples_sha256))
     encodings, probability = _measure(model, rows, objective)
     encodings = encodings or [math.nan] * len(rows)
-    for row, claimed, found in zip(rows, probes.encodings, encodings, strict=bool(probes.encodings)):
-        name = f"h: {row.masked.replace('[MASK]', f'[{row.factual}]')}"
+    # the self-tests of version 0.1 hold values by the output that gives the source gradient
+    sign = reading_sign(model.active_peft_config.source) if probes.reads == "source" else 1
+    for row, value, found in zip(rows, probes.encodings, encodings, strict=bool(probes.encodings)):
+        claimed = sign * value
+        name = f"h: {objective.show(row)}"
         checks.append(_compare(name, claimed, found, tolerance))
     for strength, by_class in probes.probability.items():
         for of, wanted in by_class.items():

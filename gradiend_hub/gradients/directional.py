@@ -10,9 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 from weakref import WeakSet
 
 import torch
@@ -22,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradiend_hub.errors import first_line
-from gradiend_hub.objectives import Batch, Objective, Sample, slot_nll
+from gradiend_hub.objectives import Batch, Objective, Sample, batched, evaluating, output_nll
 from gradiend_hub.progress import progress, tell
 
 logger = logging.getLogger(__name__)
@@ -50,10 +48,9 @@ def directional_derivatives(
     _load_formulas()
     device = next(model.parameters()).device
     out = torch.empty(len(samples))
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids))  # little padding, original order kept
+    batches = batched([sample.cost for sample in samples], batch_size)
     with evaluating(model):
-        for start in progress(range(0, len(order), batch_size), "encoding", -(-len(order) // batch_size)):
-            rows = order[start : start + batch_size]
+        for rows in progress(batches, "encoding", len(batches)):
             chosen = [samples[i] for i in rows]
             if model not in _without_formula:
                 try:
@@ -116,16 +113,4 @@ class _SlotLoss(nn.Module):
         self.objective = objective
 
     def forward(self, slots: Batch) -> Tensor:
-        return slot_nll(self.objective.log_probs(self.model, slots), slots.labels)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, every module is in eval mode (no dropout); afterwards each is as it was."""
-    modes: dict[Any, bool] = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        return output_nll(self.objective.log_probs(self.model, slots), slots.labels)

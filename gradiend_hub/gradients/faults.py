@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from gradiend_hub.errors import TrainingError
-from gradiend_hub.objectives import Batch, Example, Objective, PairBatch
-from gradiend_hub.objectives.base import IGNORED
+from gradiend_hub.objectives import Example, Objective, PairBatch
 
 from .pairs import GradientReader, NotFiniteError, read_pair
 
@@ -48,8 +47,8 @@ class SkippedRows:
         Raises:
             TrainingError: more rows than allowed are unusable, or a gradient is zero everywhere.
         """
-        while len(batch.factual.labels):
-            self.used = len(batch.factual.labels)
+        while len(batch):
+            self.used = len(batch)
             try:
                 return read_pair(reader, objective, batch, source=source, target=target)
             except NotFiniteError as error:
@@ -60,7 +59,7 @@ class SkippedRows:
                     raise
             for row in bad:
                 self._skip(_describe(objective, batch, row), reason)
-            batch = select_rows(batch, [i for i in range(len(batch.factual.labels)) if i not in bad])
+            batch = batch.select([i for i in range(len(batch)) if i not in bad])
         return None
 
     def skip(self, objective: Objective, example: Example, reason: str = "its loss is not finite") -> None:
@@ -101,9 +100,9 @@ def _bad_gradients(
     reader: GradientReader, objective: Objective, batch: PairBatch, source: str, target: str
 ) -> tuple[int, ...]:
     bad = []
-    for row in range(len(batch.factual.labels)):
+    for row in range(len(batch)):
         try:
-            read_pair(reader, objective, select_rows(batch, [row]), source=source, target=target)
+            read_pair(reader, objective, batch.select([row]), source=source, target=target)
         except NotFiniteError:
             bad.append(row)
         except TrainingError:
@@ -111,26 +110,8 @@ def _bad_gradients(
     return tuple(bad)
 
 
-def select_rows(batch: PairBatch, rows: Sequence[int]) -> PairBatch:
-    """Some rows of a batch, padded as before."""
-
-    def of(slots: Batch) -> Batch:
-        chosen = list(rows)
-        return Batch({k: v[chosen] for k, v in slots.inputs.items()}, slots.positions[chosen], slots.labels[chosen])
-
-    factual, alternative = of(batch.factual), of(batch.alternative)
-    if batch.shared:
-        alternative = Batch(factual.inputs, factual.positions, alternative.labels)
-    return PairBatch(factual, alternative)
-
-
 def _describe(objective: Objective, batch: PairBatch, row: int) -> str:
-    """The text of a row as the model reads it, and the tokens of its slots."""
-
-    def words(ids: Tensor) -> str:
-        return repr(objective.tokenizer.decode(ids.tolist()))
-
-    slots = batch.factual
-    text = words(slots.inputs["input_ids"][row][slots.inputs["attention_mask"][row].bool()])
-    factual, alternative = (s.labels[row][s.labels[row] != IGNORED] for s in (slots, batch.alternative))
-    return f"{text} with {words(factual)} or {words(alternative)}"
+    """Return the input of a row as text, and its two outputs."""
+    text, factual = objective.describe(batch.factual.samples[row])
+    _, alternative = objective.describe(batch.alternative.samples[row])
+    return f"{text!r} with {factual!r} or {alternative!r}"

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from gradiend_hub.errors import DataError, TrainingError
-from gradiend_hub.objectives import Batch, Objective
-from gradiend_hub.objectives.base import IGNORED
+from gradiend_hub.objectives import IGNORED, Batch, Objective, batched
 from gradiend_hub.progress import progress
 
 from .pairs import GradientReader
@@ -43,24 +42,24 @@ def diagonal_fisher(
     Raises:
         DataError: no text has a token that is scored.
     """
-    rng = random.Random(seed)
     device = next(iter(reader.scope.parameters.values())).device
     generator = torch.Generator(device).manual_seed(seed)
-    samples = [sample for _ in range(draws) for text in texts for sample in objective.scored_text(text, rng)]
+    rng = random.Random(seed)
+    samples = [sample for _ in range(draws) for text in texts for sample in objective.quality_samples(text, rng)]
     if not samples:
         raise DataError(
             f"None of the {len(texts)} neutral texts has a token to score, so there is no Fisher information."
         )
-    samples.sort(key=lambda sample: len(sample.input_ids))
     total, tokens = torch.zeros(reader.scope.size, device=device), 0
     unusable: set[str] = set()
-    for start in progress(range(0, len(samples), batch_size), "Fisher information", -(-len(samples) // batch_size)):
-        chosen = samples[start : start + batch_size]
+    batches = batched([sample.cost for sample in samples], batch_size)
+    for rows in progress(batches, "Fisher information", len(batches)):
+        chosen = [samples[i] for i in rows]
         slots = objective.collate(chosen).to(device)
         loss = _sampled_loss(reader, objective, slots, generator)
         while isinstance(loss, list):
             for i in loss:
-                _leave_out(objective.tokenizer.decode(chosen[i].input_ids), unusable, len(texts))
+                _leave_out(objective.describe(chosen[i])[0], unusable, len(texts))
             chosen = [sample for i, sample in enumerate(chosen) if i not in loss]
             if not chosen:
                 break

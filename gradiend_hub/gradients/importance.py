@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.errors import ConfigError, TrainingError
-from gradiend_hub.objectives import Example, Objective
+from gradiend_hub.objectives import Example, Objective, batched
 from gradiend_hub.progress import progress
 from gradiend_hub.scope import Scope
 
@@ -116,8 +116,10 @@ def importance(
     skipped, usable = skipped or SkippedRows(len(examples)), list(labels)
     while True:
         weights = _stratified(usable, samples)
-        rows = sorted(weights, key=lambda i: (examples[i].length, i))  # little padding
-        batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size if measure == "mean" else 1)]
+        chosen = sorted(weights)
+        groups = batched([examples[i].cost for i in chosen], batch_size if measure == "mean" else 1)
+        batches = [[chosen[place] for place in group] for group in groups]
+        rows = [i for batch in batches for i in batch]
         try:
             if measure == "mean":
                 total = reader.zeros()

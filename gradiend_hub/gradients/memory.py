@@ -17,7 +17,6 @@ from gradiend_hub.errors import TrainingError
 from gradiend_hub.objectives import Objective, PairBatch
 from gradiend_hub.scope import BLOCK, Scope
 
-from .faults import select_rows
 from .pairs import GradientReader, read_pair
 
 _TIMED_STEPS = 2
@@ -170,11 +169,11 @@ def _working_bytes(reader: GradientReader, objective: Objective, batch: PairBatc
     for layer in recomputed:
         layer.training = False
     try:
-        row = activation_bytes(reader, objective, select_rows(batch, [0]))
+        row = activation_bytes(reader, objective, batch.select([0]))
     finally:
         for layer in recomputed:
             layer.training = True
-    return len(batch.factual.labels) * row // max(blocks, 1) * (2 if recomputed else 1)
+    return len(batch) * row // max(blocks, 1) * (2 if recomputed else 1)
 
 
 @contextmanager
@@ -187,12 +186,12 @@ def memory_advised(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        rows, tokens = len(batch.factual.labels), next(iter(batch.factual.inputs.values())).shape[1]
-        activations = rows * activation_bytes(reader, objective, select_rows(batch, [0]))
+        rows, cost = len(batch), max(s.cost for s in batch.factual.samples)
+        activations = rows * activation_bytes(reader, objective, batch.select([0]))
         advice = memory_advice(
             reader.scope, rows=rows, activations=activations, state_vectors=state_vectors, density=density
         )
-        raise TrainingError(f"Out of memory with {rows} rows of {tokens} tokens per gradient. {advice}") from error
+        raise TrainingError(f"Out of memory with {rows} rows of up to {cost} tokens per gradient. {advice}") from error
 
 
 @contextmanager

@@ -91,13 +91,14 @@ class StoreKey:
         """
         if dtype not in _TYPES:
             raise ConfigError(f"dtype of a gradient store must be one of {list(_TYPES)}, found {dtype!r}.")
-        rows = [asdict(examples[i]) for group in groups for i in group]
+        rows = [examples[i] for group in groups for i in group]
+        samples = [sample for row in rows for sample in (row.factual, row.alternative)]
         shapes = [(name, list(parameter.shape)) for name, parameter in scope.parameters.items()]
         kept = (part for n, i in scope.kept.items() for part in (n, i.long().cpu().numpy().tobytes()))
         return cls(
             base=base_digest(model),
-            objective=f"{objective.name}, at most {objective.max_length} tokens",
-            rows=f"{len(rows)} rows {_digest(map(json.dumps, rows))}",
+            objective=objective.key,
+            rows=f"{len(rows)} rows {_digest(sample.content() for sample in samples)}",
             groups=len(groups),
             composition=_digest([json.dumps([list(group) for group in groups])]),
             scope=f"{scope.summary()} {_digest([json.dumps(shapes)])}",

@@ -1,259 +1,445 @@
-"""What every objective shares: an example is an input with slots, a slot has a label, a label has a loss.
+"""The seam between data and gradients: an example is an input with labelled positions, a label has a loss.
 
-An objective knows how text becomes token ids and where the slot is; it knows nothing of encoders, decoders or solvers.
-Positions are explicit, so padding side and sequence length never decide which logits are read.
+An objective says what a record of a data set is, how its input becomes a batch of a model, where the outputs are read and
+which outputs there are. It knows nothing of encoders, decoders or solvers, and these know nothing of texts or images:
+a classifier of images is an objective with one position and as many outputs as there are labels.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from gradiend_hub.artifact.files import SLOT
+from gradiend_hub.data import Row
 from gradiend_hub.errors import DataError
 
+__all__ = [
+    "IGNORED",
+    "Answer",
+    "Batch",
+    "Example",
+    "Objective",
+    "PairBatch",
+    "QualityItem",
+    "Reading",
+    "Sample",
+    "batched",
+    "output_nll",
+]
+
 IGNORED = -100
-"""Label of a position that is not a slot."""
+"""Label of a position that is not read."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One input and its slots: the label `labels[i]` is predicted from the logits at `positions[i]`."""
+    """One input of a model: the label `labels[i]` is predicted at `positions[i]`.
 
-    input_ids: tuple[int, ...]
+    Attributes:
+        inputs: The model's arguments for this row alone, e.g. token ids as a tuple or an image as a tensor. Samples that
+            read the same logits share this very object.
+        positions: Positions that are read, [S]; an objective without positions has (0,).
+        labels: Output at each of them, [S].
+        cost: Work of a forward pass, e.g. the number of tokens: what batches are balanced by.
+    """
+
+    inputs: Mapping[str, Any]
     positions: tuple[int, ...]
     labels: tuple[int, ...]
+    cost: int
+
+    def reads_as(self, other: Sample) -> bool:
+        """Return whether both read the same logits, so that one forward pass serves them."""
+        return self.positions == other.positions and (self.inputs is other.inputs or _equal(self.inputs, other.inputs))
+
+    def content(self) -> bytes:
+        """Return everything that a gradient of the sample depends on, as bytes."""
+        parts = [json.dumps([self.positions, self.labels]).encode()]
+        for name, value in self.inputs.items():
+            data = (
+                value.cpu().contiguous().numpy().tobytes() if isinstance(value, Tensor) else json.dumps(value).encode()
+            )
+            parts += [name.encode(), data]
+        return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+
+def _equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    if first.keys() != second.keys():
+        return False
+    pairs = [(first[name], second[name]) for name in first]
+    return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs)
 
 
 @dataclass(frozen=True)
 class Example:
-    """The factual and the alternative filling of one slot. Equal inputs share one forward pass."""
+    """The factual and the alternative output of one row. Equal inputs share one forward pass."""
 
     factual: Sample
     alternative: Sample
 
     @property
-    def length(self) -> int:
-        return max(len(self.factual.input_ids), len(self.alternative.input_ids))
+    def cost(self) -> int:
+        """Work of a forward pass of the larger sample."""
+        return max(self.factual.cost, self.alternative.cost)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A padded batch: `inputs` [B, T], `positions` [B, S] and `labels` [B, S] (`IGNORED` where a row has fewer slots)."""
+    """Collated samples.
+
+    Attributes:
+        inputs: Arguments of the model by name, each [B, …].
+        positions: Positions that are read, [B, S].
+        labels: Output at each of them, [B, S]; `IGNORED` where a row has fewer.
+        samples: What the rows were made of.
+    """
 
     inputs: dict[str, Tensor]
     positions: Tensor
     labels: Tensor
+    samples: tuple[Sample, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            {k: v.to(device) for k, v in self.inputs.items()}, self.positions.to(device), self.labels.to(device)
-        )
+        """Move the tensors to a device."""
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        return Batch(inputs, self.positions.to(device), self.labels.to(device), self.samples)
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """Keep some rows, padded as before."""
+        chosen = list(rows)
+        inputs = {name: value[chosen] for name, value in self.inputs.items()}
+        samples = tuple(self.samples[i] for i in chosen) if self.samples else ()
+        return Batch(inputs, self.positions[chosen], self.labels[chosen], samples)
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Factual and alternative slots of the same rows; `shared` when both read the same logits."""
+    """Factual and alternative samples of the same rows; `shared` when both read the same logits."""
 
     factual: Batch
     alternative: Batch
 
+    def __len__(self) -> int:
+        return len(self.factual)
+
     @property
     def shared(self) -> bool:
+        """Whether one forward pass serves both."""
         return self.factual.inputs is self.alternative.inputs
 
+    def _with(self, factual: Batch, alternative: Batch) -> PairBatch:
+        if self.shared:
+            alternative = Batch(factual.inputs, factual.positions, alternative.labels, alternative.samples)
+        return PairBatch(factual, alternative)
+
     def to(self, device: torch.device) -> PairBatch:
-        factual = self.factual.to(device)
-        if not self.shared:
-            return PairBatch(factual, self.alternative.to(device))
-        return PairBatch(factual, Batch(factual.inputs, factual.positions, self.alternative.labels.to(device)))
+        """Move the tensors to a device."""
+        return self._with(self.factual.to(device), self.alternative.to(device))
+
+    def select(self, rows: Sequence[int]) -> PairBatch:
+        """Keep some rows, padded as before."""
+        return self._with(self.factual.select(rows), self.alternative.select(rows))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One input of a row, and the outputs of each class that are read there.
+
+    Attributes:
+        sample: The input; its own labels are not read.
+        outputs: Ids of the outputs by class, each [K] for the first K positions.
+    """
+
+    sample: Sample
+    outputs: list[list[tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class QualityItem:
+    """A sample on which an edit should change nothing.
+
+    Attributes:
+        unit: Number of the text (or image) that it is of: samples of one unit are easy or hard together.
+        sample: Input with the labels that it really has.
+    """
+
+    unit: int
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says to one input.
+
+    Attributes:
+        outputs: Likeliest outputs at the position that is asked for, with their probabilities.
+        continuation: Text that a generating model goes on with; `None` for others.
+    """
+
+    outputs: list[tuple[str, float]]
+    continuation: str | None = None
+
+
+def batched(
+    costs: Sequence[int], size: int, *, widths: Sequence[int] | None = None, most: int | None = None
+) -> list[list[int]]:
+    """Group items of about equal cost into batches, cheap ones first.
+
+    Args:
+        costs: Cost of each item; within a batch all are padded to the largest.
+        size: Most items in a batch.
+        widths: Numbers of positions that are read of each item, if `most` is given.
+        most: Most positions in a batch, counted as items times the largest width.
+
+    Returns:
+        Indices of the items by batch.
+    """
+    batches: list[list[int]] = []
+    width = 0
+    for i in sorted(range(len(costs)), key=lambda i: costs[i]):
+        own = 0 if widths is None else widths[i]
+        width = max(width, own)
+        full = not batches or len(batches[-1]) == size
+        if full or (most is not None and (len(batches[-1]) + 1) * width > most):
+            batches.append([])
+            width = own
+        batches[-1].append(i)
+    return batches
 
 
 class Objective(ABC):
-    """How a row of text becomes a slot with two losses.
+    """Turns rows into batches with labelled positions, and reads a model's outputs there.
+
+    Subclass it for a task of your own, and make it known with `register_objective`.
 
     Args:
-        tokenizer: the base model's tokenizer.
-        max_length: longest input in tokens; defaults to what tokenizer and model allow.
-        name_or_path: how messages call the base model.
+        processor: What prepares inputs: the base model's tokenizer or image processor; `None` if nothing is needed.
+        name_or_path: How messages call the base model.
     """
 
-    name: str
+    name: ClassVar[str]
+    """What configurations call it."""
 
-    def __init__(self, tokenizer: Any, *, max_length: int | None = None, name_or_path: str = "the base model") -> None:
-        self.tokenizer = tokenizer
+    task: ClassVar[str]
+    """The Hub's name for what such models do, e.g. "fill-mask"."""
+
+    auto_class: ClassVar[Any]
+    """The transformers class that loads such models, e.g. `AutoModelForMaskedLM`."""
+
+    quality_name: ClassVar[str] = "quality"
+    """How cards call the base model's loss relative to the edited model's."""
+
+    def __init__(self, processor: Any, *, name_or_path: str = "the base model") -> None:
+        self.processor = processor
         self.name_or_path = name_or_path
-        self.max_length = max_length or min(int(tokenizer.model_max_length), 1_000_000)
-        self.pad_token_id = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        )
 
-    # -- what an objective must say ---------------------------------------------------------------------------------
+    # -- which models, which data -----------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, architecture: str, config: Any) -> bool:
+        """Return whether a model class of that name, with that configuration, has the head for this objective."""
+
+    @classmethod
+    def of_model(cls, model: nn.Module, processor: Any, *, max_length: int | None = None) -> Objective:
+        """Make the objective of a model; raises `BaseModelError` if the model is not of the kind."""
+        del max_length  # only texts have a length
+        config = getattr(model, "config", None)
+        return cls(processor, name_or_path=getattr(config, "name_or_path", "") or type(model).__name__)
+
+    @classmethod
+    def load_processor(cls, name_or_path: str, **hub: Any) -> Any:
+        """Load what prepares a model's inputs; `None` if nothing is needed."""
+        return None
+
+    @property
+    def key(self) -> str:
+        """Everything that decides what a row's gradient is, beside weights and samples."""
+        return self.name
 
     @abstractmethod
-    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[Sample]:
-        """The slot of `masked`, filled with each of some words' token ids: one input per word, one slot per token.
-
-        Words of equally many tokens share a masked model's input; words of one token share a causal model's, too.
-        Raises `DataError` when the row has no usable slot.
-        """
+    def read(self, record: Mapping[str, Any]) -> Row:
+        """Make a row of a record of a data set. Raises `DataError` without the number of the record."""
 
     @abstractmethod
-    def neutral_example(self, text: str, rng: random.Random) -> Example | None:
-        """One random real token of `text` as a slot whose factual and alternative filler are that token itself."""
+    def record(self, row: Any) -> dict[str, Any]:
+        """Return the record of JSON values that `read` makes this row of."""
+
+    # -- rows and neutral items as samples ----------------------------------------------------------------------------
 
     @abstractmethod
-    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[Sample]:
-        """The tokens of `text` on which the language-modelling score is read; special tokens are never among them.
-
-        Up to `draws` inputs that share no scored token: a causal model scores all tokens in the first one.
-        """
-
-    # -- what follows from it ---------------------------------------------------------------------------------------
-
-    def tokenize(self, masked: str, factual: str, alternative: str) -> Example:
-        """Tokenise one row. Raises `DataError` when the row has no usable slot or a filler is unknown."""
-        fillers = [self.filler_tokens(masked, filler) for filler in (factual, alternative)]
-        return Example(*self.slots(masked, fillers))
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Pad to the longest sample (to the right; positions are explicit)."""
-        tokens, slots = max(len(s.input_ids) for s in samples), max(len(s.positions) for s in samples)
-
-        def pad(values: tuple[int, ...], size: int, fill: int) -> list[int]:
-            return [*values, *[fill] * (size - len(values))]
-
-        return Batch(
-            inputs={
-                "input_ids": torch.tensor([pad(s.input_ids, tokens, self.pad_token_id) for s in samples]),
-                "attention_mask": torch.tensor([pad((1,) * len(s.input_ids), tokens, 0) for s in samples]),
-            },
-            positions=torch.tensor([pad(s.positions, slots, 0) for s in samples]),
-            labels=torch.tensor([pad(s.labels, slots, IGNORED) for s in samples]),
-        )
-
-    def collate_pairs(self, examples: Sequence[Example]) -> PairBatch:
-        factual = self.collate([e.factual for e in examples])
-        if any(
-            e.factual.input_ids != e.alternative.input_ids or e.factual.positions != e.alternative.positions
-            for e in examples
-        ):
-            return PairBatch(factual, self.collate([e.alternative for e in examples]))
-        labels = self.collate([e.alternative for e in examples]).labels
-        return PairBatch(factual, Batch(factual.inputs, factual.positions, labels))
-
-    def log_probs(self, model: nn.Module, slots: Batch) -> Tensor:
-        """Log-probabilities of the whole vocabulary at the slots only: [B, S, V], fp32 or wider."""
-        return slot_logits(model, slots).log_softmax(-1)
-
-    def losses(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """−log P of the factual and of the alternative filling, each [B]; one forward when inputs are equal."""
-        factual = self.log_probs(model, batch.factual)
-        alternative = factual if batch.shared else self.log_probs(model, batch.alternative)
-        return slot_nll(factual, batch.factual.labels), slot_nll(alternative, batch.alternative.labels)
-
-    # -- shared by the text objectives ------------------------------------------------------------------------------
-
-    def split_at_slot(self, masked: str) -> tuple[str, str]:
-        before, found, after = masked.partition(SLOT)
-        if not found or SLOT in after:
-            raise DataError(
-                f"{'No' if not found else 'More than one'} slot: expected exactly one {SLOT} in {masked!r}."
-            )
-        return before, after
-
-    def filler_tokens(self, masked: str, filler: str) -> tuple[int, ...]:
-        """Ids of `filler` at the slot of `masked`: the tokens that it adds to the text on the left.
-
-        Only the tokenizer knows whether that is " he", "▁he", "he" or "##he", and how many tokens it takes.
+    def sample(self, row: Any, output: Any) -> Sample:
+        """Return the input of a row with the ids of one output, by its name, as labels.
 
         Raises:
-            DataError: the text on the left and the filler share a token, or the tokenizer does not know the filler.
+            DataError: The row has no place for it, or the output is unknown.
         """
-        before, _ = self.split_at_slot(masked)
-        prefix = before.rstrip()
-        ids = self.text_ids(prefix)
-        full = self.text_ids(prefix + (" " if before[len(prefix) :] else "") + filler)
-        if full[: len(ids)] != ids:
-            raise DataError(
-                f"The tokenizer of {self.name_or_path} merges the end of the prefix with {filler!r}, so the filler has "
-                f"no token of its own here. Put a space before the slot: {masked[:80]!r}."
-            )
-        found = tuple(full[len(ids) :])
-        unknown = self.tokenizer.unk_token_id
-        if not found or (unknown is not None and unknown in found):
-            raise DataError(
-                f"The filler {filler!r} is unknown to the tokenizer of {self.name_or_path}. Choose another filler or a "
-                "base model whose vocabulary can write it."
-            )
+
+    def samples(self, row: Any, outputs: Sequence[Any]) -> list[Sample]:
+        """Return a sample for each of some outputs; those that read the same logits share their inputs."""
+        found: list[Sample] = []
+        for output in outputs:
+            sample = self.sample(row, output)
+            twin = next((s for s in found if s.inputs is not sample.inputs and _equal(s.inputs, sample.inputs)), None)
+            found.append(sample if twin is None else Sample(twin.inputs, sample.positions, sample.labels, sample.cost))
         return found
 
-    def text_ids(self, text: str) -> list[int]:
-        """Token ids without special tokens, however long the text is."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text else []
-        return ids
+    def example(self, row: Any) -> Example:
+        """Return the factual and the alternative sample of a row."""
+        return Example(*self.samples(row, (row.factual, row.alternative)))
+
+    def outputs(self, row: Any, name: Any) -> tuple[int, ...]:
+        """Return the ids of an output, by its name, at the row's position."""
+        return self.sample(row, name).labels
+
+    def spelling(self, row: Any, classes: Mapping[str, Sequence[Any]]) -> Callable[[Any], Any]:
+        """Return what writes the classes' outputs as the row has its own, e.g. with a capital at a sentence's beginning."""
+        return lambda output: output
+
+    def readings(self, row: Any, classes: Mapping[str, Sequence[Any]]) -> list[Reading]:
+        """Return the inputs in which the outputs of the classes are read, with their ids.
+
+        Args:
+            row: The row.
+            classes: Names of outputs by class, as in `GradiendConfig.fillers`.
+
+        Raises:
+            DataError: An output cannot be read at this row.
+        """
+        if not classes:
+            raise DataError("The direction's config names no fillers, so class probabilities cannot be read.")
+        written = self.spelling(row, classes)
+        named = list(dict.fromkeys((of, written(o)) for of, names in enumerate(classes.values()) for o in names))
+        readings: list[Reading] = []
+        for (of, _), sample in zip(named, self.samples(row, [output for _, output in named]), strict=True):
+            reading = next((r for r in readings if r.sample.reads_as(sample)), None)
+            if reading is None:
+                reading = Reading(sample, [[] for _ in classes])
+                readings.append(reading)
+            if sample.labels not in reading.outputs[of]:
+                reading.outputs[of].append(sample.labels)
+        return readings
+
+    def read_neutral(self, record: Mapping[str, Any]) -> Any:
+        """Make an item without the feature of a record: by default a text in the column `text`."""
+        text = record.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"expected a non-empty text in column 'text', found {text!r}.")
+        return text
+
+    @abstractmethod
+    def neutral_example(self, item: Any, rng: random.Random) -> Example | None:
+        """Return one random real output of a neutral item as factual and alternative; `None` if it has none."""
+
+    def other_example(self, row: Any, rng: random.Random, avoid: Sequence[Any] = ()) -> Example | None:
+        """Return another real output of a row's input, which is none of `avoid`; `None` if there is none."""
+        return None
+
+    @abstractmethod
+    def quality_samples(self, item: Any, rng: random.Random, draws: int = 1) -> list[Sample]:
+        """Return up to `draws` samples of a neutral item that share no output: what an edit should leave as it is."""
+
+    def quality_items(self, neutral: Sequence[Any], *, labels: int, draws: int = 1, seed: int = 0) -> list[QualityItem]:
+        """Return samples of neutral items with at least `labels` outputs in all, if they have as many.
+
+        Args:
+            neutral: Items as `read_neutral` makes them; one that is there twice is one unit.
+            labels: Outputs that are wanted. Each item is drawn from again until there are as many.
+            draws: Most times that an item is drawn from.
+            seed: Decides which outputs are drawn.
+        """
+        rng = random.Random(seed)
+        units = {item: number for number, item in enumerate(neutral)} if neutral else {}
+        drawn = [(units[item], self.quality_samples(item, rng, draws)) for item in neutral]
+        items: list[QualityItem] = []
+        for draw in range(draws):
+            items += [QualityItem(unit, samples[draw]) for unit, samples in drawn if draw < len(samples)]
+            if sum(len(item.sample.labels) for item in items) >= labels:
+                break
+        return items
+
+    # -- batches and losses -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Make a batch of samples."""
+
+    def collate_pairs(self, examples: Sequence[Example]) -> PairBatch:
+        """Make a batch of examples, shared if every factual sample reads as its alternative."""
+        factual = self.collate([e.factual for e in examples])
+        alternative = [e.alternative for e in examples]
+        if not all(e.factual.reads_as(e.alternative) for e in examples):
+            return PairBatch(factual, self.collate(alternative))
+        width = factual.labels.shape[1]
+        labels = torch.tensor([[*s.labels, *[IGNORED] * (width - len(s.labels))] for s in alternative])
+        return PairBatch(factual, Batch(factual.inputs, factual.positions, labels, tuple(alternative)))
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Number of outputs V."""
+
+    @abstractmethod
+    def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return log-probabilities of all outputs at the positions that are read: [B, S, V], fp32 or wider."""
+
+    def losses(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Return −log P of the factual and of the alternative output, each [B]; one forward when inputs are equal."""
+        factual = self.log_probs(model, batch.factual)
+        alternative = factual if batch.shared else self.log_probs(model, batch.alternative)
+        return output_nll(factual, batch.factual.labels), output_nll(alternative, batch.alternative.labels)
+
+    # -- for people -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def describe(self, sample: Sample) -> tuple[str, str]:
+        """Return the input of a sample as text, with `[MASK]` where the output is read, and its output."""
+
+    @abstractmethod
+    def show(self, row: Any) -> str:
+        """Return a row as one line of text, its factual output marked."""
+
+    def prompts(self, rows: Sequence[Any]) -> list[Any]:
+        """Return a few inputs of each class that show what a model says; none where there is nothing to show."""
+        return []
+
+    def complete(
+        self, model: nn.Module, inputs: Sequence[Any], *, top: int = 5, tokens: int = 16, hints: Sequence[str] = ()
+    ) -> list[Answer]:
+        """Return what the model says to each of some inputs, as it is now.
+
+        Args:
+            model: The base model, edited or not.
+            inputs: Inputs as a user writes them, or as `prompts` returns them.
+            top: Number of likeliest outputs.
+            tokens: Length of a continuation.
+            hints: Outputs that are known to fit, e.g. the words of the classes.
+        """
+        raise DataError(f"The objective {self.name!r} has nothing to complete.")
 
 
-def slot_nll(log_probs: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each row's word: the sum over its slots. log_probs: [B, S, V], labels: [B, S] → [B].
+def output_nll(log_probs: Tensor, labels: Tensor) -> Tensor:
+    """Return the negative log-likelihood of each row's output: the sum over its positions.
 
-    The sum, not the mean: it is −log P(word), so that a class's gradient is that of its words' log-likelihood and does
+    The sum, not the mean: it is −log P(output), so that a class's gradient is that of its outputs' log-likelihood and does
     not depend on how finely a tokenizer happens to cut them.
+
+    Args:
+        log_probs: [B, S, V].
+        labels: [B, S].
+
+    Returns:
+        [B].
     """
     nll = -log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return (nll * (labels != IGNORED)).sum(-1)
-
-
-def slot_logits(model: nn.Module, slots: Batch) -> Tensor:
-    """Logits at the slots: [B, S, V] in fp32. The vocabulary head sees the slots only, never the whole sequence."""
-    backbone = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
-    if not isinstance(backbone, nn.Module) or backbone is model:
-        return _widen(_at(_logits(model(**slots.inputs)), slots.positions))
-    with _only_slots_leave(backbone, slots.positions) as calls:
-        logits = _logits(model(**slots.inputs))
-    # OPT reads the decoder within its backbone, past the backbone itself: its logits are those of every position
-    return _widen(logits if calls else _at(logits, slots.positions))
-
-
-def _logits(output: Any) -> Tensor:
-    """Vocabulary logits; models "for pre-training" have a second head and call them otherwise."""
-    logits: Tensor = output.logits if "logits" in output else output.prediction_logits
-    return logits
-
-
-def _widen(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _at(sequence: Tensor, positions: Tensor) -> Tensor:
-    """Rows of [B, T, H] at [B, S] → [B, S, H]."""
-    return sequence.gather(1, positions.to(sequence.device).unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
-
-
-@contextmanager
-def _only_slots_leave(backbone: nn.Module, positions: Tensor) -> Iterator[list[nn.Module]]:
-    """Inside, the backbone's last hidden state holds the slots only, so whatever head follows does no other work.
-
-    Yields the list of calls that this happened in.
-    """
-    calls: list[nn.Module] = []
-
-    def keep_slots(module: nn.Module, _args: Any, output: Any) -> Any:
-        calls.append(module)
-        hidden = _at(output[0], positions)
-        if isinstance(output, Mapping):  # transformers' ModelOutput; written to a copy, callers may keep the original
-            return type(output)(**{**output, "last_hidden_state": hidden})
-        return (hidden, *output[1:])
-
-    handle = backbone.register_forward_hook(keep_slots)
-    try:
-        yield calls
-    finally:
-        handle.remove()

@@ -1,24 +1,26 @@
-"""Examples of rows and of neutral text."""
+"""Examples of rows and of neutral items."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import Row
 from gradiend_hub.errors import DataError
 
 from .base import Example, Objective
 
+__all__ = ["examples_of", "neutral_examples", "other_examples", "require_readable"]
 
-def tokenize_rows(objective: Objective, rows: Sequence[Row], *, what: str = "dataset") -> list[Example]:
-    """Tokenise every row; if some cannot be, one error names the first and counts them all."""
+
+def examples_of(objective: Objective, rows: Sequence[Row], *, what: str = "dataset") -> list[Example]:
+    """Make an example of every row; if some cannot be, one error names the first and counts them all."""
     examples: list[Example] = []
     problems: list[str] = []
     for number, row in enumerate(rows):
         try:
-            examples.append(objective.tokenize(row.masked, row.factual, row.alternative))
+            examples.append(objective.example(row))
         except DataError as error:
             problems.append(f"row {number}: {error}")
     if problems:
@@ -26,20 +28,45 @@ def tokenize_rows(objective: Objective, rows: Sequence[Row], *, what: str = "dat
     return examples
 
 
-def neutral_examples(objective: Objective, texts: Sequence[str], *, seed: int = 0) -> list[Example]:
-    """One random real token of each text as a slot that is filled with that token itself."""
+def neutral_examples(objective: Objective, items: Sequence[Any], *, seed: int = 0) -> list[Example]:
+    """Draw one real output of each neutral item as an example of itself; items without any are left out."""
     rng = random.Random(seed)
-    return [e for e in (objective.neutral_example(text, rng) for text in texts) if e is not None]
+    return [e for e in (objective.neutral_example(item, rng) for item in items) if e is not None]
 
 
-def other_examples(objective: Objective, rows: Sequence[Row], *, seed: int = 0) -> list[Example]:
-    """One random token of each row's text that is no filler's, as a slot that is filled with that token itself."""
+def other_examples(
+    objective: Objective, rows: Sequence[Row], fillers: Mapping[str, Sequence[Any]] | None = None, *, seed: int = 0
+) -> list[Example]:
+    """Draw one real output of each row's input that is none of the classes'; rows without any are left out."""
     rng = random.Random(seed)
-    words = {(row.masked, word) for row in rows for word in (row.factual, row.alternative)}
-    fillers = {token for masked, word in words for token in objective.filler_tokens(masked, word)}
-    found: list[Example] = []
-    for row in rows:
-        text = row.masked.replace(SLOT, row.factual)
-        tries = (objective.neutral_example(text, rng) for _ in range(8))
-        found += [e for e in tries if e is not None and e.factual.labels[0] not in fillers][:1]
-    return found
+    words = [word for of_class in (fillers or {}).values() for word in of_class]
+    words += dict.fromkeys(word for row in rows for word in (row.factual, row.alternative))
+    return [e for e in (objective.other_example(row, rng, words) for row in rows) if e is not None]
+
+
+def require_readable(
+    objective: Objective, rows: Sequence[Row], fillers: Mapping[str, Sequence[Any]] | None, *, what: str = "the data"
+) -> None:
+    """Find out before training what the strength curve needs: every output of the classes can be read at every row.
+
+    Args:
+        objective: Of the base model.
+        rows: The rows that are going to be measured.
+        fillers: Outputs by class, as in `GradiendConfig.fillers`.
+        what: How messages call the rows.
+
+    Raises:
+        DataError: There are no outputs, or one cannot be read at some row; the first row is named and all are counted.
+    """
+    problems = []
+    for number, row in enumerate(rows):
+        try:
+            objective.readings(row, fillers or {})
+        except DataError as error:
+            problems.append(f"row {number} ({objective.show(row)[:60]!r}): {error}")
+    if problems:
+        raise DataError(
+            f"The probability of the classes cannot be read on {len(problems)} of {len(rows)} rows of {what}, because a "
+            f"word of the fillers {dict(fillers or {})} is not usable there. The first is {problems[0]} Leave these rows "
+            "out, or name other words in GradiendConfig.fillers."
+        )

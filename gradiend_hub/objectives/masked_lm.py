@@ -6,71 +6,102 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+from transformers import AutoModelForMaskedLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from gradiend_hub.data import TextRow
 from gradiend_hub.errors import BaseModelError, DataError
 
-from .base import Example, Objective, Sample
+from .base import Answer, Sample
+from .checks import Behaviour
+from .slots import Encoded, Filled, TextObjective
+
+__all__ = ["MaskedLMObjective"]
 
 MASKED_SHARE = 0.15
-"""Share of a neutral text's tokens that are masked together when the language-modelling score is read."""
+"""Share of a neutral text's tokens that are masked together when its quality is read."""
 
 
-class MaskedLMObjective(Objective):
+class MaskedLMObjective(TextObjective):
     """The slot holds one mask token for each token of its filler.
 
     Factual and alternative fillers of equally many tokens differ in their labels only and share one forward pass.
     """
 
     name = "masked_lm"
+    task = "fill-mask"
+    auto_class = AutoModelForMaskedLM
+    reads_right_context = True
 
-    def __init__(self, tokenizer: Any, **kwargs: Any) -> None:
-        super().__init__(tokenizer, **kwargs)
-        if tokenizer.mask_token_id is None:
+    def __init__(self, processor: Any, **options: Any) -> None:
+        super().__init__(processor, **options)
+        if processor.mask_token_id is None:
             raise BaseModelError(
                 f"The tokenizer of {self.name_or_path} has no mask token, which the objective 'masked_lm' needs. "
                 "Use objective='causal_lm' for a causal language model, or a masked language model as the base."
             )
 
-    def slots(self, masked: str, fillers: Sequence[Sequence[int]]) -> list[Sample]:
-        before, after = self.split_at_slot(masked)
-        # the space before the slot belongs to the filler's token, so the mask stands for both
-        mask = self.tokenizer.mask_token_id
-        ids = self.tokenizer(before.rstrip() + self.tokenizer.mask_token + after, verbose=False).input_ids
-        position = ids.index(mask)
-        longest = len(ids) - 1 + max(map(len, fillers))
-        if longest > self.max_length:
+    @classmethod
+    def fits(cls, architecture: str, config: Any) -> bool:
+        """Return whether a class has a head that fills masks; those "for pre-training" have two heads."""
+        if getattr(config, "is_encoder_decoder", False):
+            return False
+        known = architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+        return known or architecture.endswith(("ForMaskedLM", "ForPreTraining"))
+
+    @classmethod
+    def require(cls, behaviour: Behaviour, model: str) -> None:
+        """Refuse a model that reads the text before a token only: it cannot fill a mask from both sides."""
+        if not behaviour.looks_ahead:
+            raise BaseModelError(
+                f"{model} predicts each token from the text before it, so it fills no masks. Use objective='causal_lm', or "
+                "load the base with AutoModelForMaskedLM."
+            )
+
+    def slot(self, masked: str, filled: Filled, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Put a mask in the place of each token of the word."""
+        ids, positions = filled.encoded.ids, tuple(range(filled.start, filled.stop))
+        length = len(ids) - len(positions) + longest
+        if length > self.max_length:
             raise DataError(
-                f"The row has {longest} tokens and its slot is token {position}, but {self.name_or_path} reads "
+                f"The row has {length} tokens and its slot is token {filled.start}, but {self.name_or_path} reads "
                 f"{self.max_length}: truncation could cut the slot off. Shorten the text around the slot: {masked[:80]!r}."
             )
-        inputs = {n: (*ids[:position], *[mask] * n, *ids[position + 1 :]) for n in set(map(len, fillers))}
-        return [
-            Sample(inputs[len(word)], tuple(range(position, position + len(word))), tuple(word)) for word in fillers
-        ]
+        mask = self.tokenizer.mask_token_id
+        return tuple(mask if i in positions else token for i, token in enumerate(ids)), positions
 
-    def neutral_example(self, text: str, rng: random.Random) -> Example | None:
-        ids, content = self._content(text)
-        if not content:
-            return None
-        slots = self._masked(ids, [rng.choice(content)])
-        return Example(slots, slots)
+    def token_sample(self, encoded: Encoded, places: Sequence[int]) -> Sample:
+        """Mask the tokens at some places."""
+        chosen, mask = set(places), self.tokenizer.mask_token_id
+        ids = tuple(mask if i in chosen else token for i, token in enumerate(encoded.ids))
+        return Sample({"input_ids": ids}, tuple(places), tuple(encoded.ids[i] for i in places), len(ids))
 
-    def scored_text(self, text: str, rng: random.Random, draws: int = 1) -> list[Sample]:
-        ids, content = self._content(text)
-        if not content:
+    def together(self, places: Sequence[int]) -> list[Sequence[int]]:
+        """Return each place by itself: what is masked beside it would be hidden from it."""
+        return [[place] for place in places]
+
+    def quality_samples(self, item: str, rng: random.Random, draws: int = 1) -> list[Sample]:
+        """Mask 15 % of a text's tokens at a time, up to `draws` times, each time others."""
+        encoded = self.cut(self.encode(item))
+        places = self.readable(encoded)
+        if not places:
             return []
-        count = max(1, round(MASKED_SHARE * len(content)))
-        chosen = rng.sample(content, min(count * draws, len(content)))
-        return [self._masked(ids, sorted(chosen[i : i + count])) for i in range(0, len(chosen), count)]
+        count = max(1, round(MASKED_SHARE * len(places)))
+        chosen = rng.sample(places, min(count * draws, len(places)))
+        return [self.token_sample(encoded, sorted(chosen[i : i + count])) for i in range(0, len(chosen), count)]
 
-    def _content(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids cut to the longest input, and the positions that are not special tokens."""
-        encoded = self.tokenizer(
-            text, return_special_tokens_mask=True, truncation=True, max_length=self.max_length, verbose=False
-        )
-        return encoded.input_ids, [i for i, special in enumerate(encoded.special_tokens_mask) if not special]
+    def prompt(self, row: TextRow) -> str:
+        """Return the text with its slot."""
+        return row.input
 
-    def _masked(self, ids: list[int], positions: list[int]) -> Sample:
-        masked = list(ids)
-        for position in positions:
-            masked[position] = self.tokenizer.mask_token_id
-        return Sample(tuple(masked), tuple(positions), tuple(ids[p] for p in positions))
+    def complete(
+        self, model: nn.Module, inputs: Sequence[str], *, top: int = 5, tokens: int = 16, hints: Sequence[str] = ()
+    ) -> list[Answer]:
+        """Return the likeliest fillers of the slot of each text.
+
+        Raises:
+            DataError: A text has no slot, or none that a word could fill.
+        """
+        samples = [self.asked(text, hints) for text in inputs]
+        return [Answer(found) for found in self.likeliest(model, samples, top)] if samples else []

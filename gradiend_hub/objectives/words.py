@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
 
-from .base import Objective
+from .slots import TextObjective
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class FillerTokens:
         return len(self.inside) > 1 or len(self.first) > 1
 
 
-def word_tokens(objective: Objective, words: Iterable[str]) -> list[FillerTokens]:
+def word_tokens(objective: TextObjective, words: Iterable[str]) -> list[FillerTokens]:
     """The tokens of every word. Words of several tokens work, at the cost of a forward pass of their own."""
     found = []
     for word in words:
         try:
-            inside = objective.filler_tokens(f"a {SLOT}", word)
-            first = objective.filler_tokens(SLOT, word[:1].upper() + word[1:])
+            inside = objective.fill(f"a {SLOT}", word).word
+            first = objective.fill(SLOT, word[:1].upper() + word[1:]).word
         except DataError:
             found.append(FillerTokens(word, (), (), unknown=True))
             continue

@@ -104,4 +104,4 @@ class TransitionBatchSampler(Sampler[list[int]]):
     def _by_length(self, rows: list[int], window: int) -> list[int]:
         """Rows sorted by length within each window, so that batches are of about equal length."""
         windows = (rows[start : start + window] for start in range(0, len(rows), window))
-        return [row for rows in windows for row in sorted(rows, key=lambda i: self.dataset.examples[i].length)]
+        return [row for rows in windows for row in sorted(rows, key=lambda i: self.dataset.examples[i].cost)]

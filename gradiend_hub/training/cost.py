@@ -28,7 +28,7 @@ from gradiend_hub.gradients import (
 )
 from gradiend_hub.gradients.memory import format_bytes
 from gradiend_hub.gradients.store import KEY_FILE
-from gradiend_hub.objectives import tokenize_rows
+from gradiend_hub.objectives import examples_of
 from gradiend_hub.progress import tell
 from gradiend_hub.training.batches import TransitionBatchSampler
 
@@ -112,7 +112,7 @@ def predicted(
     """
     dataset, args, config = learned.data.dataset, learned.args, learned.config
     batches = list(row_sampler(learned))
-    tokens = [len(rows) * max(dataset.examples[i].length for i in rows) for rows in batches]  # padded, as they are read
+    tokens = [len(rows) * max(dataset.examples[i].cost for i in rows) for rows in batches]  # padded, as they are read
     by_tokens = sorted(zip(tokens, batches, strict=True))
     largest, mean = by_tokens[-1][1], sum(tokens) / len(tokens)
     typical = min(by_tokens, key=lambda pair: abs(pair[0] - mean))[1]
@@ -150,7 +150,7 @@ def _evaluations(learned: Learned, steps: int, steps_an_epoch: int) -> float:
         return 0.0
     some = spread(rows, args.eval_batch_size)
     tangents = learned.scope.dense_tensors(torch.ones(learned.scope.size) / learned.scope.size)
-    samples = [e.alternative for e in tokenize_rows(learned.objective, some, what="eval_dataset")]
+    samples = [e.alternative for e in examples_of(learned.objective, some, what="eval_dataset")]
     start = time.perf_counter()
     directional_derivatives(learned.base_model, learned.objective, samples, tangents, batch_size=args.eval_batch_size)
     return count * args.num_runs * (time.perf_counter() - start) * (len(rows) + CALIBRATION_ROWS) / len(some)

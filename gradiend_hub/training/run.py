@@ -13,11 +13,11 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.data import Row
-from gradiend_hub.encoding import preactivations
+from gradiend_hub.encoding import preactivations, reading_sign
 from gradiend_hub.evaluation import StrengthProbe, calibrate
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Example, Objective, tokenize_rows
+from gradiend_hub.objectives import Example, Objective, examples_of
 from gradiend_hub.progress import counted
 from gradiend_hub.solvers import ClassMeans, SeedReport, Solution, calibrated, seed_report
 from gradiend_hub.training.batches import TransitionDataset
@@ -110,9 +110,11 @@ class Learned:
 
     def encode(self, solution: Solution, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Feature values and labels of rows, each [N]."""
-        z = self.preactivations(solution, tokenize_rows(self.objective, rows, what="eval_dataset"), self.scope)
+        z = self.preactivations(solution, examples_of(self.objective, rows, what="eval_dataset"), self.scope)
         classes = self.config.feature_classes or []
-        return torch.tanh(z), torch.tensor([row.label(classes, self.config.source) for row in rows])
+        return reading_sign(self.config.source) * torch.tanh(z), torch.tensor(
+            [row.label(classes, "factual") for row in rows]
+        )
 
     def preactivations(self, solution: Solution, examples: Sequence[Example], scope: Scope) -> Tensor:
         """z of every example, [N]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,14 @@ def _arguments(learned: Learned) -> dict[str, Any]:
 def save_artifact(folder: Path, learned: Learned, direction: Direction, report: Report) -> None:
     """Write the direction, its probes, the report and what is rendered from it."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = GradiendModel.from_direction(learned.base_model, direction, learned.config)
+    model = GradiendModel.from_direction(
+        learned.base_model, direction, learned.config, processing_class=learned.objective.processor
+    )
     try:
         config = model.active_peft_config
         if report.splits:
             report.layers, report.dtype_loss = edit_account(model)
-            report.examples = [asdict(row) for row in learned.data.rows[:3]]
+            report.examples = [learned.objective.record(row) for row in learned.data.rows[:3]]
         report.save(folder)
         model.save_pretrained(folder)
         write_probes(folder, model, learned.data.eval_rows or learned.data.rows, learned.objective)

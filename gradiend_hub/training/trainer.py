@@ -13,21 +13,20 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.integrations import CodeCarbonCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.base_model import base_commit, base_name, load_base_model
-from gradiend_hub.data import Row, class_fillers, read_rows, read_texts, require_classes, require_distinct
+from gradiend_hub.data import Row, class_fillers, read_neutral, read_rows, require_classes, require_distinct
 from gradiend_hub.errors import ConfigError, HubPushError
 from gradiend_hub.evaluation import (
     EvaluationSettings,
     encoder_report,
     evaluate_direction,
     flat_encoder,
-    require_readable,
 )
 from gradiend_hub.gradients import (
     Estimate,
@@ -41,7 +40,15 @@ from gradiend_hub.gradients.memory import state_advised
 from gradiend_hub.gradients.pairs import silence
 from gradiend_hub.hub.publish import publish_folder
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Example, make_objective, objective_name, other_examples, tokenize_rows
+from gradiend_hub.objectives import (
+    Example,
+    examples_of,
+    make_objective,
+    objective_class,
+    objective_name,
+    other_examples,
+    require_readable,
+)
 from gradiend_hub.progress import shown, tell
 from gradiend_hub.solvers import (
     ClassMeans,
@@ -110,26 +117,36 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             newer = getattr(layers, "activation_checkpointing_enable", None)  # the name since transformers 5.23
             (newer or layers.gradient_checkpointing_enable)(args.gradient_checkpointing_kwargs)
         config.objective = objective_name(base, config.objective)
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(base.name_or_path)
-        self.objective = make_objective(base, tokenizer, name=config.objective, max_length=args.max_length)
+        processor = processing_class or objective_class(config.objective).load_processor(str(base.name_or_path))
+        self.objective = make_objective(base, processor, name=config.objective, max_length=args.max_length)
         config.base_model_name_or_path = config.base_model_name_or_path or base_name(base)
         config.revision = config.revision or base_commit(base)
         self.gradiend_config = config
         self.scope = Scope.dense(
             select_parameters(base, scope=config.scope, exclude=config.exclude, layers=config.layers)
         )
-        rows = self._train_rows = read_rows(train_dataset, self._classes, what="train_dataset")
+        rows = self._train_rows = read_rows(
+            train_dataset, self._classes, read=self.objective.read, what="train_dataset"
+        )
         config.fillers = config.fillers or class_fillers(rows, self._classes)
         require_distinct(config.fillers)
-        examples = tokenize_rows(self.objective, rows, what="train_dataset")
+        examples = examples_of(self.objective, rows, what="train_dataset")
         dataset = TransitionDataset(rows, examples, self._classes, config.source, self._identity_examples(rows, args))
         self._skipped = SkippedRows(len(dataset))
         with self._shown():
             self.scope = self._pruned(dataset, args)
             tell(logger, "%s", self.scope.table(base))
-        self._eval_rows = [] if eval_dataset is None else read_rows(eval_dataset, self._classes, what="eval_dataset")
-        self._texts = [] if neutral_dataset is None else read_texts(neutral_dataset)
-        self._fisher_texts = [] if neutral_train_dataset is None else read_texts(neutral_train_dataset)[:_FISHER_TEXTS]
+        self._eval_rows = (
+            []
+            if eval_dataset is None
+            else read_rows(eval_dataset, self._classes, read=self.objective.read, what="eval_dataset")
+        )
+        self._texts = [] if neutral_dataset is None else read_neutral(neutral_dataset, self.objective.read_neutral)
+        self._fisher_texts = (
+            []
+            if neutral_train_dataset is None
+            else read_neutral(neutral_train_dataset, self.objective.read_neutral)[:_FISHER_TEXTS]
+        )
         if args.decoder == "fisher" and not self._fisher_texts:
             raise ConfigError('decoder="fisher" needs neutral_train_dataset: sentences that no evaluation reads.')
         for checked in (self._eval_rows, rows[:1]):
@@ -152,7 +169,7 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def _identity_examples(self, rows: Sequence[Row], args: GradiendTrainingArguments) -> list[Example]:
         count = min(args.identity_rows, len(rows))
         chosen = [rows[i * len(rows) // count] for i in range(count)]
-        return other_examples(self.objective, chosen, seed=args.row_seed)
+        return other_examples(self.objective, chosen, self.gradiend_config.fillers, seed=args.row_seed)
 
     def _pruned(self, dataset: TransitionDataset, args: GradiendTrainingArguments) -> Scope:
         """The scope with the share of its coordinates that `density` asks for."""
@@ -325,11 +342,15 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
             Figures as `Trainer` logs them, with the prefix: `eval_correlation`, `eval_accuracy`, `eval_quality`, …
         """
         own = eval_dataset is None or eval_dataset is self.eval_dataset
-        rows = self._eval_rows if own else read_rows(eval_dataset or (), self._classes, what=metric_key_prefix)
+        rows = (
+            self._eval_rows
+            if own
+            else read_rows(eval_dataset or (), self._classes, read=self.objective.read, what=metric_key_prefix)
+        )
         if not rows:
             raise ConfigError("evaluate() needs an eval_dataset, given to the trainer or to this call.")
         start = time.perf_counter()
-        texts = self._texts if neutral_dataset is None else read_texts(neutral_dataset)
+        texts = self._texts if neutral_dataset is None else read_neutral(neutral_dataset, self.objective.read_neutral)
         with self._shown():
             figures = (
                 self._read_encoder(rows) if self.is_in_train else self._measure(rows, texts, own, metric_key_prefix)
@@ -347,7 +368,9 @@ class GradiendTrainer(Trainer):  # type: ignore[misc]
     def _measure(self, rows: Sequence[Row], texts: Sequence[str], choose_unit: bool, name: str) -> dict[str, float]:
         start = time.perf_counter()
         config = self.gradiend_config
-        model = GradiendModel.from_direction(self.base_model, self.direction, config)
+        model = GradiendModel.from_direction(
+            self.base_model, self.direction, config, processing_class=self.objective.processor
+        )
         try:
             settings = EvaluationSettings(
                 floor=self.args.quality_floor, controls=self.args.controls, batch_size=self.args.eval_batch_size,

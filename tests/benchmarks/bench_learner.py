@@ -108,7 +108,7 @@ def encoding(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
     base, objective = trainer.base_model.eval(), trainer.objective
     samples = [e.alternative for e in random.Random(0).sample(trainer.train_dataset.examples, 128 if quick else 256)]
     encoder = trainer.scope.dense_tensors(torch.randn(trainer.scope.size, generator=torch.Generator().manual_seed(0)))
-    by_length = sorted(samples, key=lambda s: len(s.input_ids))
+    by_length = sorted(samples, key=lambda s: s.cost)
     batches = [objective.collate(by_length[i : i + 64]) for i in range(0, len(by_length), 64)]
 
     works = plain_and_slots(base, objective, batches)
@@ -127,7 +127,7 @@ def encoding(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
 def padding(name: str, trainer: GradiendTrainer) -> dict[str, Any]:
     """Tokens that an epoch's batches are padded to, beside those that their rows have."""
     examples, batches = trainer.train_dataset.examples, trainer.get_train_dataloader().batch_sampler
-    lengths = [[examples[i].length for i in rows] for rows in batches]
+    lengths = [[examples[i].cost for i in rows] for rows in batches]
     padded, real = sum(len(rows) * max(rows) for rows in lengths), sum(map(sum, lengths))
     return line("tokens of an epoch, padded / real", padded / real, "×", model=name, ours=f"{padded:,}", other=f"{real:,}",
                 note="the bare passes above read the padded batches, too")  # fmt: skip

@@ -33,7 +33,7 @@ from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, read_pair, select_parameters
-from gradiend_hub.objectives import Objective, make_objective, tokenize_rows
+from gradiend_hub.objectives import Objective, examples_of, make_objective
 from gradiend_hub.solvers import Solution, make_solver
 from gradiend_hub.training.batches import TransitionBatchSampler, TransitionDataset
 from gradiend_hub.training.decoders import kindest
@@ -110,7 +110,7 @@ SPLITS = ("train", "validation", "test")
 
 def _is_token(objective: Objective, word: str) -> bool:
     try:
-        return len(objective.filler_tokens("It was said that [MASK]", word)) == 1
+        return len(objective.fill("It was said that [MASK]", word).word) == 1
     except DataError:
         return False
 
@@ -119,7 +119,7 @@ def _reads(objective: Objective, row: Row) -> bool:
     """Whether the words of the row are one token each at its slot, after at least three other words."""
     before = row.masked.split("[MASK]")[0]
     try:
-        tokens = [objective.filler_tokens(row.masked, word) for word in (row.factual, row.alternative)]
+        tokens = [objective.fill(row.masked, word).word for word in (row.factual, row.alternative)]
         return len(before.split()) >= 3 and all(len(t) == 1 for t in tokens)
     except DataError:
         return False
@@ -288,7 +288,7 @@ def bench_base(
     records = []
     for feature in islice(features(objective), count):
         rows = feature.rows["train"]
-        data = TransitionDataset(rows, tokenize_rows(objective, rows), feature.classes, "alternative")
+        data = TransitionDataset(rows, examples_of(objective, rows), feature.classes, "alternative")
         solutions = learn(base, objective, scope, data)
         config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
         learned_from = LearnedFrom(
@@ -357,7 +357,7 @@ def cost_of_runs(name: str, folder: Path, runs: int = 8) -> dict[str, Any]:
     laboratory = Laboratory.of(folder, (), 0)
     feature = next(features(laboratory.objective))
     rows = feature.rows["train"][:64]
-    data = TransitionDataset(rows, tokenize_rows(laboratory.objective, rows), feature.classes, "alternative")
+    data = TransitionDataset(rows, examples_of(laboratory.objective, rows), feature.classes, "alternative")
     chosen = next(iter(TransitionBatchSampler(data, BATCH)))
     batch = laboratory.objective.collate_pairs([data.examples[i] for i in chosen])
     generator = torch.Generator().manual_seed(0)

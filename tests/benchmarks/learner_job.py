@@ -116,7 +116,7 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def _activations(trainer: GradiendTrainer) -> float:
     """Peak growth in the bare passes over the longest batch, with gradients freed as they arrive."""
-    longest = sorted(trainer.train_dataset.examples, key=lambda e: e.length)[-trainer.args.train_batch_size :]
+    longest = sorted(trainer.train_dataset.examples, key=lambda e: e.cost)[-trainer.args.train_batch_size :]
     batch = trainer.objective.collate_pairs(longest)
     parameters = list(trainer.scope.parameters.values())
 

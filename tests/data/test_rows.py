@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gradiend_hub.data import Row, class_fillers, read_rows, read_texts, require_classes
+from gradiend_hub.data import TextRow, class_fillers, read_rows, read_texts, require_classes
 from gradiend_hub.errors import ConfigError, DataError
-from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective, neutral_examples, tokenize_rows
+from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective, examples_of, neutral_examples
 from tests.objectives.tokenizers import CORPUS, causal_tokenizer, masked_tokenizer
 
 CLASSES = ["3SG", "3PL"]
@@ -31,7 +31,7 @@ def test_rows_of_a_data_set(pronouns: Any) -> None:
     rows = read_rows(pronouns["test"], CLASSES)
     assert len(rows) == len(pronouns["test"])
     first = pronouns["test"][0]
-    assert rows[0] == Row(**{name: first[name] for name in Row.__dataclass_fields__})
+    assert rows[0] == TextRow.read(first)
     assert read_rows([record(0), record(1)], CLASSES) == read_rows(iter([record(0), record(1)]), CLASSES)
 
 
@@ -63,7 +63,7 @@ def test_label_is_of_the_class_that_gives_the_source(source: str, label: float) 
     ("records", "message"),
     [
         ([], "train_dataset has no rows"),
-        (["The [MASK] ran."], r"row 0: expected a dictionary with the columns .*found 'The \[MASK\] ran.'"),
+        (["The [MASK] ran."], r"row 0: expected a dictionary with a value by column, found 'The \[MASK\] ran.'"),
         ([{"text": "a"}], r"column \['masked', .*\] is missing. Expected the columns .*found \['text'\]"),
         ([record(0), {k: v for k, v in record(1).items() if k != "factual"}], r"column \['factual'\] is missing"),
         ([record(0), record(1, masked=None)], r"train_dataset, row 1: 'masked' must be a non-empty text, found None"),
@@ -84,21 +84,21 @@ def test_one_class_is_enough_to_encode() -> None:
     assert len(read_rows([record(0)], CLASSES, need_both=False)) == 1
 
 
-def test_tokenize_rows_names_the_first_and_counts_all() -> None:
+def test_examples_of_names_the_first_and_counts_all() -> None:
     objective = MaskedLMObjective(masked_tokenizer("word_piece"), name_or_path="tiny")
     good, bad = record(0), record(1, masked="They left.")
     long = record(1, masked="the dog " * 60 + "[MASK]")
-    assert len(tokenize_rows(objective, read_rows([good, record(1)], CLASSES))) == 2
+    assert len(examples_of(objective, read_rows([good, record(1)], CLASSES))) == 2
     with pytest.raises(
         DataError, match=r"^train: 2 of 3 rows cannot be used; the first is row 1: No slot: expected ex"
     ):
-        tokenize_rows(objective, read_rows([good, bad, long], CLASSES), what="train")
+        examples_of(objective, read_rows([good, bad, long], CLASSES), what="train")
     with pytest.raises(
         DataError, match=r"1 of 2 rows.*row 1: The row has \d+ tokens.*truncation could cut the slot off"
     ):
-        tokenize_rows(objective, read_rows([good, long], CLASSES))
+        examples_of(objective, read_rows([good, long], CLASSES))
     with pytest.raises(DataError, match=r"1 of 2 rows.*row 0: The filler 'é漢' is unknown to the tokenizer of tiny"):
-        tokenize_rows(objective, read_rows([record(0, factual="é漢"), record(1)], CLASSES))
+        examples_of(objective, read_rows([record(0, factual="é漢"), record(1)], CLASSES))
 
 
 def test_fillers_by_class_most_frequent_first() -> None:

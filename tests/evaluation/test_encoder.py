@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import AutoTokenizer
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.data import TextRow
 from gradiend_hub.encoding import preactivations
-from gradiend_hub.errors import ArtifactError, ConfigError, DataError
+from gradiend_hub.errors import ArtifactError, DataError
 from gradiend_hub.evaluation import encoder_report, flat_encoder
 from gradiend_hub.gradients import GradientReader, Scope, neutral_source, read_pair, select_parameters
 from gradiend_hub.model import GradiendModel
@@ -145,11 +147,11 @@ def test_encodings_are_the_written_formula(base: Any, pronouns: Any, source: str
         encoder = torch.cat([p.encoder for p in direction.parameters.values()])
         with GradientReader(base, scope) as reader:
             for row in rows:
-                batch = objective.collate_pairs(
-                    [objective.tokenize(*(row[c] for c in ("masked", "factual", "alternative")))]
-                )
+                batch = objective.collate_pairs([objective.example(TextRow.read(row))])
                 s, _ = read_pair(reader, objective, batch, source=source)
                 expected.append(math.tanh(float(encoder @ s) + 0.25))
+    if source == "alternative":  # a reader asks for the word that stands in the text, not for the other one
+        expected = [-h for h in expected]
     found = model.encode(rows, batch_size=4)
     assert model.strengths == {"default": 0.01}
     assert torch.equal(model.encode(rows, batch_size=4), found)
@@ -160,12 +162,35 @@ def test_encodings_are_the_written_formula(base: Any, pronouns: Any, source: str
     )  # neither silent nor saturated, so that the comparison says something
 
 
-def test_preactivations_read_the_factual_minus_the_alternative_for_diff(base: Any, pronouns: Any) -> None:
-    from transformers import AutoTokenizer
+@pytest.mark.parametrize("source", ["factual", "alternative", "diff"])
+def test_the_sign_follows_the_word_in_the_text(base: Any, source: str) -> None:
+    """An encoder that gives each row its training label is read as the class of the row's own word, whatever the source."""
+    texts = ("The boys ran home because [MASK] felt ill.", "We bought the lamp because [MASK] looked beautiful.")
+    rows = [TextRow(texts[0], "they", "it", "3PL", "3SG"), TextRow(texts[1], "it", "they", "3SG", "3PL")]
+    objective = make_objective(base, AutoTokenizer.from_pretrained(base.name_or_path))
+    scope = Scope.dense(select_parameters(base, layers="1"))
+    total = torch.zeros(scope.size)
+    with GradientReader(base, scope) as reader:
+        for row in rows:
+            s, _ = read_pair(reader, objective, objective.collate_pairs([objective.example(row)]), source=source)
+            total += row.label(CLASSES, source) * s / s.norm()
+    parts = {
+        name: ParameterDirection(tuple(scope.parameters[name].shape), values, encoder=10 * values / total.norm())
+        for name, values in scope.split(total).items()
+    }
+    model = GradiendModel.from_direction(base, Direction(parts), GradiendConfig(feature_classes=CLASSES, source=source))
+    other = TextRow(texts[0], "they", "it", "a class of its own", "3SG")  # rows of any class are read
+    plural, singular, same = model.encode([row.record() for row in (*rows, other)]).tolist()
+    model.unload()
+    assert plural < -0.05
+    assert singular > 0.05
+    assert same == pytest.approx(plural)
 
+
+def test_preactivations_read_the_factual_minus_the_alternative_for_diff(base: Any, pronouns: Any) -> None:
     objective = make_objective(base, AutoTokenizer.from_pretrained(base.name_or_path))
     row = pronouns["test"][0]
-    examples = [objective.tokenize(row["masked"], row["factual"], row["alternative"])]
+    examples = [objective.example(TextRow.read(row))]
     encoder = {n: p.dense(p.encoder) for n, p in direction_on(base).parameters.items()}
     z = {
         s: float(preactivations(base, objective, examples, encoder, 0.0, source=s))
@@ -186,8 +211,7 @@ def test_what_cannot_be_encoded(base: Any, pronouns: Any) -> None:
     for held, named, chosen, error, message in (
         (bare, config, rows, ArtifactError, "no encoder"),
         (direction, config, [], DataError, "rows has no rows"),
-        (direction, GradiendConfig(), rows, ConfigError, "must name two classes"),
-        (direction, GradiendConfig(feature_classes=["a", "b"]), rows, DataError, "unknown class '3"),
+        (direction, config, [{"masked": "x"}], DataError, r"row 0: column .* is missing"),
     ):
         model = GradiendModel.from_direction(base, held, named)
         with pytest.raises(error, match=message):

@@ -147,11 +147,11 @@ def test_what_the_data_lacks_is_named(masked_path: Any, rows: list[Row]) -> None
     assert [m.split(":")[0] for m in split.missing] == ["No rows of 3PL", "No neutral text"]
     assert (split.encoder.correlation, split.at(1.0).quality, split.break_point) == (None, None, None)
     assert model.active_peft_config.safe_band is None
-    assert split.flat().keys() == {"accuracy", "mean_3PL", "probability_3PL"}
+    assert split.flat().keys() == {"accuracy", "mean_3SG", "probability_3PL"}
     with pytest.raises(DataError, match="no rows to measure"):
         evaluate_direction(model, objective, [])
     model.unload()
-    with pytest.raises(BaseModelError, match="no language-modelling head"):
+    with pytest.raises(BaseModelError, match="no head that an objective is known for"):
         make_objective(base.bert, objective.tokenizer)
 
 

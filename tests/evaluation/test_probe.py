@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.base_model import load_base_model
-from gradiend_hub.data import Row, read_rows
+from gradiend_hub.data import Row, TextRow, read_rows
 from gradiend_hub.errors import DataError, EditError
 from gradiend_hub.evaluation import (
     EvaluationSettings,
@@ -30,14 +30,13 @@ from gradiend_hub.evaluation import (
     equalising_strength,
     evaluate_direction,
     measure_curve,
-    require_readable,
     safe_band,
 )
 from gradiend_hub.evaluation import calibration as calibration_module
 from gradiend_hub.evaluation import probe as probe_module
 from gradiend_hub.evaluation.intervals import mean_error, mean_interval
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Objective, make_objective
+from gradiend_hub.objectives import Objective, make_objective, require_readable
 
 CLASSES = ["3SG", "3PL"]
 FILLERS = {"3SG": ["he", "she", "it"], "3PL": ["they"]}
@@ -185,13 +184,15 @@ def test_a_masked_text_is_never_scored_twice_at_one_token(
     model, objective = model_of(masked)
     opened.append(model)
     samples = StrengthProbe(model, objective, rows, [*TEXTS, ""], seed=seed)._samples
-    scored = [(s.text, position) for s in samples for position in s.slots.positions]
+    scored = [(s.unit, position) for s in samples for position in s.sample.positions]
     assert len(scored) == len(set(scored)) > 20
     for sample in samples:
-        ids = objective.tokenizer(TEXTS[sample.text]).input_ids
-        assert all(ids[p] == label for p, label in zip(sample.slots.positions, sample.slots.labels, strict=True))
-        hidden = [i for i, token in enumerate(sample.slots.input_ids) if token == objective.tokenizer.mask_token_id]
-        assert hidden == list(sample.slots.positions)
+        ids = objective.tokenizer(TEXTS[sample.unit]).input_ids
+        assert all(ids[p] == label for p, label in zip(sample.sample.positions, sample.sample.labels, strict=True))
+        hidden = [
+            i for i, token in enumerate(sample.sample.inputs["input_ids"]) if token == objective.tokenizer.mask_token_id
+        ]
+        assert hidden == list(sample.sample.positions)
 
 
 def bootstrap_of_texts(texts: Any, statistic: Any, *values: Any) -> tuple[list[float], float]:
@@ -232,8 +233,8 @@ def test_intervals_on_neutral_text_are_those_of_a_bootstrap_of_texts(
     of, compared = probe._token_texts()
     assert len(of) == probe.scored and len(compared) == len(edited.kl)
     tokens = {n: sum(of == n) for n in np.unique(of)}
-    if probe._samples[0].slots.labels[1:]:  # a causal model: every token is scored
-        assert tokens == {n: len(objective.scored_text(texts[n], Random(0))[0].positions) for n in tokens}
+    if probe._samples[0].sample.labels[1:]:  # a causal model: every token is scored
+        assert tokens == {n: len(objective.quality_samples(texts[n], Random(0))[0].positions) for n in tokens}
 
     def alike(ends: list[float], expected: list[float]) -> bool:
         width = expected[1] - expected[0]
@@ -494,7 +495,7 @@ def test_evaluate_direction_uses_the_unit_that_is_there_unless_told_to_choose(
     assert (model.active_peft_config.strength_unit, used.search) == (0.25, [])
     assert [p.strength for p in used.curve] == [0.0, 1.0]
     assert used.at(1.0).strength == 1.0
-    assert used.encoder.class_means["3SG"] == pytest.approx(math.tanh(0.3))
+    assert used.encoder.class_means["3SG"] == pytest.approx(-math.tanh(0.3))  # of the other word, which is 3PL
     assert used.encoder.neutral_rows == len(TEXTS)
     settings = EvaluationSettings(strengths=(-1.0, 0.0, 1.0), floor=0.97)
     chosen = evaluate_direction(model, objective, rows, TEXTS, settings, choose_unit_for="strengthen")
@@ -589,7 +590,7 @@ def test_nan_is_named_and_never_averaged_away(masked: Any, rows: list[Row], open
     model, objective = model_of(masked)
     opened.append(model)
     probe = StrengthProbe(model, objective, rows, TEXTS)
-    token = objective.filler_tokens(rows[3].masked, "they")[0]
+    token = objective.outputs(rows[3], "they")[0]
     bias = masked.cls.predictions.bias.data
     probe.measure(0.0)
     bias[token] = math.nan
@@ -653,8 +654,8 @@ def test_words_of_several_tokens_are_read_slot_by_slot(bundled: Any, opened: lis
     opened.append(model)
     model.active_peft_config.fillers = fillers
     rows = [
-        Row("The boys were home because [MASK] left.", "unhelpful", "they", "3SG", "3PL"),
-        Row("The boys were [MASK] then.", "they", "he", "3PL", "3SG"),
+        TextRow("The boys were home because [MASK] left.", "unhelpful", "they", "3SG", "3PL"),
+        TextRow("The boys were [MASK] then.", "they", "he", "3PL", "3SG"),
     ]
     point = StrengthProbe(model, objective, rows, batch_size=3).measure(0.0)
     for row in rows:

@@ -13,7 +13,7 @@ from gradiend_hub.gradients import GradientReader, Scope, SkippedRows, prune, re
 from gradiend_hub.objectives import Example
 from tests.gradients.test_pairs import ARCHITECTURES, examples
 from tests.models import build
-from tests.objectives.support import objective, samples
+from tests.objectives.support import ids_of, objective, samples
 
 
 def whole(model: nn.Module) -> Scope:
@@ -26,8 +26,8 @@ def poisoned(rows: list[Example], *bad: int) -> nn.Module:
     with torch.no_grad():
         model.cls.predictions.decoder.weight = nn.Parameter(build("bert").cls.predictions.decoder.weight.clone())
         for i in bad:
-            others = {t for n, row in enumerate(rows) if n not in bad for t in row.factual.input_ids}
-            token = next(t for t in rows[i].factual.input_ids if t not in others)
+            others = {t for n, row in enumerate(rows) if n not in bad for t in ids_of(row.factual)}
+            token = next(t for t in ids_of(rows[i].factual) if t not in others)
             model.bert.embeddings.word_embeddings.weight[token] = float("nan")
     return model
 
@@ -43,7 +43,8 @@ def test_a_row_with_a_loss_that_is_not_finite_is_left_out(caplog: pytest.LogCapt
             assert pair is not None
             for found, wanted in zip(pair, expected, strict=True):
                 assert float((found - wanted).norm() / wanted.norm()) < 1e-5
-    ids = " ".join(map(str, rows[1].factual.input_ids))
+    slot = rows[1].factual.positions[0]
+    ids = " ".join("[MASK]" if i == slot else str(t) for i, t in enumerate(ids_of(rows[1].factual)))
     assert [r.getMessage() for r in caplog.records] == [
         f"Row left out, its loss is not finite: '{ids}' with '{rows[1].factual.labels[0]}' or "
         f"'{rows[1].alternative.labels[0]}'"
@@ -55,16 +56,16 @@ def test_a_row_with_a_loss_that_is_not_finite_is_left_out(caplog: pytest.LogCapt
 def test_a_row_whose_gradient_overflows_is_left_out(shared: bool) -> None:
     rows, how = examples(shared=shared), objective("bert")
     model = build("bert")
-    unlucky = model.bert.embeddings.word_embeddings.weight[rows[2].factual.input_ids[0]].detach().clone()
+    unlucky = model.bert.embeddings.word_embeddings.weight[ids_of(rows[2].factual)[0]].detach().clone()
 
     def overflow(_module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        hit = (inputs[0] == rows[2].factual.input_ids[0]).any(1)
+        hit = (inputs[0] == ids_of(rows[2].factual)[0]).any(1)
         if output.requires_grad:
             output.register_hook(lambda grad: torch.where(hit[:, None, None], grad * float("inf"), grad))
 
     model.bert.embeddings.word_embeddings.register_forward_hook(overflow)
     scope = Scope.dense(select_parameters(model, scope="*word_embeddings*"))
-    assert not any(rows[2].factual.input_ids[0] in r.factual.input_ids + r.alternative.input_ids for r in rows[:2])
+    assert not any(ids_of(rows[2].factual)[0] in ids_of(r.factual) + ids_of(r.alternative) for r in rows[:2])
     with GradientReader(model, scope) as reader:
         with pytest.raises(TrainingError, match="gradient is not finite"):
             read_pair(reader, how, how.collate_pairs(rows))
@@ -74,7 +75,7 @@ def test_a_row_whose_gradient_overflows_is_left_out(shared: bool) -> None:
     assert pair is not None
     assert all(float((a - b).norm() / b.norm()) < 1e-5 for a, b in zip(pair, expected, strict=True))
     assert list(skipped.rows.values()) == ["its gradient is not finite"]
-    assert torch.equal(model.bert.embeddings.word_embeddings.weight[rows[2].factual.input_ids[0]], unlucky)
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight[ids_of(rows[2].factual)[0]], unlucky)
 
 
 def test_a_batch_without_a_usable_row_is_none() -> None:

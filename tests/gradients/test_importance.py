@@ -27,7 +27,7 @@ def rows() -> list[Example]:
     examples = []
     for sample, label in zip(samples(LENGTHS, (1,) * 7), LABELS, strict=True):
         fillers = (10, 11) if label > 0 else (11, 10)
-        examples.append(Example(*(Sample(sample.input_ids, sample.positions, (f,)) for f in fillers)))
+        examples.append(Example(*(Sample(sample.inputs, sample.positions, (f,), sample.cost) for f in fillers)))
     return examples
 
 
@@ -176,8 +176,8 @@ def unreadable(*numbers: int) -> nn.Module:
     model = build("bert")
     with torch.no_grad():
         for number in numbers:
-            others = {i for n, row in enumerate(rows()) if n != number for i in row.factual.input_ids}
-            token = next(i for i in rows()[number].factual.input_ids if i not in others)
+            others = {i for n, row in enumerate(rows()) if n != number for i in row.factual.inputs["input_ids"]}
+            token = next(i for i in rows()[number].factual.inputs["input_ids"] if i not in others)
             model.bert.embeddings.word_embeddings.weight[token] = float("nan")
         model.cls.predictions.decoder.weight = nn.Parameter(build("bert").cls.predictions.decoder.weight.clone())
     return model

@@ -125,7 +125,7 @@ def test_out_of_memory_says_what_to_lower(error: Exception) -> None:
     with GradientReader(model, scope) as reader:
         with (
             pytest.raises(
-                TrainingError, match=r"Out of memory with 6 rows of 12 tokens per gradient. Use one of: "
+                TrainingError, match=r"Out of memory with 6 rows of up to 12 tokens per gradient. Use one of: "
             ) as caught,
             memory_advised(reader, objective("bert"), batch(2), state_vectors=14),
         ):

@@ -24,7 +24,7 @@ ARCHITECTURES = ("bert", "modernbert", "deberta", "gpt2", "llama_tied", "gemma2"
 def examples(*, shared: bool = True) -> list[Example]:
     factual = samples(slots=(1, 1, 2))
     other = factual if shared else samples(lengths=(5, 4, 9), slots=(1, 1, 2), seed=8)
-    alternative = [Sample(s.input_ids, s.positions, tuple(label - 1 for label in s.labels)) for s in other]
+    alternative = [Sample(s.inputs, s.positions, tuple(label - 1 for label in s.labels), s.cost) for s in other]
     return [Example(f, a) for f, a in zip(factual, alternative, strict=True)]
 
 
@@ -203,8 +203,8 @@ def test_zero_gradients_are_refused() -> None:
 def test_what_is_not_finite_is_refused() -> None:
     model, how = build("bert"), objective("bert")
     rows = examples()
-    bad_token = rows[1].factual.input_ids[0]
-    assert not any(bad_token in rows[i].factual.input_ids for i in (0, 2))
+    bad_token = rows[1].factual.inputs["input_ids"][0]
+    assert not any(bad_token in rows[i].factual.inputs["input_ids"] for i in (0, 2))
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight[bad_token] = float("nan")
         model.cls.predictions.decoder.weight = nn.Parameter(build("bert").cls.predictions.decoder.weight.clone())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -10,17 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from gradiend_hub.data import TextRow
 from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective, Objective, Sample
 from tests.models import VOCABULARY
-
-ROWS = (
-    ("The dog barked because [MASK] was hungry.", "it", "they"),
-    ("[MASK] ran home.", "They", "It"),
-    ("I saw ([MASK]) there.", "they", "it"),
-    ('"[MASK] was," he said.', "it", "they"),
-    ("the children slept because\n[MASK] left", "they", "she"),
-    ("The dog barked because  [MASK]", "they", "it"),
-)
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,6 @@ class Filled:
 
 
 def filled(tokenizer: PreTrainedTokenizerBase, masked: str, filler: str, *, after: bool = True) -> Filled:
-    masked = " ".join(masked.split())  # white space before a slot is one space to an objective
     start = masked.index("[MASK]")
     text = masked[:start] + filler + (masked[start + len("[MASK]") :] if after else "")
     encoded = tokenizer(text, return_offsets_mapping=True)
@@ -75,8 +67,24 @@ class _Ids:
     def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> Any:
         return SimpleNamespace(input_ids=[1, *map(ord, text)] if add_special_tokens else [*map(ord, text)])
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         return " ".join(map(str, ids))
+
+
+def sample_of(ids: Sequence[int], positions: Sequence[int], labels: Sequence[int]) -> Sample:
+    """A sample of these token ids."""
+    return Sample({"input_ids": tuple(ids)}, tuple(positions), tuple(labels), len(ids))
+
+
+def ids_of(sample: Sample) -> tuple[int, ...]:
+    """The token ids of a sample."""
+    ids: tuple[int, ...] = sample.inputs["input_ids"]
+    return ids
+
+
+def text_row(masked: str, factual: str, alternative: str) -> TextRow:
+    """A row of two classes."""
+    return TextRow(masked, factual, alternative, "A", "B")
 
 
 def samples(lengths: tuple[int, ...] = (7, 4, 12), slots: tuple[int, ...] = (1, 1, 1), seed: int = 3) -> list[Sample]:
@@ -87,11 +95,11 @@ def samples(lengths: tuple[int, ...] = (7, 4, 12), slots: tuple[int, ...] = (1, 
         ids = torch.randint(5, VOCABULARY, (length,), generator=generator).tolist()
         positions = sorted(torch.randperm(length, generator=generator)[:count].tolist())
         labels = torch.randint(5, VOCABULARY, (count,), generator=generator).tolist()
-        made.append(Sample(tuple(ids), tuple(positions), tuple(labels)))
+        made.append(sample_of(ids, positions, labels))
     return made
 
 
 def plain_logits(model: nn.Module, sample: Sample) -> torch.Tensor:
     """Logits [S, V] of one unpadded row, from the model's ordinary forward pass."""
-    logits: torch.Tensor = model(input_ids=torch.tensor([sample.input_ids])).logits
+    logits: torch.Tensor = model(input_ids=torch.tensor([sample.inputs["input_ids"]])).logits
     return logits[0, list(sample.positions)]

@@ -8,10 +8,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForPreTraining
 
-from gradiend_hub.objectives import CausalLMObjective, Example, MaskedLMObjective, Sample, slot_logits
-from gradiend_hub.objectives.base import IGNORED
+from gradiend_hub.objectives import IGNORED, CausalLMObjective, Example, MaskedLMObjective, Sample, position_logits
 from tests.models import BUILDERS, TEXT, VOCABULARY, build
-from tests.objectives.support import objective, plain_logits, samples
+from tests.objectives.support import ids_of, objective, plain_logits, sample_of, samples, text_row
 
 LANGUAGE_MODELS = [
     a for a in BUILDERS if a not in ("bert_classifier", "vit", "convnet", "clip_text", "mamba", "t5", "bart")
@@ -33,7 +32,7 @@ def test_logits_of_the_slots_of_a_padded_batch(architecture: str) -> None:
     batch = objective(architecture).collate(rows)
     head = widths_of_the_head(model)
     with torch.no_grad():
-        logits = slot_logits(model, batch)
+        logits = position_logits(model, batch)
         assert head == [12 if architecture == READS_PAST_ITS_BACKBONE else 3]
         for i, row in enumerate(rows):
             expected = plain_logits(model, row)
@@ -46,7 +45,9 @@ def test_soft_capping_is_part_of_the_logits() -> None:
     model = build("gemma2")
     with torch.no_grad():
         model.lm_head.weight.mul_(1e3)
-        assert float(slot_logits(model, objective("gemma2").collate(samples())).abs().max()) == pytest.approx(30, 0.01)
+        assert float(position_logits(model, objective("gemma2").collate(samples())).abs().max()) == pytest.approx(
+            30, 0.01
+        )
 
 
 def test_a_model_for_pre_training_has_a_second_head() -> None:
@@ -54,30 +55,30 @@ def test_a_model_for_pre_training_has_a_second_head() -> None:
     model = BertForPreTraining(BertConfig(**TEXT)).eval()
     rows = samples()
     with torch.no_grad():
-        found = slot_logits(model, objective("bert").collate(rows))
+        found = position_logits(model, objective("bert").collate(rows))
         for i, row in enumerate(rows):
-            whole = model(torch.tensor([row.input_ids])).prediction_logits[0, list(row.positions)]
+            whole = model(torch.tensor([ids_of(row)])).prediction_logits[0, list(row.positions)]
             torch.testing.assert_close(found[i, : len(row.positions)], whole, rtol=1e-5, atol=1e-6)
 
 
 def test_half_precision_is_widened_and_double_is_kept() -> None:
     rows = objective("bert").collate(samples())
     with torch.no_grad():
-        half = slot_logits(build("bert", torch.bfloat16), rows)
+        half = position_logits(build("bert", torch.bfloat16), rows)
         assert half.dtype == torch.float32
-        torch.testing.assert_close(half, slot_logits(build("bert"), rows), rtol=0.1, atol=0.1)
-        assert slot_logits(build("bert").double(), rows).dtype == torch.float64
+        torch.testing.assert_close(half, position_logits(build("bert"), rows), rtol=0.1, atol=0.1)
+        assert position_logits(build("bert").double(), rows).dtype == torch.float64
 
 
 def test_the_model_is_as_before_afterwards() -> None:
     model = build("bert")
     ids = torch.tensor([[5, 6, 7, 8]])
     before = model(ids).logits
-    slot_logits(model, objective("bert").collate(samples()))
+    position_logits(model, objective("bert").collate(samples()))
     assert torch.equal(model(ids).logits, before)
     model.bert.encoder.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        slot_logits(model, objective("bert").collate(samples()))
+        position_logits(model, objective("bert").collate(samples()))
     assert not model.bert._forward_hooks
 
 
@@ -85,7 +86,7 @@ def test_the_model_is_as_before_afterwards() -> None:
 def test_losses_are_summed_cross_entropies_of_single_rows(architecture: str) -> None:
     model, how = build(architecture), objective(architecture)
     factual = samples(slots=(2, 1, 3))
-    alternative = [Sample(s.input_ids, s.positions, tuple(label + 1 for label in s.labels)) for s in factual]
+    alternative = [Sample(s.inputs, s.positions, tuple(label + 1 for label in s.labels), s.cost) for s in factual]
     with torch.no_grad():
         batch = how.collate_pairs([Example(f, a) for f, a in zip(factual, alternative, strict=True)])
         assert batch.shared
@@ -102,8 +103,8 @@ def test_different_inputs_are_not_shared(change: str) -> None:
     model, how = build("bert"), objective("bert")
     factual, alternative = samples(seed=1), samples(seed=1)
     other = samples(seed=2)[0]
-    alternative[0] = Sample(
-        other.input_ids if change == "input_ids" else factual[0].input_ids,
+    alternative[0] = sample_of(
+        ids_of(other if change == "input_ids" else factual[0]),
         tuple((p + 1) % 7 for p in factual[0].positions),
         other.labels,
     )
@@ -152,7 +153,7 @@ def test_padding_side_of_the_tokenizer_does_not_matter(masked_path: object, caus
         model = auto.from_pretrained(path, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side=side)
         how = kind(tokenizer)
-        rows = [how.tokenize(text, "it", "they").factual for text in texts]
+        rows = [how.example(text_row(text, "it", "they")).factual for text in texts]
         with torch.no_grad():
             together = how.log_probs(model, how.collate(rows))
             for i, text in enumerate(texts):
@@ -172,9 +173,10 @@ def test_a_causal_word_of_several_tokens_has_the_probability_of_the_continuation
     model = AutoModelForCausalLM.from_pretrained(causal_path, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(causal_path)
     how = CausalLMObjective(tokenizer)
-    rows = [how.tokenize("The boys washed [MASK] and left.", word, "it") for word in ("themselves", "ourselves", "it")]
+    words = ("themselves", "ourselves", "it")
+    rows = [how.example(text_row("The boys washed [MASK] and left.", word, "it")) for word in words]
     (losses, _) = how.losses(model, how.collate_pairs(rows))
-    for loss, word in zip(losses, ("themselves", "ourselves", "it"), strict=True):
+    for loss, word in zip(losses, words, strict=True):
         prefix = tokenizer("The boys washed").input_ids
         ids = tokenizer(f"The boys washed {word}", return_tensors="pt").input_ids
         steps = model(ids).logits[0].log_softmax(-1)[len(prefix) - 1 : -1]
@@ -189,7 +191,7 @@ def test_a_masked_word_of_several_tokens_has_the_product_over_its_masks(masked_p
     how = MaskedLMObjective(tokenizer)
     ids = tokenizer("unhelpful", add_special_tokens=False).input_ids
     assert len(ids) > 1
-    (loss,), _ = how.losses(model, how.collate_pairs([how.tokenize("He was [MASK] then.", "unhelpful", "it")]))
+    (loss,), _ = how.losses(model, how.collate_pairs([how.example(text_row("He was [MASK] then.", "unhelpful", "it"))]))
     encoded = tokenizer("He was " + "[MASK]" * len(ids) + " then.", return_tensors="pt")
     at = encoded.input_ids[0] == tokenizer.mask_token_id
     expected = model(**encoded).logits[0, at].log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum()

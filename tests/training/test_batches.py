@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from gradiend_hub.data import Row
-from gradiend_hub.objectives import Example, Sample
+from gradiend_hub.data import TextRow
+from gradiend_hub.objectives import Example
 from gradiend_hub.training.batches import TransitionBatchSampler, TransitionDataset
+from tests.objectives.support import sample_of
 
 CLASSES = ["a", "b"]
 
@@ -20,8 +21,8 @@ def dataset(first: int, second: int, source: str = "alternative") -> TransitionD
     """Rows of two transitions, mixed, of lengths 1…20."""
     kinds = sorted(["a"] * first + ["b"] * second, key=lambda _: 0)
     kinds = kinds[::2] + kinds[1::2]
-    rows = [Row("x [MASK]", "f", "g", kind, "b" if kind == "a" else "a") for kind in kinds]
-    slots = [Sample((1,) * (1 + 7 * i % 20), (0,), (1,)) for i in range(len(rows))]
+    rows = [TextRow("x [MASK]", "f", "g", kind, "b" if kind == "a" else "a") for kind in kinds]
+    slots = [sample_of((1,) * (1 + 7 * i % 20), (0,), (1,)) for i in range(len(rows))]
     return TransitionDataset(rows, [Example(s, s) for s in slots], CLASSES, source)
 
 
@@ -77,9 +78,9 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 def test_rows_of_a_batch_have_similar_lengths() -> None:
     data = dataset(320, 320)
     batches = list(TransitionBatchSampler(data, 8, seed=0))
-    spread = [max(data.examples[i].length for i in b) - min(data.examples[i].length for i in b) for b in batches]
+    spread = [max(data.examples[i].cost for i in b) - min(data.examples[i].cost for i in b) for b in batches]
     assert sum(spread) / len(spread) < 6  # of lengths 1…20; random batches have about 16
-    means = [sum(data.examples[i].length for i in b) / 8 for b in batches]
+    means = [sum(data.examples[i].cost for i in b) / 8 for b in batches]
     assert sorted(means) != means
 
 
@@ -117,7 +118,7 @@ def test_fixed_batches_come_in_another_order_each_epoch() -> None:
 def test_identity_rows_are_a_third_kind() -> None:
     rows = dataset(4, 4)
     data = TransitionDataset(
-        [Row("[MASK]", "a", "b", *pair) for pair in (("A", "B"), ("B", "A"))], rows.examples[:2], ("A", "B"), "diff",
+        [TextRow("[MASK]", "a", "b", *pair) for pair in (("A", "B"), ("B", "A"))], rows.examples[:2], ("A", "B"), "diff",
         rows.examples[2:5],
     )  # fmt: skip
     assert data.labels == [1.0, -1.0, 0.0, 0.0, 0.0]

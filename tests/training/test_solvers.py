@@ -99,7 +99,7 @@ def test_identity_rows_are_learned_as_silence(masked_path: Path, pronouns: Any, 
     assert trainer.report.training["identity_rows"] == 40
     solver: Any = trainer.model
     assert solver.labels[:12].tolist() == [1, -1, 0] * 4 or solver.labels[:12].tolist() == [-1, 1, 0] * 4
-    fillers = {i for row in rows for i in trainer.objective.filler_tokens(row.masked, row.factual)}
+    fillers = {i for row in rows for i in trainer.objective.outputs(row, row.factual)}
     examples = other_examples(trainer.objective, rows[:50])
     assert len(examples) > 40 and all(e.factual == e.alternative for e in examples)
     assert fillers.isdisjoint(e.factual.labels[0] for e in examples)
@@ -175,9 +175,9 @@ def test_rows_without_a_finite_loss_are_named_and_left_out(
     trainer = trainer_of(masked_path, tmp_path, pronouns, train_dataset=rows, layers="3",
                          args=arguments(tmp_path, max_steps=8))  # fmt: skip
     rare = trainer.objective.tokenizer("zebra", add_special_tokens=False).input_ids[0]
-    assert all(rare not in e.factual.input_ids for e in trainer.train_dataset.examples)
+    assert all(rare not in e.factual.inputs["input_ids"] for e in trainer.train_dataset.examples)
     bad = trainer.train_dataset.examples[7].factual
-    slots = replace(bad, input_ids=(*bad.input_ids[:-1], rare, bad.input_ids[-1]))
+    slots = replace(bad, input_ids=(*bad.inputs["input_ids"][:-1], rare, bad.inputs["input_ids"][-1]))
     trainer.train_dataset.examples[7] = Example(slots, replace(slots, labels=bad.labels))
     embeddings = trainer.base_model.get_input_embeddings()
     embeddings.register_forward_hook(lambda _m, args, out: out.masked_fill((args[0] == rare)[..., None], torch.nan))

@@ -24,7 +24,7 @@ from gradiend_hub.artifact.files import (
     WEIGHTS_FILE,
 )
 from gradiend_hub.base_model import load_base_model
-from gradiend_hub.data import Row
+from gradiend_hub.data import TextRow
 from gradiend_hub.errors import (
     ArtifactNotFoundError,
     BaseModelError,
@@ -152,7 +152,7 @@ def class_gradients(masked_path: Path, pronouns: Any) -> tuple[Any, dict[tuple[s
     with GradientReader(base, scope) as reader:
         for name in CLASSES:
             rows = [r for r in pronouns["train"].select(range(160)) if r["factual_class"] == name][:48]
-            batch = [objective.tokenize(r["masked"], r["factual"], r["alternative"]) for r in rows]
+            batch = [objective.example(TextRow.read(r)) for r in rows]
             g_f, g_a = read_pair(
                 reader, objective, objective.collate_pairs(batch), source="factual", target="alternative"
             )
@@ -198,7 +198,7 @@ def test_positive_strength_is_the_first_class_after_training(
 
 def label_of(source: str, factual_class: str) -> float:
     other = CLASSES[1 - CLASSES.index(factual_class)]
-    return Row("[MASK]", "f", "a", factual_class, other).label(CLASSES, source)
+    return TextRow("[MASK]", "f", "a", factual_class, other).label(CLASSES, source)
 
 
 def check_signs(base: Any, direction: Direction, config: GradiendConfig, pronouns: Any) -> None:

@@ -16,7 +16,7 @@ from gradiend_hub.data.loading import read_text
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation.intervals import LEVEL, RESAMPLES, Array
 from gradiend_hub.evaluation.report import BenchmarkResult
-from gradiend_hub.gradients.directional import evaluating
+from gradiend_hub.objectives import evaluating
 
 from .scoring import BenchmarkRun, describe_source, unwrapped
 

@@ -15,10 +15,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from gradiend_hub.data.loading import load_rows, read_text
-from gradiend_hub.errors import DataError
+from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation.report import BenchmarkResult
-from gradiend_hub.gradients.directional import evaluating
-from gradiend_hub.objectives import Sample, make_objective
+from gradiend_hub.objectives import Sample, TextObjective, batched, evaluating, make_objective
 
 Span = tuple[int, int]
 """First character and end of a part of a text."""
@@ -47,14 +46,17 @@ class SentenceScorer:
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, batch_size: int = 32) -> None:
         self.model = unwrapped(model)
-        self.objective = make_objective(self.model, tokenizer)
+        objective = make_objective(self.model, tokenizer)
+        if not isinstance(objective, TextObjective):
+            raise BaseModelError(f"{type(self.model).__name__} reads no text, so no sentence can be scored with it.")
+        self.objective = objective
         self.tokenizer = tokenizer
         self.batch_size = batch_size
 
     @property
     def masked(self) -> bool:
         """Whether tokens are read with both contexts."""
-        return self.objective.name == "masked_lm"
+        return self.objective.reads_right_context
 
     def score(self, texts: Sequence[str], spans: Sequence[Sequence[Span]] | None = None) -> list[Tensor]:
         """Log-likelihood of each token that overlaps the spans of its text (by default all): one tensor [tokens] per text.
@@ -64,20 +66,19 @@ class SentenceScorer:
         samples: list[Sample] = []
         owners: list[int] = []
         for number, text in enumerate(texts):
-            chosen = self._samples(text, None if spans is None else spans[number])
+            chosen = self.objective.token_samples(text, None if spans is None else spans[number])
             samples += chosen
             owners += [number] * len(chosen)
         found: list[list[Tensor]] = [[] for _ in texts]
-        order = sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids))
+        batches = batched([sample.cost for sample in samples], self.batch_size)
         device = next(self.model.parameters()).device
         parts: dict[int, Tensor] = {}
         with evaluating(self.model), torch.inference_mode():
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
+            for rows in batches:
                 slots = self.objective.collate([samples[i] for i in rows]).to(device)
                 log_probs = self.objective.log_probs(self.model, slots)
                 values = log_probs.gather(-1, slots.labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).double().cpu()
-                parts |= {i: row[: len(samples[i].positions)] for i, row in zip(rows, values, strict=True)}
+                parts |= {i: row[: len(samples[i].labels)] for i, row in zip(rows, values, strict=True)}
         for i, owner in enumerate(owners):
             found[owner].append(parts[i])
         scores = [torch.cat(values) if values else torch.empty(0, dtype=torch.float64) for values in found]
@@ -91,25 +92,6 @@ class SentenceScorer:
     def totals(self, texts: Sequence[str], spans: Sequence[Sequence[Span]] | None = None) -> list[float]:
         """Summed log-likelihoods of `score`."""
         return [float(values.sum()) for values in self.score(texts, spans)]
-
-    def _samples(self, text: str, spans: Sequence[Span] | None) -> list[Sample]:
-        encoded = self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
-        ids = tuple(encoded.input_ids)
-        if len(ids) > self.objective.max_length:
-            raise DataError(f"{text[:80]!r} has {len(ids)} tokens; the model reads {self.objective.max_length}.")
-        content = [
-            place
-            for place, (special, (low, high)) in enumerate(
-                zip(encoded.special_tokens_mask, encoded.offset_mapping, strict=True)
-            )
-            if not special and (spans is None or any(low < end and start < high for start, end in spans))
-        ]
-        if not self.masked:
-            places = [place for place in content if place > 0]
-            label = tuple(ids[p] for p in places)
-            return [Sample(ids, tuple(p - 1 for p in places), label)] if places else []
-        mask = self.tokenizer.mask_token_id
-        return [Sample((*ids[:p], mask, *ids[p + 1 :]), (p,), (ids[p],)) for p in content]
 
 
 def read_table(source: str | Path, *, split: str, config: str | None = None) -> Any:

@@ -1,0 +1,86 @@
+"""Rows: an input of a model with a factual and an alternative output, and the feature class of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gradiend_hub.artifact.files import SLOT
+from gradiend_hub.errors import DataError
+
+__all__ = ["COLUMNS", "Row", "TextRow"]
+
+COLUMNS = ("masked", "factual", "alternative", "factual_class", "alternative_class")
+"""Columns of a record that becomes a `TextRow`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of two feature classes, whatever an objective's inputs and outputs are.
+
+    Attributes:
+        input: What the model reads, e.g. a text with a slot, or an image.
+        factual: The output that belongs to the input, e.g. the word that stood there, or the image's label.
+        alternative: Another output, of another class.
+        factual_class: Feature class of `factual`.
+        alternative_class: Feature class of `alternative`.
+    """
+
+    input: Any
+    factual: Any
+    alternative: Any
+    factual_class: str
+    alternative_class: str
+
+    def label(self, feature_classes: Sequence[str], source: str) -> float:
+        """Return the training label: +1 if the output that gives the source gradient is of the first class, else −1.
+
+        With source "alternative" that is the alternative, with "factual" and "diff" the factual one.
+        """
+        of = self.alternative_class if source == "alternative" else self.factual_class
+        return 1.0 if of == feature_classes[0] else -1.0
+
+
+@dataclass(frozen=True)
+class TextRow(Row):
+    """A text with one slot and two words for it. `[MASK]` stands for the slot, whatever the model's mask token is."""
+
+    input: str
+    factual: str
+    alternative: str
+
+    columns: ClassVar[tuple[str, ...]] = COLUMNS
+
+    @property
+    def masked(self) -> str:
+        """The text with `[MASK]` at the slot."""
+        return self.input
+
+    @property
+    def text(self) -> str:
+        """The text with the factual word in the slot."""
+        return self.input.replace(SLOT, self.factual)
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> TextRow:
+        """Read a record of a data set.
+
+        Raises:
+            DataError: A column is missing, or a value is no text.
+        """
+        if missing := [c for c in COLUMNS if c not in record]:
+            raise DataError(
+                f"column {missing} is missing. Expected the columns {list(COLUMNS)}, found {sorted(map(str, record))}. "
+                f"A row is a text with one {SLOT}, two fillers and their classes."
+            )
+        for name in COLUMNS:
+            value = record[name]
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(f"{name!r} must be a non-empty text, found {value!r}.")
+        return cls(*(record[name] for name in COLUMNS))
+
+    def record(self) -> dict[str, str]:
+        """Return the record that `read` reads back."""
+        values = (self.input, self.factual, self.alternative, self.factual_class, self.alternative_class)
+        return dict(zip(COLUMNS, values, strict=True))

@@ -1,0 +1,135 @@
+"""Facts about how a language model reads, found by running it on a few tokens, not by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from gradiend_hub.errors import BaseModelError
+
+from .logits import evaluating, vocabulary_logits
+
+__all__ = ["Behaviour", "behaviour_of", "longest_input"]
+
+SHORT, LONG = 5, 9
+"""Tokens of the two rows that a model is tried on."""
+
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""Largest difference of two logits, relative to their spread, that is put down to rounding."""
+
+POSITION_LIMITS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length", "max_sequence_length", "n_ctx",
+    "seq_length", "max_target_positions",
+)  # fmt: skip
+"""Names by which configurations call the longest input."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How a language model reads its input.
+
+    Attributes:
+        looks_ahead: Its output at a token depends on later tokens.
+        padding_matters: Its output for a row depends on the padding that a longer row beside it brings.
+    """
+
+    looks_ahead: bool
+    padding_matters: bool
+
+
+_known: WeakKeyDictionary[nn.Module, Behaviour] = WeakKeyDictionary()
+
+
+def behaviour_of(model: nn.Module) -> Behaviour | None:
+    """Try a model on a few tokens; each model once. `None` if it has no values in memory, so that it cannot run.
+
+    Raises:
+        BaseModelError: Its output is no vocabulary at each position.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return None
+    if model not in _known:
+        with evaluating(model), torch.no_grad():
+            _known[model] = _tried(model)
+    return _known[model]
+
+
+def _tried(model: nn.Module) -> Behaviour:
+    device = next(model.parameters()).device
+    size = _vocabulary(model)
+    # spread over the vocabulary, away from its first entries, which are mostly special
+    ids = torch.tensor([[(size // 3 + 7 * i) % size for i in range(LONG)]], device=device)
+    long = _logits(model, ids, torch.ones_like(ids), size)
+    changed = ids.clone()
+    changed[0, -1] = (ids[0, -1] + size // 2) % size
+    ahead = _logits(model, changed, torch.ones_like(ids), size)
+    alone = _logits(model, ids[:, :SHORT], torch.ones_like(ids[:, :SHORT]), size)
+    pair = torch.cat([ids, torch.cat([ids[:, :SHORT], ids.new_zeros(1, LONG - SHORT)], 1)])
+    mask = torch.ones_like(pair)
+    mask[1, SHORT:] = 0
+    padded = _logits(model, pair, mask, size)
+    return Behaviour(
+        looks_ahead=not _same(long[0, : LONG - 1], ahead[0, : LONG - 1]),
+        padding_matters=not _same(alone[0], padded[1, :SHORT]),
+    )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    allowed = TOLERANCES.get(first.dtype, 1e-1) * float(first.float().std())
+    return float((first.float() - second.float()).abs().max()) <= max(allowed, 1e-9)
+
+
+def _vocabulary(model: Any) -> int:
+    embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    size = getattr(embeddings, "num_embeddings", None) or getattr(getattr(model, "config", None), "vocab_size", None)
+    if not isinstance(size, int) or size < 2:
+        raise BaseModelError(
+            f"{type(model).__name__} has no vocabulary: expected a model that reads token ids, found no input embeddings. "
+            "Load the base with AutoModelForMaskedLM or AutoModelForCausalLM."
+        )
+    return size
+
+
+def _logits(model: nn.Module, ids: Tensor, mask: Tensor, size: int) -> Tensor:
+    name = type(model).__name__
+    try:
+        logits = vocabulary_logits(model(input_ids=ids, attention_mask=mask))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BaseModelError(
+            f"{name} cannot be read as a language model: given token ids, it fails with {error!r}. Load the base with "
+            "AutoModelForMaskedLM or AutoModelForCausalLM."
+        ) from error
+    if logits.ndim != 3 or logits.shape[:2] != ids.shape or logits.shape[2] < size // 2:
+        raise BaseModelError(
+            f"{name} predicts no words: expected logits of shape [rows, tokens, vocabulary] with a vocabulary of {size}, "
+            f"found {list(logits.shape)}. Load the base with AutoModelForMaskedLM or AutoModelForCausalLM."
+        )
+    return logits
+
+
+def longest_input(model: nn.Module) -> int | None:
+    """Return the longest input that a model has positions for; `None` if nothing limits it.
+
+    RoBERTa and its kin count from padding_idx + 1, so that many of the config's positions are never used.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return min(_limits(getattr(model, "config", None)), default=None)
+
+
+def _limits(config: Any) -> Iterator[int]:
+    configs = [config]
+    if isinstance(config, PreTrainedConfig):
+        configs.append(config.get_text_config())
+    for part in configs:
+        for name in POSITION_LIMITS:
+            value = getattr(part, name, None)
+            if isinstance(value, int) and value > 0:
+                yield value
