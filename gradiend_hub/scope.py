@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from gradiend_hub.errors import ConfigError
 
@@ -44,7 +46,7 @@ def select_parameters(
     }
     names = list(every)
     if scope is None:
-        prefix = getattr(model, "base_model_prefix", "")
+        prefix = _backbone(model)
         backbone = [n for n in names if n.startswith(f"{prefix}.")] if prefix else []
         backbone = backbone or names
         names = [n for n in backbone if BLOCK.search(n)] or backbone
@@ -62,6 +64,17 @@ def select_parameters(
     if not names:
         raise ConfigError(f"No parameter is left in scope (scope={scope!r}, exclude={exclude!r}, layers={layers!r}).")
     return {name: every[name] for name in names}
+
+
+def _backbone(model: nn.Module) -> str:
+    """Return the name of the module that reads the text: of a model of images and text, its text part alone."""
+    config: Any = getattr(model, "config", None)
+    if isinstance(model, PreTrainedModel) and not config.is_encoder_decoder and config.get_text_config() is not config:
+        decoder = model.get_decoder()
+        name = next((name for name, module in model.named_modules() if module is decoder), "")
+        if name:
+            return name
+    return getattr(model, "base_model_prefix", "") or ""
 
 
 def _as_list(patterns: str | Sequence[str]) -> list[str]:

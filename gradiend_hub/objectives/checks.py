@@ -20,8 +20,9 @@ __all__ = ["Behaviour", "behaviour_of", "longest_input"]
 SHORT, LONG = 5, 9
 """Tokens of the two rows that a model is tried on."""
 
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""Largest difference of two logits, relative to their spread, that is put down to rounding."""
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest difference of two logits, relative to the largest one, that is put down to rounding: other shapes and other
+routes through a mixture of experts take other kernels."""
 
 POSITION_LIMITS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length", "max_sequence_length", "n_ctx",
@@ -35,11 +36,13 @@ class Behaviour:
     """How a language model reads its input.
 
     Attributes:
-        looks_ahead: Its output at a token depends on later tokens.
+        looks_ahead: Its output at a token depends on later tokens, by more than rounding.
+        reads_left_only: It does not at all, to the bit.
         padding_matters: Its output for a row depends on the padding that a longer row beside it brings.
     """
 
     looks_ahead: bool
+    reads_left_only: bool
     padding_matters: bool
 
 
@@ -67,7 +70,7 @@ def _tried(model: nn.Module) -> Behaviour:
     ids = torch.tensor([[(size // 3 + 7 * i) % size for i in range(LONG)]], device=device)
     long = _logits(model, ids, torch.ones_like(ids), size)
     changed = ids.clone()
-    changed[0, -1] = (ids[0, -1] + size // 2) % size
+    changed[0, SHORT:] = (ids[0, SHORT:] + size // 2) % size
     ahead = _logits(model, changed, torch.ones_like(ids), size)
     alone = _logits(model, ids[:, :SHORT], torch.ones_like(ids[:, :SHORT]), size)
     pair = torch.cat([ids, torch.cat([ids[:, :SHORT], ids.new_zeros(1, LONG - SHORT)], 1)])
@@ -75,14 +78,15 @@ def _tried(model: nn.Module) -> Behaviour:
     mask[1, SHORT:] = 0
     padded = _logits(model, pair, mask, size)
     return Behaviour(
-        looks_ahead=not _same(long[0, : LONG - 1], ahead[0, : LONG - 1]),
+        looks_ahead=not _same(long[0, :SHORT], ahead[0, :SHORT]),
+        reads_left_only=torch.equal(long[0, :SHORT], ahead[0, :SHORT]),
         padding_matters=not _same(alone[0], padded[1, :SHORT]),
     )
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    allowed = TOLERANCES.get(first.dtype, 1e-1) * float(first.float().std())
-    return float((first.float() - second.float()).abs().max()) <= max(allowed, 1e-9)
+    allowed = TOLERANCES.get(first.dtype, 1e-1) * float(first.abs().max())
+    return float((first.float() - second.float()).abs().max()) <= allowed
 
 
 def _vocabulary(model: Any) -> int:

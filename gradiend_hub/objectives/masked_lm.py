@@ -53,7 +53,7 @@ class MaskedLMObjective(TextObjective):
     @classmethod
     def require(cls, behaviour: Behaviour, model: str) -> None:
         """Refuse a model that reads the text before a token only: it cannot fill a mask from both sides."""
-        if not behaviour.looks_ahead:
+        if behaviour.reads_left_only:
             raise BaseModelError(
                 f"{model} predicts each token from the text before it, so it fills no masks. Use objective='causal_lm', or "
                 "load the base with AutoModelForMaskedLM."
