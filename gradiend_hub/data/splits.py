@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from gradiend_hub.errors import DataError
 
-from .rows import Row
+from .row import TextRow
 
 _CHUNK = 2000
 _SHINGLE = 3
@@ -190,7 +190,7 @@ def without_leaks(
     return datasets.DatasetDict(kept), leaks
 
 
-def row_groups(records: Sequence[Mapping[str, Any] | Row], *, threshold: float = 0.5) -> list[int]:
+def row_groups(records: Sequence[Mapping[str, Any] | TextRow], *, threshold: float = 0.5) -> list[int]:
     """Return the number of the independent unit that each record belongs to: its document, template or frame.
 
     Rows of one frame ("The [NOUN] said that [MASK] was late" with many nouns) are no independent observations: an interval
@@ -205,7 +205,7 @@ def row_groups(records: Sequence[Mapping[str, Any] | Row], *, threshold: float =
     Returns:
         [N] numbers from 0 on, in the order in which the units occur.
     """
-    columns = [record if isinstance(record, Mapping) else vars(record) for record in records]
+    columns = [record if isinstance(record, Mapping) else record.record() for record in records]
     column = next((name for name in GROUP_COLUMNS if all(of.get(name) is not None for of in columns)), None)
     if column is not None:
         keys = [str(of[column]) for of in columns]
