@@ -12,17 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gradiend_hub import GradiendModel
-            if any(found.outputs for found in said.values()):
-                at_slot = {s: [Guess(*pair) for pair in found.outputs] for s, found in said.items()}
-                classes = class_probabilities(model, objective, text, strengths)
-                tables += guesses_tables(at_slot, styles, classes, width=story.console.width)
-                for s, guesses_at in at_slot.items():
-                    at[s]["guesses"] = [asdict(guess) for guess in guesses_at]
-                    at[s]["classes"] = classes.get(s)
-            if any(found.continuation is not None for found in said.values()):
-                tables.append(_completions_table({s: found.continuation or "" for s, found in said.items()}))
-                for s, found in said.items():
-                    at[s]["completion"] = found.continuation
+from gradiend_hub.data import read_rows, require_classes
+from gradiend_hub.data.casing import Casing
+from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.objectives import Answer, Objective, make_objective
 
