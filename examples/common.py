@@ -72,7 +72,7 @@ def show(data: FeatureData, args: argparse.Namespace) -> None:
         counts = {split: part["factual_class"][:].count(name) for split, part in data.rows.items()}
         print(f"  {name}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
     if args.save:
-        print("saved in", data.save(args.save))
+        print("saved in", data.save(args.save, overwrite=True))
 
 
 def learn(

@@ -68,17 +68,23 @@ class FeatureData:
         """Neutral texts of each split of the rows."""
         return [len(self.neutral[split]) if split in self.neutral else 0 for split in self.rows] if self.neutral else []
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `{split}.jsonl`, `neutral/{split}.jsonl`, the configuration and the card.
 
         `datasets.load_dataset(folder)` and `read_feature_data(folder)` read them.
 
+        Args:
+            folder: a new or empty folder.
+            overwrite: replace the data set of an earlier build in it, with all of its splits; other files stay.
+
         Raises:
-            ConfigError: nothing can be written there.
+            ConfigError: nothing can be written there, or the folder holds something that may not be replaced.
         """
         folder = Path(folder)
-        check_folder(folder)
+        check_folder(folder, overwrite)
         folder.mkdir(parents=True, exist_ok=True)
+        for path in _files_of_a_build(folder):  # a split that is gone would be read with the new ones
+            path.unlink()
         for split, part in self.rows.items():
             part.to_json(folder / f"{split}.jsonl", force_ascii=False)
         for split, part in (self.neutral or {}).items():
@@ -196,12 +202,24 @@ def _source_name(source: Any) -> str:
     return str((public.get("path") if isinstance(public, dict) else public) or "not stated")
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be written to; ask before a build, which may take long.
+def _files_of_a_build(folder: Path) -> list[Path]:
+    return [path for pattern in ("*.jsonl", "neutral/*.jsonl", CONFIG_FILE, CARD_FILE) for path in folder.glob(pattern)]
+
+
+def check_folder(folder: Path, overwrite: bool = False) -> None:
+    """Refuse a folder that a data set cannot be saved in; ask before a build, which may take long.
 
     Raises:
-        ConfigError: it is a file, or it or the nearest folder that exists may not be written to.
+        ConfigError: it is a file, it or the nearest folder that exists may not be written to, or it holds something (with
+            `overwrite`, something else than an earlier build).
     """
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    earlier = CONFIG_FILE in found
+    if found and not (overwrite and earlier):
+        replace = " or replace its data set with overwrite=True" if earlier else ""
+        raise ConfigError(
+            f"The rows cannot be saved in {folder}: it is not empty ({', '.join(found[:4])}). Name another folder{replace}."
+        )
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         why = "may not be written to" if nearest.is_dir() else "is a file"

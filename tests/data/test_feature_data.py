@@ -101,6 +101,29 @@ def test_a_folder_that_is_a_file(data: FeatureData, tmp_path: Path) -> None:
         assert "is a file" in " ".join(run.output.split())  # before the source is looked at
 
 
+def test_a_folder_in_use_is_replaced_on_demand_only(data: FeatureData, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    data.save(folder)
+    for name in ("old.jsonl", "neutral/old.jsonl", "notes.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text('{"text": "x"}\n')
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ConfigError, match=r"it is not empty \(README.md, build.json.*or replace its data set with overw"
+    ):
+        data.save(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    data.save(folder, overwrite=True)
+    gone = {folder / "old.jsonl", folder / "neutral" / "old.jsonl"}
+    assert {path for path in folder.rglob("*") if path.is_file()} == before.keys() - gone
+    for overwrite in (False, True):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / "train.jsonl").write_text("mine")
+        with pytest.raises(ConfigError, match=r"it is not empty \(train.jsonl\). Name another folder.$"):
+            data.save(tmp_path / "mine", overwrite=overwrite)
+    assert (tmp_path / "mine" / "train.jsonl").read_text() == "mine"
+
+
 def test_a_model_without_a_tokenizer() -> None:
     run = CliRunner().invoke(app, ["data", "words", "examples/data.yaml", "no/such-model"])
     assert run.exit_code == 1
