@@ -12,9 +12,9 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from gradiend_hub.artifact.files import CARD_FILE
-from gradiend_hub.data.builder import FeatureDatasetBuilder
-from gradiend_hub.data.feature_data import CONFIG_FILE, FeatureData
-from gradiend_hub.data.spec import FeatureDataConfig
+from gradiend_hub.data import FeatureDatasetBuilder
+from gradiend_hub.data.builder.feature_data import CONFIG_FILE, FeatureData
+from gradiend_hub.data.builder.spec import FeatureDataConfig
 from gradiend_hub.errors import BaseModelError, ConfigError, first_line
 from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective
 from gradiend_hub.objectives.words import FillerTokens, word_tokens

@@ -17,11 +17,11 @@ from .rows import (
 )
 
 if TYPE_CHECKING:
-    from .builder import FeatureDatasetBuilder
-    from .feature_data import FeatureData
-    from .neutral import other_words
+    from .builder.build import FeatureDatasetBuilder
+    from .builder.feature_data import FeatureData
+    from .builder.neutral import other_words
+    from .builder.spec import ClassSpec, FeatureDataConfig, NeutralSpec, TextFilters
     from .readers import read_feature_data
-    from .spec import ClassSpec, FeatureDataConfig, NeutralSpec, TextFilters
     from .splits import divided_anew, find_leaks, row_groups, without_leaks
 
 __all__ = [
@@ -49,15 +49,15 @@ __all__ = [
 ]
 
 _LAZY = {
-    "ClassSpec": "spec",
-    "FeatureData": "feature_data",
-    "FeatureDataConfig": "spec",
-    "FeatureDatasetBuilder": "builder",
-    "NeutralSpec": "spec",
-    "TextFilters": "spec",
+    "ClassSpec": "builder.spec",
+    "FeatureData": "builder.feature_data",
+    "FeatureDataConfig": "builder.spec",
+    "FeatureDatasetBuilder": "builder.build",
+    "NeutralSpec": "builder.spec",
+    "TextFilters": "builder.spec",
     "divided_anew": "splits",
     "find_leaks": "splits",
-    "other_words": "neutral",
+    "other_words": "builder.neutral",
     "read_feature_data": "readers",
     "row_groups": "splits",
     "without_leaks": "splits",

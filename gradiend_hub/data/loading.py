@@ -299,7 +299,8 @@ def is_path(source: str) -> bool:
 def require_path(source: Source, what: str) -> None:
     """Raise `DataError` if a source is a file or folder that does not exist."""
     if is_path(source.path) and not Path(source.path).exists():
-        raise DataError(f"{what}: there is no file or folder {source.path}. Expected a path that exists, or a Hub id.")
+        kind = "file" if file_kind(Path(source.path)) else "file or folder"
+        raise DataError(f"{what}: there is no {kind} {source.path}. Expected a path that exists, or a Hub id.")
 
 
 def _no_rows(what: str, path: str | Path, why: str) -> DataError:

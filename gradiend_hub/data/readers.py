@@ -20,8 +20,7 @@ from .casing import case_of, listed_words
 from .funnel import Funnel
 from .loading import Source, file_kind, load_data, reading, require_path
 from .row import COLUMNS
-from .sources import SPLIT_NAMES
-from .splits import Leaks, divided_anew, find_leaks
+from .splits import SPLIT_NAMES, Leaks, divided_anew, find_leaks
 
 __all__ = ["ReadData", "read_feature_data"]
 

@@ -18,6 +18,9 @@ from gradiend_hub.errors import DataError
 
 from .row import TextRow
 
+SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
+"""Other names of the usual splits."""
+
 _CHUNK = 2000
 _SHINGLE = 3
 GROUP_COLUMNS = ("group", "document", "template")

@@ -22,9 +22,9 @@ from ahocorasick_rs import AhoCorasick
 from datasets import Dataset
 
 from gradiend_hub.data import FeatureDataConfig, FeatureDatasetBuilder
-from gradiend_hub.data.matching import Matcher
-from gradiend_hub.data.scan import Scan
-from gradiend_hub.data.spool import Spool
+from gradiend_hub.data.builder.matching import Matcher
+from gradiend_hub.data.builder.scan import Scan
+from gradiend_hub.data.builder.spool import Spool
 from tests.benchmarks.measure import interleaved, line, skipped
 
 ROOT = Path(__file__).parents[2]

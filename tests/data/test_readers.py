@@ -22,8 +22,8 @@ from gradiend_hub.data import readers as module
 from gradiend_hub.data.readers import ReadData
 from gradiend_hub.errors import DataError
 from tests.conftest import PRONOUNS
-from tests.data.test_builder import PRONOUNS as WORDS
-from tests.data.test_builder import texts
+from tests.data.builder.test_build import PRONOUNS as WORDS
+from tests.data.builder.test_build import texts
 
 ARTICLES = {
     "masc_nom": "der", "masc_acc": "den", "masc_dat": "dem", "masc_gen": "des", "fem_nom": "die", "fem_acc": "die",

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from gradiend_hub.data import FeatureDataConfig
-from gradiend_hub.data.sources import read_source
+from gradiend_hub.data.builder.sources import read_source
 from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub_cli.app import app
-from tests.data.test_builder import PRONOUNS, built, texts
+from tests.data.builder.test_build import PRONOUNS, built, texts
 
 LINES = "\n".join(texts(2000)).encode()
 CUT = gzip.compress(LINES, mtime=0)[:20_000]
@@ -129,9 +129,9 @@ def test_settings_that_nothing_would_read(tmp_path: Path, source: Any, options: 
 
 def test_a_source_that_is_dropped_whole_says_why() -> None:
     """The funnel of the scan has the reasons, whatever the message of the builder shows."""
-    from gradiend_hub.data.matching import Matcher
-    from gradiend_hub.data.scan import Scan
-    from gradiend_hub.data.spool import Spool
+    from gradiend_hub.data.builder.matching import Matcher
+    from gradiend_hub.data.builder.scan import Scan
+    from gradiend_hub.data.builder.spool import Spool
 
     config = FeatureDataConfig(PRONOUNS)
     for source, step in (([1, 2, None], "no text"), (["So \ufffd he came"] * 3, "broken encoding")):

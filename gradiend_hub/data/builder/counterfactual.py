@@ -7,9 +7,10 @@ from collections import Counter
 
 import numpy as np
 
-from .casing import case_of
+from gradiend_hub.data.casing import case_of
+from gradiend_hub.data.splits import Indices
+
 from .spec import FeatureDataConfig
-from .splits import Indices
 
 
 class Alternatives:

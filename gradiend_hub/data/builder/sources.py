@@ -10,15 +10,13 @@ from typing import Any
 
 import datasets
 
+from gradiend_hub.data.loading import Source, load_data, reading
+from gradiend_hub.data.splits import SPLIT_NAMES
 from gradiend_hub.errors import ConfigError, DataError
 
-from .loading import Source, load_data, reading
 from .spec import FeatureDataConfig
 
 _BATCH = 1000
-SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
-"""Other names of the usual splits."""
-
 _SPLITS = (datasets.DatasetDict, datasets.IterableDatasetDict)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

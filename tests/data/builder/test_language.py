@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from gradiend_hub.data import FeatureDataConfig, FeatureDatasetBuilder
-from gradiend_hub.data.language import check_language, language_code, told_language
+from gradiend_hub.data.builder.language import check_language, language_code, told_language
 from gradiend_hub.errors import DataError
 
 SAMPLES = {

@@ -18,11 +18,11 @@ import jinja2
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 
 from gradiend_hub.artifact.files import CARD_FILE
+from gradiend_hub.data.funnel import Funnel
+from gradiend_hub.data.splits import Leaks
 from gradiend_hub.errors import ConfigError
 
-from .funnel import Funnel
 from .spec import FeatureDataConfig
-from .splits import Leaks
 
 __all__ = ["CONFIG_FILE", "FeatureData", "check_folder"]
 

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradiend_hub.data import FeatureData, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec, TextFilters, read_rows
-from gradiend_hub.data.matching import WordMatcher
-from gradiend_hub.data.sources import sentences
+from gradiend_hub.data.builder.matching import WordMatcher
+from gradiend_hub.data.builder.sources import sentences
 from gradiend_hub.errors import ConfigError, DataError
 from tests.benchmarks.measure import peak_growth
 

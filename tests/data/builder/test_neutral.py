@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from gradiend_hub.data import NeutralSpec, TextFilters
-from tests.data.test_builder import built, texts
+from tests.data.builder.test_build import built, texts
 
 NEUTRAL = [f"Nobody {number} was seen in the old house on the long road today." for number in range(90)]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradiend_hub.data.matching import WordMatcher, goes_on, inside_token
+from gradiend_hub.data.builder.matching import WordMatcher, goes_on, inside_token
 
 
 def found(text: str, *words: str, **options: Any) -> list[str]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradiend_hub.artifact.files import SLOT
+from gradiend_hub.data.funnel import Funnel
 from gradiend_hub.errors import DataError
 
-from .funnel import Funnel
 from .language import check_language
 from .matching import GLUE, JOINTS, Matcher, goes_on, inside_token
 from .neutral import NeutralPool

@@ -18,18 +18,18 @@ import numpy as np
 import pyarrow as pa
 
 from gradiend_hub.artifact.files import SLOT
+from gradiend_hub.data.funnel import Funnel
+from gradiend_hub.data.row import COLUMNS
+from gradiend_hub.data.splits import Indices, assign, find_leaks, training_first
 from gradiend_hub.errors import DataError
 
 from .counterfactual import Alternatives
 from .feature_data import FeatureData
-from .funnel import Funnel
 from .language import told_language
 from .matching import Matcher, WordMatcher, fold
 from .neutral import NeutralPool
-from .row import COLUMNS
 from .scan import Accept, Scan
 from .spec import FeatureDataConfig
-from .splits import Indices, assign, find_leaks, training_first
 from .spool import Spool
 
 __all__ = ["FeatureDatasetBuilder"]
