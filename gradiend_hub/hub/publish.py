@@ -29,7 +29,7 @@ from gradiend_hub.errors import HubPushError
 
 from .names import hub_id
 from .published import published_card, published_config, renewed_probes
-from .retry import FAILURES, is_transient, summary, with_retries
+from .retry import FAILURES, disk_error, is_transient, summary, with_retries
 
 __all__ = ["publish_folder"]
 
@@ -355,8 +355,8 @@ def _reason(error: Exception) -> str:
         return f"the Hub needs a valid token, log in with `hf auth login` ({summary(error)})"
     if status == 403:
         return f"the token may not write there ({summary(error)})"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename} cannot be read or written ({error.strerror})"
+    if (refused := disk_error(error)) is not None:
+        return f"a file cannot be read or written here ({refused})"
     if isinstance(error, ValueError) and status is None:
         return " ".join(str(error).split())
     return summary(error)

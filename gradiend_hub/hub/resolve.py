@@ -12,7 +12,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -21,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
 from gradiend_hub.errors import ArtifactNotFoundError
 
-from .retry import FAILURES, summary, with_retries
+from .retry import FAILURES, disk_error, summary, with_retries
 
 __all__ = ["ResolvedRepo", "resolve_folder"]
 
@@ -70,7 +69,7 @@ def resolve_folder(
 
     Raises:
         ArtifactNotFoundError: no such folder or repository, no access to it, no required file in it, or the Hub cannot
-            be reached and the cache does not have it. The message says which.
+            be reached and the cache does not have it, or cannot be written. The message says which.
     """
     path = Path(repo_or_path).expanduser()
     if path.is_dir():
@@ -87,7 +86,7 @@ def resolve_folder(
     source = _Source(repo_id, revision, token, cache_dir, local_files_only or is_offline_mode(), subfolder)
     try:
         return source.fetch(tuple(required))
-    except (*FAILURES, LocalEntryNotFoundError) as error:
+    except (*FAILURES, OSError) as error:
         raise ArtifactNotFoundError(source.explain(error)) from error
 
 
@@ -140,6 +139,11 @@ class _Source:
 
     def explain(self, error: Exception) -> str:
         """Why the repository could not be read, and what to do."""
+        if (refused := disk_error(error)) is not None:
+            return (
+                f"{self.repo_id} could not be written to the cache {self.cache_dir or constants.HF_HUB_CACHE} ({refused}). "
+                "Make room or give permission there, or name another folder with cache_dir= or HF_HOME."
+            )
         page = f"{constants.ENDPOINT}/{self.repo_id}"
         sent = self.token is not False and bool(self.token or get_token())
         if isinstance(error, GatedRepoError):

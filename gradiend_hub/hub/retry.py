@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -38,6 +41,9 @@ FAILURES: Final = (
 )
 """What a request to the Hub raises when it fails; `is_transient` tells which of them may pass."""
 
+_OF_THE_DISK: Final = frozenset({errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS})
+"""Errors of this machine's file system that hf_xet reports by their number alone."""
+
 _PASSING_STATUS: Final = frozenset({408, 409, 412, 429})
 
 _T = TypeVar("_T")
@@ -49,11 +55,23 @@ def is_transient(error: Exception) -> bool:
 
     409 is the Hub's commit lock and 412 a branch that moved meanwhile. Being offline on purpose does not pass.
     """
+    if disk_error(error) is not None:
+        return False
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _PASSING_STATUS or error.response.status_code >= 500
     if isinstance(error, _UnresolvedError):
         return isinstance(error.__cause__, Exception) and is_transient(error.__cause__)
     return isinstance(error, FAILURES) and not isinstance(error, OfflineModeIsEnabled)
+
+
+def disk_error(error: BaseException) -> str | None:
+    """What this machine's file system refused, e.g. "No space left on device"; `None` for an error of another kind."""
+    if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)) and error.errno:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    number = (
+        re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, (RuntimeError, ConnectionError)) else None
+    )
+    return os.strerror(int(number[1])) if number and int(number[1]) in _OF_THE_DISK else None
 
 
 def wait_seconds(error: Exception, failures: int) -> float:

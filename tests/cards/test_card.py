@@ -53,12 +53,18 @@ def normalised(card: str) -> str:
     return head + start + re.sub(r"(?m)(^\| N \| N \[N, N\].*\n)+", "(one row for each measured strength)\n", rest)
 
 
-def test_the_whole_card_of_a_short_run(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
+def test_the_whole_card_of_a_short_run(
+    masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = trainer_of(masked_path, tmp_path, pronouns, neutral, args=arguments(tmp_path, max_steps=2), layers="3")
     trainer.train()
     trainer.evaluate()
     trainer.evaluate(pronouns["test"].select(range(20)), metric_key_prefix="test")
+    reads: list[object] = []
+    read = GradiendConfig.from_pretrained
+    monkeypatch.setattr(GradiendConfig, "from_pretrained", lambda *a, **k: reads.append(a) or read(*a, **k))
     trainer.save_model()
+    assert len(reads) == 1  # for the self-test, whose digest is that of the file
     text = (tmp_path / CARD_FILE).read_text(encoding="utf-8")
     assert normalised(text) == EXPECTED.read_text(encoding="utf-8")
     # the figures are those of the report

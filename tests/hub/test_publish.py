@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 
 from gradiend_hub.errors import HubPushError
 from gradiend_hub.hub import publish_folder, retry
+from gradiend_hub.hub.publish import UPLOADED, _Push
 from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD
 from tests.hub_server import TOKENS, HubServer
 
@@ -331,3 +332,40 @@ def test_a_base_model_that_only_this_machine_has_is_warned_of(
         publish_folder(direction_folder, repo_id)
         assert ("Others will have to pass `base_model=`" in caplog.text) is warned
     assert str(direction_folder) in caplog.text
+
+
+def test_a_file_that_is_lost_before_the_upload_is_named(direction_folder: Path, repo_id: str) -> None:
+    weights = direction_folder / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    push = _Push(HfApi(), direction_folder, repo_id, None, None, "again", False, UPLOADED, "model")
+    push.check()
+    weights.unlink()
+    with pytest.raises(HubPushError, match=r"adapter_model.safetensors' is not a file.*\nNothing was committed"):
+        push.run()
+    weights.write_bytes(content)
+    assert publish_folder(direction_folder, repo_id).oid == HfApi().repo_info(repo_id).sha
+
+
+@pytest.mark.parametrize(
+    ("config", "base_id", "reason"),
+    [
+        ("{", None, "adapter_config.json cannot be read"),
+        ("[]", None, "adapter_config.json is not a JSON object"),
+        ("{}", "a/b/c", "the repository id is not valid"),
+        ("{}", "/home/me/base", "the repository id is not valid"),
+    ],
+)
+def test_a_config_or_base_that_is_unusable_is_found_before_any_request(
+    direction_folder: Path, repo_id: str, hub: HubServer, config: str, base_id: str | None, reason: str
+) -> None:
+    (direction_folder / "adapter_config.json").write_text(config)
+    with pytest.raises(HubPushError, match=reason):
+        publish_folder(direction_folder, repo_id, base_id=base_id)
+    assert hub.log() == []
+
+
+def test_the_command_to_push_again_names_the_base(direction_folder: Path, repo_id: str) -> None:
+    with pytest.raises(HubPushError, match=rf"gradiend-hub push .* {repo_id} --base-id alice/base"):
+        publish_folder(direction_folder, repo_id, token=TOKENS.bob, base_id="alice/base")
+    with pytest.raises(HubPushError, match="a data set has no base model"):
+        publish_folder(direction_folder, repo_id, repo_type="dataset", base_id="alice/base")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -236,3 +238,31 @@ def test_while_the_hub_is_down_and_nothing_is_cached(
     with pytest.raises(ArtifactNotFoundError, match="could not be downloaded"):
         resolve_folder(published, cache_dir=cache)
     assert len(hub.log()) == 3
+
+
+@pytest.mark.parametrize("place", ["a file", "no folder can be made"])
+def test_a_cache_that_cannot_be_written_is_named(published: str, place: str, tmp_path: Path) -> None:
+    where = tmp_path / "cache"
+    where.write_text("a file")
+    cache_dir = where if place == "a file" else where / "below"
+    with pytest.raises(
+        ArtifactNotFoundError, match=r"could not be written to the cache .*cache_dir= or HF_HOME"
+    ) as raised:
+        resolve_folder(published, cache_dir=cache_dir)
+    assert str(cache_dir) in str(raised.value) and "Not a directory" in str(raised.value)
+
+
+def test_a_full_disk_is_said_at_once(
+    published: str, cache: Path, transfer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Writing more than the limit of this process fails as on a full disk; the server is another process."""
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
+    try:
+        with pytest.raises(ArtifactNotFoundError, match=r"could not be written to the cache .*\(File too large"):
+            resolve_folder(published, cache_dir=cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "trying again" not in caplog.text
+    assert names(resolve_folder(published, cache_dir=cache).folder) >= {WEIGHTS}
