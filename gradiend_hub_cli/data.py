@@ -111,9 +111,9 @@ def show_fillers(path: Path, model: str, overrides: list[str], story: Story) -> 
     for name, words in classes.items():
         for word in words:
             tokens = ["", ""] if word.unknown else [" ".join(word.inside), " ".join(word.first)]
-            table.add_row(name, word.word, *tokens, _verdict(word))
+            table.add_row(name, word.word, *tokens, word.verdict)
     story.show(table)
-    unusable = [name for name, words in classes.items() if all(word.unknown for word in words)]
+    unusable = [name for name, words in classes.items() if not any(word.usable for word in words)]
     advice = _advice(classes, unusable, masked)
     story.show(f"\n{advice}")
     return {
@@ -122,7 +122,7 @@ def show_fillers(path: Path, model: str, overrides: list[str], story: Story) -> 
         "usable": not unusable,
         "advice": advice,
         "classes": {
-            name: [asdict(word) | {"verdict": _verdict(word)} for word in words] for name, words in classes.items()
+            name: [asdict(word) | {"verdict": word.verdict} for word in words] for name, words in classes.items()
         },
         "exit_code": 1 if unusable else 0,
     }
@@ -138,18 +138,12 @@ def _tokenizer(model: str) -> Any:
         ) from error
 
 
-def _verdict(word: FillerTokens) -> str:
-    if word.unknown:
-        return "unusable"
-    return f"{max(len(word.inside), len(word.first))} tokens" if word.split else "one token"
-
-
 def _advice(classes: Mapping[str, Sequence[FillerTokens]], unusable: Sequence[str], masked: bool) -> str:
     """Say whether a direction can be learned from these words, and what they cost."""
     if unusable:
         return f"Not usable: the tokenizer can write no word of {', '.join(unusable)}. Choose other words, or another model."
     words = [word for found in classes.values() for word in found]
-    unknown = [word.word for word in words if word.unknown]
+    unknown = [word.word for word in words if not word.usable]
     split = [word.word for word in words if word.split]
     lost = f" Leave out {', '.join(unknown)}: the tokenizer cannot write it." if unknown else ""
     if not split:

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 
-from gradiend_hub.data import Row, divided_anew, find_leaks, other_words, row_groups, without_leaks
+from gradiend_hub.data import TextRow, divided_anew, find_leaks, other_words, row_groups, without_leaks
 from gradiend_hub.data.splits import assign
 from gradiend_hub.errors import DataError
 
@@ -121,7 +121,7 @@ NOUNS = ["old baker", "king", "three tall sisters", "miller", "judge"]
 def test_rows_of_one_frame_are_one_unit() -> None:
     records = [{"masked": frame.format(noun)} for noun in NOUNS for frame in FRAMES]
     assert row_groups(records) == [0, 1, 2] * len(NOUNS)
-    rows = [Row(record["masked"], "he", "they", "a", "b") for record in records]
+    rows = [TextRow(record["masked"], "he", "they", "a", "b") for record in records]
     assert row_groups(rows) == row_groups(records)
     assert row_groups([]) == []
 
