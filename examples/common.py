@@ -1,4 +1,4 @@
-"""What the feature examples share: their options, their text, and learning directions from a set that was built."""
+"""Shared by the feature examples: options, text, and learning directions from a set that was built."""
 
 from __future__ import annotations
 
@@ -85,8 +85,12 @@ def learn(
     held_out: str = "texts",
 ) -> Learned:
     """Learn the direction between two classes, and encode the test rows."""
-    of_pair = DatasetDict({name: part.filter(lambda row: {row["factual_class"], row["alternative_class"]} == {*pair})
-                           for name, part in rows.items()})  # fmt: skip
+    of_pair = DatasetDict(
+        {
+            name: part.filter(lambda row: {row["factual_class"], row["alternative_class"]} == {*pair})
+            for name, part in rows.items()
+        }
+    )
     trainer = GradiendTrainer(
         load_base_model(args.model),
         GradiendConfig(feature_classes=list(pair)),
@@ -123,9 +127,11 @@ def learn_pairs(
 def table(results: Iterable[Learned], args: argparse.Namespace) -> str:
     """The directions, as Markdown."""
     lines = [
-        f"Base model: {Path(args.model).name}", "",
-        "| feature | classes | training rows | test rows | held out | correlation |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        f"Base model: {Path(args.model).name}",
+        "",
+        "| feature | classes | training rows | test rows | held out | correlation |",
+        "|---|---|---|---|---|---|",
+    ]
     for r in results:
         names, rows = f"{r.pair[0]} / {r.pair[1]}", f"{r.train_rows} | {r.test_rows}"
         lines.append(f"| {r.feature} | {names} | {rows} | {r.held_out} | {r.correlation:.3f} |")

@@ -34,10 +34,16 @@ def main() -> None:
     args = options(__doc__, "google-bert/bert-base-cased")
     classes = {name: words.split() for name, words in WORDS.items()}
     config = FeatureDataConfig(
-        classes, pairs=list(zip(*classes.values(), strict=True)), counterfactual="paired", max_per_class=args.max_rows,
-        filters=TextFilters(unit="sentence", min_words=6, max_words=40, mixed=False), max_per_word=args.max_rows // 2,
-        max_texts=None if args.offline else 100_000, neutral=NeutralSpec(300, exclude_words=FORMS), language="en",
-    )  # fmt: skip
+        classes,
+        pairs=list(zip(*classes.values(), strict=True)),
+        counterfactual="paired",
+        max_per_class=args.max_rows,
+        filters=TextFilters(unit="sentence", min_words=6, max_words=40, mixed=False),
+        max_per_word=args.max_rows // 2,
+        max_texts=None if args.offline else 100_000,
+        neutral=NeutralSpec(300, exclude_words=FORMS),
+        language="en",
+    )
     data = FeatureDatasetBuilder(config).build(english_text(args, WIKIPEDIA))
     show(data, args)
     neutral = data.neutral["validation"] if data.neutral else None
@@ -60,15 +66,13 @@ def main() -> None:
 
 
 def preference(point: StrengthPoint) -> float:
-    """How much likelier the words of the first class are, averaged over the rows of both."""
+    """Return how much likelier the words of the first class are, averaged over the rows of both."""
     return sum(of["male"] - of["female"] for of in point.probability.values()) / 2
 
 
 def even_strength(curve: list[tuple[float, float]]) -> float:
-    """Where the preference changes its sign, nearest to 0, by linear interpolation."""
-    found = [
-        (s * q - t * p) / (q - p) for (s, p), (t, q) in pairwise(curve) if p * q <= 0 and p != q
-    ]  # fmt: skip
+    """Return the strength nearest to 0 at which the preference changes its sign, by linear interpolation."""
+    found = [(s * q - t * p) / (q - p) for (s, p), (t, q) in pairwise(curve) if p * q <= 0 and p != q]
     return min(found, key=abs, default=min(curve, key=lambda point: abs(point[1]))[0])
 
 

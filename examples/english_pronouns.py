@@ -21,9 +21,12 @@ def main() -> None:
     results = []
     for feature, classes in (("number", {n: CLASSES[n] for n in ("3SG", "3PL")}), ("person and number", CLASSES)):
         config = FeatureDataConfig(
-            classes, filters=filters, max_texts=None if args.offline else 100_000, max_per_class=args.max_rows,
+            classes,
+            filters=filters,
+            max_texts=None if args.offline else 100_000,
+            max_per_class=args.max_rows,
             language="en",
-        )  # fmt: skip
+        )
         data = FeatureDatasetBuilder(config).build(english_text(args, WIKIPEDIA))
         print(f"\n{feature}")
         show(data, args)

@@ -25,11 +25,19 @@ from common import learn, options, show, table
 from gradiend_hub.data import ClassSpec, FeatureData, FeatureDataConfig, FeatureDatasetBuilder, TextFilters
 
 CELLS = {
-    "masc_nom": ("der", "Masc", "Nom"), "masc_acc": ("den", "Masc", "Acc"), "masc_dat": ("dem", "Masc", "Dat"),
-    "masc_gen": ("des", "Masc", "Gen"), "fem_nom": ("die", "Fem", "Nom"), "fem_acc": ("die", "Fem", "Acc"),
-    "fem_dat": ("der", "Fem", "Dat"), "fem_gen": ("der", "Fem", "Gen"), "neut_nom": ("das", "Neut", "Nom"),
-    "neut_acc": ("das", "Neut", "Acc"), "neut_dat": ("dem", "Neut", "Dat"), "neut_gen": ("des", "Neut", "Gen"),
-}  # fmt: skip
+    "masc_nom": ("der", "Masc", "Nom"),
+    "masc_acc": ("den", "Masc", "Acc"),
+    "masc_dat": ("dem", "Masc", "Dat"),
+    "masc_gen": ("des", "Masc", "Gen"),
+    "fem_nom": ("die", "Fem", "Nom"),
+    "fem_acc": ("die", "Fem", "Acc"),
+    "fem_dat": ("der", "Fem", "Dat"),
+    "fem_gen": ("der", "Fem", "Gen"),
+    "neut_nom": ("das", "Neut", "Nom"),
+    "neut_acc": ("das", "Neut", "Acc"),
+    "neut_dat": ("dem", "Neut", "Dat"),
+    "neut_gen": ("des", "Neut", "Gen"),
+}
 WIKIPEDIA = {"path": "wikimedia/wikipedia", "name": "20231101.de", "split": "train"}
 
 # what the endings can tell apart: "der" before -er is nominative, and before -ung taken for a dative
@@ -53,9 +61,13 @@ def build(args: Namespace) -> FeatureData:
     """One class for each gender and case."""
     classes = {name: spec(name, args.offline) for name in (_RULED if args.offline else CELLS)}
     config = FeatureDataConfig(
-        classes, language="de", spacy_model=None if args.offline else "de_core_news_sm", max_per_class=args.max_rows,
-        filters=TextFilters(unit="sentence", min_words=5, max_words=50), max_texts=None if args.offline else 20_000,
-    )  # fmt: skip
+        classes,
+        language="de",
+        spacy_model=None if args.offline else "de_core_news_sm",
+        max_per_class=args.max_rows,
+        filters=TextFilters(unit="sentence", min_words=5, max_words=50),
+        max_texts=None if args.offline else 20_000,
+    )
     source: Any = args.text or WIKIPEDIA
     if args.text and Path(args.text).suffix == ".txt":  # lines are wrapped: a paragraph is a text
         paragraphs = re.split(r"\n\s*\n", Path(args.text).read_text(encoding="utf-8", errors="replace"))

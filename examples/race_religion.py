@@ -24,10 +24,13 @@ CLASSES = {
 HUB = {"race": "aieng-lab/gradiend_race_data", "religion": "aieng-lab/gradiend_religion_data"}
 PEOPLE = ["family", "teacher", "doctor", "neighbour", "writer", "student", "soldier", "farmer", "singer", "judge"]
 FRAMES = (
-    "In the evening a {{}} {person} came to our house.", "She wrote a long book about a {{}} {person} in the city.",
-    "Last year the {{}} {person} moved to a small town.", "We were told that the {{}} {person} had lived there before.",
-    "Nobody in the village knew the {{}} {person} by name.", "The newspaper had a story about a {{}} {person} today.",
-)  # fmt: skip
+    "In the evening a {{}} {person} came to our house.",
+    "She wrote a long book about a {{}} {person} in the city.",
+    "Last year the {{}} {person} moved to a small town.",
+    "We were told that the {{}} {person} had lived there before.",
+    "Nobody in the village knew the {{}} {person} by name.",
+    "The newspaper had a story about a {{}} {person} today.",
+)
 TEMPLATES = [frame.format(person=person) for frame in FRAMES for person in PEOPLE]
 
 
@@ -35,9 +38,14 @@ def rows_from_templates(classes: dict[str, list[str]], args: Namespace) -> Datas
     """A set whose splits are made by template."""
     words = [word for found in classes.values() for word in found]
     config = FeatureDataConfig(
-        classes, group_column="template", split_by="group", max_per_class=args.max_rows, near_duplicates=None,
-        filters=TextFilters(min_left_words=2), splits={"train": 0.6, "validation": 0.2, "test": 0.2},
-    )  # fmt: skip
+        classes,
+        group_column="template",
+        split_by="group",
+        max_per_class=args.max_rows,
+        near_duplicates=None,
+        filters=TextFilters(min_left_words=2),
+        splits={"train": 0.6, "validation": 0.2, "test": 0.2},
+    )
     data = FeatureDatasetBuilder(config).build(Dataset.from_dict(from_templates(TEMPLATES, words)))
     show(data, args)
     return data.rows

@@ -1,4 +1,4 @@
-"""What all commands have in common: options, one way to give a result, one way to fail."""
+"""Common parts of all commands: options, one way to give a result, one way to fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXIT_CODES = """\
 Exit status: 0, all went well; 1, an error, or a check that failed; 2, a mistake in the command itself; 130, interrupted."""
 
 Result = dict[str, Any]
-"""What a command returns: what it found or made, for `--json`."""
+"""Everything that a command found or made, for `--json`."""
 
 _LIBRARIES = ("torch", "transformers", "peft")
 
@@ -172,7 +172,7 @@ def _fail(story: Story, label: str, kind: str, message: str, code: int) -> None:
 
 
 def _message(error: Exception) -> str:
-    """What the user reads of an error. Those of gradiend_hub say all that is needed; of others this is made up."""
+    """Return the message for an error. Those of gradiend_hub say all that is needed; others get a next step."""
     errors = sys.modules.get("gradiend_hub.errors")
     if errors is not None and isinstance(error, errors.GradiendError):
         return str(error)

@@ -1,4 +1,4 @@
-"""What the commands write on: results on standard output, progress and errors on standard error."""
+"""The two streams that commands write on: results on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Step:
 
 
 class Story:
-    """What a command tells: its steps with their outcomes and seconds, one line each, and its result.
+    """Told by a command: its steps with their outcomes and seconds, one line each, and its result.
 
     Steps and result go to standard output; the bar of the step under way to standard error, if that is a terminal. A
     program that asks for JSON gets the result alone there, and the steps on standard error.
@@ -142,11 +142,17 @@ class Story:
         start = time.perf_counter()
         terminal = output(stderr=True)
         bars = Progress(
-            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=12),
-            TextColumn("{task.fields[of]}", markup=False), TimeRemainingColumn(compact=True),
-            console=terminal, transient=True, redirect_stdout=False, refresh_per_second=5,
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[of]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=terminal,
+            transient=True,
+            redirect_stdout=False,
+            refresh_per_second=5,
             disable=self.quiet or not terminal.is_terminal,
-        )  # fmt: skip
+        )
         with bars:
             step = self._step = Step(name, bars, bars.add_task(f"{name} …", total=None, of=""))
             try:

@@ -64,13 +64,15 @@ def build_data(
     story.show(_funnel_table(data))
     story.show(_class_table(data))
     return {
-        "folder": out, "published": url, "digest": data.digest,
+        "folder": out,
+        "published": url,
+        "digest": data.digest,
         "rows": {split: len(rows) for split, rows in data.rows.items()},
         "classes": {name: dict(zip(data.rows, counts, strict=True)) for name, counts in data.counts().items()},
         "neutral": dict(zip(data.rows, data.neutral_counts, strict=False)),
         "funnel": [dict(zip(("step", "left", "dropped"), row, strict=True)) for row in data.funnel.rows()],
         "seconds": story.seconds,
-    }  # fmt: skip
+    }
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:

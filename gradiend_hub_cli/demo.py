@@ -49,7 +49,7 @@ CHECKED_ROWS = 8
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the user may choose.
+    """Options of `gradiend-hub demo`.
 
     Attributes:
         base: "masked" or "causal".
@@ -138,13 +138,20 @@ def _load(examples: Path, options: DemoOptions, story: Story) -> _Material:
 def _learn(material: _Material, folder: Path, options: DemoOptions, story: Story) -> GradiendTrainer:
     with story.step("Learn") as step:
         args = GradiendTrainingArguments(
-            output_dir=str(folder), seed=options.seed, max_steps=options.max_steps or -1, save_strategy="no",
+            output_dir=str(folder),
+            seed=options.seed,
+            max_steps=options.max_steps or -1,
+            save_strategy="no",
             disable_tqdm=True,
-        )  # fmt: skip
+        )
         trainer = GradiendTrainer(
-            material.base, GradiendConfig(feature_classes=list(CLASSES)), args, train_dataset=material.rows["train"],
-            eval_dataset=material.rows["validation"], neutral_dataset=material.neutral["validation"],
-        )  # fmt: skip
+            material.base,
+            GradiendConfig(feature_classes=list(CLASSES)),
+            args,
+            train_dataset=material.rows["train"],
+            eval_dataset=material.rows["validation"],
+            neutral_dataset=material.neutral["validation"],
+        )
         follow(trainer, story)
         trainer.train()
         size = sum(p.numel() for p in trainer.base_model.parameters())

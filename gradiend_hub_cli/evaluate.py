@@ -40,7 +40,7 @@ Source = tuple[str, str | None]
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure on what; see the options of `gradiend-hub evaluate`."""
+    """Options of `gradiend-hub evaluate`."""
 
     direction: str
     revision: str | None
@@ -97,10 +97,14 @@ def run_evaluation(request: Request, story: Story) -> dict[str, Any]:
     if proposed:
         story.show(f"\nProposed: {proposed}", soft_wrap=True)
     return {
-        "direction": request.direction, "base_model": report.base_model, "report": file, "proposed": proposed,
-        "figures": [asdict(figure) for figure in figures], "missing": report.splits["test"].missing,
+        "direction": request.direction,
+        "base_model": report.base_model,
+        "report": file,
+        "proposed": proposed,
+        "figures": [asdict(figure) for figure in figures],
+        "missing": report.splits["test"].missing,
         "seconds": story.seconds,
-    }  # fmt: skip
+    }
 
 
 def _save(report: Report, file: Path, band: Sequence[float] | None) -> None:
@@ -113,7 +117,7 @@ def _save(report: Report, file: Path, band: Sequence[float] | None) -> None:
 
 
 def _report_file(request: Request, found: ResolvedRepo) -> Path:
-    """Where the report goes: beside the published one, or below `out` where that is in the cache of the Hub."""
+    """Return the report's path: beside the published one, or below `out` where that is in the cache of the Hub."""
     home = found.folder if found.repo_id is None else Path("out", found.repo_id.split("/")[-1])
     file = request.out or home / REPORTS_FOLDER / f"{_slug(request)}.json"
     if file.suffix != ".json" or file.name == REPORT_FILE or file.is_dir():

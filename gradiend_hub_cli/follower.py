@@ -1,4 +1,4 @@
-"""How far a training is, told to a story."""
+"""A callback that tells a story how far a training is."""
 
 from __future__ import annotations
 

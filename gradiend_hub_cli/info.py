@@ -46,9 +46,18 @@ class Description:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it for `--json`."""
         fields = (
-            "feature_classes", "fillers", "objective", "source", "target", "base_model_name_or_path", "revision",
-            "dtype", "strength_unit", "strength", "safe_band",
-        )  # fmt: skip
+            "feature_classes",
+            "fillers",
+            "objective",
+            "source",
+            "target",
+            "base_model_name_or_path",
+            "revision",
+            "dtype",
+            "strength_unit",
+            "strength",
+            "safe_band",
+        )
         return {
             "direction": self.source,
             "commit": self.commit,

@@ -75,9 +75,15 @@ def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -
         table.add_row("beware", warning)
     story.show(table)
     return {
-        "direction": direction, "strength": applied, "out": out, "model_class": type(merged).__name__, "dtype": dtype,
-        "bytes": folder_size(out), "receipt": asdict(receipt), "warning": warning,
-    }  # fmt: skip
+        "direction": direction,
+        "strength": applied,
+        "out": out,
+        "model_class": type(merged).__name__,
+        "dtype": dtype,
+        "bytes": folder_size(out),
+        "receipt": asdict(receipt),
+        "warning": warning,
+    }
 
 
 def _model(out: Path, direction: str, options: MergeOptions) -> GradiendModel:

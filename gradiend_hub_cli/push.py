@@ -29,6 +29,9 @@ def push_direction(folder: Path, repo_id: str, options: dict[str, Any], story: S
         raise Interrupted("The folder is as it was. To run the command again is safe.") from interrupt
     story.show(f"Published {folder}: {commit.pr_url or commit.commit_url}", soft_wrap=True)
     return {
-        "folder": folder, "repo_id": repo_id, "commit": commit.oid, "url": commit.commit_url,
+        "folder": folder,
+        "repo_id": repo_id,
+        "commit": commit.oid,
+        "url": commit.commit_url,
         "pull_request": commit.pr_url,
-    }  # fmt: skip
+    }

@@ -22,7 +22,7 @@ def strength_text(strength: float) -> str:
 
 
 def beyond_band(config: GradiendConfig, strengths: Sequence[float]) -> str | None:
-    """What to know of strengths that are outside of the safe band; `None` if all are inside, or it was not measured."""
+    """Return a warning of strengths outside of the safe band; `None` if all are inside, or it was not measured."""
     if config.safe_band is None:
         return None
     low, high = config.safe_band
@@ -52,7 +52,7 @@ def pairs_table() -> Table:
 
 
 def encoder_line(split: SplitReport) -> str:
-    """What the encoder reads, in a line."""
+    """Return the encoder's figures in a line."""
     encoder = split.encoder
     if encoder is None:
         return "not measured, the direction has none"
@@ -63,7 +63,7 @@ def encoder_line(split: SplitReport) -> str:
 
 
 def curve_table(split: SplitReport, classes: Sequence[str], strengths: Sequence[float] | None = None) -> Table:
-    """What each strength changes; all measured ones, or some."""
+    """Return the table of what each strength changes; of all measured ones, or of some."""
     first, second = classes
     points = [p for p in split.curve if strengths is None or p.strength in strengths]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)

@@ -105,9 +105,11 @@ def _loaded(recipe: Recipe) -> tuple[GradiendTrainer, _Test | None]:
     """Read all data, and make the trainer of it; what cannot work is found here, before anything is learned."""
     # a mapping's own `split` wins; these are the usual names
     usual = {
-        "train_dataset": "train", "eval_dataset": "validation", "neutral_dataset": "train",
+        "train_dataset": "train",
+        "eval_dataset": "validation",
+        "neutral_dataset": "train",
         "neutral_train_dataset": "train",
-    }  # fmt: skip
+    }
     data = {
         name: load_rows(getattr(recipe, name), split, name)
         for name, split in usual.items()

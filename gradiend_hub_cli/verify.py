@@ -54,6 +54,11 @@ def show_verification(
         f"\ncard: {card}\n{len(result.checks)} checks, {tolerance}: " + (f"{wrong} differ." if wrong else "all agree.")
     )
     return {
-        "direction": direction, "passed": result.passed, "differ": wrong, "tolerance": result.tolerance, "card": card,
-        "checks": [asdict(check) for check in result.checks], "exit_code": 0 if result.passed else 1,
-    }  # fmt: skip
+        "direction": direction,
+        "passed": result.passed,
+        "differ": wrong,
+        "tolerance": result.tolerance,
+        "card": card,
+        "checks": [asdict(check) for check in result.checks],
+        "exit_code": 0 if result.passed else 1,
+    }

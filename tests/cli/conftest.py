@@ -51,10 +51,13 @@ def recipe_fields(base: Path, out: Path) -> dict[str, Any]:
         "test_dataset": {"path": pronouns, "split": "test[:16]"},
         "direction": {"feature_classes": ["3SG", "3PL"]},
         "args": {
-            "output_dir": str(out), "max_steps": 6, "per_device_train_batch_size": 8, "save_steps": 2,
+            "output_dir": str(out),
+            "max_steps": 6,
+            "per_device_train_batch_size": 8,
+            "save_steps": 2,
             "logging_steps": 3,
         },
-    }  # fmt: skip
+    }
 
 
 def write_recipe(folder: Path, fields: dict[str, Any]) -> Path:

@@ -1,4 +1,4 @@
-"""What all commands have in common: `--json`, `--quiet`, exit codes, completion, and one message for every error."""
+"""Common to all commands: `--json`, `--quiet`, exit codes, completion, and one message for every error."""
 
 from __future__ import annotations
 
@@ -119,13 +119,18 @@ class TestJson:
 def data_config(folder: Path) -> Path:
     """A configuration that builds twelve rows in no time."""
     towns = ["town", "village", "forest", "garden", "castle", "market"]
-    lines = [f"On day {n} in the {town} we saw that {word} had gone there again." for word in ("he", "they")
-             for n, town in enumerate(towns)]  # fmt: skip
+    lines = [
+        f"On day {n} in the {town} we saw that {word} had gone there again."
+        for word in ("he", "they")
+        for n, town in enumerate(towns)
+    ]
     (folder / "text.txt").write_text("\n".join(lines))
     content = {
-        "source": str(folder / "text.txt"), "classes": {"3SG": ["he"], "3PL": ["they"]}, "language": None,
+        "source": str(folder / "text.txt"),
+        "classes": {"3SG": ["he"], "3PL": ["they"]},
+        "language": None,
         "splits": {"train": 0.5, "test": 0.5},
-    }  # fmt: skip
+    }
     path = folder / "data.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -226,9 +231,13 @@ def test_the_shell_completes_commands_and_options() -> None:
 
 def shell(*options: str, arguments: tuple[str, ...] = (), **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "gradiend_hub_cli", *options, *arguments], cwd=ROOT, text=True, capture_output=True,
-        env={**os.environ, **environment}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "gradiend_hub_cli", *options, *arguments],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

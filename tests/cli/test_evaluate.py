@@ -183,9 +183,17 @@ def test_what_cannot_work_is_refused_before_the_measurement(
 
 
 @pytest.mark.parametrize(
-    "text", ["crows-pairs={missing}", "crows-pairs={wrong}", "stereoset={wrong}", "winobias={missing},{missing}",
-             "winogender={wrong},{wrong}", "seat={wrong}", "weat={missing}"],
-)  # fmt: skip
+    "text",
+    [
+        "crows-pairs={missing}",
+        "crows-pairs={wrong}",
+        "stereoset={wrong}",
+        "winobias={missing},{missing}",
+        "winogender={wrong},{wrong}",
+        "seat={wrong}",
+        "weat={missing}",
+    ],
+)
 def test_data_of_another_kind_is_named(copy: Path, tmp_path: Path, text: str) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text('[{"a": 1}]')

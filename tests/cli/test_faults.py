@@ -87,8 +87,11 @@ def test_what_is_written_beside_appears_whole_or_not_at_all(tmp_path: Path) -> N
         (folder / "deep").mkdir()
         (folder / "deep" / "c").write_text("newer")
     assert {path.name: path.read_text() for path in out.rglob("*") if path.is_file()} == {
-        "a": "newer", "b": "new", "c": "newer", "mine": "mine",
-    }  # fmt: skip
+        "a": "newer",
+        "b": "new",
+        "c": "newer",
+        "mine": "mine",
+    }
 
 
 def test_an_output_folder_in_use_is_answered_with_commands(run: Run, trained: Trained, tmp_path: Path) -> None:
@@ -133,10 +136,13 @@ def test_a_merge_that_cannot_be_written_leaves_nothing(trained: Trained, tmp_pat
     """Files may be of one megabyte at most there, so the weights do not fit."""
     limit = (1_000_000, 1_000_000)
     done = subprocess.run(
-        [sys.executable, "-m", "gradiend_hub_cli", "merge", str(trained.folder), str(tmp_path / "merged")], cwd=ROOT,
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "gradiend_hub_cli", "merge", str(trained.folder), str(tmp_path / "merged")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )  # fmt: skip
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search(r"^Error: .*File too large", done.stderr, re.M), done.stderr
     assert [*tmp_path.iterdir()] == []
@@ -213,7 +219,7 @@ def test_a_fault_in_the_training_says_how_to_go_on(
 
 
 def test_a_printed_command_can_be_typed_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a shell that does not find the program, by its path; in the folder that it was started in."""
+    """By its path, in a shell that does not find the program."""
     program_file = tmp_path / "my env" / "bin" / "gradiend-hub"
     program_file.parent.mkdir(parents=True)
     program_file.write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done\n')

@@ -173,8 +173,12 @@ def test_an_output_folder_in_use_is_refused(run: Run, trained: Trained, tmp_path
 
 
 def test_a_dry_run_predicts_and_leaves_nothing(run: Run, trained: Trained, tmp_path: Path, hub: HubServer) -> None:
-    overrides = (f"args.output_dir={tmp_path / 'out'}", "args.push_to_hub=true", "args.hub_model_id=alice/never",
-                 "direction.layers=0-1")  # fmt: skip
+    overrides = (
+        f"args.output_dir={tmp_path / 'out'}",
+        "args.push_to_hub=true",
+        "args.hub_model_id=alice/never",
+        "direction.layers=0-1",
+    )
     path = write_recipe(tmp_path, trained.recipe)
     result = run("train", path, "--dry-run", *(part for override in overrides for part in ("--set", override)))
     assert result.exit_code == 0, result.stderr
@@ -236,9 +240,12 @@ def test_a_run_is_published_when_the_recipe_says_so(
     run: Run, trained: Trained, tmp_path: Path, hub: HubServer, repo_id: str
 ) -> None:
     overrides = (
-        f"args.output_dir={tmp_path / 'out'}", "args.push_to_hub=true", f"args.hub_model_id={repo_id}",
-        "args.max_steps=2", "test_dataset=null",
-    )  # fmt: skip
+        f"args.output_dir={tmp_path / 'out'}",
+        "args.push_to_hub=true",
+        f"args.hub_model_id={repo_id}",
+        "args.max_steps=2",
+        "test_dataset=null",
+    )
     path = write_recipe(tmp_path, trained.recipe)
     result = run("train", path, *(part for override in overrides for part in ("--set", override)))
     assert result.exit_code == 0, result.stderr

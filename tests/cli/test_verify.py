@@ -105,8 +105,12 @@ def test_another_base_model(run: Run, copy: Path, masked_path: Path, tmp_path: P
     for parameter in base.parameters():
         parameter.data += 0.05 * parameter.data.std() * torch.randn(parameter.shape)
     base.save_pretrained(tmp_path / "tuned")
-    shutil.copytree(masked_path, tmp_path / "tuned", ignore=shutil.ignore_patterns("*.safetensors", "config.json"),
-                    dirs_exist_ok=True)  # fmt: skip
+    shutil.copytree(
+        masked_path,
+        tmp_path / "tuned",
+        ignore=shutil.ignore_patterns("*.safetensors", "config.json"),
+        dirs_exist_ok=True,
+    )
     result = run("verify", copy, "--base", tmp_path / "tuned")
     assert result.exit_code == 1
     assert re.search(r"base model +same +related +DIFFERS", result.stdout)
@@ -120,8 +124,15 @@ def test_another_base_model(run: Run, copy: Path, masked_path: Path, tmp_path: P
 
 def test_no_or_a_damaged_self_test(run: Run, copy: Path, masked_path: Path) -> None:
     lines = (copy / PROBES_FILE).read_text().splitlines()
-    for text in ("", "{}", "[1]\n", "\n".join([lines[0], '{"masked": 1}']), lines[0], "{" * 100_000,
-                 "\n".join([lines[0].replace('"float32"', '"int4"'), *lines[1:]])):  # fmt: skip
+    for text in (
+        "",
+        "{}",
+        "[1]\n",
+        "\n".join([lines[0], '{"masked": 1}']),
+        lines[0],
+        "{" * 100_000,
+        "\n".join([lines[0].replace('"float32"', '"int4"'), *lines[1:]]),
+    ):
         (copy / PROBES_FILE).write_text(text)
         with pytest.raises(ArtifactError, match="is not a self-test of this library"):
             Probes.load(copy)
@@ -181,9 +192,11 @@ def test_a_self_test_must_claim_something_of_every_class_and_strength(copy: Path
     without_h = [lines[0], *(re.sub(r', "h": [^}]+', "", line) for line in lines[1:])]
     one_class = [lines[0], *(line for line in lines[1:] if '"factual_class": "3SG"' in line)]
     for broken in (
-        {}, {s: of for s, of in claimed.items() if s != "1.0"}, claimed | {"1.0": {"3SG": claimed["1.0"]["3SG"]}},
+        {},
+        {s: of for s, of in claimed.items() if s != "1.0"},
+        claimed | {"1.0": {"3SG": claimed["1.0"]["3SG"]}},
         claimed | {"1.0": {"3SG": claimed["1.0"]["3SG"], "3PL": {}}},
-    ):  # fmt: skip
+    ):
         (copy / PROBES_FILE).write_text("\n".join(lines))
         edit_probes(copy, probability=broken)
         with pytest.raises(ArtifactError, match="expected rows of 3SG and 3PL, and probabilities at strengths"):
