@@ -111,8 +111,7 @@ def learn(
     model = GradiendModel.from_direction(trainer.base_model, trainer.direction, trainer.gradiend_config)
     encoded = np.asarray(model.encode(of_pair["test"]), dtype=float)
     model.unload()
-    # a row's encoding is that of its alternative word's gradient
-    labels = np.array([1.0 if row["alternative_class"] == pair[0] else -1.0 for row in of_pair["test"]])
+    labels = np.array([1.0 if row["factual_class"] == pair[0] else -1.0 for row in of_pair["test"]])
     correlation = float(np.corrcoef(encoded, labels)[0, 1])
     return Learned(feature, pair, len(of_pair["train"]), len(labels), correlation, held_out, trainer)
 
