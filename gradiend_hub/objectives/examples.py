@@ -56,12 +56,18 @@ def require_readable(
         what: How messages call the rows.
 
     Raises:
-        DataError: There are no outputs, or one cannot be read at some row; the first row is named and all are counted.
+        DataError: There are no outputs, one cannot be read at some row, or those of two classes have the same ids there (a
+            tokenizer without upper case makes German "Sie" and "sie" one); the first row is named and all are counted.
     """
-    problems = []
+    problems, alike = [], []
     for number, row in enumerate(rows):
         try:
-            objective.readings(row, fillers or {})
+            readings = objective.readings(row, fillers or {})
+            ids = [
+                frozenset(i for reading in readings for i in reading.outputs[of]) for of in range(len(fillers or {}))
+            ]
+            if len({*ids}) < len(ids):
+                alike.append(f"row {number} ({objective.show(row)[:60]!r})")
         except DataError as error:
             problems.append(f"row {number} ({objective.show(row)[:60]!r}): {error}")
     if problems:
@@ -69,4 +75,10 @@ def require_readable(
             f"The probability of the classes cannot be read on {len(problems)} of {len(rows)} rows of {what}, because a "
             f"word of the fillers {dict(fillers or {})} is not usable there. The first is {problems[0]} Leave these rows "
             "out, or name other words in GradiendConfig.fillers."
+        )
+    if alike:
+        raise DataError(
+            f"The base model writes the words of the fillers {dict(fillers or {})} alike at {len(alike)} of {len(rows)} "
+            f"rows of {what}, so no probability tells the classes apart. The first is {alike[0]}. Use a base model whose "
+            "tokenizer tells these words apart, leave the rows out, or name other words in GradiendConfig.fillers."
         )

@@ -11,18 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
-from gradiend_hub.data import Row, class_fillers, read_feature_data, read_rows, require_distinct
+from gradiend_hub.data import TextRow, class_fillers, read_feature_data, read_rows, require_distinct
 from gradiend_hub.data.casing import Casing, begins_sentence, capitalised
 from gradiend_hub.errors import DataError
+from gradiend_hub.objectives import MaskedLMObjective
+from gradiend_hub.objectives.examples import require_readable
+from tests.objectives.tokenizers import masked_tokenizer
 
 CLASSES = ["a", "b"]
 WORDS = st.text("abcdefgäöéшя", min_size=2, max_size=6)
 PATTERNS = {"lower": str, "Capitalised": capitalised, "ALL CAPS": str.upper}
 
 
-def row(factual: str, alternative: str, masked: str = "so [MASK] went", classes: list[str] | None = None) -> Row:
+def row(factual: str, alternative: str, masked: str = "so [MASK] went", classes: list[str] | None = None) -> TextRow:
     first, second = classes or CLASSES
-    return Row(masked, factual, alternative, first, second)
+    return TextRow(masked, factual, alternative, first, second)
+
+
+def text_row(masked: str, factual: str, alternative: str, classes: list[str]) -> TextRow:
+    return TextRow(masked, factual, alternative, *classes)
 
 
 @given(st.lists(WORDS, min_size=4, max_size=4, unique_by=str.lower), st.sampled_from(list(PATTERNS)))
@@ -65,6 +72,34 @@ def test_german_sie(masked: str, factual: str, alternative: str, classes: list[s
     assert [case(word) for word in ("Sie", "sie", "er")] == read
 
 
+SIE = {"polite": ["Sie"], "other": ["sie"]}
+
+
+@pytest.mark.parametrize("kind", ["byte_bpe", "unigram_always"])
+@pytest.mark.parametrize(("factual", "alternative"), [("Sie", "sie"), ("sie", "Sie")])
+def test_the_tokens_that_are_read_are_those_of_the_written_words(kind: str, factual: str, alternative: str) -> None:
+    tokenizer = masked_tokenizer(kind)
+    objective = MaskedLMObjective(tokenizer)
+    classes = ["polite", "other"] if factual == "Sie" else ["other", "polite"]
+    (read,) = read_rows([text_row("der [MASK] kam", factual, alternative, classes).record()], [*SIE], need_both=False)
+    readings = objective.readings(read, SIE)
+    outputs = [{ids for reading in readings for ids in reading.outputs[of]} for of in (0, 1)]
+    for (word,), found in zip(SIE.values(), outputs, strict=True):
+        (ids,) = found
+        text = tokenizer(f"der {word} kam", add_special_tokens=False).input_ids
+        assert any(tuple(text[i : i + len(ids)]) == ids for i in range(len(text)))
+    require_readable(objective, [read], SIE)
+
+
+def test_a_tokenizer_without_capitals_cannot_tell_them_apart() -> None:
+    objective = MaskedLMObjective(masked_tokenizer("word_piece"))
+    rows = [text_row("der [MASK] kam", "Sie", "sie", ["polite", "other"])]
+    with pytest.raises(
+        DataError, match=r"writes the words of the fillers .* alike at 1 of 1 rows of the test data, so no"
+    ):
+        require_readable(objective, rows, SIE, what="the test data")
+
+
 def test_words_that_say_nothing_of_their_case() -> None:
     casing = Casing({"a": ["I", "a", "Mann"], "b": ["we", "the", "Frau"]})
     assert casing.of_row(row("I", "we"))("we") == "we"
@@ -83,7 +118,7 @@ def test_beginnings_of_sentences(before: str) -> None:
 
 
 def test_a_row_needs_two_words() -> None:
-    records = [vars(row("he", "they")), vars(row("they", "they", classes=["b", "a"])), vars(row("it", "it"))]
+    records = [row("he", "they").record(), row("they", "they", classes=["b", "a"]).record(), row("it", "it").record()]
     message = (
         r"train_dataset, row 1: factual and alternative are the same word, 'they' \(as in 2 of 3 rows\).*Leave such"
     )
@@ -108,7 +143,7 @@ def test_classes_need_words_of_their_own(caplog: pytest.LogCaptureFixture) -> No
 @pytest.mark.parametrize("explicit", [True, False])
 def test_the_trainer_refuses_classes_of_the_same_words(masked_path: Any, tmp_path: Any, explicit: bool) -> None:
     fillers = {"a": ["he", "they"], "b": ["they", "he"]} if explicit else None
-    rows = [vars(row("he", "they")), vars(row("they", "he"))]
+    rows = [row("he", "they").record(), row("they", "he").record()]
     rows += [{**r, "factual_class": "b", "alternative_class": "a"} for r in rows]
     config = GradiendConfig(feature_classes=CLASSES, fillers=fillers)
     args = GradiendTrainingArguments(output_dir=str(tmp_path / "out"))
