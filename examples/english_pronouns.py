@@ -1,4 +1,4 @@
-"""Person and number of English pronouns: 3SG/3PL, and all pairs of five classes.
+"""Person and number of English pronouns: 3SG/3PL and, with text of one's own or the Hub's, all pairs of five classes.
 
 python examples/english_pronouns.py --offline
 python examples/english_pronouns.py --model google-bert/bert-base-cased    # text from Wikipedia
@@ -19,7 +19,10 @@ def main() -> None:
     args = options(__doc__, "google-bert/bert-base-cased")
     filters = TextFilters(unit="sentence", min_words=6, max_words=40, mixed=False)
     results = []
-    for feature, classes in (("number", {n: CLASSES[n] for n in ("3SG", "3PL")}), ("person and number", CLASSES)):
+    sets = {"number": {n: CLASSES[n] for n in ("3SG", "3PL")}}
+    if args.text or not args.offline:  # of the other classes, the bundled sentences have a handful
+        sets["person and number"] = CLASSES
+    for feature, classes in sets.items():
         config = FeatureDataConfig(
             classes,
             filters=filters,

@@ -143,11 +143,13 @@ def _tokenizer(model: str) -> Any:
 def _advice(classes: Mapping[str, Sequence[FillerTokens]], unusable: Sequence[str], masked: bool) -> str:
     """Say whether a direction can be learned from these words, and what they cost."""
     if unusable:
-        return f"Not usable: the tokenizer can write no word of {', '.join(unusable)}. Choose other words, or another model."
+        return (
+            f"Not usable: no word of {', '.join(unusable)} can be read in a text. Choose other words, or another model."
+        )
     words = [word for found in classes.values() for word in found]
     unknown = [word.word for word in words if not word.usable]
     split = [word.word for word in words if word.split]
-    lost = f" Leave out {', '.join(unknown)}: the tokenizer cannot write it." if unknown else ""
+    lost = f" Leave out {', '.join(unknown)}, which cannot be read in a text." if unknown else ""
     if not split:
         return f"Usable: every other word is one token.{lost}" if unknown else "Usable: every word is one token."
     several = "as many masks, and is guessed at all of them at once" if masked else "token after token"

@@ -105,6 +105,16 @@ class TestJson:
         words = printed(run("data", "words", path, masked_path, "--json"))
         assert words["usable"] is True and words["classes"]["3PL"][0]["word"] == "they"
 
+    def test_words_have_a_verdict_beforehand(self, run: Run, tmp_path: Path, masked_path: Path) -> None:
+        path = data_config(tmp_path)
+        some = run("data", "words", path, masked_path, "--set", "classes.3PL=[they, themselfs, 丕]", "--json")
+        found = {word["word"]: word["verdict"] for word in printed(some)["classes"]["3PL"]}
+        assert found == {"they": "one token", "themselfs": "3 tokens", "丕": "unknown to the tokenizer"}
+        assert some.exit_code == 0 and printed(some)["advice"].startswith("Usable, but themselfs takes several tokens")
+        assert "Leave out 丕" in printed(some)["advice"]
+        none = run("data", "words", path, masked_path, "--set", "classes.3PL=[丕]", "--json")
+        assert none.exit_code == 1 and "no word of 3PL" in printed(none)["advice"]
+
     def test_an_error(self, run: Run, tmp_path: Path) -> None:
         result = run("info", tmp_path, "--json")
         error = printed(result)["error"]
