@@ -19,13 +19,32 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Interrupted", "Step", "Story", "command_lines", "output", "program", "show_error", "write_json"]
+__all__ = [
+    "Interrupted",
+    "Step",
+    "Story",
+    "command_lines",
+    "on_interrupt",
+    "output",
+    "program",
+    "show_error",
+    "write_json",
+]
 
 _WIDEST = 100
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a word on what is kept and how to go on."""
+
+
+@contextmanager
+def on_interrupt(message: str) -> Iterator[None]:
+    """Inside, Ctrl-C ends with a message of one's own."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(message) from interrupt
 
 
 def output(*, stderr: bool = False) -> Console:

@@ -24,7 +24,7 @@ from gradiend_hub.hub.publish import publish_folder
 from gradiend_hub.objectives import Batch
 
 from .apply import class_styles, guesses, guesses_tables
-from .console import Interrupted, Story, command_lines, program
+from .console import Story, command_lines, on_interrupt, program
 from .folders import require_empty
 from .follower import follow
 from .quiet import quiet
@@ -91,17 +91,14 @@ def run_demo(options: DemoOptions, story: Story) -> dict[str, Any]:
     out = options.out or Path("out", f"demo-{options.base}-{datetime.now():%Y%m%d-%H%M%S}")
     require_empty(out, "another --out")
     story.say(f"\n{INTRODUCTION}\n", style="italic")
-    try:
-        with quiet(story):
-            material = _load(examples, options, story)
-            trainer = _learn(material, out / "direction", options, story)
-            _measure(trainer, material, story)
-            url = _save(trainer, options.repo_id, story)
-            model = _load_again(trainer, material, options.repo_id, story)
-            _rewrite(model, trainer, story)
-            _merge(model, trainer, material, out / "merged", story)
-    except KeyboardInterrupt as interrupt:
-        raise Interrupted("The demo keeps no checkpoints; run it again to start over.") from interrupt
+    with on_interrupt("The demo keeps no checkpoints; run it again to start over."), quiet(story):
+        material = _load(examples, options, story)
+        trainer = _learn(material, out / "direction", options, story)
+        _measure(trainer, material, story)
+        url = _save(trainer, options.repo_id, story)
+        model = _load_again(trainer, material, options.repo_id, story)
+        _rewrite(model, trainer, story)
+        _merge(model, trainer, material, out / "merged", story)
     return _summary(trainer, material, out, url, story)
 
 

@@ -27,7 +27,7 @@ from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
 from gradiend_hub.plots import save_html, save_plots
 
-from .console import Story
+from .console import Story, on_interrupt
 from .folders import require_writable
 from .quiet import quiet
 from .tables import encoder_line, pairs_table, strength_text
@@ -82,15 +82,16 @@ def run_evaluation(request: Request, story: Story) -> dict[str, Any]:
             report.direction = found.repo_id or found.folder.resolve().name
             report.direction_revision = found.commit
             step.outcome = encoder_line(report.splits["test"])
-        with story.step("Save") as step:
-            _save(report, file, model.active_peft_config.safe_band)
-            step.outcome = str(file)
         proposed = None
-        if proposal:
-            with story.step("Propose") as step:
-                commit = proposal.send()
-                proposed = commit.pr_url or commit.commit_url
-                step.outcome = f"a pull request to {request.create_pr}"
+        with on_interrupt(f"The measurement is in {file}; what was to follow is not done."):
+            with story.step("Save") as step:
+                _save(report, file, model.active_peft_config.safe_band)
+                step.outcome = str(file)
+            if proposal:
+                with story.step("Propose") as step:
+                    commit = proposal.send()
+                    proposed = commit.pr_url or commit.commit_url
+                    step.outcome = f"a pull request to {request.create_pr}"
     compared = compared_strengths(model.active_peft_config)
     figures = _compared(claimed, report, request.settings.strengths or compared)
     _show(claimed, report, figures, story)

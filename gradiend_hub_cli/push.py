@@ -7,7 +7,7 @@ from typing import Any
 
 from gradiend_hub.hub.publish import publish_folder
 
-from .console import Interrupted, Story
+from .console import Story, on_interrupt
 from .quiet import quiet
 
 __all__ = ["push_direction"]
@@ -22,11 +22,9 @@ def push_direction(folder: Path, repo_id: str, options: dict[str, Any], story: S
     Raises:
         HubPushError: the upload failed; the message says how to repeat it.
     """
-    try:
-        with quiet(story), story.step("Push", told=False):
-            commit = publish_folder(folder, repo_id, **options)
-    except KeyboardInterrupt as interrupt:
-        raise Interrupted("The folder is as it was. To run the command again is safe.") from interrupt
+    kept = on_interrupt("The folder is as it was. To run the command again is safe.")
+    with kept, quiet(story), story.step("Push", told=False):
+        commit = publish_folder(folder, repo_id, **options)
     story.show(f"Published {folder}: {commit.pr_url or commit.commit_url}", soft_wrap=True)
     return {
         "folder": folder,

@@ -22,7 +22,7 @@ from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
 from gradiend_hub.hub.retry import summary
 
-from .console import Interrupted, Story, program
+from .console import Interrupted, Story, on_interrupt, program
 from .folders import require_writable
 from .follower import follow
 from .quiet import quiet
@@ -232,7 +232,9 @@ def _publish(trainer: GradiendTrainer, story: Story) -> str | None:
     """Push the direction if the recipe says so; its address."""
     if not trainer.args.push_to_hub:
         return None
-    with story.step("Push") as step:
+    folder = trainer.args.output_dir
+    later = f"The direction is in {folder}. To publish it later: gradiend-hub push {folder} USER/NAME"
+    with on_interrupt(later), story.step("Push") as step:
         commit = trainer.push_to_hub()
         url = str(commit.commit_url) if commit else None
         step.outcome = f"published: {url or 'by the first process'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,12 @@ def test_the_whole_story_with_the_hub(
 
 def test_the_story_of_a_causal_model_without_the_hub(run: Run, tmp_path: Path, causal_path: Path) -> None:
     out = tmp_path / "out"
-    result = run("demo", "--base", "causal", "--examples", causal_path.parents[1], "--out", out, *SHORT)
+    result = run("demo", "--base", "causal", "--examples", causal_path.parents[1], "--out", out, *SHORT, "--json")
     assert result.exit_code == 0, result.stderr
-    assert "Load again" in result.stdout and "Push" not in result.stdout
+    assert "Load again" in result.stderr and "Push" not in result.stderr
+    found = json.loads(result.stdout)
+    assert Path(found["folder"], "adapter_model.safetensors").is_file() and found["repository"] is None
+    assert {"Learn", "Test", "Merge"} <= found["seconds"].keys() and found["report"]["curve"]
     assert AutoModelForCausalLM.from_pretrained(out / "merged").num_parameters() > 1_000_000
 
 
