@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -183,9 +182,7 @@ def described(config: GradiendConfig, direction: Direction, model: nn.Module) ->
         "transformers_version": config.transformers_version or transformers.__version__,
         "inference_mode": True,
     }
-    result = replace(config, **fields)
-    result._source = config._source
-    return result
+    return config.replaced(**fields)
 
 
 def load_recorded_base(config: GradiendConfig, base: str | Path | None, **arguments: Any) -> nn.Module:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,13 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from gradiend_hub.adapter.attached import AttachedDirection
 from gradiend_hub.adapter.layer import gradiend_layers
+from gradiend_hub.adapter.quantized import quantized_layers
 from gradiend_hub.adapter.receipt import EditReceipt, receipt_of
-from gradiend_hub.adapter.sites import SiteMap, refuse_sharded
-from gradiend_hub.adapter.tuner import GradiendTuner, arriving, check_name
+from gradiend_hub.adapter.rows import by_row, run_groups
+from gradiend_hub.adapter.sites import refuse_sharded
+from gradiend_hub.adapter.tuner import GradiendTuner, check_name
 from gradiend_hub.artifact.config import GradiendConfig, check_strength
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import (
@@ -36,6 +40,16 @@ from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, EditErro
 
 __all__ = ["EditReceipt", "GradiendModel"]
 
+PEFT_SAVING = {
+    "safe_serialization": True,
+    "save_embedding_layers": "auto",
+    "state_dict": None,
+    "path_initial_model_for_weight_conversion": None,
+}
+"""Arguments of PEFT's `save_pretrained` that have no meaning for a direction, and their defaults."""
+
+_ROWS_LOCK = threading.RLock()
+
 
 class GradiendModel(PeftModel):  # type: ignore[misc]
     """A base model with one or more feature directions: a `PeftModel` whose directions are merged in place.
@@ -49,7 +63,6 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     """
 
     base_model: GradiendTuner
-    special_peft_forward_args: set[str]
 
     def __init__(
         self, model: nn.Module, peft_config: GradiendConfig, adapter_name: str = "default", **kwargs: Any
@@ -57,12 +70,24 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its former name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             super().__init__(model, peft_config, adapter_name, **kwargs)
-        self.special_peft_forward_args = {*self.special_peft_forward_args, "strengths"}
         # Whether active directions are merged; plain PEFT's merge_adapter changes it, too.
-        self._merged = not self.base_model.quantized_layers
+        self._merged = not any(quantized_layers(model))
         self._directions: dict[str, Direction] = {}
         self._folders: dict[str, Path] = {}
         self.processing_class: Any = None
+
+    def __repr__(self) -> str:
+        base = self.get_base_model()
+        name = f" {base_name(base)!r}" if base_name(base) else ""
+        if not self.base_model.layers:
+            return f"GradiendModel({type(base).__name__}{name}, unloaded)"
+        directions = {
+            name: "/".join(config.feature_classes or ["no feature"]) for name, config in self.peft_config.items()
+        }
+        return (
+            f"GradiendModel({type(base).__name__}{name}, directions={directions}, strengths={self.strengths}, "
+            f"{'merged' if self._merged else 'unmerged'})"
+        )
 
     # -------------------------------------------------------------------------------------------------------- creation
 
@@ -81,6 +106,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         subfolder: str | None = None,
         allow_related: bool = False,
         processing_class: Any = None,
+        device: str | torch.device | None = None,
         **base_kwargs: Any,
     ) -> GradiendModel:
         """Load a direction from a folder or the Hub, and apply it to its base model.
@@ -99,6 +125,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             allow_related: Accept a fine-tuned relative of the base model, with a warning.
             processing_class: The base model's tokenizer (or image processor), if it is not to be loaded from the base
                 model's path.
+            device: Device to load the base model to; for several, pass `device_map`.
             **base_kwargs: Passed to the base model's `from_pretrained`, e.g. `dtype`, `device_map`.
 
         Raises:
@@ -113,13 +140,17 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = _find(repo_or_path, revision=revision, subfolder=subfolder, **hub)
         config = GradiendConfig.from_pretrained(str(folder))
-        direction = Direction.load(folder, config, encoder=False)
+        direction = Direction.load(folder, config, encoder=False, check=False)
+        if device is not None:
+            base_kwargs.setdefault("device_map", {"": device})
         if not isinstance(base_model, nn.Module):
             base_model = load_recorded_base(config, base_model, **{**hub, **base_kwargs})
         elif base_kwargs:
             raise ConfigError(f"{sorted(base_kwargs)} would load a base model, but `base_model` is an object already.")
         strength = config.strength if strength is None else strength
-        model = cls._from_checked(base_model, direction, config, strength, adapter_name, allow_related)
+        model = cls.from_direction(
+            base_model, direction, config, strength=strength, adapter_name=adapter_name, allow_related=allow_related
+        )
         model._folders[adapter_name] = folder
         model.processing_class = processing_class
         model.eval()
@@ -149,39 +180,22 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             processing_class: The base model's tokenizer (or image processor), if it is not to be loaded from the base
                 model's path.
         """
-        model = cls._from_checked(base_model, direction.check(), config, strength, adapter_name, allow_related)
-        model.processing_class = processing_class
-        return model
-
-    @classmethod
-    def _from_checked(
-        cls,
-        base_model: nn.Module,
-        direction: Direction,
-        config: GradiendConfig,
-        strength: float,
-        adapter_name: str,
-        allow_related: bool,
-    ) -> GradiendModel:
-        """`from_direction` with values that were checked already."""
         check_strength(strength)
         _require_plain(base_model)
-        sites = SiteMap(base_model)
-        names = check_base_model(base_model, direction, sites=sites, allow_related=allow_related)
-        config, direction = described(config, direction, base_model), direction.renamed(names)
-        with arriving(direction, sites, merged_next=True):
-            model = cls(base_model, config, adapter_name, autocast_adapter_dtype=False)
+        peaks = direction.peaks()
+        names = check_base_model(base_model, direction, allow_related=allow_related)
+        config = described(config, direction, base_model)
+        model = cls(base_model, config, adapter_name, low_cpu_mem_usage=True)
         try:
-            model._directions[adapter_name] = direction
+            model._fill(adapter_name, direction, names, peaks)
             model.base_model.set_strength(adapter_name, strength)
             if model._merged:
                 model.base_model.merge_exactly([adapter_name])
-            else:
-                model.base_model.watch()
             model._check_effect()
         except BaseException:
             model.unload()
             raise
+        model.processing_class = processing_class
         return model
 
     def load_adapter(
@@ -209,9 +223,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = _find(model_id, revision=revision, subfolder=subfolder, **hub)
         config = GradiendConfig.from_pretrained(str(folder))
-        self.add_direction(
-            adapter_name, Direction.load(folder, config, encoder=False), config, allow_related=allow_related
-        )
+        direction = Direction.load(folder, config, encoder=False, check=False)
+        self.add_direction(adapter_name, direction, config, allow_related=allow_related)
         self._folders[adapter_name] = folder
 
     def add_direction(
@@ -221,10 +234,10 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         check_name(adapter_name)
         if adapter_name in self.peft_config:
             raise ConfigError(f"There is a direction {adapter_name!r} already; delete it first, or use `swap`.")
-        base = self.get_base_model()
-        names = check_base_model(base, direction.check(), allow_related=allow_related)
-        self._attach(adapter_name, described(config, direction, base), direction.renamed(names))
-        if self._merged and self.base_model.quantized_layers:
+        base, peaks = self.get_base_model(), direction.peaks()
+        names = check_base_model(base, direction, allow_related=allow_related)
+        self._attach(adapter_name, direction, described(config, direction, base), names, peaks)
+        if self._merged and any(quantized_layers(base)):
             self.unmerge_adapter()
 
     def swap(
@@ -237,33 +250,51 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         """
         self._require_loaded(adapter_name)
         active = list(self.active_adapters)
-        strength = self._state(adapter_name)[0] if strength is None else strength
+        strength = self._attached[adapter_name].strength if strength is None else strength
         check_strength(strength)
         temporary = f"{adapter_name}_swapped"
         self.load_adapter(model_id, temporary, **hub)
         try:
-            self.base_model.set_strength(temporary, strength)
-            self._set_active([temporary if name == adapter_name else name for name in active])
-            self._check_effect()
+            with self._all_or_nothing():
+                self.base_model.set_strength(temporary, strength)
+                self._set_active([temporary if name == adapter_name else name for name in active])
+                self._check_effect()
         except BaseException:
-            self._set_active(active)
             self._delete(temporary)
             raise
-        folder, direction = self._folders[temporary], self._directions[temporary]
-        config = self.peft_config[temporary].stored()
+        folder, direction, config = self._folders[temporary], self._directions[temporary], self.peft_config[temporary]
+        names = {stored: name for name, stored in self._attached[temporary].stored_names.items()}
         self._set_active([name for name in active if name != adapter_name])
         self._delete(adapter_name)
-        self._attach(adapter_name, config, direction)
+        self._attach(adapter_name, direction, config, names, direction.peaks())
         self._delete(temporary)
         self._folders[adapter_name] = folder
         self.base_model.set_strength(adapter_name, strength)
         self._set_active(active)
 
-    def _attach(self, adapter_name: str, config: GradiendConfig, direction: Direction) -> None:
-        """Attach a further direction (under this model's names), inactive, at its recommended strength."""
-        with arriving(direction, SiteMap(self.base_model.model)):
-            self.add_adapter(adapter_name, config, autocast_adapter_dtype=False)
+    def _attach(
+        self,
+        adapter_name: str,
+        direction: Direction,
+        config: GradiendConfig,
+        names: Mapping[str, str],
+        peaks: Mapping[str, tuple[float, float]],
+    ) -> None:
+        """Attach a further direction that was checked, inactive, at its recommended strength."""
+        self.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
+        self._fill(adapter_name, direction, names, peaks)
+
+    def _fill(
+        self,
+        adapter_name: str,
+        direction: Direction,
+        names: Mapping[str, str],
+        peaks: Mapping[str, tuple[float, float]],
+    ) -> None:
+        """Give an attached direction its values, under this model's parameter names."""
         self._directions[adapter_name] = direction
+        peaks = {names[name]: bounds for name, bounds in peaks.items()}
+        self.base_model.fill(adapter_name, direction.renamed(names), peaks)
 
     # -------------------------------------------------------------------------------------------------------- strength
 
@@ -285,25 +316,38 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
                 f"set_strength: no direction is named or active; loaded are {list(self.peft_config)}. Name one: "
                 "set_strength({name: strength})."
             )
-        for name in wanted:
-            self._require_loaded(name)
+        self._require_loaded(*wanted)
         active = list(self.active_adapters)
-        before = {name: self._state(name) for name in wanted}
-        try:
+        with self._all_or_nothing():
             for name, value in wanted.items():
                 self.base_model.set_strength(name, value, feature_factor)
             self._set_active([*active, *(name for name in wanted if name not in active)])
             self._check_effect()
-        except BaseException:
-            self._set_active(active)
-            for name, state in before.items():
-                self.base_model.set_strength(name, *state)
-            raise
+
+    @property
+    def _attached(self) -> dict[str, AttachedDirection]:
+        return self.base_model.attached
+
+    @contextmanager
+    def _all_or_nothing(self, *, for_good: bool = True) -> Iterator[None]:
+        """Restore strengths and active directions if the block fails, or at its end unless the change is for good."""
+        active = list(self.active_adapters)
+        before = {name: attached.state for name, attached in self._attached.items()}
+        done = False
+        try:
+            yield
+            done = for_good
+        finally:
+            if not done:
+                for name, state in before.items():
+                    if name in self.peft_config and self._attached[name].state != state:
+                        self.base_model.set_strength(name, *state)
+                self._set_active([name for name in active if name in self.peft_config])
 
     @property
     def strengths(self) -> dict[str, float]:
         """Current strength of every active direction."""
-        return {name: self._state(name)[0] for name in self.active_adapters}
+        return {name: self._attached[name].strength for name in self.active_adapters}
 
     @property
     def strength(self) -> float:
@@ -318,21 +362,9 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         self, strength: float | Mapping[str, float], feature_factor: float | None = None
     ) -> Iterator[GradiendModel]:
         """Within the block, another strength; afterwards the former one, to the bit."""
-        active = list(self.active_adapters)
-        before = {name: self._state(name) for name in self.peft_config}
-        try:
+        with self._all_or_nothing(for_good=False):
             self.set_strength(strength, feature_factor)
             yield self
-        finally:
-            for name, state in before.items():
-                if name in self.peft_config and self._state(name) != state:
-                    self.base_model.set_strength(name, *state)
-            self._set_active([name for name in active if name in self.peft_config])
-
-    def _state(self, adapter_name: str) -> tuple[float, float]:
-        """Strength and feature factor of a direction."""
-        layer = next(layer for layer in self.base_model.layers if adapter_name in layer.strength)
-        return layer.strength[adapter_name], layer.feature_factor[adapter_name]
 
     def _check_effect(self) -> None:
         """Raise `EditError` if a non-zero strength changes no weight; stops looking at the first one that changed."""
@@ -349,36 +381,68 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         """Account of the current edit, measured on the weights (one pass over the touched parameters)."""
         return receipt_of(self.base_model.layers)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, strengths: Any = None, **kwargs: Any) -> Any:
         """Run the base model with the edit.
 
         Args:
             *args: Of the base model.
             strengths: Strengths by row instead of the current one: a sequence `[batch]` for the active direction, a
                 dictionary of such sequences by name (active directions that it lacks stay as they are), or a callable that
-                gets the keyword arguments of the forward (e.g. `input_ids`) and returns either. Calls with strengths wait
-                for each other; no other thread may call the model without them at the same time.
+                gets the arguments of the forward (e.g. `input_ids`) and returns either. The rows of each strength are
+                run by themselves, with the weights changed in between: no other thread may run the model meanwhile,
+                but for calls with strengths, which wait for each other.
             **kwargs: Of the base model.
 
         Raises:
-            EditError: With `strengths`, if a touched parameter has no exact way to differ between rows.
+            ConfigError: With `strengths`, if they are no finite numbers, or not one for each row.
+            EditError: With `strengths`, if an input cannot be divided into rows, or an output (a loss) not be joined.
         """
-        return super().forward(*args, **kwargs)
+        if strengths is None:
+            return super().forward(*args, **kwargs)
+        return self._by_row(super().forward, strengths, args, kwargs)
+
+    def generate(self, *args: Any, strengths: Any = None, **kwargs: Any) -> Any:
+        """Generate with the edit; `strengths` by row as in `forward`, each group of rows with its own cache."""
+        if strengths is None:
+            return super().generate(*args, **kwargs)
+        defaults: Any = self.get_base_model().generation_config
+        padding = kwargs.get("pad_token_id", defaults.pad_token_id)
+        if padding is None:
+            padding = defaults.eos_token_id
+            padding = padding[0] if isinstance(padding, list) else padding
+        return self._by_row(super().generate, strengths, args, kwargs, padding=0 if padding is None else padding)
+
+    def _by_row(
+        self, run: Callable[..., Any], strengths: Any, args: tuple[Any, ...], inputs: dict[str, Any], **options: Any
+    ) -> Any:
+        if self._adapters_disabled:
+            raise ConfigError(
+                "strengths: the directions are disabled. Leave `strengths` out, or the block that disables them."
+            )
+        self._require_loaded()
+        groups = by_row(strengths, self.strengths, list(self.peft_config), args, inputs)
+        with _ROWS_LOCK, self._all_or_nothing(for_good=False):
+            return run_groups(groups, run, self.set_strength, args, inputs, **options)
 
     # -------------------------------------------------------------------------------------- which directions are active
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = True) -> None:
-        """Make these directions the active ones, at their own strengths (the recommended one if it never was set)."""
+        """Make these directions the active ones, at their own strengths (the recommended one if it never was set).
+
+        Raises:
+            ConfigError: If a name is unknown, or the directions are to learn (`inference_mode=False`).
+            EditError: If they change nothing; the former ones stay active.
+        """
+        if not inference_mode:
+            raise ConfigError(
+                "set_adapter(inference_mode=False): the directions of a GradiendModel do not learn. Train with "
+                "GradiendTrainer, or a fresh adapter with peft.get_peft_model(model, GradiendConfig(...))."
+            )
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        for name in names:
-            self._require_loaded(name)
-        active = list(self.active_adapters)
-        self._set_active(names)
-        try:
+        self._require_loaded(*names)
+        with self._all_or_nothing():
+            self._set_active(names)
             self._check_effect()
-        except EditError:
-            self._set_active(active)
-            raise
 
     def _set_active(self, names: list[str]) -> None:
         """Activate exactly these, and merge them if this model merges."""
@@ -406,6 +470,27 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         """Merge directions in place, as they are from the start."""
         self.base_model.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
         self._merged = True
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        *,
+        strength: float | Mapping[str, float] | None = None,
+    ) -> nn.Module:
+        """Return the plain base model with the edit in its weights for good, as PEFT's.
+
+        Args:
+            progressbar: Whether to show progress.
+            safe_merge: Refuse weights that would be NaN or infinite.
+            adapter_names: Directions to merge; by default the active ones.
+            strength: Strength to merge at, as in `set_strength`; by default the current one.
+        """
+        if strength is not None:
+            self.set_strength(strength)
+        merged: nn.Module = self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
+        return merged
 
     def unmerge_adapter(self) -> None:
         """Keep the base model's weights in place; the edit is computed anew in every forward (slower)."""
@@ -443,11 +528,12 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         """The active direction, with its encoder (read from disk at the first use)."""
         return self._direction(self._only_active())
 
-    def _require_loaded(self, name: str) -> None:
+    def _require_loaded(self, *names: str) -> None:
         if not self.base_model.layers:
             raise ConfigError("The directions of this model were unloaded: it is the plain model now. Load one anew.")
-        if name not in self.peft_config:
-            raise ConfigError(f"There is no direction {name!r} in this model; loaded are {list(self.peft_config)}.")
+        for name in names:
+            if name not in self.peft_config:
+                raise ConfigError(f"There is no direction {name!r} in this model; loaded are {list(self.peft_config)}.")
 
     def _only_active(self) -> str:
         if len(self.active_adapters) != 1:
@@ -457,15 +543,17 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         return str(self.active_adapters[0])
 
     def _direction(self, name: str) -> Direction:
-        direction = self._directions.get(name)
-        if direction is None:  # a fresh adapter, which PEFT's add_adapter has made
-            return self.base_model.direction_of(name)
-        if not direction.has_encoder and name in self._folders:
-            stored = Direction.load(self._folders[name], GradiendConfig.from_pretrained(str(self._folders[name])))
-            found_names = self.peft_config[name]._stored_names
-            direction = stored.renamed({stored_name: found for found, stored_name in found_names.items()})
-            self._directions[name] = direction
-        return direction
+        """A direction under the base model's parameter names, with its encoder."""
+        names = {stored: found for found, stored in self._attached[name].stored_names.items()}
+        return self._stored_direction(name).renamed(names)
+
+    def _stored_direction(self, name: str) -> Direction:
+        """A direction under the parameter names of its artifact, with its encoder."""
+        if name not in self._directions:  # a fresh adapter, which PEFT's add_adapter has made
+            return self.base_model.direction_of(name).renamed(self._attached[name].stored_names)
+        if name in self._folders and not self._directions[name].has_encoder:
+            self._directions[name] = Direction.load(self._folders[name], self.peft_config[name])
+        return self._directions[name]
 
     @property
     def tokenizer(self) -> Any:
@@ -526,38 +614,64 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
 
     # ---------------------------------------------------------------------------------------------------------- saving
 
-    def save_pretrained(self, save_directory: str | Path, adapter_name: str | None = None, **_: Any) -> None:
-        """Write one direction as an artifact: configuration, decoder, encoder; what lay beside it, if it was loaded:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        adapter_name: str | None = None,
+        *,
+        selected_adapters: Sequence[str] | None = None,
+        is_main_process: bool = True,
+        **of_peft: Any,
+    ) -> None:
+        """Write directions as artifacts: configuration, decoder, encoder; what lay beside them, if they were loaded:
         report, probes, and the card with its figures and page.
 
         Args:
             save_directory: Folder to write to.
-            adapter_name: Which direction; by default the active one.
+            adapter_name: Direction to write to the folder itself; by default the active one.
+            selected_adapters: Directions to write instead, laid out as PEFT does: "default" to the folder, every other
+                one to a folder of its name within it (`from_pretrained(..., subfolder=name)` loads it).
+            is_main_process: Write nothing if this is not the main one of several processes.
+            **of_peft: Further arguments of PEFT's `save_pretrained`, at their default.
+
+        Raises:
+            ConfigError: If a name is unknown, or an argument has no meaning for a direction.
         """
-        folder, name = Path(save_directory), adapter_name or self._only_active()
+        if strange := [key for key, value in of_peft.items() if key not in PEFT_SAVING or value != PEFT_SAVING[key]]:
+            raise ConfigError(
+                f"save_pretrained: {', '.join(strange)} has no meaning for a direction, which is written whole, as "
+                "safetensors, without the base model. Leave it out."
+            )
+        if adapter_name is not None and selected_adapters is not None:
+            raise ConfigError("save_pretrained: give `adapter_name` or `selected_adapters`, not both.")
+        folder = Path(save_directory)
         if folder.is_file():
             raise ConfigError(f"{folder} is a file; give a folder.")
-        self._require_loaded(name)
-        direction, config = self._direction(name), self.peft_config[name]
+        if selected_adapters is None:
+            places = {adapter_name or self._only_active(): folder}
+        else:
+            places = {name: folder if name == "default" else folder / name for name in selected_adapters}
+        self._require_loaded(*places)
+        for name, place in places.items() if is_main_process else ():
+            self._save(name, place)
+
+    def _save(self, name: str, folder: Path) -> None:
+        """Write one direction to a folder."""
+        direction, config = self._stored_direction(name), self.peft_config[name]
         folder.mkdir(parents=True, exist_ok=True)
         direction.save(folder, dtype=config.dtype)
         replace(config, parameters=direction.spec(), has_bias=direction.has_bias).save_pretrained(str(folder))
-        if name in self._folders:
-            assets = self._folders[name] / ASSETS_FOLDER  # which the card shows
-            if assets.is_dir() and not (folder / ASSETS_FOLDER).exists():
-                shutil.copytree(assets, folder / ASSETS_FOLDER)
-            for companion in (REPORT_FILE, CARD_FILE, HTML_FILE, PROBES_FILE):
-                source, target = self._folders[name] / companion, folder / companion
-                if source.is_file() and not target.exists():
-                    shutil.copyfile(source, target)
-                    if companion == PROBES_FILE:
-                        from gradiend_hub.artifact.probes import renew_digests
-
-                        try:
-                            renew_digests(folder)  # the values may be stored in another type now
-                        except ValueError as error:
-                            target.unlink()
-                            warnings.warn(f"The direction is saved without its self-test: {error}", stacklevel=2)
+        if name not in self._folders:
+            return
+        assets = self._folders[name] / ASSETS_FOLDER  # which the card shows
+        if assets.is_dir() and not (folder / ASSETS_FOLDER).exists():
+            shutil.copytree(assets, folder / ASSETS_FOLDER)
+        for companion in (REPORT_FILE, CARD_FILE, HTML_FILE, PROBES_FILE):
+            source, target = self._folders[name] / companion, folder / companion
+            if source.is_file() and not target.exists():
+                shutil.copyfile(source, target)
+                if companion == PROBES_FILE:
+                    _renew_probes(folder)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Publish the active direction in one commit; arguments as of `gradiend_hub.hub.publish.publish_folder`.
@@ -574,6 +688,17 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         return commit
 
 
+def _renew_probes(folder: Path) -> None:
+    """Note the digests of the files in the self-test, as the values may be stored in another type now."""
+    from gradiend_hub.artifact.probes import renew_digests
+
+    try:
+        renew_digests(folder)
+    except ValueError as error:
+        (folder / PROBES_FILE).unlink()
+        warnings.warn(f"The direction is saved without its self-test: {error}", stacklevel=4)
+
+
 def _find(repo_or_path: str | Path, **arguments: Any) -> Path:
     from gradiend_hub.hub.resolve import resolve_folder
 
@@ -587,7 +712,7 @@ def _require_plain(base_model: nn.Module) -> None:
             f"base_model is a {type(base_model).__name__}. Pass its base, `get_base_model()`, or add a direction to a "
             "GradiendModel with `load_adapter` or `add_direction`."
         )
-    names = list(dict.fromkeys(name for layer in gradiend_layers(base_model) for name in layer.configs))
+    names = list(dict.fromkeys(name for layer in gradiend_layers(base_model) for name in layer.adapters))
     if names:
         raise ConfigError(
             f"This base model has directions already: {names}. Call `unload()` of the model that they are in first, or add "

@@ -93,6 +93,14 @@ BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
     "qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**DECODER, head_dim=8)),
     "gemma2": lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**DECODER, head_dim=8, sliding_window=8)),
     "gemma3": lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**DECODER, head_dim=8, sliding_window=8)),
+    # four levels of its blocks read parameters of their children's children, through methods of these
+    "gemma3n": lambda: tf.Gemma3nForCausalLM(
+        tf.Gemma3nTextConfig(
+            **DECODER, head_dim=8, vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=8,
+            layer_types=["sliding_attention", "full_attention"], num_kv_shared_layers=0, laurel_rank=4,
+            sliding_window=8, altup_num_inputs=2, altup_active_idx=0, activation_sparsity_pattern=[0.0, 0.0],
+        )
+    ),
     "mistral": lambda: tf.MistralForCausalLM(tf.MistralConfig(**DECODER, sliding_window=8)),
     "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2)),
     "qwen2_moe": lambda: tf.Qwen2MoeForCausalLM(

@@ -1,12 +1,12 @@
 """The arithmetic of an edit, on tensors: `W' = round(W + Σ Δ_i)`, and the kept values that undo it.
 
-The sum is taken in fp32 (fp64 for an fp64 model), in the order of the parts, and rounded once. Nothing here knows modules.
+The sum is taken in fp32 (fp64 for an fp64 model), in the order of the parts, and rounded once. Merged or not, the same
+bits come out, and undoing gives the base model's bits. Nothing here knows modules.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,10 +14,10 @@ import torch
 
 from gradiend_hub.artifact.direction import combine, sum_sparse
 
-__all__ = ["Changes", "Edit", "Originals", "Part", "read_entries", "sum_dtype", "total_delta", "union", "write_edits"]
+__all__ = ["Changes", "Originals", "Part", "changes", "edited", "sum_dtype", "total_delta", "union"]
 
-BLOCK = SPARSE_BLOCK = 1 << 17
-"""Elements that are summed at a time; small enough for the cache."""
+BLOCK = 1 << 17
+"""Elements of a dense sum that are written at a time; small enough for the cache, so that no temporary tensor is large."""
 
 
 class Part(NamedTuple):
@@ -34,38 +34,9 @@ class Part(NamedTuple):
         bias = None if self.bias is None else self.bias.to(dtype)
         return combine(self.weight.to(dtype), bias, self.c_w, self.c_b)
 
-
-class Changes(NamedTuple):
-    """What an edit does to one parameter: counts and squared norms."""
-
-    entries: int
-    swallowed: int
-    delta_square: float
-    weight_square: float
-
-
-@dataclass
-class Originals:
-    """Values of the base model's `parameter` under a merged edit: at sorted flat `indices` `[k]`, or all (`None`).
-
-    `version` is torch's count of changes to the parameter after the edit was written; `None` if it is not known.
-    """
-
-    parameter: torch.Tensor
-    indices: torch.Tensor | None
-    values: torch.Tensor
-    version: int | None = None
-
-    def note_version(self) -> None:
-        """Take note that the parameter holds the edit now."""
-        self.version = None if self.parameter.is_inference() else self.parameter._version
-
-    def are_overwritten(self) -> bool:
-        """Whether somebody else has changed the parameter in place since (as far as torch counts it)."""
-        return self.version is not None and self.version != self.parameter._version
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "version": None}  # a copy counts anew
+    def tensors(self) -> list[torch.Tensor]:
+        """Its vectors."""
+        return [tensor for tensor in (self.weight, self.bias, self.indices) if tensor is not None]
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -73,7 +44,7 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def total_delta(parts: list[Part], numel: int, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:
+def total_delta(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Σ Δ_i as `(flat indices, values)`, or `(None, values [numel])` as soon as one part is dense."""
     if len(parts) == 1:
         return parts[0].indices, parts[0].delta(dtype)
@@ -87,6 +58,25 @@ def total_delta(parts: list[Part], numel: int, dtype: torch.dtype) -> tuple[torc
         total = delta if total is None else total + delta
     assert total is not None
     return None, total
+
+
+def rounded(values: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """`round(W + Σ Δ_i)`, elementwise: the one place where an edit meets the base model's values."""
+    return (values.to(delta.dtype) + delta).to(values.dtype)
+
+
+def edited(base: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
+    """`W'` as a new tensor of the base's shape and layout; differentiable. Without parts, the base itself."""
+    if not parts:
+        return base
+    indices, delta = total_delta(parts, base.numel(), sum_dtype(base.dtype))
+    if indices is None:
+        return rounded(base, delta.view(base.shape))
+    if base.is_contiguous():
+        flat, indices = base.view(-1), indices.long()
+        return flat.index_copy(0, indices, rounded(flat[indices], delta)).view(base.shape)
+    places = torch.unravel_index(indices.long(), base.shape)  # keeps the layout, and with it the order of later sums
+    return base.index_put(places, rounded(base[places], delta))
 
 
 def read_entries(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
@@ -117,105 +107,87 @@ def union(supports: list[torch.Tensor | None]) -> torch.Tensor | None:
     return vectors[0] if len(vectors) == 1 else torch.unique(torch.cat(vectors))
 
 
-class Edit(NamedTuple):
-    """What is to be written into one parameter: `round(originals + Σ parts)`."""
+@dataclass
+class Originals:
+    """Values of the base model's `parameter` under a merged edit: at sorted flat `indices` `[k]`, or all (`None`).
+
+    `version` is torch's count of changes to the parameter after the edit was written; `None` if it is not known.
+    """
 
     parameter: torch.Tensor
-    originals: Originals
-    parts: list[Part]
+    indices: torch.Tensor | None
+    values: torch.Tensor
+    version: int | None = None
 
-    def write(self) -> None:
-        """Write it, in one pass over memory where one dense part is all there is."""
-        parameter, originals, parts = self
-        if len(parts) == 1 and parts[0].indices is None and originals.indices is None and parameter.is_contiguous():
-            _write_dense(parameter, originals.values, parts[0])
-        else:
-            write_entries(parameter, originals.indices, self._summed())
+    @classmethod
+    def of(cls, parameter: torch.Tensor, indices: torch.Tensor | None) -> Originals:
+        """Keep what a parameter holds at these places."""
+        return cls(parameter, indices, read_entries(parameter, indices))
 
-    def _summed(self) -> torch.Tensor:
-        """`round(originals + Σ Δ_i)` over the entries of `originals`."""
-        parameter, originals, parts = self
+    @torch.no_grad()
+    def write(self, parts: Sequence[Part]) -> None:
+        """Write `round(originals + Σ parts)` into the parameter; the parts touch no other places."""
+        self._write(parts)
+        self.version = None if self.parameter.is_inference() else self.parameter._version
+
+    def restore(self, target: torch.Tensor) -> None:
+        """Write the kept values into a tensor of the parameter's shape."""
+        write_entries(target, self.indices, self.values)
+
+    def differ(self) -> bool:
+        """Whether the parameter holds other values now, anywhere."""
+        flat = self.parameter.detach().reshape(-1)
+        return not torch.equal(flat if self.indices is None else flat.index_select(0, self.indices), self.values)
+
+    def are_overwritten(self) -> bool:
+        """Whether somebody else has changed the parameter in place since (as far as torch counts it)."""
+        return self.version is not None and self.version != self.parameter._version
+
+    def _write(self, parts: Sequence[Part]) -> None:
+        parameter, dtype = self.parameter, sum_dtype(self.parameter.dtype)
         if not parts:
-            return originals.values
-        dtype = sum_dtype(parameter.dtype)
+            return self.restore(parameter)
+        if all(part.indices is None for part in parts) and parameter.is_contiguous():
+            target = parameter.detach().view(-1)
+            for start in range(0, target.numel(), BLOCK):
+                block = slice(start, start + BLOCK)
+                cut = [
+                    part._replace(weight=part.weight[block], bias=None if part.bias is None else part.bias[block])
+                    for part in parts
+                ]
+                target[block] = rounded(self.values[block], total_delta(cut, BLOCK, dtype)[1])
+            return None
         indices, delta = total_delta(parts, parameter.numel(), dtype)
-        if delta.numel() == originals.values.numel():
-            return (originals.values.to(dtype) + delta).to(parameter.dtype)
+        if delta.numel() == self.values.numel():
+            return write_entries(parameter, self.indices, rounded(self.values, delta))
         assert indices is not None
         # Some merged adapter has strength zero; its entries keep their bits (-0.0 + 0.0 would not).
-        where = (
-            indices.long()
-            if originals.indices is None
-            else torch.searchsorted(originals.indices.long(), indices.long())
-        )
-        return originals.values.index_copy(0, where, (originals.values[where].to(dtype) + delta).to(parameter.dtype))
+        places = indices.long()
+        if self.indices is not None:
+            places = torch.searchsorted(self.indices.long(), places)
+        values = self.values.index_copy(0, places, rounded(self.values[places], delta))
+        return write_entries(parameter, self.indices, values)
 
-    @property
-    def is_one_sparse_part(self) -> bool:
-        """Whether one sparse part covers exactly the entries that were kept."""
-        return (
-            len(self.parts) == 1
-            and self.parts[0].indices is not None
-            and self.parts[0].indices.numel() == self.originals.values.numel()
-            and self.parameter.is_contiguous()
-        )
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "version": None}  # a copy counts anew
 
 
-@torch.no_grad()
-def write_edits(edits: Iterable[Edit]) -> None:
-    """Write many edits; sparse ones with the same coefficients share their sums, as most tensors have few entries."""
-    groups: dict[tuple[object, ...], list[Edit]] = defaultdict(list)
-    edits = list(edits)
-    for edit in edits:
-        if edit.is_one_sparse_part:
-            parameter, part = edit.parameter, edit.parts[0]
-            key = (part.c_w, part.c_b, part.bias is None, part.weight.dtype, parameter.dtype, parameter.device)
-            groups[key].append(edit)
-        else:
-            edit.write()
-    for group in groups.values():
-        start, entries = 0, 0
-        for stop, edit in enumerate(group, start=1):
-            entries += edit.originals.values.numel()
-            if entries >= SPARSE_BLOCK or stop == len(group):
-                _write_sparse(group[start:stop])
-                start, entries = stop, 0
-    for edit in edits:
-        edit.originals.note_version()
+class Changes(NamedTuple):
+    """What an edit does to one parameter: counts and squared norms."""
+
+    entries: int
+    swallowed: int
+    delta_square: float
+    weight_square: float
 
 
-def _write_sparse(edits: list[Edit]) -> None:
-    """Write edits of one sparse part each, with the same coefficients and types."""
-    parts, originals = [edit.parts[0] for edit in edits], [edit.originals.values for edit in edits]
-    dtype, (_, _, _, c_w, c_b) = sum_dtype(edits[0].parameter.dtype), parts[0]
-    biases = [part.bias for part in parts if part.bias is not None]
-    # In place on the joined copies, in the order of `Part.delta`: fresh memory costs more than the sum.
-    delta = torch.cat([part.weight for part in parts]).to(dtype).mul_(c_w)
-    if biases:
-        delta.add_(torch.cat(biases).to(dtype).mul_(c_b))
-    values = torch.cat(originals)
-    torch.add(values, delta, out=values)
-    indices = torch.cat([part.indices for part in parts if part.indices is not None]).long()
-    sizes = [kept.numel() for kept in originals]
-    for edit, where, written in zip(edits, indices.split(sizes), values.split(sizes), strict=True):
-        edit.parameter.detach().view(-1).index_copy_(0, where, written)
-
-
-def _write_dense(parameter: torch.Tensor, originals: torch.Tensor, part: Part) -> None:
-    """`parameter = round(originals + Δ)` for one dense part, block by block: no temporary tensor outgrows the cache."""
-    target, dtype = parameter.detach().view(-1), sum_dtype(parameter.dtype)
-    if target.numel() <= BLOCK:
-        torch.add(originals, part.delta(dtype), out=target)
-        return
-    room, second = (torch.empty(BLOCK, dtype=dtype, device=target.device) for _ in range(2))
-    weights, biases = part.weight.detach().split(BLOCK), () if part.bias is None else part.bias.detach().split(BLOCK)
-    for number, (written, kept, weight) in enumerate(
-        zip(target.split(BLOCK), originals.split(BLOCK), weights, strict=True)
-    ):
-        size = written.numel()
-        if size < BLOCK:
-            room, second = room[:size], second[:size]
-        delta = torch.mul(weight.to(dtype), part.c_w, out=room)
-        if biases:
-            delta.add_(torch.mul(biases[number].to(dtype), part.c_b, out=second))
-        torch.add(kept, delta, out=written)
+def changes(base: torch.Tensor, parts: Sequence[Part]) -> Changes:
+    """Compare `W'` with the base model's values."""
+    weight_square = float(base.double().square().sum())
+    if not parts:
+        return Changes(0, 0, 0.0, weight_square)
+    indices, delta = total_delta(parts, base.numel(), sum_dtype(base.dtype))
+    before = read_entries(base, indices)
+    touched = delta != 0
+    swallowed = int((touched & (rounded(before, delta) == before)).sum())
+    return Changes(int(touched.sum()), swallowed, float(delta.double().square().sum()), weight_square)

@@ -1,66 +1,117 @@
-"""`GradiendLayer`: the side-car that carries one parameter's direction, and the arithmetic of editing it.
+"""`GradiendLayer`: the side-car that carries the directions of one parameter, and edits it.
 
 The side-car is a child of the module that owns the parameter; nothing is wrapped or renamed.
 
-* Unmerged, the parameter keeps the base model's values, and hooks show `W' = round(W + Σ Δ_i)` to the modules that read
-  it, while they run.
+* Unmerged, the parameter keeps the base model's values, and hooks show `W' = round(W + Σ Δ_i)` in its place while the
+  model runs.
 * Merged, the parameter's memory holds W', and the touched original values are kept; no hook is in the way. A change of
   strength writes W' again from the originals.
-
-The sum is taken in fp32 (fp64 for an fp64 model), in the order in which the adapters were added, and rounded once. Both
-ways give the same bits, and undoing gives the base model's bits.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from gradiend_hub.artifact.storage import sidecar_name
-from gradiend_hub.errors import EditError
+from gradiend_hub.artifact.direction import ParameterDirection
+from gradiend_hub.artifact.storage import check_indices, index_dtype, peak, sidecar_name
+from gradiend_hub.errors import ArtifactError, EditError
 
-from .arithmetic import (
-    Changes,
-    Edit,
-    Originals,
-    Part,
-    read_entries,
-    sum_dtype,
-    total_delta,
-    union,
-    write_edits,
-    write_entries,
-)
+from .arithmetic import Changes, Originals, Part, changes, edited, sum_dtype, total_delta, union
+from .attached import AttachedDirection
+from .kept import KeptEdit
 from .sites import Site
-from .values import AdapterValues
+from .slot import ForwardHooks, Slot
 
-__all__ = ["GradiendLayer", "gradiend_layers"]
+__all__ = ["VALUE_NAMES", "GradiendLayer", "gradiend_layers"]
+
+VALUE_NAMES = ("gradiend_weight", "gradiend_bias", "gradiend_indices")
+WIDTHS = (
+    ("in_features", "out_features"),
+    ("infeatures", "outfeatures"),
+    ("in_channels", "out_channels"),
+    ("num_embeddings", "embedding_dim"),
+    ("nx", "nf"),
+)
+"""Names under which layers keep the sizes of their input and output."""
 
 
-class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
-    """The side-car of one parameter. See the module's docstring for what it does when."""
+class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+    """The side-car of one parameter. See the module's docstring for what it does when.
+
+    Args:
+        site: Where the parameter lives.
+        hooks: Those of the model, shared by its side-cars.
+
+    Attributes:
+        gradiend_weight: Decoder weights by adapter, `[k]` (k = all elements if dense).
+        gradiend_bias: Decoder biases by adapter, `[k]`.
+        gradiend_indices: Sorted flat positions by adapter, `[k]`; absent if dense.
+        adapters: What the side-cars of an adapter share, by adapter, in the order in which they were added.
+        scaling: Factor of an adapter's strength in this layer, by adapter: PEFT's scale.
+        in_features, out_features: Sizes of the owner's input and output; `None` if it is not like a linear layer.
+    """
 
     active_adapters: list[str]
     merged: bool
     set_requires_grad: Callable[..., None]
-    _active_adapter: list[str]
     merged_adapters: list[str]
-    _originals: Originals | None
-    _disable_adapters: bool
 
     adapter_layer_names = ("gradiend_weight", "gradiend_bias")
-    other_param_names = ("gradiend_indices", "configs", "strength", "feature_factor", "_peaks")
+    other_param_names = ("gradiend_indices", "adapters", "scaling", "_peaks")
 
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        self.__dict__.update(merged_adapters=[], _originals=None, _disable_adapters=False)
+    def __init__(self, site: Site, hooks: ForwardHooks) -> None:
+        super().__init__()
+        self.gradiend_weight, self.gradiend_bias = nn.ParameterDict(), nn.ParameterDict()
+        self.gradiend_indices = BufferDict(persistent=True)
+        self.adapters: dict[str, AttachedDirection] = {}
+        self.scaling: dict[str, float] = {}
+        self._peaks: dict[str, tuple[float, float]] = {}  # largest |w_d| and |b_d| of the adapters that were checked
+        self.merged_adapters = []
+        self._active_adapter: list[str] = []
+        self._disable_adapters = False
+        self._originals: Originals | None = None
+        self._kept = KeptEdit()
+        self.slot, self.hooks = Slot(site, self.shown), hooks
+        widths = [(site.owner.__dict__.get(into), site.owner.__dict__.get(out)) for into, out in WIDTHS]
+        self.in_features, self.out_features = next((pair for pair in widths if None not in pair), (None, None))
 
     def __repr__(self) -> str:
-        return f"gradiend.GradiendLayer({self.site.name!r}, adapters={list(self.gradiend_weight)})"
+        return f"gradiend.GradiendLayer({self.site.name!r}, adapters={list(self.adapters)})"
+
+    # -------------------------------------------------------------------------------------------------- the parameter
+
+    @property
+    def site(self) -> Site:
+        """Where the parameter lives."""
+        return self.slot.site
+
+    @property
+    def base_parameter(self) -> torch.Tensor:
+        """The parameter itself, also while another tensor is shown in its place."""
+        return self.slot.parameter
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the parameter."""
+        return self.base_parameter.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameter."""
+        return self.base_parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the edited values live."""
+        return self.base_parameter.dtype
 
     def get_base_layer(self) -> nn.Module:
         """The module that owns the parameter."""
@@ -100,79 +151,158 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
         if self._originals is None:
             return self.base_parameter.detach()
         copy = self.check_in_place().detach().clone()
-        write_entries(copy, self._originals.indices, self._originals.values)
+        self._originals.restore(copy)
         return copy
 
-    def rewritten(self, base: torch.Tensor, adapter_names: Collection[str]) -> torch.Tensor:
-        """`round(base + Σ Δ_i)` as a new tensor; differentiable with respect to the adapters' values."""
-        parts = self.parts(adapter_names)
+    # ------------------------------------------------------------------------------------------------------ its values
+
+    def attach(self, adapter_name: str, attached: AttachedDirection) -> None:
+        """Take note of an adapter; its values come by `make_room` or `fill`."""
+        self.adapters[adapter_name] = attached
+        self.scaling[adapter_name] = 1.0
+
+    def make_room(self, adapter_name: str, entries: int | None, device: torch.device) -> None:
+        """Make room for an adapter: zeros in fp32, and the first `entries` positions (all if `None`)."""
+        size = self.shape.numel() if entries is None else entries
+        self.gradiend_weight[adapter_name] = nn.Parameter(torch.zeros(size, device=device))
+        if self.adapters[adapter_name].config.has_bias:
+            self.gradiend_bias[adapter_name] = nn.Parameter(torch.zeros(size, device=device))
+        if entries is not None:
+            positions = torch.arange(size, dtype=index_dtype(self.shape.numel()), device=device)
+            self.gradiend_indices[adapter_name] = positions
+
+    def fill(self, adapter_name: str, values: ParameterDirection, peaks: tuple[float, float]) -> None:
+        """Take over the checked values of a direction, without a copy where they are on the right device.
+
+        Args:
+            adapter_name: An attached adapter.
+            values: Its values.
+            peaks: Largest absolute value of weight and bias.
+        """
+        bias = values.decoder_bias
+        if bias is None and self.adapters[adapter_name].config.has_bias:
+            bias = torch.zeros_like(values.decoder)
+        for store, tensor in ((self.gradiend_weight, values.decoder), (self.gradiend_bias, bias)):
+            if tensor is not None:
+                store[adapter_name] = nn.Parameter(tensor.to(self.device), requires_grad=False)
+        if values.indices is not None:
+            self.gradiend_indices[adapter_name] = values.indices.to(self.device)
+        self._peaks[adapter_name] = peaks
+
+    def cast(self, adapter_name: str, dtype: torch.dtype) -> None:
+        """Round an adapter's values to another type."""
+        for store in (self.gradiend_weight, self.gradiend_bias):
+            if adapter_name in store and store[adapter_name].dtype != dtype:
+                former = store[adapter_name]
+                store[adapter_name] = nn.Parameter(former.detach().to(dtype), requires_grad=former.requires_grad)
+                self._peaks.pop(adapter_name, None)
+
+    def values(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Weight, bias and indices of an adapter."""
+        return (
+            self.gradiend_weight[adapter_name],
+            self.gradiend_bias.get(adapter_name),
+            self.gradiend_indices._buffers.get(adapter_name),
+        )
+
+    def checked(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
+    ) -> tuple[float, float]:
+        """Check a stranger's values, and measure how large weight and bias are.
+
+        Raises:
+            ArtifactError: If a value is NaN or infinite, or the indices are not sorted, unique and in range.
+        """
+        peaks = (peak(weight), 0.0 if bias is None else peak(bias))
+        if not all(map(math.isfinite, peaks)):
+            raise ArtifactError(f"The direction of {self.site.name} holds NaN or infinite values; it is unusable.")
+        if indices is not None:
+            check_indices(self.site.name, indices, self.shape.numel())
+        return peaks
+
+    def parts(self, adapter_names: Collection[str]) -> list[Part]:
+        """The shares of some adapters in the sum, in the order in which they were added; zero strength adds nothing.
+
+        Raises:
+            ArtifactError: If an adapter holds unusable values.
+            EditError: If a share is beyond the numbers of the parameter's type.
+        """
+        parts = []
+        for name, attached in self.adapters.items():
+            if name not in adapter_names:
+                continue
+            c_w, c_b = attached.coefficients(self.scaling[name])
+            weight, bias, indices = self.values(name)
+            if c_w == 0 and (c_b == 0 or bias is None):
+                continue
+            learning = weight.requires_grad and torch.is_grad_enabled()
+            if not (learning or torch.compiler.is_compiling()):  # Dynamo cannot branch on values
+                # transformers' loader and optimizers write values without telling us.
+                if name not in self._peaks or weight.requires_grad:
+                    self._peaks[name] = self.checked(weight, bias, indices)
+                largest = abs(c_w) * self._peaks[name][0] + abs(c_b) * self._peaks[name][1]
+                if not largest <= _largest_edit(self.dtype):
+                    raise EditError(
+                        f"At strength {self.strength[name]} the direction {name!r} would change {self.site.name} by up "
+                        f"to {largest:.3g}, beyond the numbers of its type. Use a smaller strength."
+                    )
+            parts.append(Part(weight, bias, indices, c_w, c_b))
+        return parts
+
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        """Δ of one adapter at its current strength, dense, in the type of the sum."""
+        return self.dense_delta([adapter_name])
+
+    def dense_delta(self, adapter_names: Collection[str]) -> torch.Tensor:
+        """Σ Δ_i at the current strengths, in the parameter's shape and the type of the sum."""
+        dtype, parts = sum_dtype(self.dtype), self.parts(adapter_names)
         if not parts:
-            return base
-        dtype = sum_dtype(base.dtype)
-        indices, delta = total_delta(parts, base.numel(), dtype)
-        if indices is None:
-            return (base.to(dtype) + delta.view(base.shape)).to(base.dtype)
-        if base.is_contiguous():
-            flat, indices = base.view(-1), indices.long()
-            return flat.index_copy(0, indices, (flat[indices].to(dtype) + delta).to(base.dtype)).view(base.shape)
-        places = torch.unravel_index(indices.long(), base.shape)  # keeps the layout, and with it the order of sums
-        return base.index_put(places, (base[places].to(dtype) + delta).to(base.dtype))
+            return torch.zeros(self.shape, dtype=dtype, device=self.device)
+        indices, delta = total_delta(parts, self.shape.numel(), dtype)
+        if indices is not None:
+            zeros = torch.zeros(self.shape.numel(), dtype=dtype, device=delta.device)
+            delta = zeros.index_copy(0, indices.long(), delta)
+        return delta.view(self.shape)
 
     # ------------------------------------------------------------------------------------------------------- strength
 
-    def set_strength(self, adapter_name: str, strength: float, feature_factor: float | None = None) -> None:
-        """Set the strength of one adapter (and the feature factor, if given), also while it is merged.
-
-        Raises:
-            ConfigError: If one of them is no finite number.
-            EditError: If the edit is beyond the numbers of the parameter's type; the former strength is kept then.
-        """
-        if adapter_name in self.strength:
-            before = self.strength[adapter_name], self.feature_factor[adapter_name]
-            self.note_strength(adapter_name, strength, feature_factor)
-            try:
-                edits = self.edits_of(adapter_name)
-            except BaseException:
-                self.note_strength(adapter_name, *before)
-                raise
-            write_edits(edits)
-
-    def edits_of(self, adapter_name: str) -> list[Edit]:
-        """What is to be written after a change of an adapter's strength; raises what a later forward would raise."""
-        if self._depth:
-            self.recover()
-        if self._disable_adapters or adapter_name not in self.merged_adapters:
-            self.parts([adapter_name])
-            return []
-        return self.edit()
+    @property
+    def strength(self) -> dict[str, float]:
+        """Strength of every adapter in this layer."""
+        return {name: attached.strength * self.scaling[name] for name, attached in self.adapters.items()}
 
     def set_scale(self, adapter: str, scale: float) -> None:
-        """PEFT's way to scale: relative to the strength that the artifact recommends."""
-        if adapter in self.strength:
-            self.set_strength(adapter, scale * self.configs[adapter].strength)
+        """PEFT's way to scale an adapter in this layer alone: `scale` times its strength."""
+        if adapter in self.scaling:
+            former, self.scaling[adapter] = self.scaling[adapter], float(scale)
+            try:
+                self.parts([adapter])
+                self.refresh()
+            except EditError:
+                self.scaling[adapter] = former
+                raise
 
     def scale_layer(self, scale: float) -> None:
-        """Multiply the strength of the active adapters."""
+        """Multiply the scale of the active adapters."""
         for name in self.active_adapters:
-            if name in self.strength:
-                self.set_strength(name, self.strength[name] * scale)
+            if name in self.scaling:
+                self.set_scale(name, self.scaling[name] * scale)
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the strength of the active adapters, or return to the recommended one."""
+        """Divide the scale of the active adapters, or return to 1."""
         for name in self.active_adapters:
-            if name in self.strength:
-                self.set_strength(name, self.configs[name].strength if scale is None else self.strength[name] / scale)
+            if name in self.scaling:
+                self.set_scale(name, 1.0 if scale is None else self.scaling[name] / scale)
 
     # ------------------------------------------------------------------------------------------------- merged editing
 
-    @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the edit into the parameter, and keep what is needed to undo it exactly.
 
         Raises:
             EditError: With `safe_merge`, if the edit would make a weight NaN or infinite; nothing is written then.
         """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.gradiend_weight]
+        names = [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.adapters]
         if names:
             self.merge_exactly([*self.merged_adapters, *names], safe_merge)
 
@@ -185,50 +315,47 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
             EditError: If the edit overflows, or the parameter was replaced since it was merged; with `safe_merge`, if a
                 weight would be NaN or infinite in any other way.
         """
-        if self._depth:
-            self.recover()
+        self.slot.recover()
         parts = self.parts(adapter_names)
         self.check_unchanged()
-        if safe_merge and not bool(torch.isfinite(self.rewritten(self.original(), adapter_names)).all()):
+        if safe_merge and not bool(torch.isfinite(edited(self.original(), parts)).all()):
             raise EditError(f"Merging {adapter_names} would make weights of {self.site.name} NaN or infinite.")
         return parts
 
-    @torch.no_grad()
     def merge_exactly(self, adapter_names: list[str], safe_merge: bool = False) -> None:
         """Make these the merged adapters, and no others."""
-        if adapter_names == self.merged_adapters:
-            return
-        parts = self.check_merge(adapter_names, safe_merge)
-        write_edits(self.keep(adapter_names, parts))
-        self.watch()
+        if adapter_names != self.merged_adapters:
+            self.write_merged(adapter_names, self.check_merge(adapter_names, safe_merge))
+            self.watch()
 
     @torch.no_grad()
-    def keep(self, adapter_names: list[str], parts: list[Part]) -> list[Edit]:
-        """Give the parameter its original bits back, and keep those that the merged adapters will touch.
-
-        Returns:
-            The edit that is to be written now, if there is one.
-        """
+    def write_merged(self, adapter_names: list[str], parts: list[Part]) -> None:
+        """Give the parameter its original bits back, keep those that the merged adapters touch, and write their edit."""
         parameter = self.check_unchanged()
         if self._originals is not None:
-            write_entries(parameter, self._originals.indices, self._originals.values)
+            self._originals.restore(parameter)
         self.merged_adapters, self._originals = list(adapter_names), None
-        if not adapter_names:
-            return []
-        support = union([self.values(name)[2] for name in adapter_names])
-        self._originals = Originals(parameter, support, read_entries(parameter, support))
-        return [Edit(parameter, self._originals, [] if self._disable_adapters else parts)]
+        self._kept.forget()
+        if adapter_names:
+            self._originals = Originals.of(parameter, union([self.values(name)[2] for name in adapter_names]))
+            self._originals.write([] if self._disable_adapters else parts)
 
-    def edit(self) -> list[Edit]:
-        """What the parameter has to hold, if it is merged: originals plus merged adapters, unless these are disabled."""
+    def merged_parts(self) -> list[Part]:
+        """The shares that the parameter has to hold if it is merged; raises what writing them would raise."""
+        self.slot.recover()
         if self._originals is None:
             return []
-        parts = [] if self._disable_adapters else self.parts(self.merged_adapters)
-        return [Edit(self.check_unchanged(), self._originals, parts)]
+        self.check_unchanged()
+        return [] if self._disable_adapters else self.parts(self.merged_adapters)
+
+    def rewrite(self, parts: list[Part]) -> None:
+        """Write a merged parameter again: originals plus these shares."""
+        if self._originals is not None:
+            self._originals.write(parts)
 
     def refresh(self) -> None:
-        """Write the merged parameter again, after a change of strength."""
-        write_edits(self.edit())
+        """Write a merged parameter again: originals plus merged adapters, unless these are disabled."""
+        self.rewrite(self.merged_parts())
 
     def unmerge(self) -> None:
         """Give the parameter its original bits back."""
@@ -239,72 +366,68 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch all adapters on or off; merged ones are taken out and put back, to the bit."""
-        if self._depth:
-            self.recover()
         super().enable_adapters(enabled)
         if enabled:  # PEFT's version makes frozen adapters trainable here
-            frozen = [name for name, config in self.configs.items() if config.inference_mode]
+            frozen = [name for name, attached in self.adapters.items() if attached.config.inference_mode]
             self.set_requires_grad(frozen, requires_grad=False)
         self.refresh()
 
-    @torch.no_grad()
-    def _edit(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """Δ, base values and edited values of the touched entries, `[k]` each; `None` if nothing is applied."""
-        names = self.merged_adapters or self.active_adapters
-        parts = [] if self._disable_adapters else self.parts(names)
-        if not parts:
-            return None
-        parameter = self.base_parameter
-        indices, delta = total_delta(parts, parameter.numel(), sum_dtype(parameter.dtype))
-        originals = self._originals
-        if originals is not None and len(originals.values) == len(delta):
-            before = originals.values
-        else:
-            before = read_entries(self.original(), indices)
-        return delta, before, (before.to(delta.dtype) + delta).to(parameter.dtype)
+    # -------------------------------------------------------------------------------------------------------- account
 
+    def _applied(self) -> list[Part]:
+        """The shares of what is applied now, merged or not."""
+        return [] if self._disable_adapters else self.parts(self.merged_adapters or self.active_adapters)
+
+    @torch.no_grad()
     def has_effect(self) -> bool:
         """Whether the current edit changes any value of this parameter."""
         if self._originals is not None:
-            indices, values = self._originals.indices, self._originals.values
-            flat = self.base_parameter.detach().reshape(-1)
-            starts = range(0, len(values), 1024)  # the first few values settle it, unless the type swallows the edit
-            blocks = (slice(start, start + 1024) for start in starts)
-            return any(not torch.equal(flat[b] if indices is None else flat[indices[b]], values[b]) for b in blocks)
-        edit = self._edit()
-        return edit is not None and not torch.equal(edit[1], edit[2])
+            return self._originals.differ()
+        base = self.original()
+        return not torch.equal(edited(base, self._applied()), base)
 
+    @torch.no_grad()
     def changes(self) -> Changes:
         """Compare the current edit with the base model's values."""
-        weight_square = float(self.original().double().square().sum())
-        edit = self._edit()
-        if edit is None:
-            return Changes(0, 0, 0.0, weight_square)
-        delta, before, after = edit
-        touched = delta != 0
-        swallowed = int((touched & (after == before)).sum())
-        return Changes(int(touched.sum()), swallowed, float(delta.double().square().sum()), weight_square)
+        return changes(self.original(), self._applied())
 
     # ------------------------------------------------------------------------------------------------------- unmerged
 
-    def watch(self) -> None:
-        """Hang the hooks on the readers, or take them off if the edit is merged."""
-        if self.merged_adapters:
-            self._unwatch()
-        elif not self._handles:
-            self._hang_hooks()
-
     def shown(self, base: torch.Tensor) -> torch.Tensor:
-        """What the readers see while they run."""
-        return base if self._disable_adapters else self.rewritten(base, self.active_adapters)
+        """What is in the parameter's place while the model runs."""
+        parts = [] if self._disable_adapters else self.parts(self.active_adapters)
+        if not parts:
+            return base
+        # Other PEFT methods merge through `.data`, and torch does not count that as a change.
+        if self._is_wrapped() or torch.compiler.is_compiling():
+            return edited(base, parts)
+        return self._kept.get(base, parts)
+
+    def _is_wrapped(self) -> bool:
+        """Whether another PEFT method has wrapped the owner, before this one was attached or since."""
+        owner = self.site.owner
+        is_child = any(owner in module._modules.values() for module in self.site.readers)
+        return self.site.host is not owner or not is_child
+
+    def watch(self) -> None:
+        """Show the edit while the model runs, or stop that if it is merged."""
+        if self.merged_adapters:
+            self._stop_showing()
+        else:
+            self._start_showing()
+
+    def _start_showing(self) -> None:
+        self.hooks.add(self.slot)
+
+    def _stop_showing(self) -> None:
+        self.hooks.remove(self.slot)
 
     # -------------------------------------------------------------------------------------------------------- plumbing
 
     def detach(self) -> None:
         """Take the side-car and its hooks off the model; the parameter keeps its current values for good."""
-        self._unwatch()
-        if self._depth:
-            self.recover()
+        self._stop_showing()
+        self.slot.recover()
         self._originals, self.merged_adapters = None, []
         self._take_off()
 
@@ -317,7 +440,8 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
         """Become a child of the site's host: for the first time, or because another PEFT method has wrapped the owner."""
         if self.site.host is not site.host:
             self._take_off()
-            self.__dict__["_site"] = (site,)
+            self.slot.site = site
+            self._kept.forget()
         site.host.add_module(sidecar_name(site.leaf), self)
 
     def drop(self, adapter_name: str) -> None:
@@ -342,6 +466,7 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
             return tensor.to(fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device)).device)
 
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        self._kept.forget()
         if self._originals is not None:
             indices = self._originals.indices
             values = fn(self._originals.values)
@@ -356,3 +481,9 @@ class GradiendLayer(AdapterValues, BaseTunerLayer):  # type: ignore[misc]
 def gradiend_layers(model: nn.Module) -> Iterator[GradiendLayer]:
     """All side-cars of a model."""
     return (module for module in model.modules() if isinstance(module, GradiendLayer))
+
+
+@functools.cache
+def _largest_edit(dtype: torch.dtype) -> float:
+    """What a value of this type may be changed by, so that sums stay within its numbers."""
+    return torch.finfo(dtype).max / 2

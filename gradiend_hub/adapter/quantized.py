@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from gradiend_hub.errors import EditError
 
 from .arithmetic import Changes
 from .layer import GradiendLayer
 from .sites import Site
+from .slot import ForwardHooks
 
 __all__ = ["QuantizedGradiendLayer", "make_layer", "quantized_layers", "refuse_quantized"]
 
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 class QuantizedGradiendLayer(GradiendLayer):
     """The side-car of a quantised linear layer: it adds `x·Δᵀ` (fp32) to the output, and has no merged state."""
+
+    _handle: RemovableHandle | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -46,7 +50,7 @@ class QuantizedGradiendLayer(GradiendLayer):
         return torch.float32
 
     def merge_exactly(self, adapter_names: list[str], safe_merge: bool = False) -> None:
-        """Nothing to merge or to undo; whoever wants a merged model asks `refuse_quantized` first."""
+        """Do nothing: there is nothing to merge or to undo. Whoever wants a merged model asks `refuse_quantized` first."""
 
     def has_effect(self) -> bool:
         """Whether the current edit is not zero."""
@@ -58,8 +62,14 @@ class QuantizedGradiendLayer(GradiendLayer):
             return Changes(0, 0, 0.0, 0.0)
         return Changes(int(self.dense_delta(self.active_adapters).count_nonzero()), 0, 0.0, 0.0)
 
-    def _hang_hooks(self) -> None:
-        self._handles.append(self.site.owner.register_forward_hook(self._add, with_kwargs=True))
+    def _start_showing(self) -> None:
+        if self._handle is None:
+            self._handle = self.site.owner.register_forward_hook(self._add, with_kwargs=True)
+
+    def _stop_showing(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def _add(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
@@ -89,9 +99,9 @@ def refuse_quantized(model: nn.Module) -> None:
         )
 
 
-def make_layer(site: Site) -> GradiendLayer:
+def make_layer(site: Site, hooks: ForwardHooks) -> GradiendLayer:
     """The side-car that fits the owner of a parameter."""
     if site.quantized is None:
-        return GradiendLayer(site)
+        return GradiendLayer(site, hooks)
     logger.info("%s is quantised (%s): its edit runs beside it.", site.name, type(site.owner).__name__)
-    return QuantizedGradiendLayer(site)
+    return QuantizedGradiendLayer(site, hooks)

@@ -1,15 +1,13 @@
 """Where a parameter lives in a model, and which modules read it.
 
 A direction names parameters. Between a name and an edit stand tied weights, modules with several names, names with or
-without the base model's prefix, layers that another PEFT method has wrapped, and modules that read a parameter of a
-child without calling it. All of that is settled here, once, when an adapter is attached.
+without the base model's prefix, and layers that another PEFT method has wrapped. All of that is settled here, once, when
+an adapter is attached.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradiend_hub.artifact.storage import SIDECAR
 from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, EditError
@@ -31,9 +28,6 @@ WRAPPED = ".base_layer"
 PACKED = ("qweight", "W_q", "codes")
 FEATURES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
 
-FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-"""Modules of torch that read the parameters of their children without calling them."""
-
 
 @dataclass(frozen=True)
 class Site:
@@ -44,7 +38,7 @@ class Site:
         host: Module that gets the side-car as a child.
         owner: Module that holds the parameter; it is `host`, or what another adapter has wrapped in `host`.
         slots: Every `(module, attribute)` that is this very parameter; more than one if it is tied.
-        readers: Modules whose forward reads it.
+        readers: Modules that may read it while they run: its owners, and all modules around them.
         quantized: Shape of the weight if its owner is a quantised linear layer, which keeps packed numbers instead.
     """
 
@@ -167,16 +161,19 @@ class SiteMap:
     def __init__(self, model: nn.Module) -> None:
         self.parameters: dict[str, nn.Parameter] = {}
         self.quantized: dict[str, nn.Module] = {}
-        self._model = model
         self._modules: dict[str, nn.Module] = {}
-        self._names: dict[int, str] = {}
+        self._parents: dict[int, list[nn.Module]] = defaultdict(list)
         self._slots: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
         self._raw_names: dict[str, str] = {}
+        seen: set[int] = set()
         for name, module in model.named_modules(remove_duplicate=False):
             if SIDECAR in name:
                 continue
+            first = id(module) not in seen
             self._modules[name] = module
-            first = self._names.setdefault(id(module), name) == name
+            seen.add(id(module))
+            for child in module.children() if first else ():
+                self._parents[id(child)].append(module)
             for leaf, parameter in module._parameters.items():
                 if parameter is None:
                     continue
@@ -191,21 +188,15 @@ class SiteMap:
                 self.quantized[weight] = module
                 self.parameters[weight] = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 
-    def _readers_besides(self, module: nn.Module) -> list[nn.Module]:
-        """Modules that read the parameters of a module without calling it."""
-        name = self._names[id(module)]
-        parts = name.split(".") if name else []
-        ancestors = [self._modules[".".join(parts[:depth])] for depth in range(len(parts))]
-        readers: list[nn.Module] = [ancestor for ancestor in ancestors if isinstance(ancestor, FUSED)]
-        # Hooks of a checkpointed layer run outside of the recomputed region; its own children cover it.
-        if len(parts) > 1 and not isinstance(ancestors[-1], GradientCheckpointingLayer):
-            read = _children_read_by(type(ancestors[-1]))  # type: ignore[arg-type]
-            if read is None or parts[-1] in read:
-                readers.append(ancestors[-1])
-        # Heads may read the embedding matrix of the input directly, wherever they are (DeBERTa's masked-LM head).
-        if isinstance(module, nn.Embedding):
-            readers.append(self._model)
-        return readers
+    def _around(self, modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+        """Modules, and all that contain them, by whichever name."""
+        found, queue = {id(module): module for module in modules}, list(modules)
+        while queue:
+            for parent in self._parents[id(queue.pop())]:
+                if id(parent) not in found:
+                    found[id(parent)] = parent
+                    queue.append(parent)
+        return tuple(found.values())
 
     def __getitem__(self, name: str) -> Site:
         """The site of a parameter, by one of its names (as `resolve_names` returns them)."""
@@ -216,22 +207,4 @@ class SiteMap:
         owner_name, _, leaf = self._raw_names[name].rpartition(".")
         owner = self._modules[owner_name]
         slots = tuple(self._slots[id(owner._parameters[leaf])])
-        readers: dict[int, nn.Module] = {}
-        for module, _ in slots:
-            for reader in (module, *self._readers_besides(module)):
-                readers[id(reader)] = reader
-        return Site(name, host, owner, slots, tuple(readers.values()))
-
-
-@functools.cache
-def _children_read_by(cls: type) -> frozenset[str] | None:
-    """Children `x` of which the class reads `self.x.weight` or `self.x.bias`; `None` if its source is unknown."""
-    found: set[str] = set()
-    for base in cls.__mro__:
-        if base is nn.Module:
-            break
-        try:
-            found |= set(re.findall(r"self\.([A-Za-z_]\w*)\.(?:weight|bias)\b", inspect.getsource(base)))
-        except (OSError, TypeError):
-            return None
-    return frozenset(found)
+        return Site(name, host, owner, slots, self._around([module for module, _ in slots]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,8 +15,7 @@ from gradiend_hub.artifact.fingerprint import Fingerprint, require_same_base
 from gradiend_hub.artifact.storage import KEY_PREFIX, read_encoder, sidecar_name
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError
 
-from .layer import GradiendLayer, gradiend_layers
-from .values import VALUE_NAMES
+from .layer import VALUE_NAMES, GradiendLayer, gradiend_layers
 
 __all__ = ["AdapterState"]
 
@@ -46,7 +44,7 @@ class AdapterState:
                 if tensor is not None:
                     prefix = KEY_PREFIX if path.startswith(KEY_PREFIX) else ""
                     values = tensor.to(getattr(torch, config.dtype)) if tensor.is_floating_point() else tensor
-                    name = config._stored_names.get(layer.site.name, layer.site.name)
+                    name = layer.adapters[adapter_name].stored_names[layer.site.name]
                     found[f"{prefix}{sidecar_name(name)}.{kind}.{adapter_name}"] = values
         return found
 
@@ -68,7 +66,7 @@ class AdapterState:
         peaks: dict[str, tuple[float, float]] = {}
         try:
             for path, layer in layers.items():
-                key = sidecar_name(config._stored_names.get(layer.site.name, layer.site.name))
+                key = sidecar_name(layer.adapters[adapter_name].stored_names[layer.site.name])
                 values: dict[str, torch.Tensor] = {}
                 for kind in VALUE_NAMES:
                     if adapter_name in getattr(layer, kind):
@@ -84,7 +82,7 @@ class AdapterState:
                     f"{min(stored)[:120]!r}."
                 )
             if is_new:
-                _compare_base(config, layers.values())
+                _compare_base(config, adapter_name, layers.values())
         except (ArtifactError, BaseModelMismatchError):
             if is_new:
                 _withdraw(model, adapter_name)
@@ -93,24 +91,25 @@ class AdapterState:
             if adapter_name in layer.merged_adapters:
                 layer.unmerge()
             layer._peaks[adapter_name] = peaks[path]
-        if not is_new and config._source is not None:
+        if not is_new and config.origin is not None:
             logger.warning(
                 "The values of %r were replaced; its configuration stays that of the former ones, and their encoder and "
-                "report are not saved with the new ones. To replace a direction whole, use GradiendModel.swap.", adapter_name
-            )  # fmt: skip
-            config._source = None
+                "report are not saved with the new ones. To replace a direction whole, use GradiendModel.swap.",
+                adapter_name,
+            )
+            config.origin = None
         return mapped
 
 
-def _compare_base(config: GradiendConfig, layers: Iterable[GradiendLayer]) -> None:
+def _compare_base(config: GradiendConfig, adapter_name: str, layers: Iterable[GradiendLayer]) -> None:
     """Compare the base model with the samples of the artifact that the adapter is loaded from, if they can be had."""
-    file = None if config._source is None else config._source(ENCODER_FILE)
+    file = None if config.origin is None else config.origin.file(ENCODER_FILE)
     if file is None:
         return
-    read = read_encoder(Path(file), config.stored(), with_vectors=False)
-    names = {stored: name for name, stored in config._stored_names.items()}
+    read = read_encoder(file, config)
     plain = [layer for layer in layers if layer.site.quantized is None and _is_whole(layer.base_parameter)]
     if read.samples and plain:
+        names = {stored: name for name, stored in plain[0].adapters[adapter_name].stored_names.items()}
         fingerprint = Fingerprint(read.samples, read.base_dtype).renamed(names)
         require_same_base(fingerprint, {layer.site.name: layer.original() for layer in plain}, "model")
 
@@ -142,7 +141,7 @@ def _withdraw(model: nn.Module, adapter_name: str) -> None:
     """Take an adapter that could not be loaded off a model, and its side-cars where nothing else uses them."""
     for layer in list(gradiend_layers(model)):
         layer.drop(adapter_name)
-        if not layer.configs:
+        if not layer.adapters:
             layer.detach()
     getattr(model, "peft_config", {}).pop(adapter_name, None)
     for tuner in model.modules():

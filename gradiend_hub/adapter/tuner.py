@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from typing import Any, ClassVar, NamedTuple
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
-from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -21,45 +18,15 @@ from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError, EditError
 
-from .arithmetic import total_delta, write_edits
+from .arithmetic import Part, total_delta
+from .attached import AttachedDirection
 from .layer import GradiendLayer, gradiend_layers
-from .quantized import QuantizedGradiendLayer, make_layer, refuse_quantized
-from .rows import row_strengths
+from .quantized import make_layer, refuse_quantized
 from .sites import Site, SiteMap, refuse_offloaded, refuse_sharded, resolve_names
+from .slot import ForwardHooks
 from .state import AdapterState
 
-__all__ = ["GradiendTuner", "arriving", "check_name"]
-
-logger = logging.getLogger(__name__)
-
-
-class Arrival(NamedTuple):
-    """What the next adapter is attached with, instead of with room for values that are loaded later."""
-
-    direction: Direction
-    peaks: tuple[float, float]
-    sites: SiteMap
-    merged_next: bool
-
-
-_arrival: ContextVar[Arrival | None] = ContextVar("arrival", default=None)
-
-
-@contextmanager
-def arriving(direction: Direction, sites: SiteMap, *, merged_next: bool = False) -> Iterator[None]:
-    """Within the block, PEFT's calls attach adapters with these values.
-
-    Args:
-        direction: A checked direction, under the model's parameter names.
-        sites: Those of the model as it is now.
-        merged_next: Whether the adapter will be merged at once, so that no hooks are needed.
-    """
-    assert direction.peaks is not None, "checked directions only"
-    token = _arrival.set(Arrival(direction, direction.peaks, sites, merged_next))
-    try:
-        yield
-    finally:
-        _arrival.reset(token)
+__all__ = ["GradiendTuner", "check_name"]
 
 
 class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
@@ -84,9 +51,10 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Attach an adapter with zero values. Everything is checked before anything is attached.
+        """Attach an adapter with zero values (on the meta device with `low_cpu_mem_usage`).
 
-        PEFT's version walks over all modules and matches names; a direction lists its parameters.
+        PEFT's version walks over all modules and matches names; a direction lists its parameters. Everything is checked
+        before anything is attached.
 
         Raises:
             BaseModelMismatchError: If the model lacks a parameter, or its shape is another one.
@@ -96,39 +64,45 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         config = self.peft_config[adapter_name]
         check_name(adapter_name)
         self._check_new_adapter_config(config)
-        arrival = _arrival.get()
-        sites = SiteMap(model) if arrival is None else arrival.sites
-        self._settle_parameters(config, sites)
-        places = {name: sites[name] for name in config.parameters or {}}
+        sites = SiteMap(model)
+        if config.parameters is None:
+            config.parameters = self._scope(config, sites)
+        names = resolve_names(model, config.parameters, sites.parameters)
+        specs = {found: config.parameters[stored] for stored, found in names.items()}
+        check_shapes(model, sites.parameters, specs)
         if hasattr(model, "hf_device_map"):  # a model that is empty as a whole, without a map, may be filled later
-            refuse_offloaded({name: sites.parameters[name] for name in places if name not in sites.quantized})
+            refuse_offloaded({name: sites.parameters[name] for name in specs if name not in sites.quantized})
         if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             self._freeze_base(model)
         self.layers = list(gradiend_layers(model))
         self._forget(adapter_name)  # of a former tuner on the same model
         known = {(id(layer.site.owner), layer.site.leaf): layer for layer in self.layers}
+        hooks = self.layers[0].hooks if self.layers else ForwardHooks()
+        attached = AttachedDirection(config, {found: stored for stored, found in names.items()})
         trainable = adapter_name in self.active_adapters and not config.inference_mode
-        for name, spec in (config.parameters or {}).items():
-            layer = self._sidecar(places[name], known)
-            layer.attach(adapter_name, config)
-            if arrival is not None:
-                layer.fill(adapter_name, arrival.direction.parameters[name], arrival.peaks)
-            else:
-                with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-                    layer.add(adapter_name, spec["entries"])
-                layer.set_requires_grad(adapter_name, requires_grad=trainable)
-            layer.__dict__["_active_adapter"] = list(self.active_adapters)
-            if arrival is None or not arrival.merged_next:
-                layer.watch()
-        self.targeted_parameter_names = list(
-            dict.fromkeys([*self.targeted_parameter_names, *(config.parameters or {})])
-        )
+        for name, spec in specs.items():
+            layer = self._sidecar(sites[name], known, hooks)
+            layer.attach(adapter_name, attached)
+            layer.make_room(adapter_name, spec["entries"], torch.device("meta") if low_cpu_mem_usage else layer.device)
+            layer.set_requires_grad(adapter_name, requires_grad=trainable)
+            layer._active_adapter = list(self.active_adapters)
+            layer.watch()
+        self.targeted_parameter_names = list(dict.fromkeys([*self.targeted_parameter_names, *specs]))
 
-    def _sidecar(self, site: Site, known: Mapping[tuple[int, str], GradiendLayer]) -> GradiendLayer:
+    def _scope(self, config: GradiendConfig, sites: SiteMap) -> dict[str, dict[str, Any]]:
+        """Parameters of a fresh adapter, dense."""
+        from gradiend_hub.scope import select_parameters  # nothing else of training is needed to apply a direction
+
+        selected = select_parameters(self.model, scope=config.scope, exclude=config.exclude, layers=config.layers)
+        return {name: {"shape": list(parameter.shape), "entries": None} for name, parameter in selected.items()}
+
+    def _sidecar(
+        self, site: Site, known: Mapping[tuple[int, str], GradiendLayer], hooks: ForwardHooks
+    ) -> GradiendLayer:
         """The one side-car of a parameter, attached now if there is none yet."""
         layer = known.get((id(site.owner), site.leaf))
         if layer is None:
-            layer = make_layer(site)
+            layer = make_layer(site, hooks)
             self.layers.append(layer)
             layer.hang(site)
         elif layer.site.host is not site.host:
@@ -137,9 +111,9 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
 
     def _forget(self, adapter_name: str) -> None:
         """Drop an adapter, and the side-cars that nothing else uses."""
-        for layer in [layer for layer in self.layers if adapter_name in layer.configs]:
+        for layer in [layer for layer in self.layers if adapter_name in layer.adapters]:
             layer.drop(adapter_name)
-            if not layer.configs:
+            if not layer.adapters:
                 layer.detach()
                 self.layers.remove(layer)
 
@@ -149,20 +123,24 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
-    def _settle_parameters(self, config: GradiendConfig, sites: SiteMap) -> None:
-        """Settle which parameters the adapter has: those of the artifact, or those in scope of a fresh one."""
-        if config.parameters is None:
-            # Nothing else of training is needed to apply a direction.
-            from gradiend_hub.scope import select_parameters
+    def fill(self, adapter_name: str, direction: Direction, peaks: Mapping[str, tuple[float, float]]) -> None:
+        """Give an attached adapter its values.
 
-            selected = select_parameters(self.model, scope=config.scope, exclude=config.exclude, layers=config.layers)
-            config.parameters = {
-                name: {"shape": list(parameter.shape), "entries": None} for name, parameter in selected.items()
-            }
-        names = resolve_names(self.model, config.parameters, sites.parameters)
-        config.parameters = {names[name]: spec for name, spec in config.parameters.items()}
-        check_shapes(self.model, sites.parameters, config.parameters)
-        config._stored_names = {found: stored for stored, found in names.items()}
+        Args:
+            adapter_name: The adapter.
+            direction: Its direction, under the model's parameter names.
+            peaks: As `direction.peaks()` returns them.
+        """
+        for layer in self._layers_of(adapter_name):
+            layer.fill(adapter_name, direction.parameters[layer.site.name], peaks[layer.site.name])
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Keep an adapter's values in fp32, or round them to the base model's type if PEFT's caller asks for that.
+
+        An edit is W + σΔ either way; Δ is that of the rounded values then.
+        """
+        for layer in self._layers_of(adapter_name):
+            layer.cast(adapter_name, torch.float32 if autocast_adapter_dtype else layer.dtype)
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         """Abstract in PEFT, whose `inject_adapter` calls it for every module; ours goes by parameters and never does."""
@@ -176,19 +154,15 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
                 "adapter_names is not supported by GRADIEND directions, which edit weights. "
                 "Use GradiendModel and model(**batch, strengths=[...]) for different strengths in one batch."
             )
-        if kwargs.get("strengths") is None:
-            try:
-                yield
-            except (KeyboardInterrupt, SystemExit):  # hooks that always run do not run then
-                for layer in self.layers:
-                    layer.recover()
-                raise
-            return
-        with row_strengths(self.model, self.layers, kwargs["strengths"], args, kwargs):
+        try:
             yield
+        except (KeyboardInterrupt, SystemExit):  # hooks that always run do not run then
+            for layer in self.layers:
+                layer.slot.recover()
+            raise
 
     def _check_merge_allowed(self) -> None:
-        """Tied weights are edited once, wherever they are used, so nothing can go wrong."""
+        """Allow everything: tied weights are edited once, wherever they are used, so nothing can go wrong."""
 
     def _unload_and_optionally_merge(
         self,
@@ -199,24 +173,24 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
     ) -> nn.Module:
         if adapter_names:
             self._require_known(adapter_names)
-        wanted: list[list[str]] = [[] for _ in self.layers]
         if merge:
             refuse_quantized(self.model)
             refuse_sharded(self.model)
-            for layer, names in zip(self.layers, wanted, strict=True):
-                chosen = adapter_names or layer.merged_adapters or layer.active_adapters
-                names += [name for name in chosen if name in layer.gradiend_weight]
-        for layer, names in zip(self.layers, wanted, strict=True):  # all of them before anything is written
+        plan: list[tuple[GradiendLayer, list[str], list[Part] | None]] = []
+        for layer in self.layers:  # all of them before anything is written
+            chosen = (adapter_names or layer.merged_adapters or layer.active_adapters) if merge else []
+            names = [name for name in chosen if name in layer.adapters]
             if names != layer.merged_adapters or safe_merge:
-                layer.check_merge(names, safe_merge)
-            elif layer.merged:
-                layer.check_in_place()
-        plan = list(zip(self.layers, wanted, strict=True))
-        for layer, names in tqdm(plan, disable=not progressbar, desc="Merging" if merge else "Unloading"):
+                plan.append((layer, names, layer.check_merge(names, safe_merge)))
+            else:
+                if layer.merged:
+                    layer.check_in_place()
+                plan.append((layer, names, None))
+        for layer, names, parts in tqdm(plan, disable=not progressbar, desc="Merging" if merge else "Unloading"):
             if layer.disable_adapters:
                 layer.enable_adapters(True)
-            if names != layer.merged_adapters:
-                write_edits(layer.keep(names, layer.parts(names)))
+            if parts is not None and names != layer.merged_adapters:
+                layer.write_merged(names, parts)
             layer.detach()  # drops the originals of one layer before the next one is touched
         for parameter in self._frozen:
             parameter.requires_grad_(True)
@@ -256,63 +230,58 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
 
     def merge_exactly(self, adapter_names: list[str]) -> None:
         """Make these the merged adapters on all layers, and no others. Nothing is written if one of them cannot be."""
-        wanted = [[name for name in adapter_names if name in layer.configs] for layer in self.layers]
-        pairs = [pair for pair in zip(self.layers, wanted, strict=True) if pair[0].merged_adapters != pair[1]]
-        plan = [(layer, names, layer.check_merge(names)) for layer, names in pairs]
-        edits = [edit for layer, names, parts in plan for edit in layer.keep(names, parts)]
-        for layer, _ in pairs:
+        plan = []
+        for layer in [layer for layer in self.layers if layer.site.quantized is None]:
+            names = [name for name in adapter_names if name in layer.adapters]
+            if names != layer.merged_adapters:
+                plan.append((layer, names, layer.check_merge(names)))
+        for layer, names, parts in plan:
+            layer.write_merged(names, parts)
             layer.watch()
-        write_edits(edits)
 
     def _apply(self, fn: Any, recurse: bool = True) -> GradiendTuner:
         """After a move or a change of type, merged weights are summed and rounded again from the moved originals."""
         super()._apply(fn, recurse)
-        write_edits([edit for layer in self.layers for edit in layer.edit()])
-        return self
-
-    @property
-    def quantized_layers(self) -> list[GradiendLayer]:
-        """The side-cars of quantised layers, whose edits cannot be merged."""
-        return [layer for layer in self.layers if isinstance(layer, QuantizedGradiendLayer)]
-
-    def watch(self) -> None:
-        """Show the edits that are not merged to the modules that read the parameters."""
         for layer in self.layers:
-            layer.watch()
+            layer.refresh()
+        return self
 
     # -------------------------------------------------------------------------------------------------------- strength
 
+    @property
+    def attached(self) -> dict[str, AttachedDirection]:
+        """Attached directions by adapter name, with their strengths."""
+        return {name: attached for layer in self.layers for name, attached in layer.adapters.items()}
+
+    def _layers_of(self, adapter_name: str) -> list[GradiendLayer]:
+        return [layer for layer in self.layers if adapter_name in layer.adapters]
+
     def set_strength(self, adapter_name: str, strength: float, feature_factor: float | None = None) -> None:
-        """Set the strength of one adapter on all layers, merged or not. What fails leaves the former strength.
+        """Set the strength of one adapter, merged or not. What fails leaves the former strength.
 
         Raises:
             ConfigError: If there is no such adapter, or one of the numbers is not finite.
             EditError: If the edit is beyond the numbers of a parameter's type, or the parameter was replaced or changed.
         """
         self._require_known([adapter_name])
-        check_strength(strength)
-        strength = float(strength)
-        layers = [layer for layer in self.layers if adapter_name in layer.strength]
-        before = [(layer.strength[adapter_name], layer.feature_factor[adapter_name]) for layer in layers]
+        attached, layers = self.attached[adapter_name], self._layers_of(adapter_name)
+        former = attached.state
+        attached.set(strength, feature_factor)
         try:
             for layer in layers:
-                layer.note_strength(adapter_name, strength, feature_factor)
-            edits = [edit for layer in layers for edit in layer.edits_of(adapter_name)]
+                layer.parts([adapter_name])  # raises what a later forward would raise
+            plan = [(layer, layer.merged_parts()) for layer in layers]
         except BaseException:
-            for layer, state in zip(layers, before, strict=True):
-                layer.note_strength(adapter_name, *state)
+            attached.set(*former)
             raise
-        write_edits(edits)
+        for layer, parts in plan:
+            if adapter_name in layer.merged_adapters:
+                layer.rewrite(parts)
 
     @contextmanager
     def strength_at(self, strength: float) -> Iterator[None]:
         """Within the block, another strength of the active adapters; PEFT's `rescale_adapter_scale` is for LoRA alone."""
-        before = {
-            name: layer.strength[name]
-            for layer in self.layers
-            for name in self.active_adapters
-            if name in layer.strength
-        }
+        before = {name: attached.state for name, attached in self.attached.items() if name in self.active_adapters}
         try:
             for name in before:
                 self.set_strength(name, strength)
@@ -320,12 +289,14 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         finally:
             for name, former in before.items():
                 if name in self.peft_config:
-                    self.set_strength(name, former)
+                    self.set_strength(name, *former)
+
+    # ------------------------------------------------------------------------------------------------------ directions
 
     def direction_of(self, adapter_name: str) -> Direction:
         """The decoder of one adapter, fp32 on the CPU, under the model's parameter names."""
         parameters = {}
-        for layer in [layer for layer in self.layers if adapter_name in layer.gradiend_weight]:
+        for layer in self._layers_of(adapter_name):
             weight, bias, indices = (None if x is None else x.detach().cpu() for x in layer.values(adapter_name))
             assert weight is not None
             parameters[layer.site.name] = ParameterDirection(
@@ -354,38 +325,39 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         check_name(adapter_name)
         for weight in weights:
             check_strength(weight)
-        direction = self._weighted(adapters, weights).check()
-        config = copy.deepcopy(self.peft_config[adapters[0]])
-        config.parameters, config.has_bias, config.dtype, config._source = direction.spec(), False, "float32", None
+        direction = self._weighted(adapters, weights)
+        peaks = direction.peaks()
+        config = copy.copy(self.peft_config[adapters[0]])
+        config.parameters, config.has_bias, config.dtype, config.origin = direction.spec(), False, "float32", None
         config.decoder_sign, config.strength_unit, config.strength, config.feature_factor = 1, 1.0, 1.0, 1.0
         config.safe_band = config.break_point = None
         self.peft_config[adapter_name] = config
-        with arriving(direction, SiteMap(self.model)):
-            self.inject_adapter(self.model, adapter_name)
+        self.inject_adapter(self.model, adapter_name, low_cpu_mem_usage=True)
+        self.fill(adapter_name, direction, peaks)
         return direction
 
     @torch.no_grad()
     def _weighted(self, adapters: list[str], weights: list[float]) -> Direction:
         parameters: dict[str, ParameterDirection] = {}
-        samples: dict[str, torch.Tensor] = {}
-        dtypes: set[str] = set()
+        originals: dict[str, Fingerprint] = {}
         for layer in self.layers:
-            parts = []
-            for name, weight in zip(adapters, weights, strict=True):
-                for part in layer.parts([name]):
-                    parts.append(part._replace(c_w=part.c_w * weight, c_b=part.c_b * weight))
+            parts = [
+                part._replace(c_w=part.c_w * weight, c_b=part.c_b * weight)
+                for name, weight in zip(adapters, weights, strict=True)
+                for part in layer.parts([name])
+            ]
             if not parts:
                 continue
-            numel = layer.shape.numel()
+            name, numel = layer.site.name, layer.shape.numel()
             indices, delta = total_delta(parts, numel, torch.float32)
             indices = None if indices is None else indices.to(index_dtype(numel)).cpu()
-            parameters[layer.site.name] = ParameterDirection(tuple(layer.shape), delta.detach().cpu(), indices=indices)
+            parameters[name] = ParameterDirection(tuple(layer.shape), delta.detach().cpu(), indices=indices)
             if layer.site.quantized is None:
-                of_layer = Fingerprint.of({layer.site.name: layer.original()})
-                samples |= of_layer.samples
-                dtypes.add(of_layer.dtype)
+                originals[name] = Fingerprint.of({name: layer.original()})
         if not parameters:
             raise EditError("add_weighted_adapter: all strengths are zero, so there is nothing to combine.")
+        samples = {name: values for one in originals.values() for name, values in one.samples.items()}
+        dtypes = {one.dtype for one in originals.values()}
         dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
         return Direction(parameters, fingerprint=Fingerprint(samples, dtype) if samples else None)
 

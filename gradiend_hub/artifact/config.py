@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -126,11 +125,37 @@ _KINDS = {
 """Types of the fields of PEFT, and of one that code reads as a plain dictionary."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The artifact that a configuration was read from: PEFT hands its tuner nothing else that leads to the other files.
+
+    Attributes:
+        folder_or_repo: Folder, or repository on the Hub.
+        subfolder: Folder within it.
+        hub_arguments: Of `hf_hub_download`, e.g. the revision.
+    """
+
+    folder_or_repo: str
+    subfolder: str | None
+    hub_arguments: dict[str, Any]
+
+    def file(self, name: str) -> Path | None:
+        """Local path of a file of the artifact, downloaded if it is on the Hub; `None` if there is no such file."""
+        folder = Path(self.folder_or_repo, self.subfolder or "")
+        if folder.is_dir():
+            return folder / name if (folder / name).is_file() else None
+        try:
+            return Path(hf_hub_download(self.folder_or_repo, name, subfolder=self.subfolder, **self.hub_arguments))
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            return None
+
+
 @dataclass
 class GradiendConfig(PeftConfig):  # type: ignore[misc]
     """Configuration of a feature direction, as a PEFT method.
 
-    PEFT's own field `revision` is the commit of the *base model* that the direction was learned on.
+    PEFT's own field `revision` is the commit of the *base model* that the direction was learned on. A configuration that
+    was read from an artifact knows it as its `origin`, which is no field and not stored.
 
     Args:
         feature_classes: The two classes of the feature, the one that positive strength makes likelier first. `None`
@@ -210,10 +235,7 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
                 )
         if self.decoder_sign is None:
             self.decoder_sign = decoder_sign(self.source, self.target)
-        self._source: Callable[[str], str | None] | None = (
-            None  # finds a companion file of the artifact it was read from
-        )
-        self._stored_names: dict[str, str] = {}  # parameter name in the model that it is attached to → in the artifact
+        self.origin: Origin | None = None
 
     def coefficients(self, strength: float, feature_factor: float | None = None) -> tuple[float, float]:
         """Factors `(c_w, c_b)` of the decoder's weight and bias: the edit is `Δ = c_w·w_d + c_b·b_d`.
@@ -271,16 +293,13 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
         if not isinstance(config, GradiendConfig):
             raise ArtifactError(f"{path} holds a {config.peft_type} adapter, not a GRADIEND direction.")
         hub_arguments = cls._split_kwargs(kwargs)[0]
-        config._source = partial(_companion, path, subfolder, **hub_arguments)
+        config.origin = Origin(path, subfolder, hub_arguments)
         return config
 
-    def stored(self) -> GradiendConfig:
-        """The same under the parameter names of the artifact that it was read from; a model's may differ by a prefix."""
-        names = self._stored_names
-        if self.parameters is None or all(names.get(name, name) == name for name in self.parameters):
-            return self
-        result = replace(self, parameters={names.get(name, name): spec for name, spec in self.parameters.items()})
-        result._source = self._source
+    def replaced(self, **fields: Any) -> GradiendConfig:
+        """A copy with other values in some fields, checked; it comes from where this one comes from."""
+        result = replace(self, **fields)
+        result.origin = self.origin
         return result
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
@@ -289,8 +308,8 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
         transformers' own `model.load_adapter` does not say where a configuration came from: what `model.save_pretrained`
         writes after it can be applied, but has no encoder, and this is logged. PEFT's and our loaders keep it all.
         """
-        super(GradiendConfig, self.stored()).save_pretrained(save_directory, **kwargs)
-        if self._source is None:
+        super().save_pretrained(save_directory, **kwargs)
+        if self.origin is None:
             if self.feature_classes is not None and not Path(save_directory, ENCODER_FILE).exists():
                 logger.warning(
                     "%s is saved without an encoder, so it can be applied, but not encode. To keep the encoder of a "
@@ -299,17 +318,6 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
                 )
             return
         for name in COMPANION_FILES:
-            source, target = self._source(name), Path(save_directory, name)
-            if source and not (target.exists() and target.samefile(source)):
+            source, target = self.origin.file(name), Path(save_directory, name)
+            if source is not None and not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
-
-
-def _companion(folder_or_repo: str, subfolder: str | None, name: str, **hub_arguments: Any) -> str | None:
-    """Local path of a file of an artifact, downloaded if it is on the Hub; `None` if the artifact has no such file."""
-    folder = Path(folder_or_repo, subfolder or "")
-    if folder.is_dir():
-        return str(folder / name) if (folder / name).is_file() else None
-    try:
-        return str(hf_hub_download(folder_or_repo, name, subfolder=subfolder, **hub_arguments))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None

@@ -6,7 +6,7 @@ Nothing here knows PEFT, modules or training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,16 +22,18 @@ from .storage import (
     ENCODER_KEY,
     FINGERPRINT_KEY,
     StoredForm,
+    StoredVectors,
     check_indices,
     index_dtype,
     peak,
-    read_encoder,
-    read_vectors,
     vector_key,
     write,
 )
 
 __all__ = ["Direction", "ParameterDirection"]
+
+BLOCK = 1 << 20
+"""Elements that are widened to fp64 at a time."""
 
 Importance = Literal["decoder", "encoder", "decoder_bias", "decoder_sum"]
 
@@ -98,18 +100,40 @@ class ParameterDirection:
         flat = torch.zeros(self.numel, dtype=values.dtype, device=values.device)
         return flat.index_copy_(0, self.indices.long(), values).view(self.shape)
 
-    def check_form(self, name: str) -> None:
-        """Check the sizes and types of the vectors.
+    def peaks(self, name: str) -> tuple[float, float]:
+        """Check the vectors, and measure the largest `|w_d|` and `|b_d|`.
 
         Raises:
-            ArtifactError: Naming the parameter and what is wrong with it.
+            ArtifactError: Naming the parameter and what is wrong with it: sizes, types, values that are not finite, or
+                indices that are not sorted, unique and in range.
         """
         size = self.numel if self.indices is None else self.indices.numel()
-        for part, values in (("decoder", self.decoder), ("decoder_bias", self.decoder_bias), ("encoder", self.encoder)):
+        found = []
+        for kind, values in (("decoder", self.decoder), ("decoder_bias", self.decoder_bias), ("encoder", self.encoder)):
             if values is not None and (values.dtype != torch.float32 or values.shape != (size,)):
                 raise ArtifactError(
-                    f"{part} of {name}: expected float32 [{size}], found {values.dtype} {list(values.shape)}."
+                    f"{kind} of {name}: expected float32 [{size}], found {values.dtype} {list(values.shape)}."
                 )
+            found.append(0.0 if values is None else peak(values))
+            if not math.isfinite(found[-1]):
+                raise ArtifactError(f"{kind} of {name} holds NaN or infinite values; the direction is unusable.")
+        if self.indices is not None:
+            check_indices(name, self.indices, self.numel)
+        return found[0], found[1]
+
+    def inner(self, other: ParameterDirection, c_w: float = 1.0, c_b: float = 1.0) -> float:
+        """Inner product of two edits `c_w·w_d + c_b·b_d` of one parameter, summed in fp64; nothing is made dense."""
+        mine, theirs = self.delta(c_w, c_b), other.delta(c_w, c_b)
+        if self.indices is not None and other.indices is not None:
+            places = torch.searchsorted(self.indices, other.indices).clamp_max(max(len(mine) - 1, 0))
+            common = self.indices[places] == other.indices if len(mine) else places.bool()
+            mine, theirs = mine[places[common]], theirs[common]
+        elif self.indices is not None:
+            theirs = theirs[self.indices.long()]
+        elif other.indices is not None:
+            mine = mine[other.indices.long()]
+        pieces = zip(mine.split(BLOCK), theirs.split(BLOCK), strict=True)
+        return math.fsum(float(torch.dot(a.double(), b.double())) for a, b in pieces)
 
     def _select(self, positions: torch.Tensor) -> ParameterDirection:
         """Keep the entries at sorted positions (of the k stored ones)."""
@@ -131,13 +155,11 @@ class Direction:
         parameters: Parameter name of the base model to its part of the direction.
         encoder_bias: `b_e`.
         fingerprint: Sampled values of the base model that it was learned on.
-        peaks: Largest `|w_d|` and `|b_d|` as the last `check` found them.
     """
 
     parameters: Mapping[str, ParameterDirection]
     encoder_bias: float = 0.0
     fingerprint: Fingerprint | None = field(default=None, repr=False)
-    peaks: tuple[float, float] | None = field(default=None, repr=False)
 
     @property
     def numel(self) -> int:
@@ -169,7 +191,58 @@ class Direction:
 
     def norm(self, c_w: float = 1.0, c_b: float = 1.0) -> float:
         """Euclidean norm of `Δ = c_w·w_d + c_b·b_d` over all parameters."""
-        return math.sqrt(sum(float(values.double().square().sum()) for values in self.delta(c_w, c_b).values()))
+        return math.sqrt(math.fsum(part.inner(part, c_w, c_b) for part in self.parameters.values()))
+
+    def inner(self, other: Direction, c_w: float = 1.0, c_b: float = 1.0) -> float:
+        """Inner product of two edits `Δ = c_w·w_d + c_b·b_d`, over the parameters that both touch, summed in fp64.
+
+        Sparse vectors stay sparse, and one parameter at a time is read of directions that are streamed.
+
+        Args:
+            other: A direction of the same base model; its names may lack the backbone's prefix, or have it.
+            c_w: Coefficient of both decoders' weights.
+            c_b: Coefficient of both decoders' biases.
+
+        Raises:
+            ConfigError: If a parameter has another shape, or its name fits several.
+        """
+        pairs = self._pairs(other)
+        parts = ((self.parameters[mine], other.parameters[theirs], mine) for theirs, mine in pairs.items())
+        return math.fsum(one.inner(_same_shape(name, one, two), c_w, c_b) for one, two, name in parts)
+
+    def align(self, other: Direction) -> Direction:
+        """The other direction under this one's parameter names, in this one's order; what it touches besides comes last.
+
+        Raises:
+            ConfigError: If a parameter has another shape, or its name fits several.
+        """
+        names = self._pairs(other)
+        found = {mine: _same_shape(mine, self.parameters[mine], other.parameters[name]) for name, mine in names.items()}
+        common = {name: found[name] for name in self.parameters if name in found}
+        rest = {name: part for name, part in other.parameters.items() if name not in names}
+        fingerprint = None if other.fingerprint is None else other.fingerprint.renamed(names)
+        return replace(other, parameters=common | rest, fingerprint=fingerprint)
+
+    def _pairs(self, other: Direction) -> dict[str, str]:
+        """Name in the other direction → name here, for the parameters of both."""
+        pairs = {}
+        for name in other.parameters:
+            fitting = [name] if name in self.parameters else []
+            fitting = fitting or [n for n in self.parameters if n.endswith(f".{name}") or name.endswith(f".{n}")]
+            if len(fitting) > 1:
+                raise ConfigError(
+                    f"Cannot align directions: {name} of one may be {' or '.join(fitting[:3])} of the other. Give both the "
+                    "names of one model, with `renamed`."
+                )
+            if fitting:
+                pairs[name] = fitting[0]
+        return pairs
+
+    def peaks(self) -> dict[str, tuple[float, float]]:
+        """Check everything as `check` does, and return the largest `|w_d|` and `|b_d|` by parameter."""
+        if not math.isfinite(self.encoder_bias):
+            raise ArtifactError(f"The encoder bias is {self.encoder_bias}; the direction is unusable.")
+        return {name: part.peaks(name) for name, part in self.parameters.items()}
 
     def check(self) -> Direction:
         """Check sizes, types, finite values and indices, and return the direction itself.
@@ -177,25 +250,8 @@ class Direction:
         Raises:
             ArtifactError: Naming the parameter and what is wrong with it.
         """
-        for name, part in self.parameters.items():
-            part.check_form(name)
-        peaks = {kind: peak(list(self._vectors(kind).values())) for kind in ("decoder", "decoder_bias", "encoder")}
-        for kind, largest in peaks.items():
-            if not math.isfinite(largest):
-                name = next(name for name, values in self._vectors(kind).items() if not math.isfinite(peak([values])))
-                raise ArtifactError(f"{kind} of {name} holds NaN or infinite values; the direction is unusable.")
-        check_indices(
-            {n: (part.indices, part.numel) for n, part in self.parameters.items() if part.indices is not None}
-        )
-        if not math.isfinite(self.encoder_bias):
-            raise ArtifactError(f"The encoder bias is {self.encoder_bias}; the direction is unusable.")
-        object.__setattr__(self, "peaks", (peaks["decoder"], peaks["decoder_bias"]))
+        self.peaks()
         return self
-
-    def _vectors(self, kind: str) -> dict[str, torch.Tensor]:
-        """One kind of vector by parameter, where there is one."""
-        found = {name: getattr(part, kind) for name, part in self.parameters.items()}
-        return {name: values for name, values in found.items() if values is not None}
 
     def renamed(self, names: Mapping[str, str]) -> Direction:
         """The same direction under other parameter names; names that are not in the mapping stay."""
@@ -216,7 +272,7 @@ class Direction:
             )
             for name, part in self.parameters.items()
         }
-        return replace(self, parameters=parts, peaks=None)
+        return replace(self, parameters=parts)
 
     __rmul__ = __mul__
 
@@ -302,13 +358,14 @@ class Direction:
             (folder / ENCODER_FILE).unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: str | Path, config: StoredForm, *, encoder: bool = True) -> Direction:
+    def load(cls, folder: str | Path, config: StoredForm, *, encoder: bool = True, check: bool = True) -> Direction:
         """Read and validate a saved direction.
 
         Args:
             folder: Folder of the artifact.
             config: Its `GradiendConfig`; names, sizes and types must agree with it.
             encoder: Whether to read the encoder vectors, too. The fingerprint is always read.
+            check: Whether to look at the values; leave it out only where `peaks` or `check` is called next.
 
         Returns:
             The direction, in fp32 on the CPU.
@@ -317,16 +374,47 @@ class Direction:
             ArtifactNotFoundError: If there is no `adapter_model.safetensors`.
             ArtifactError: If a file is damaged, or does not hold what the configuration says.
         """
-        folder = Path(folder)
+        streamed = cls.stream(folder, config, encoder=encoder)
+        direction = replace(streamed, parameters=dict(streamed.parameters))
+        return direction.check() if check else direction
+
+    @classmethod
+    def stream(cls, folder: str | Path, config: StoredForm, *, encoder: bool = True) -> Direction:
+        """Open a saved direction whose vectors are read when a parameter is asked for, and not kept.
+
+        Names, types and sizes are compared at once; values are not looked at (`check` does, one parameter at a time).
+        Arguments and errors are those of `load`.
+        """
         if config.parameters is None:
             raise ArtifactError(f"{folder}: adapter_config.json lists no `parameters`; this is no saved direction.")
-        decoder = read_vectors(folder / WEIGHTS_FILE, config)
-        read = read_encoder(folder / ENCODER_FILE, config, encoder)
-        parts = {
-            name: ParameterDirection(tuple(spec["shape"]), weight, bias, read.vectors.get(name), indices)
-            for (name, spec), (weight, bias, indices) in zip(config.parameters.items(), decoder.values(), strict=True)
-        }
-        return cls(parts, read.bias, Fingerprint(read.samples, read.base_dtype) if read.samples else None).check()
+        vectors = StoredVectors(Path(folder), config, encoder=encoder)
+        fingerprint = Fingerprint(vectors.samples, vectors.base_dtype) if vectors.samples else None
+        return cls(StoredParameters(config.parameters, vectors), vectors.encoder_bias, fingerprint)
+
+
+class StoredParameters(Mapping[str, ParameterDirection]):
+    """Parts of a stored direction by parameter name, read anew at every access."""
+
+    def __init__(self, specs: Mapping[str, Mapping[str, Any]], vectors: StoredVectors) -> None:
+        self._specs, self._vectors = specs, vectors
+
+    def __getitem__(self, name: str) -> ParameterDirection:
+        return ParameterDirection(tuple(self._specs[name]["shape"]), **self._vectors(name)._asdict())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+
+def _same_shape(name: str, one: ParameterDirection, other: ParameterDirection) -> ParameterDirection:
+    """The other one, if it is of the same shape."""
+    if one.shape != other.shape:
+        raise ConfigError(
+            f"Cannot align directions: {name} is {list(one.shape)} in one, {list(other.shape)} in the other."
+        )
+    return other
 
 
 def _add(name: str, mine: ParameterDirection, theirs: ParameterDirection) -> ParameterDirection:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,7 +20,9 @@ from safetensors.torch import save_file
 
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
-__all__ = ["StoredForm", "Vectors", "check_indices", "index_dtype", "peak", "read_encoder", "read_vectors", "write"]
+from .files import ENCODER_FILE, WEIGHTS_FILE
+
+__all__ = ["StoredForm", "StoredVectors", "Vectors", "check_indices", "index_dtype", "peak", "read_encoder", "write"]
 
 SIDECAR = "rewrite_"
 """First part of the name of the module that carries one parameter's direction; free of the prefix `gradiend_`."""
@@ -27,13 +30,8 @@ SIDECAR = "rewrite_"
 KEY_PREFIX = "base_model.model."
 ENCODER_KEY, ENCODER_BIAS_KEY, FINGERPRINT_KEY = "encoder.", "encoder_bias", "fingerprint."
 DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-DTYPES = {
-    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64,
-    "F64": torch.float64,
-}  # fmt: skip
-
-SMALL = 1 << 16
-"""Bytes (elements) below which tensors are read (checked) together with others, as each call costs more than its values."""
+Expected = tuple[str, int | None]
+"""Type code and number of elements of a stored vector; any number if `None`."""
 
 
 class StoredForm(Protocol):
@@ -45,10 +43,11 @@ class StoredForm(Protocol):
 
 
 class Vectors(NamedTuple):
-    """Stored vectors of one parameter's decoder."""
+    """Stored vectors of one parameter."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    decoder: torch.Tensor
+    decoder_bias: torch.Tensor | None
+    encoder: torch.Tensor | None
     indices: torch.Tensor | None
 
 
@@ -89,163 +88,168 @@ def write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, s
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_vectors(path: Path, form: StoredForm) -> dict[str, Vectors]:
-    """The decoder's vectors by parameter, fp32.
+class StoredVectors:
+    """The vectors in a direction's two files, read one parameter at a time, fp32.
+
+    Opening it compares all names, types and sizes with the configuration, from the headers alone.
+
+    Args:
+        folder: Folder of the artifact.
+        form: Its configuration.
+        encoder: Whether to read encoder vectors, too.
+
+    Attributes:
+        encoder_bias: 0 if there is no encoder.
+        samples: The base model's samples, by parameter.
+        base_dtype: Type of the base model's values when they were sampled.
 
     Raises:
-        ArtifactNotFoundError: If there is no such file.
-        ArtifactError: If it is damaged, or does not hold what the configuration says.
+        ArtifactNotFoundError: If there is no `adapter_model.safetensors`.
+        ArtifactError: If a file is damaged, or does not hold what the configuration says.
     """
-    if not path.is_file():
-        raise ArtifactNotFoundError(f"There is no {path.name} in {path.parent}; is this the folder of a direction?")
-    keys = {name: {kind: vector_key(name, kind) for kind in Vectors._fields} for name in form.parameters or {}}
-    expected: dict[str, tuple[str, int | None]] = {}
-    for name, spec in (form.parameters or {}).items():
-        code = (DTYPE_CODES[form.dtype], _stored_size(spec))
-        expected[keys[name]["weight"]] = code
-        if form.has_bias:
-            expected[keys[name]["bias"]] = code
-        if spec["entries"] is not None:
-            integers = "I32" if index_dtype(math.prod(spec["shape"])) == torch.int32 else "I64"
-            expected[keys[name]["indices"]] = (integers, spec["entries"])
-    with _opened(path) as file:
-        _compare_keys(path, set(file.keys()), set(expected))
-        tensors = _read(path, file, expected, expected)
-    return {
-        name: Vectors(tensors[of["weight"]], tensors.get(of["bias"]), tensors.get(of["indices"]))
-        for name, of in keys.items()
-    }
+
+    def __init__(self, folder: Path, form: StoredForm, *, encoder: bool = True) -> None:
+        path = folder / WEIGHTS_FILE
+        if not path.is_file():
+            raise ArtifactNotFoundError(f"There is no {path.name} in {folder}; is this the folder of a direction?")
+        self._decoder = _opened(path)
+        with _readable(path):
+            _compare_headers(path, self._decoder, _decoder_form(form))
+            self._keys = frozenset(self._decoder.keys())
+        read = read_encoder(folder / ENCODER_FILE, form)
+        self.encoder_bias, self.samples, self.base_dtype = read.bias, read.samples, read.base_dtype
+        self._encoder = read.file if encoder and read.has_vectors else None
+        self._path = path
+
+    def __call__(self, parameter: str) -> Vectors:
+        """Read the vectors of one parameter."""
+        keys = {kind: vector_key(parameter, kind) for kind in ("weight", "bias", "indices")}
+        with _readable(self._path):
+            found = {kind: _tensor(self._decoder, key) for kind, key in keys.items() if key in self._keys}
+            encoder = None if self._encoder is None else _tensor(self._encoder, ENCODER_KEY + parameter)
+        return Vectors(found["weight"], found.get("bias"), encoder, found.get("indices"))
 
 
 class Encoder(NamedTuple):
-    """Content of `gradiend_encoder.safetensors`, by parameter."""
+    """Content of `gradiend_encoder.safetensors` but for its vectors, and the open file that has them."""
 
-    vectors: dict[str, torch.Tensor]
-    bias: float
-    samples: dict[str, torch.Tensor]
-    base_dtype: str
+    bias: float = 0.0
+    samples: Mapping[str, torch.Tensor] = MappingProxyType({})
+    base_dtype: str = "float32"
+    has_vectors: bool = False
+    file: Any = None
 
 
-def read_encoder(path: Path, form: StoredForm, with_vectors: bool) -> Encoder:
-    """Encoder vectors (fp32), encoder bias and the base model's samples; empty if there is no such file.
+def read_encoder(path: Path, form: StoredForm) -> Encoder:
+    """Read encoder bias and the base model's samples; empty if there is no such file.
 
     Raises:
         ArtifactError: If it is damaged, or does not hold what the configuration says.
     """
     if not path.is_file():
-        return Encoder({}, 0.0, {}, "float32")
+        return Encoder()
     parameters = form.parameters or {}
-    with _opened(path) as file:
+    file = _opened(path)
+    with _readable(path):
         found = set(file.keys())
-        expected: dict[str, tuple[str, int | None]] = {
-            key: ("F32", None) for name in parameters if (key := FINGERPRINT_KEY + name) in found
-        }
-        wanted = set(expected)
-        if any(key.startswith(ENCODER_KEY) for key in found):
+        samples = {name: FINGERPRINT_KEY + name for name in parameters if FINGERPRINT_KEY + name in found}
+        expected: dict[str, Expected] = dict.fromkeys(samples.values(), ("F32", None))
+        has_vectors = any(key.startswith(ENCODER_KEY) for key in found)
+        if has_vectors:
             code = DTYPE_CODES[form.dtype]
-            vectors = {ENCODER_KEY + name: (code, _stored_size(spec)) for name, spec in parameters.items()}
-            expected |= {**vectors, ENCODER_BIAS_KEY: ("F64", 1)}
-            wanted |= {ENCODER_BIAS_KEY, *(vectors if with_vectors else ())}
-        _compare_keys(path, found, set(expected))
-        tensors = _read(path, file, expected, wanted)
-        metadata = file.metadata() or {}
-    bias = tensors.pop(ENCODER_BIAS_KEY, None)
+            expected |= {ENCODER_KEY + name: (code, _stored_size(spec)) for name, spec in parameters.items()}
+            expected[ENCODER_BIAS_KEY] = ("F64", 1)
+        _compare_headers(path, file, expected)
+        return Encoder(
+            float(file.get_tensor(ENCODER_BIAS_KEY)) if has_vectors else 0.0,
+            {name: _tensor(file, key) for name, key in samples.items()},
+            (file.metadata() or {}).get("base_dtype", "float32"),
+            has_vectors,
+            file,
+        )
 
-    def by_parameter(prefix: str) -> dict[str, torch.Tensor]:
-        return {name: tensors[prefix + name] for name in parameters if prefix + name in tensors}
 
-    base_dtype = metadata.get("base_dtype", "float32")
-    return Encoder(
-        by_parameter(ENCODER_KEY), 0.0 if bias is None else float(bias), by_parameter(FINGERPRINT_KEY), base_dtype
-    )
+def _decoder_form(form: StoredForm) -> dict[str, Expected]:
+    """Keys of `adapter_model.safetensors`, with their types and sizes."""
+    expected: dict[str, Expected] = {}
+    for name, spec in (form.parameters or {}).items():
+        values = (DTYPE_CODES[form.dtype], _stored_size(spec))
+        expected[vector_key(name, "weight")] = values
+        if form.has_bias:
+            expected[vector_key(name, "bias")] = values
+        if spec["entries"] is not None:
+            integers = "I32" if index_dtype(math.prod(spec["shape"])) == torch.int32 else "I64"
+            expected[vector_key(name, "indices")] = (integers, spec["entries"])
+    return expected
 
 
 def _stored_size(spec: dict[str, Any]) -> int:
     return int(math.prod(spec["shape"]) if spec["entries"] is None else spec["entries"])
 
 
+def _opened(path: Path) -> Any:
+    with _readable(path):
+        return safe_open(str(path), framework="pt")
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            yield file
+        yield
     except SafetensorError as error:
         raise ArtifactError(f"{path} is not a readable safetensors file: {error}. Download it again.") from error
 
 
-def _compare_keys(path: Path, found: set[str], expected: set[str]) -> None:
-    for problem, keys in (("lacks", expected - found), ("holds unexpected", found - expected)):
+def _compare_headers(path: Path, file: Any, expected: Mapping[str, Expected]) -> None:
+    found = set(file.keys())
+    for problem, keys in (("lacks", expected.keys() - found), ("holds unexpected", found - expected.keys())):
         if keys:
             raise ArtifactError(
                 f"{path} {problem} {len(keys)} tensors, e.g. {min(keys)[:120]!r}; it does not match its configuration."
             )
-
-
-def _read(
-    path: Path, file: Any, expected: Mapping[str, tuple[str, int | None]], wanted: Collection[str]
-) -> dict[str, torch.Tensor]:
-    """Compare all headers with what is expected, then read the wanted tensors; floats become fp32 (fp64 stays)."""
-    tensors = {}
     for key, (code, size) in expected.items():
         header = file.get_slice(key)
-        found, shape = header.get_dtype(), header.get_shape()
-        if found != code or len(shape) != 1 or (size is not None and shape != [size]):
+        dtype, shape = header.get_dtype(), header.get_shape()
+        if dtype != code or len(shape) != 1 or (size is not None and shape != [size]):
             raise ArtifactError(
-                f"{path}: expected {key[:120]!r} to be {code} [{'n' if size is None else size}], found {found} {shape}."
+                f"{path}: expected {key[:120]!r} to be {code} [{'n' if size is None else size}], found {dtype} {shape}."
             )
-        if key in wanted:
-            values = file.get_tensor(key)
-            tensors[key] = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    return tensors
+
+
+def _tensor(file: Any, key: str) -> torch.Tensor:
+    values: torch.Tensor = file.get_tensor(key)
+    return values.float() if values.is_floating_point() else values
 
 
 # ------------------------------------------------------------------------------------------------------------ checking
 
 
-def peak(tensors: Sequence[torch.Tensor]) -> float:
+def peak(values: torch.Tensor) -> float:
     """Largest absolute value; NaN or infinity if there is one. Ten times faster than `isfinite().all()`."""
-    detached = [tensor.detach() for tensor in tensors if tensor.numel()]
-    small = [tensor for tensor in detached if tensor.numel() < SMALL]
-    joined = [torch.cat(small)] if len(small) > 1 else small
-    largest = 0.0
-    for tensor in [*joined, *(tensor for tensor in detached if tensor.numel() >= SMALL)]:
-        low, high = (float(bound) for bound in torch.aminmax(tensor))
-        if math.isnan(low) or math.isnan(high):
-            return math.nan
-        largest = max(largest, -low, high)
-    return largest
+    if not values.numel():
+        return 0.0
+    low, high = (float(bound) for bound in torch.aminmax(values.detach()))
+    return math.nan if math.isnan(low) or math.isnan(high) else max(-low, high)
 
 
-def check_indices(named: Mapping[str, tuple[torch.Tensor, int]]) -> None:
+def check_indices(name: str, indices: torch.Tensor, numel: int) -> None:
     """Check flat indices: 1-d, of the right type, sorted, unique and within the parameter.
 
     Args:
-        named: Parameter name → (indices, number of elements of the parameter).
+        name: Name of the parameter.
+        indices: The indices.
+        numel: Number of elements of the parameter.
 
     Raises:
-        ArtifactError: Naming the first parameter whose indices are unusable.
+        ArtifactError: If they are unusable.
     """
-    for name, (indices, numel) in named.items():
-        if indices.dtype != index_dtype(numel) or indices.ndim != 1:
-            raise ArtifactError(
-                f"Indices of {name}: expected {index_dtype(numel)} [k], found {indices.dtype} {list(indices.shape)}."
-            )
-    filled = {name: pair for name, pair in named.items() if pair[0].numel()}
-    if not filled or _all_in_order([indices for indices, _ in filled.values()], [size for _, size in filled.values()]):
-        return
-    for name, (indices, numel) in filled.items():
-        if not _all_in_order([indices], [numel]):
-            raise ArtifactError(
-                f"Indices of {name} must be sorted, unique and within 0…{numel - 1}; the file is damaged or hostile."
-            )
-
-
-def _all_in_order(vectors: list[torch.Tensor], numels: list[int]) -> bool:
-    """Whether each of the vectors is sorted, unique and within its parameter; looked at together, for speed."""
-    joined = torch.cat(vectors) if len(vectors) > 1 else vectors[0]
-    sizes = torch.tensor([vector.numel() for vector in vectors])
-    ends = sizes.cumsum(0)
-    ordered = joined[1:] > joined[:-1]
-    ordered[ends[:-1] - 1] = True  # from one vector to the next
-    first, last = joined[ends - sizes].cpu(), joined[ends - 1].cpu()
-    return bool(ordered.all()) and bool((first >= 0).all()) and bool((last < torch.tensor(numels)).all())
+    if indices.dtype != index_dtype(numel) or indices.ndim != 1:
+        raise ArtifactError(
+            f"Indices of {name}: expected {index_dtype(numel)} [k], found {indices.dtype} {list(indices.shape)}."
+        )
+    if indices.numel() and not (
+        bool((indices[1:] > indices[:-1]).all()) and int(indices[0]) >= 0 and int(indices[-1]) < numel
+    ):
+        raise ArtifactError(
+            f"Indices of {name} must be sorted, unique and within 0…{numel - 1}; the file is damaged or hostile."
+        )

@@ -201,8 +201,7 @@ def test_safe_merge_refuses_infinite_weights() -> None:
     direction = 1e7 * random_direction(net)
     model = GradiendModel.from_direction(net, direction, config_for(direction))
     model.unmerge_adapter()
-    for layer in model.base_model.layers:  # past the check of `set_strength`
-        layer.strength["default"] = 1.0
+    model.base_model.attached["default"].set(1.0)  # past the check of `set_strength`
     with pytest.raises(EditError, match="beyond the numbers"):
         model.merge_adapter(safe_merge=True)
     assert same_bits(bits(model.unload()), before)
@@ -217,8 +216,7 @@ def test_a_failing_merge_and_unload_changes_nothing() -> None:
     direction.parameters[last].decoder.mul_(1e6)
     model = GradiendModel.from_direction(net, direction, config_for(direction))
     model.unmerge_adapter()
-    for layer in gradiend_layers(model):
-        layer.strength["default"] = 1.0
+    model.base_model.attached["default"].set(1.0)
     with pytest.raises(EditError, match="beyond the numbers"):
         model.merge_and_unload()
     assert same_bits(bits(net), before)
@@ -231,9 +229,8 @@ def test_a_failing_merge_and_unload_changes_nothing() -> None:
 def test_tensors_larger_than_a_block(
     dtype: torch.dtype, kind: str, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Large tensors are written in blocks, the last of which is shorter, and small sparse ones in groups."""
+    """Large tensors are written in blocks, the last of which is shorter."""
     monkeypatch.setattr(arithmetic, "BLOCK", 10)
-    monkeypatch.setattr(arithmetic, "SPARSE_BLOCK", 10)
     net = Net(dtype)
     direction = random_direction(net, kind, share=0.6, bias=bias)
     before, config = bits(net), config_for(direction)

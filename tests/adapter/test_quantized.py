@@ -94,8 +94,10 @@ def test_beside_the_weight(kind: type, tmp_path: Path, caplog: pytest.LogCapture
     for merge in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(EditError, match=r"quantised.*before quantising"):
             merge()
-    with pytest.raises(EditError, match="side path"):
-        output(model, "bert", strengths=[0.0, 1.0, 2.0])
+    by_row = output(model, "bert", strengths=[0.0, 1.0, -0.5])
+    for row, strength in enumerate([0.0, 1.0, -0.5]):
+        with model.strength_at(strength):
+            torch.testing.assert_close(by_row[row], output(model, "bert")[row], atol=1e-6, rtol=1e-5)
     model.save_pretrained(tmp_path)
     plain_peft = PeftModel.from_pretrained(copy.deepcopy(model.unload()), tmp_path)
     expected = output(edited(dense, [(direction, 1.0, 1.0)]), "bert")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gradiend_hub.artifact import storage
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import ENCODER_FILE, WEIGHTS_FILE
@@ -102,11 +101,8 @@ def test_pruning_arguments() -> None:
         direction.to_sparse(0.5, by="decoder_bias")
 
 
-@pytest.mark.parametrize("small", [0, 24, storage.SMALL], ids=["mapped", "mixed", "copied"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_round_trip(tmp_path: Path, dtype: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tensors are copied out of the file, and large ones mapped."""
-    monkeypatch.setattr(storage, "SMALL", small)
+def test_round_trip(tmp_path: Path, dtype: str) -> None:
     direction = make()
     direction.save(tmp_path, dtype=dtype)
     read = Direction.load(tmp_path, config(direction, dtype=dtype))
