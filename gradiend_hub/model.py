@@ -478,7 +478,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         adapter_names: list[str] | None = None,
         *,
         strength: float | Mapping[str, float] | None = None,
-    ) -> nn.Module:
+    ) -> Any:
         """Return the plain base model with the edit in its weights for good, as PEFT's.
 
         Args:
@@ -489,8 +489,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         """
         if strength is not None:
             self.set_strength(strength)
-        merged: nn.Module = self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
-        return merged
+        return self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
 
     def unmerge_adapter(self) -> None:
         """Keep the base model's weights in place; the edit is computed anew in every forward (slower)."""
