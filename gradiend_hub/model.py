@@ -551,7 +551,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         if name not in self._directions:  # a fresh adapter, which PEFT's add_adapter has made
             return self.base_model.direction_of(name).renamed(self._attached[name].stored_names)
         if name in self._folders and not self._directions[name].has_encoder:
-            self._directions[name] = Direction.load(self._folders[name], self.peft_config[name])
+            folder = self._folders[name]  # its own configuration: that of the model may be changed before it is saved
+            self._directions[name] = Direction.load(folder, GradiendConfig.from_pretrained(str(folder)))
         return self._directions[name]
 
     @property
