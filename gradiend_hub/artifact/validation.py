@@ -42,7 +42,7 @@ __all__ = [
 T = TypeVar("T")
 
 LARGEST_INTEGER = 2**63 - 1
-"""What Arrow, safetensors and C read as an integer."""
+"""Largest integer of Arrow, safetensors and C."""
 
 _NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "None"}
 
@@ -62,7 +62,7 @@ class Limit:
 
 def one_of(*values: Any) -> Limit:
     """Return the limit to some values."""
-    return Limit(f"one of {', '.join(map(repr, values))}", values.__contains__)
+    return Limit(f"one of {', '.join(map(str, values))}", values.__contains__)
 
 
 def at_least(least: int) -> Limit:
@@ -214,7 +214,7 @@ def _described(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_described(one) for one in args if one is not type(None)))
     if origin is Literal:
-        return f"one of {', '.join(map(repr, args))}"
+        return f"one of {', '.join(map(str, args))}"
     if origin in (list, tuple, Sequence):
         return f"a list (of {_described(args[0])} each)"
     if origin in (dict, Mapping):

@@ -1,4 +1,4 @@
-"""What became of every text that was read: nothing is dropped without being counted."""
+"""Account of every text that was read: nothing is dropped without being counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Funnel:
-    """How many were left after each filter.
+    """Counts of what was left after each filter.
 
     Attributes:
         steps: (name, what is counted, how many are left), in the order of the filters.

@@ -35,8 +35,13 @@ _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, "
 _HEAD = 2**16
 """Bytes of a file that are looked at."""
 
-_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-          codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 """Encodings by the mark at the beginning; UTF-32 before UTF-16, whose mark is the beginning of its own."""
 
 _TABLES = (datasets.Dataset, datasets.IterableDataset)
@@ -291,9 +296,11 @@ def file_kind(path: Path) -> str | None:
 def is_path(source: str) -> bool:
     """Return whether a name is of a file or folder, and cannot be a Hub id."""
     return (
-        source.startswith((".", "~", os.sep)) or "\\" in source or source.count("/") > 1
+        source.startswith((".", "~", os.sep))
+        or "\\" in source
+        or source.count("/") > 1
         or file_kind(Path(source)) is not None
-    )  # fmt: skip
+    )
 
 
 def require_path(source: Source, what: str) -> None:

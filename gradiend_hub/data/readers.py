@@ -43,7 +43,7 @@ class ReadData:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a record holds: a text, a word and its class, and words of other classes by their class.
+    """Content of a record: a text, a word and its class, and words of other classes by their class.
 
     `others` is `None` where the words of another class's records have to give the alternatives.
     """
@@ -123,8 +123,10 @@ def read_feature_data(
     if leaks.pairs:
         logger.warning(
             "%s of %s. What is measured on rows that were learned from says nothing: use without_leaks, or let the option "
-            "`splits` make new splits.", leaks, source if isinstance(source, (str, Path)) else "the data set",
-        )  # fmt: skip
+            "`splits` make new splits.",
+            leaks,
+            source if isinstance(source, (str, Path)) else "the data set",
+        )
     return ReadData(made, funnel, leaks)
 
 
@@ -134,7 +136,7 @@ def read_feature_data(
 def _parts(
     source: Any, classes: Sequence[str] | None, revision: str | None, token: str | bool | None
 ) -> Iterator[Part]:
-    """Everything that has to be read."""
+    """Yield everything that has to be read."""
     if isinstance(source, datasets.Dataset):
         yield "", "train", source
     elif isinstance(source, Mapping):
@@ -181,7 +183,7 @@ def _wanted(configs: Sequence[str], classes: Sequence[str] | None) -> list[str]:
 
 
 def _all_named(classes: Sequence[str] | None, found: Iterable[str]) -> TypeGuard[Sequence[str]]:
-    """Whether every class has a configuration or file of its name, so that the others need not be read."""
+    """Return whether every class has a configuration or file of its name, so that the others need not be read."""
     return bool(classes) and {*(classes or ())} <= {*found}
 
 
@@ -213,7 +215,7 @@ def _class_names(parts: Sequence[Part]) -> list[str]:
 
 
 def _found(record: Record, part: str, classes: Sequence[str]) -> _Found:
-    """What a record holds, by its columns."""
+    """Read a record by its columns."""
     if set(COLUMNS) <= record.keys():
         return _pair(record, "factual", "factual_class", "alternative", "alternative_class")
     if {"masked", "source", "target", "source_id", "target_id"} <= record.keys():
@@ -252,7 +254,7 @@ def _text(value: Any) -> str | None:
 
 
 def _unusable(found: _Found, classes: Sequence[str]) -> str | None:
-    """Why a record gives no row; one that has several alternatives needs one that can be used."""
+    """Return the reason a record gives no row, or None; of several alternatives one has to be usable."""
     if _missing(found.masked) or _missing(found.factual) or _missing(found.factual_class):
         return "a value is missing"
     given = None if found.others is None else {n for n, word in found.others.items() if not _missing(word)} - {None}
@@ -305,10 +307,16 @@ def _rows(
             if not others:
                 dropped[_SAME if drawn else "no word of another class"] += 1
         for name, word in others.items():
-            rows.setdefault(split, []).append({
-                "masked": str(found.masked), "factual": own, "alternative": word,
-                "factual_class": str(found.factual_class), "alternative_class": name, "split": split,
-            })  # fmt: skip
+            rows.setdefault(split, []).append(
+                {
+                    "masked": str(found.masked),
+                    "factual": own,
+                    "alternative": word,
+                    "factual_class": str(found.factual_class),
+                    "alternative_class": name,
+                    "split": split,
+                }
+            )
     return rows
 
 

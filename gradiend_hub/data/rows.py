@@ -113,8 +113,12 @@ def require_distinct(fillers: Mapping[str, Sequence[str]], what: str = "The word
             logger.warning(
                 "%s: %d of the words of the classes %r and %r are words of both (%s). They count for either class; leave "
                 "them out if they should not.",
-                what, len(shared), name, other, ", ".join(map(repr, shared[:5])),
-            )  # fmt: skip
+                what,
+                len(shared),
+                name,
+                other,
+                ", ".join(map(repr, shared[:5])),
+            )
 
 
 def rows_digest(rows: Iterable[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Which split a row belongs to, and whether a text reached two of them."""
+"""Splits of rows: dividing rows into them, texts that reached two of them, and rows of one template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of the words: how many tokens each takes, in a text and at its beginning."""
+"""Tokens of words: how many tokens each takes, in a text and at its beginning."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class FillerTokens:
 
     @property
     def usable(self) -> bool:
-        """Whether it can be read within a text, where most slots are."""
+        """True if it can be read within a text, where most slots are."""
         return bool(self.inside)
 
     @property
     def split(self) -> bool:
-        """Whether one of the forms takes several tokens."""
+        """True if one of the forms takes several tokens."""
         return len(self.inside) > 1 or len(self.first) > 1
 
     @property
     def verdict(self) -> str:
-        """What the tokens mean for a direction, in a few words."""
+        """Meaning of the tokens for a direction, in a few words."""
         if self.unknown:
             return "unknown to the tokenizer"
         if not self.inside and not self.first:

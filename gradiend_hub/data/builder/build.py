@@ -166,9 +166,15 @@ class FeatureDatasetBuilder:
         return np.sort(chosen)
 
     def _split(
-        self, table: pa.Table, chosen: Indices, texts: Indices, classes: Indices, words: Indices, names: list[str],
+        self,
+        table: pa.Table,
+        chosen: Indices,
+        texts: Indices,
+        classes: Indices,
+        words: Indices,
+        names: list[str],
         rng: np.random.Generator,
-    ) -> tuple[Indices, list[str]]:  # fmt: skip
+    ) -> tuple[Indices, list[str]]:
         """The split of every chosen row as an index, and the names of the splits."""
         config = self.config
         if config.split_by == "given":
@@ -245,9 +251,16 @@ class FeatureDatasetBuilder:
     # ------------------------------------------------------------------------------------------------------- writing
 
     def _write(
-        self, table: pa.Table, classes: Indices, words: Indices, names: list[str], splits: Indices, order: list[str],
-        rng: np.random.Generator, funnel: Funnel,
-    ) -> tuple[datasets.DatasetDict, str]:  # fmt: skip
+        self,
+        table: pa.Table,
+        classes: Indices,
+        words: Indices,
+        names: list[str],
+        splits: Indices,
+        order: list[str],
+        rng: np.random.Generator,
+        funnel: Funnel,
+    ) -> tuple[datasets.DatasetDict, str]:
         """Rows with their alternatives, a data set per split."""
         grouped = "group" in table.column_names
         alternatives = Alternatives(self.config, names, classes, words, splits, random.Random(int(rng.integers(2**32))))
@@ -280,9 +293,14 @@ class FeatureDatasetBuilder:
         return datasets.DatasetDict(parts), digest.hexdigest()
 
     def _neutral_splits(
-        self, pool: NeutralPool | None, lengths: Indices, order: list[str], homes: Mapping[str, int],
-        rng: np.random.Generator, funnel: Funnel,
-    ) -> datasets.DatasetDict | None:  # fmt: skip
+        self,
+        pool: NeutralPool | None,
+        lengths: Indices,
+        order: list[str],
+        homes: Mapping[str, int],
+        rng: np.random.Generator,
+        funnel: Funnel,
+    ) -> datasets.DatasetDict | None:
         """Neutral texts in the shares of the splits, or where their split or group belongs; a split without any is left
         out, since an empty file cannot be read."""
         wanted = self.config.neutral
@@ -297,8 +315,11 @@ class FeatureDatasetBuilder:
         if len(drawn) < wanted.max_texts or not all(texts.values()):
             logger.warning(
                 "neutral: asked for %d texts, found %d (%s). Give more text without words of the classes, loosen `filters`, "
-                "or ask for fewer.", wanted.max_texts, len(drawn), ", ".join(f"{n} {len(t)}" for n, t in texts.items()),
-            )  # fmt: skip
+                "or ask for fewer.",
+                wanted.max_texts,
+                len(drawn),
+                ", ".join(f"{n} {len(t)}" for n, t in texts.items()),
+            )
         parts = {name: datasets.Dataset.from_dict({"text": found}) for name, found in texts.items() if found}
         return datasets.DatasetDict(parts) if parts else None
 
@@ -326,11 +347,14 @@ def _composed(config: FeatureDataConfig) -> FeatureDataConfig:
 
     classes = {
         name: replace(
-            spec, words=tuple(map(nfc, spec.words)), lemmas=tuple(map(nfc, spec.lemmas)), before=nfc(spec.before),
+            spec,
+            words=tuple(map(nfc, spec.words)),
+            lemmas=tuple(map(nfc, spec.lemmas)),
+            before=nfc(spec.before),
             after=nfc(spec.after),
         )
         for name, spec in config.classes.items()
-    }  # fmt: skip
+    }
     pairs = [[nfc(str(word)) for word in pair] for pair in config.pairs]
     same = classes == config.classes and pairs == [[*pair] for pair in config.pairs]
     return config if same else replace(config, classes=classes, pairs=pairs)

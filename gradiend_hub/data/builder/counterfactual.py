@@ -26,9 +26,14 @@ class Alternatives:
     """
 
     def __init__(
-        self, config: FeatureDataConfig, names: list[str], classes: Indices, words: Indices, splits: Indices,
+        self,
+        config: FeatureDataConfig,
+        names: list[str],
+        classes: Indices,
+        words: Indices,
+        splits: Indices,
         rng: random.Random,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._how, self._rng, self._key = config.counterfactual, rng, config.key
         self._classes, self._words, self._names = classes, words, names
         self._class_names = list(config.classes)

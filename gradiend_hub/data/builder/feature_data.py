@@ -39,7 +39,7 @@ _CHOSEN = {"paired": "its partner", "sampled": "drawn by frequency", "all": "eac
 
 @dataclass(frozen=True)
 class FeatureData:
-    """What a builder made.
+    """A data set that a builder made.
 
     Attributes:
         rows: splits of rows with the columns `masked`, `factual`, `alternative`, `factual_class`, `alternative_class`,

@@ -1,4 +1,4 @@
-"""Is this the language that was asked for? A look at the commonest function words; it tells gross mistakes, no more."""
+"""Guess of a text's language by the commonest function words; it tells gross mistakes, no more."""
 
 from __future__ import annotations
 

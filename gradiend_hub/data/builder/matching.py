@@ -47,9 +47,11 @@ class Matcher:
         self._every_text = bool(excluded) or any(not spec.words for spec in specs)
         self._by_grammar = {group for group, spec in enumerate(specs) if spec.needs_spacy}
         flags = 0 if config.case_sensitive else re.IGNORECASE
-        self._around = [
-            (re.compile(rf"(?:{spec.before})\Z", flags), re.compile(spec.after, flags)) for spec in specs
-        ] if any(spec.before or spec.after for spec in specs) else []  # fmt: skip
+        self._around = (
+            [(re.compile(rf"(?:{spec.before})\Z", flags), re.compile(spec.after, flags)) for spec in specs]
+            if any(spec.before or spec.after for spec in specs)
+            else []
+        )
         self._neutral = neutral is not None
 
     def find(self, texts: Sequence[str]) -> dict[int, list[Hit]]:
@@ -171,7 +173,7 @@ JOINTS = _HYPHENS | frozenset("'’ʼ")
 
 
 def goes_on(text: str, start: int, end: int) -> bool:
-    """Whether a word is part of a contraction or a compound: "he's", "she-wolf", "half-he"."""
+    """Return whether a word is part of a contraction or a compound: "he's", "she-wolf", "half-he"."""
     after, before = text[end : end + 2], text[start - 1 : start]
     return (after[:1] in JOINTS and in_word(after[1:])) or (before in _HYPHENS and in_word(text[: start - 1][-1:]))
 
@@ -184,7 +186,7 @@ _LONGEST = 20
 
 
 def inside_token(text: str, start: int, end: int) -> bool:
-    """Whether a word is part of something longer that is no word: "s/he", "(s)he", "he_x", "www.it.com", "it@x.com"."""
+    """Return whether a word is part of something longer that is no word: "s/he", "(s)he", "he_x", "www.it.com"."""
     if text[start - 1 : start] in GLUE and _GLUED_BEFORE.search(text[max(0, start - _LONGEST) : start]):
         return True
     return text[end : end + 1] in GLUE and _GLUED_AFTER.match(text, end) is not None

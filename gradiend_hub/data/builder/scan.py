@@ -24,19 +24,24 @@ from .spool import Spool
 from .tags import EXCLUDED, Hit
 
 Accept = Callable[[str, str, str, str], bool]
-"""Whether a slot is taken: of the text before it, the word, the text after it, and the class's name."""
+"""Filter of slots: it is given the text before it, the word, the text after it, and the class's name."""
 
 _VOCABULARY_TEXTS = 1000
 """Texts whose words are counted, to name the nearest ones when a class finds nothing, and to tell the language."""
 
 _UNREADABLE = ("no text", "broken encoding")
 _TEXT_REASONS = (
-    "no word of a class", f"holds {SLOT}", "too short", "too long", "refused characters", "words of several classes",
-)  # fmt: skip
+    "no word of a class",
+    f"holds {SLOT}",
+    "too short",
+    "too long",
+    "refused characters",
+    "words of several classes",
+)
 _REPEATED = "read before"
 
 _Usable = Callable[[str, list[Hit]], list[Hit]]
-"""Of the slots of a text, those that can be used."""
+"""Filter of a text's slots: it returns those that can be used."""
 
 
 @dataclass
@@ -212,7 +217,7 @@ class Scan:
             columns[-1].append(batch.splits[place] if batch.splits else "train")
 
     def _unfit(self, text: str) -> str | None:
-        """Why a text is not taken, whatever it says."""
+        """Return the reason a text is left out, or None."""
         filters = self.config.filters
         if SLOT in text:
             return f"holds {SLOT}"
@@ -226,7 +231,7 @@ class Scan:
         return None
 
     def _filter(self, text: str, slots: list[Hit]) -> str | None:
-        """Remove slots that are not to be used; why, if none is left."""
+        """Remove slots that are not to be used; return the reason if none is left."""
         for reason, usable in self._usable.items():
             kept = usable(text, slots)
             if len(kept) < len(slots):
@@ -245,7 +250,7 @@ class Scan:
         return None
 
     def _slot_filters(self) -> dict[str, _Usable]:
-        """By the reason for which slots are dropped, what leaves the others."""
+        """Return the filters of slots by the reason for which slots are dropped."""
         filters, needed, accept = self.config.filters, self.config.filters.min_left_words, self._accept
         specs, names = self.config.classes.values(), list(self.config.classes)
         found: dict[str, _Usable] = {}

@@ -1,4 +1,4 @@
-"""Where texts come from: a data set in memory or streamed, a file, or the Hub; always read in batches."""
+"""Sources of texts: a data set in memory or streamed, a file, or the Hub; always read in batches."""
 
 from __future__ import annotations
 

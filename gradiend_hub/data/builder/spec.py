@@ -1,4 +1,4 @@
-"""What a feature data set is built from: classes of words, filters and splits, as one YAML file can say them."""
+"""Configuration of a feature data set: classes of words, filters and splits, as one YAML file can say them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CARD = ("pretty_name", "license", "source", "description")
 
 @dataclass(frozen=True)
 class ClassSpec:
-    """What belongs to a feature class. A token has to meet all that is given.
+    """Marks of the words of a feature class. A token has to meet all that are given.
 
     Attributes:
         words: words or short phrases; matched as whole words.
@@ -71,7 +71,7 @@ class ClassSpec:
 
 @dataclass(frozen=True)
 class TextFilters:
-    """Which texts and slots are taken; every text that is not is counted under its filter.
+    """Filters of texts and slots; every text that is left out is counted under its filter.
 
     Attributes:
         unit: `"text"` takes each text as it is, `"sentence"` divides it into sentences first.
@@ -243,9 +243,10 @@ class FeatureDataConfig:
                 told_apart_by = (tuple(sorted(spec.tags.items())), spec.lemmas, spec.before, spec.after)
                 key = (self.key(word), told_apart_by)
                 if seen.setdefault(key, name) != name:
+                    by_case = word not in self.classes[seen[key]].words
                     raise ConfigError(
                         f"The word {word!r} belongs to the classes {seen[key]!r} and {name!r}. Remove it from one, or tell "
-                        "them apart by tags or by what stands before or after."
+                        f"them apart by {'case_sensitive: true, ' if by_case else ''}tags or what stands before or after."
                     )
 
     def _check_pairs(self) -> None:
@@ -265,11 +266,11 @@ class FeatureDataConfig:
         return bool(excluded) or any(spec.needs_spacy for spec in self.classes.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` reads, with every default; a source that a file cannot hold is `None`."""
+        """Return what `from_dict` reads, with every default; a source that a file cannot hold is `None`."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     def key(self, word: str) -> str:
-        """What is compared when a word is looked up."""
+        """Return the form of a word that is compared."""
         return word if self.case_sensitive else word.lower()
 
     def partners(self) -> dict[tuple[str, str], dict[str, list[str]]]:
@@ -328,7 +329,7 @@ def check_pattern(value: Any, name: str) -> str:
 
 
 def _card(said: Mapping[str, str]) -> dict[str, str]:
-    """What the card says, under the names that the Hub uses."""
+    """Return the text of the card under the names that the Hub uses."""
     card = {"license" if key == "licence" else key: text for key, text in said.items()}
     check_keys(card, _CARD, "card.")
     return card
@@ -350,7 +351,7 @@ def _tags(value: Any, what: str) -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON and YAML can hold."""
+    """Return a value as JSON and YAML can hold it."""
     if isinstance(value, ClassSpec):  # most attributes of most classes say nothing
         return {f.name: _plain(said) for f in fields(value) if (said := getattr(value, f.name))}
     if is_dataclass(value):

@@ -31,7 +31,7 @@ class Spool:
         self._schema = pa.schema([(name, pa.string()) for name in columns])
         self._writer = pa.ipc.new_stream(str(self.path), self._schema)
         self.columns: list[list[str]] = [[] for _ in columns]
-        """What is not written yet; fill all of them, then call `written`."""
+        """Rows that are not written yet, by column; fill all of them, then call `written`."""
 
     def __enter__(self) -> Spool:
         return self

@@ -20,7 +20,7 @@ Hit = tuple[int, int, int]
 
 
 def in_word(character: str) -> bool:
-    """Whether a character is part of a word: letters, digits, and the marks that combine with them ("वहाँ" has two)."""
+    """Return whether a character is part of a word: a letter, a digit, or a mark that combines with them ("वहाँ" has two)."""
     return character.isalnum() or (character != "" and unicodedata.category(character)[0] == "M")
 
 
@@ -82,7 +82,7 @@ class TagMatcher:
             yield sorted(hits)
 
     def _holds(self, doc: Any, hit: Hit) -> bool:
-        """Whether a word, or one word of a phrase, has the role that its class asks for."""
+        """Return whether a word, or one word of a phrase, has the role that its class asks for."""
         start, end, group = hit
         if group not in self._asked:
             return True
@@ -102,8 +102,12 @@ class TagMatcher:
 
     def _check(self, tags: Mapping[str, str]) -> None:
         """Refuse a tag or value that no token can have."""
-        labels = [label for name in ("morphologizer", "tagger") if self._nlp.has_pipe(name)
-                  for label in self._nlp.get_pipe(name).labels]  # fmt: skip
+        labels = [
+            label
+            for name in ("morphologizer", "tagger")
+            if self._nlp.has_pipe(name)
+            for label in self._nlp.get_pipe(name).labels
+        ]
         features = {part.partition("=")[0] for label in labels for part in label.split("|") if "=" in part}
         known = [*_ATTRIBUTES, *sorted({*_FEATURES, *features})]
         for name, value in tags.items():
@@ -117,7 +121,7 @@ class TagMatcher:
 
 
 def _is_part(text: str, start: int, end: int) -> bool:
-    """Whether a token is a part of a word: spaCy divides "cannot" and "gonna"."""
+    """Return whether a token is a part of a word: spaCy divides "cannot" and "gonna"."""
     return in_word(text[start - 1 : start]) or in_word(text[end : end + 1])
 
 

@@ -56,18 +56,31 @@ def association_test(
     first, second = (_associations(vectors[name], vectors["attr1"], vectors["attr2"]) for name in _SETS[:2])
     generator = np.random.default_rng(seed)
     test = permutation_test(
-        (first, second), lambda x, y, axis: x.mean(axis) - y.mean(axis), vectorized=True, n_resamples=9999,
-        alternative="greater", random_state=generator,
-    )  # fmt: skip
+        (first, second),
+        lambda x, y, axis: x.mean(axis) - y.mean(axis),
+        vectorized=True,
+        n_resamples=9999,
+        alternative="greater",
+        random_state=generator,
+    )
     drawn = bootstrap(
-        (first, second), effect_size, vectorized=False, n_resamples=RESAMPLES, confidence_level=LEVEL,
-        method="percentile", random_state=generator,
-    ).confidence_interval  # fmt: skip
+        (first, second),
+        effect_size,
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        random_state=generator,
+    ).confidence_interval
     result = BenchmarkResult(
-        f"WEAT/SEAT {Path(source).stem}", strength,
+        f"WEAT/SEAT {Path(source).stem}",
+        strength,
         {"effect_size": effect_size(first, second), "p_value": float(test.pvalue)},
-        {"effect_size": [float(drawn.low), float(drawn.high)]}, len(first) + len(second), describe_source(source), SEAT,
-    )  # fmt: skip
+        {"effect_size": [float(drawn.low), float(drawn.high)]},
+        len(first) + len(second),
+        describe_source(source),
+        SEAT,
+    )
     rows = [
         {"set": name, "text": text, "association": float(value)}
         for name, values in zip(_SETS, (first, second), strict=False)

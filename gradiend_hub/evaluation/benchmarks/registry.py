@@ -33,9 +33,13 @@ BENCHMARKS: dict[str, tuple[Callable[..., BenchmarkRun], tuple[str, ...]]] = {
 """Function of each benchmark, and what data it reads."""
 
 _READERS: dict[str, Callable[..., object]] = {
-    "stereoset": read_stereoset, "crows-pairs": read_crows_pairs, "winobias": read_winobias,
-    "winogender": read_winogender, "seat": read_sets, "weat": read_sets,
-}  # fmt: skip
+    "stereoset": read_stereoset,
+    "crows-pairs": read_crows_pairs,
+    "winobias": read_winobias,
+    "winogender": read_winogender,
+    "seat": read_sets,
+    "weat": read_sets,
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Benchmark:
         return self._on_data(lambda: BENCHMARKS[self.name][0](model, tokenizer, *self.sources, strength=strength))
 
     def _on_data(self, work: Callable[[], T]) -> T:
-        """What comes of `work`; an error says which benchmark's data are unusable."""
+        """Return what `work` returns; an error names the benchmark whose data are unusable."""
         for source, kind in zip(self.sources, BENCHMARKS[self.name][1], strict=True):
             if not Path(source).exists() and (
                 "Hub id" not in kind or is_path(source) or source.endswith((".dev", ".test"))

@@ -1,4 +1,4 @@
-"""What all benchmarks share: likelihoods of parts of sentences, and tables from a file or the Hub."""
+"""Parts that all benchmarks share: likelihoods of parts of sentences, and tables from a file or the Hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """What a benchmark returns: its result, and one record per item behind it."""
+    """Result of a benchmark, and one record per item behind it."""
 
     result: BenchmarkResult
     rows: list[dict[str, Any]]
@@ -55,7 +55,7 @@ class SentenceScorer:
 
     @property
     def masked(self) -> bool:
-        """Whether tokens are read with both contexts."""
+        """True if tokens are read with both contexts."""
         return self.objective.reads_right_context
 
     def score(self, texts: Sequence[str], spans: Sequence[Sequence[Span]] | None = None) -> list[Tensor]:

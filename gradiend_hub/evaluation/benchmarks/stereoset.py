@@ -70,10 +70,14 @@ def stereoset(
     columns = means[:, 0], means[:, 1]
     figures = {"ss": lambda ss, lms: float(ss.mean()), "lms": lambda ss, lms: float(lms.mean()), "icat": _icat}
     result = BenchmarkResult(
-        "StereoSet (intrasentence)", strength, {name: figure(*columns) for name, figure in figures.items()},
-        {n: bootstrap_interval(f, *columns) for n, f in figures.items() if len(means) > 1}, len(rows),
-        describe_source(source), STEREOSET,
-    )  # fmt: skip
+        "StereoSet (intrasentence)",
+        strength,
+        {name: figure(*columns) for name, figure in figures.items()},
+        {n: bootstrap_interval(f, *columns) for n, f in figures.items() if len(means) > 1},
+        len(rows),
+        describe_source(source),
+        STEREOSET,
+    )
     return BenchmarkRun(result, rows)
 
 
@@ -106,7 +110,7 @@ def read_stereoset(source: str | Path, *, split: str = "validation") -> tuple[li
 
 
 def _filled(context: str, sentence: str) -> Span:
-    """Where the blank of `context` is in the filled sentence.
+    """Find the blank of `context` in the filled sentence.
 
     The published sentences repeat their context up to small slips (a missing full stop, two spaces), so words are counted.
     """

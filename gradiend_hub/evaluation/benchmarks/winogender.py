@@ -73,10 +73,14 @@ def winogender(
     }
     scores = {name: value for name, figure in figures.items() if math.isfinite(value := figure(x, y))}
     result = BenchmarkResult(
-        "Winogender", strength, scores,
-        {name: _interval(figures[name], x, y) for name in scores if len(x) > 2}, len(rows),
-        describe_source(templates, statistics), WINOGENDER,
-    )  # fmt: skip
+        "Winogender",
+        strength,
+        scores,
+        {name: _interval(figures[name], x, y) for name in scores if len(x) > 2},
+        len(rows),
+        describe_source(templates, statistics),
+        WINOGENDER,
+    )
     return BenchmarkRun(result, rows)
 
 
