@@ -1,21 +1,20 @@
 """Feature directions of language models as PEFT-style adapters on the Hugging Face Hub.
 
 Importing this package registers the PEFT method "GRADIEND", so that plain PEFT and transformers load directions, too.
+It costs next to nothing: PEFT is told as soon as it is imported, and a name of this package is imported when it is used.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gradiend_hub.artifact.config import GradiendConfig
-from gradiend_hub.artifact.direction import Direction
-
-from . import adapter as adapter  # registers the PEFT method
-from .errors import GradiendError
-from .model import GradiendModel
+from .lazy import attributes, import_after
 
 if TYPE_CHECKING:
+    from .artifact.config import GradiendConfig
+    from .artifact.direction import Direction
+    from .errors import GradiendError
+    from .model import GradiendModel
     from .training import GradiendTrainer, GradiendTrainingArguments
 
 __version__ = "0.1.0"
@@ -30,20 +29,17 @@ __all__ = [
     "__version__",
 ]
 
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "artifact.config": ["GradiendConfig"],
+        "artifact.direction": ["Direction"],
+        "errors": ["GradiendError"],
+        "model": ["GradiendModel"],
+        "training": ["GradiendTrainer", "GradiendTrainingArguments"],
+    },
+)
 
-def _self_test(model: GradiendModel, folder: Path) -> Any:
-    from .evaluation.selftest import verify
-
-    return verify(model, folder)
-
-
-GradiendModel.self_test = _self_test
-
-
-def __getattr__(name: str) -> Any:
-    """Training pulls in `transformers.Trainer` and `datasets`; loading a direction needs neither."""
-    if name not in ("GradiendTrainer", "GradiendTrainingArguments"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import training
-
-    return getattr(training, name)
+# In two steps: when a configuration is what imports PEFT, the adapter can be imported only after it.
+import_after("peft", "gradiend_hub.artifact.config")
+import_after("gradiend_hub.artifact.config", "gradiend_hub.adapter")

@@ -11,6 +11,7 @@ GradiendError
 ├── BaseModelError (ValueError)      the base model is missing or of the wrong kind
 │   └── BaseModelMismatchError       not the model that the direction was learned on
 ├── EditError (RuntimeError)         an edit is impossible, would change nothing, or would break the weights
+├── MissingLibraryError (ImportError)  a library that an extra brings is not installed
 └── HubPushError (RuntimeError)      an upload failed; the artifact is still on disk
 ```
 
@@ -30,6 +31,7 @@ __all__ = [
     "EditError",
     "GradiendError",
     "HubPushError",
+    "MissingLibraryError",
     "SchemaVersionError",
     "TrainingError",
     "first_line",
@@ -74,6 +76,10 @@ class BaseModelMismatchError(BaseModelError):
 
 class EditError(GradiendError, RuntimeError):
     """An edit is impossible, would change nothing, or would break the weights."""
+
+
+class MissingLibraryError(GradiendError, ImportError):
+    """A library that comes with an extra is not installed."""
 
 
 class HubPushError(GradiendError, RuntimeError):

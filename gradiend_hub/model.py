@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from pkgutil import resolve_name
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -39,6 +40,9 @@ from .base_model import base_commit, base_name, check_base_model, described, loa
 from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, EditError
 
 __all__ = ["EditReceipt", "GradiendModel"]
+
+_SELF_TEST = "gradiend_hub.evaluation.selftest:verify"
+"""Measures the self-test in an artifact's folder; a name, since it is built upon models."""
 
 PEFT_SAVING = {
     "safe_serialization": True,
@@ -592,9 +596,6 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         with self.strength_at(0.0):
             return encode_rows(base, objective, self.direction, config, rows, batch_size=batch_size)
 
-    self_test: ClassVar[Callable[[GradiendModel, Path], Any]]
-    """Measures the self-test in an artifact's folder; the package sets it, since that is built upon models."""
-
     def verify(self) -> Any:
         """Measure the active direction's self-test again: its encodings, probabilities, files and base model.
 
@@ -610,7 +611,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             raise ArtifactNotFoundError(
                 f"The direction {name!r} was not loaded from files, so there is nothing to verify."
             )
-        return type(self).self_test(self, self._folders[name])
+        return resolve_name(_SELF_TEST)(self, self._folders[name])
 
     # ---------------------------------------------------------------------------------------------------------- saving
 

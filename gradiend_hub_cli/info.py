@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.fields import StoredFields, require_classes
 from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
-from gradiend_hub.data import require_classes
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.hub.resolve import resolve_folder
 
@@ -35,7 +34,7 @@ class Description:
 
     source: str
     commit: str | None
-    config: GradiendConfig
+    config: StoredFields
     tensors: int
     weights: int
     entries: int
@@ -92,7 +91,7 @@ def describe(direction: str, *, revision: str | None = None) -> Description:
         ArtifactError: its files are damaged or of another kind.
     """
     found = resolve_folder(direction, revision=revision, required=(CONFIG_FILE, WEIGHTS_FILE))
-    config = GradiendConfig.from_pretrained(str(found.folder))
+    config = StoredFields.read(found.folder)
     report = Report.load(found.folder) if Path(found.folder, REPORT_FILE).is_file() else None
     splits = report.splits if report else {}
     measured = next((name for name in ("test", "eval", *splits) if name in splits), None)

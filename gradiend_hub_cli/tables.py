@@ -8,7 +8,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from gradiend_hub import GradiendConfig
+from gradiend_hub.artifact.fields import DirectionFields
 from gradiend_hub.evaluation import SplitReport, StrengthPoint
 
 __all__ = ["beyond_band", "curve_table", "encoder_line", "folder_size", "megabytes", "pairs_table", "strength_text"]
@@ -21,7 +21,7 @@ def strength_text(strength: float) -> str:
     return f"{strength:+.2g}" if abs(strength) < 0.1 else f"{round(strength, 2):+g}"
 
 
-def beyond_band(config: GradiendConfig, strengths: Sequence[float]) -> str | None:
+def beyond_band(config: DirectionFields, strengths: Sequence[float]) -> str | None:
     """Return a warning of strengths outside of the safe band; `None` if all are inside, or it was not measured."""
     if config.safe_band is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import shutil
@@ -16,26 +17,48 @@ import pytest
 import gradiend_hub
 from tests.conftest import ROOT
 
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "evaluate",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "pandas",
+    "PIL",
+    "spacy",
+}
+
 
 def imported_by(*statements: str) -> list[set[str]]:
-    """Modules that each statement adds to a fresh interpreter, beyond those of torch, transformers and peft."""
-    steps = "".join(f"\n{s}\nseen.append([*sys.modules])" for s in ("import transformers.modeling_utils", *statements))
-    script = f"import json, sys, torch, peft\nseen = []{steps}\nprint(json.dumps(seen))"
+    """Modules that each statement adds to a fresh interpreter."""
+    script = "import json, sys\nseen = [[*sys.modules]]"
+    script += "".join(f"\n{statement}\nseen.append([*sys.modules])" for statement in statements)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    stages = [set(names) for names in json.loads(done.stdout)]
+        [sys.executable, "-W", "error", "-c", f"{script}\nprint(json.dumps(seen))"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    stages = [set(names) for names in json.loads(done.stdout.splitlines()[-1])]
     return [after - before for before, after in itertools.pairwise(stages)]
 
 
 def test_public_names() -> None:
     for name in gradiend_hub.__all__:
         assert getattr(gradiend_hub, name) is not None
-    private = {"annotations", "TYPE_CHECKING", "Any", "Path", "adapter"}
+    assert {*gradiend_hub.__all__} <= {*dir(gradiend_hub)}
+    private = {"annotations", "TYPE_CHECKING", "attributes", "import_after"}
     public = {n for n, v in vars(gradiend_hub).items() if n[0] != "_" and not isinstance(v, ModuleType)} - private
-    lazy = {"GradiendTrainer", "GradiendTrainingArguments"}
-    assert public | lazy | {"__version__"} == set(gradiend_hub.__all__)
+    assert public | {"__version__"} == set(gradiend_hub.__all__)
     assert sorted(gradiend_hub.__all__, key=str.lower) == sorted(set(gradiend_hub.__all__), key=str.lower)
+
+
+@pytest.mark.parametrize("package", ["gradiend_hub", "gradiend_hub.data", "gradiend_hub.evaluation"])
+def test_names_that_are_imported_when_they_are_used(package: str) -> None:
+    module = importlib.import_module(package)
+    assert {*module.__all__} <= {*dir(module)}
+    assert not [name for name in module.__all__ if isinstance(getattr(module, name), ModuleType)]
 
 
 def test_a_name_that_is_not_there() -> None:
@@ -53,16 +76,39 @@ def test_version_is_the_installed_one() -> None:
     assert gradiend_hub.__version__ == version("gradiend_hub")
 
 
-def test_importing_registers_the_method_and_little_else() -> None:
-    """The trainer, data sets, solvers and everything heavy come when they are asked for."""
-    registered = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known; assert 'GRADIEND' in [*known]"
-    first, _, later = imported_by("import gradiend_hub", registered, "from gradiend_hub import GradiendTrainer")
-    assert "gradiend_hub.adapter" in first
-    heavy = {"transformers.trainer", "datasets", "evaluate", "sklearn", "scipy", "matplotlib", "pandas", "typer"}
-    assert not heavy & first
-    parts = ("trainer", "data", "solvers", "evaluation", "objectives", "gradients")
-    assert not {f"gradiend_hub.{part}" for part in parts} & first
+REGISTERED = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known; assert 'GRADIEND' in [*known]"
+
+
+def test_importing_loads_next_to_nothing_and_registers_with_peft() -> None:
+    """The method is there as soon as anybody imports PEFT; the trainer, data sets and solvers when they are used."""
+    first, probing, of_peft, later = imported_by(
+        "import gradiend_hub",
+        "import importlib.util; importlib.util.find_spec('peft')",  # as `is_peft_available` does
+        REGISTERED,
+        "from gradiend_hub import GradiendTrainer",
+    )
+    assert {name for name in first if name.startswith("gradiend_hub.")} == {"gradiend_hub.errors", "gradiend_hub.lazy"}
+    assert not HEAVY & (first | probing)
+    (plain,) = imported_by("import peft, transformers.modeling_utils")
+    assert "gradiend_hub.adapter" in of_peft
+    assert not (HEAVY | {"transformers.trainer", "typer"}) & (of_peft - plain)
+    parts = ("training", "data", "solvers", "evaluation", "objectives", "gradients", "cards", "plots", "model")
+    assert not {f"gradiend_hub.{part}" for part in parts} & of_peft
     assert {"gradiend_hub.training.trainer", "transformers.trainer"} <= later
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["import peft", "import gradiend_hub"],
+        ["import gradiend_hub", "import peft.peft_model"],
+        ["import gradiend_hub.adapter"],
+        ["from gradiend_hub import GradiendConfig"],
+        ["import gradiend_hub", "from transformers.integrations.peft import PeftAdapterMixin", "import peft"],
+    ],
+)
+def test_whatever_is_imported_first_the_method_is_registered(statements: list[str]) -> None:
+    imported_by(*statements, REGISTERED)
 
 
 @pytest.mark.slow

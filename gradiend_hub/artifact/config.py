@@ -9,35 +9,28 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftConfig
 from peft.utils.peft_types import PeftType, TaskType
 
-from gradiend_hub.errors import ArtifactError, ConfigError, SchemaVersionError
+from gradiend_hub.errors import ArtifactError, ConfigError
 
-from .files import ENCODER_FILE, PROBES_FILE, REPORT_FILE, SCHEMA_VERSION
-from .validation import FILLED, POSITIVE, SHARE, Limit, at_least, check_fields, is_number, one_of, read_json
+from .fields import DirectionFields, read_fields, require_classes
+from .files import ENCODER_FILE, PROBES_FILE, REPORT_FILE
+from .validation import Limit, is_number
 
-__all__ = ["GRADIEND", "GradiendConfig", "decoder_sign", "require_classes"]
+__all__ = ["GRADIEND", "GradiendConfig", "require_classes"]
 
 logger = logging.getLogger(__name__)
 
 COMPANION_FILES = (ENCODER_FILE, REPORT_FILE, PROBES_FILE)
 """Files beside the config that PEFT does not know; a save through plain PEFT takes them along."""
-
-GRADIENT_NAMES = ("factual", "alternative", "diff")
-VALUE_DTYPES = ("float32", "float16", "bfloat16")
-MAX_DIMENSIONS = 8
-MAX_ELEMENTS = 2**48
-MOST_BYTES = 2**26
-"""Largest `adapter_config.json` that is read: it names every parameter in scope."""
 
 
 def _extend_peft_type(name: str) -> PeftType:
@@ -59,26 +52,6 @@ GRADIEND = _extend_peft_type("GRADIEND")
 """The PEFT type of feature directions."""
 
 
-def decoder_sign(source: str, target: str) -> int:
-    """Sign `o` that makes `o * w_d` raise the probability of the first class.
-
-    The label of a training row is the sign of the class whose token gives the source gradient, and adding the target
-    `g_f - g_a` to the weights lowers the probability of the factual token. Both choices may flip the orientation.
-    The sign of the bias `b_d` follows from the target alone, see `GradiendConfig.coefficients`.
-    """
-    return (1 if source == "alternative" else -1) * (-1 if target == "alternative" else 1)
-
-
-def require_classes(feature_classes: Sequence[str] | None) -> tuple[str, str]:
-    """The pair (c₊, c₋) of a configuration that is going to be trained or evaluated."""
-    if feature_classes is None or len(feature_classes) != 2:
-        raise ConfigError(
-            f"GradiendConfig.feature_classes must name two classes, the one of positive strength first; "
-            f"found {feature_classes!r}."
-        )
-    return feature_classes[0], feature_classes[1]
-
-
 def check_strength(value: object) -> None:
     """Refuse what is no strength (or feature factor). Numbers of numpy are, too; a configuration stores Python's only.
 
@@ -92,37 +65,13 @@ def check_strength(value: object) -> None:
         raise ConfigError(f"A strength or feature factor must be a finite number, found {value!r}.")
 
 
-class StoredTensor(TypedDict):
-    """Shape of a parameter in scope, and how many of its entries are stored; `None` for all of them (dense)."""
-
-    shape: Annotated[
-        list[Annotated[int, at_least(1)]],
-        Limit(f"a list of at most {MAX_DIMENSIONS} sizes", lambda shape: len(shape) <= MAX_DIMENSIONS),
-        Limit(f"a shape of at most {MAX_ELEMENTS} elements", lambda shape: math.prod(shape) <= MAX_ELEMENTS),
-    ]
-    entries: Annotated[int, at_least(1)] | None
-
-
-Name = Annotated[str, FILLED]
-ParameterName = Annotated[str, Limit("a parameter's name", lambda name: bool(name) and all(name.split(".")))]
-Band = Annotated[list[float], Limit("[lowest, highest]", lambda band: len(band) == 2 and band[0] <= band[1])]
-Classes = Annotated[
-    list[Name], Limit("a list of two different class names", lambda names: len(names) == len(set(names)) == 2)
-]
-Words = Annotated[list[Name], Limit("a non-empty list of words", bool)]
-Gradient = Annotated[str, one_of(*GRADIENT_NAMES)]
-Stored = Annotated[
-    dict[ParameterName, StoredTensor], Limit("a non-empty dictionary from parameter names to their stored form", bool)
-]
-
 _KINDS = {
     "peft_type": Annotated[str, Limit("'GRADIEND'", GRADIEND.__eq__)] | None,
     "task_type": TaskType | None,
     "inference_mode": bool,
     "auto_mapping": dict[str, str] | None,
-    "parameters": Stored | None,
 }
-"""Types of the fields of PEFT, and of one that code reads as a plain dictionary."""
+"""Types of the fields of PEFT."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +100,7 @@ class Origin:
 
 
 @dataclass
-class GradiendConfig(PeftConfig):  # type: ignore[misc]
+class GradiendConfig(DirectionFields, PeftConfig):  # type: ignore[misc]
     """Configuration of a feature direction, as a PEFT method.
 
     PEFT's own field `revision` is the commit of the *base model* that the direction was learned on. A configuration that
@@ -192,49 +141,10 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
         SchemaVersionError: If `schema_version` is newer than this library.
     """
 
-    feature_classes: Classes | None = None
-    fillers: dict[Name, Words] | None = None
-    objective: Name | None = None
-    source: Gradient = "alternative"
-    target: Gradient = "diff"
-    scope: list[Name] | str | None = None
-    exclude: list[Name] | None = None
-    layers: str | None = None
-    density: Annotated[float, SHARE] = 1.0
-    parameters: dict[str, dict[str, Any]] | None = None
-    has_bias: bool = False
-    dtype: Annotated[str, one_of(*VALUE_DTYPES)] = "float32"
-    decoder_sign: Annotated[int, one_of(1, -1)] | None = None
-    strength_unit: Annotated[float, POSITIVE] = 1.0
-    strength: float = 1.0
-    feature_factor: float = 1.0
-    safe_band: Band | None = None
-    break_point: Band | None = None
-    schema_version: Annotated[int, at_least(1)] = SCHEMA_VERSION
-    gradiend_version: str | None = None
-    transformers_version: str | None = None
-
     def __post_init__(self) -> None:
-        if is_number(self.schema_version) and self.schema_version > SCHEMA_VERSION:
-            raise SchemaVersionError(
-                f"This direction has format {self.schema_version}, but this gradiend_hub reads up to {SCHEMA_VERSION}. "
-                "Update it: pip install -U gradiend-hub"
-            )
-        check_fields(self, "GradiendConfig.", **_KINDS)
+        self.check(**_KINDS)
         super().__post_init__()
         self.peft_type = GRADIEND
-        if self.feature_classes is not None and (strange := {*(self.fillers or {})} - {*self.feature_classes}):
-            raise ConfigError(
-                f"GradiendConfig.fillers: expected the names of feature_classes {self.feature_classes} as keys, found "
-                f"{sorted(strange)[0]!r}."
-            )
-        for name, spec in (self.parameters or {}).items():
-            if (spec["entries"] or 0) > (numel := math.prod(spec["shape"])):
-                raise ConfigError(
-                    f"GradiendConfig.parameters[{name!r}].entries: expected None or 1…{numel}, found {spec['entries']}."
-                )
-        if self.decoder_sign is None:
-            self.decoder_sign = decoder_sign(self.source, self.target)
         self.origin: Origin | None = None
 
     def coefficients(self, strength: float, feature_factor: float | None = None) -> tuple[float, float]:
@@ -258,21 +168,7 @@ class GradiendConfig(PeftConfig):  # type: ignore[misc]
             ArtifactError: If the file is no JSON object.
             SchemaVersionError: If a newer version of the library wrote it.
         """
-        try:
-            fields = read_json(Path(path_json_file), MOST_BYTES)
-        except ValueError as error:
-            raise ArtifactError(
-                f"{path_json_file} is not valid JSON: {error}. Download the direction again."
-            ) from error
-        if not isinstance(fields, dict):
-            raise ArtifactError(f"{path_json_file}: expected a JSON object, found {type(fields).__name__}.")
-        version = fields.get("schema_version", SCHEMA_VERSION)
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise SchemaVersionError(
-                f"{path_json_file} has format {version}, but this gradiend_hub reads up to {SCHEMA_VERSION}. "
-                "Update it: pip install -U gradiend-hub"
-            )
-        return fields
+        return read_fields(Path(path_json_file))
 
     @classmethod
     def from_pretrained(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gradiend_hub.artifact.config import require_classes
+from gradiend_hub.artifact.fields import require_classes
+from gradiend_hub.lazy import attributes
 
 from .row import Row, TextRow
 from .rows import (
@@ -48,26 +49,15 @@ __all__ = [
     "without_leaks",
 ]
 
-_LAZY = {
-    "ClassSpec": "builder.spec",
-    "FeatureData": "builder.feature_data",
-    "FeatureDataConfig": "builder.spec",
-    "FeatureDatasetBuilder": "builder.build",
-    "NeutralSpec": "builder.spec",
-    "TextFilters": "builder.spec",
-    "divided_anew": "splits",
-    "find_leaks": "splits",
-    "other_words": "builder.neutral",
-    "read_feature_data": "readers",
-    "row_groups": "splits",
-    "without_leaks": "splits",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Building needs `datasets` and a matcher; training and evaluation need neither."""
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+# building needs `datasets` and a matcher; training and evaluation need neither
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "builder.build": ["FeatureDatasetBuilder"],
+        "builder.feature_data": ["FeatureData"],
+        "builder.neutral": ["other_words"],
+        "builder.spec": ["ClassSpec", "FeatureDataConfig", "NeutralSpec", "TextFilters"],
+        "readers": ["read_feature_data"],
+        "splits": ["divided_anew", "find_leaks", "row_groups", "without_leaks"],
+    },
+)

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from .calibration import (
-    BREAK_QUALITY,
-    CURVE,
-    QUALITY_FLOOR,
-    Search,
-    break_point,
-    calibrate,
-    equalising_strength,
-    measure_curve,
-    safe_band,
-)
-from .completions import complete
-from .control import above_control, control_curves, random_direction
-from .edit import edit_account
-from .encoder import encoder_report, measure_encoder
-from .measure import EvaluationSettings, Goal, evaluate_direction
-from .probe import NotFiniteError, StrengthProbe
-from .reevaluate import reevaluate
-from .report import (
-    BenchmarkResult,
-    Completion,
-    EncoderReport,
-    Encoding,
-    LayerShare,
-    OutputReport,
-    Report,
-    SplitReport,
-    StrengthPoint,
-    flat_encoder,
-)
+from typing import TYPE_CHECKING
+
+from gradiend_hub.lazy import attributes
+
+if TYPE_CHECKING:
+    from .calibration import (
+        BREAK_QUALITY,
+        CURVE,
+        QUALITY_FLOOR,
+        Search,
+        break_point,
+        calibrate,
+        equalising_strength,
+        measure_curve,
+        safe_band,
+    )
+    from .completions import complete
+    from .control import above_control, control_curves, random_direction
+    from .edit import edit_account
+    from .encoder import encoder_report, measure_encoder
+    from .measure import EvaluationSettings, Goal, evaluate_direction
+    from .probe import NotFiniteError, StrengthProbe
+    from .reevaluation import reevaluate
+    from .report import (
+        BenchmarkResult,
+        Completion,
+        EncoderReport,
+        Encoding,
+        LayerShare,
+        OutputReport,
+        Report,
+        SplitReport,
+        StrengthPoint,
+        flat_encoder,
+    )
 
 __all__ = [
     "BREAK_QUALITY",
@@ -67,3 +72,40 @@ __all__ = [
     "reevaluate",
     "safe_band",
 ]
+
+# a report is read without torch and scipy
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "calibration": [
+            "BREAK_QUALITY",
+            "CURVE",
+            "QUALITY_FLOOR",
+            "Search",
+            "break_point",
+            "calibrate",
+            "equalising_strength",
+            "measure_curve",
+            "safe_band",
+        ],
+        "completions": ["complete"],
+        "control": ["above_control", "control_curves", "random_direction"],
+        "edit": ["edit_account"],
+        "encoder": ["encoder_report", "measure_encoder"],
+        "measure": ["EvaluationSettings", "Goal", "evaluate_direction"],
+        "probe": ["NotFiniteError", "StrengthProbe"],
+        "reevaluation": ["reevaluate"],
+        "report": [
+            "BenchmarkResult",
+            "Completion",
+            "EncoderReport",
+            "Encoding",
+            "LayerShare",
+            "OutputReport",
+            "Report",
+            "SplitReport",
+            "StrengthPoint",
+            "flat_encoder",
+        ],
+    },
+)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from peft import PeftConfig
 
-from gradiend_hub.artifact.config import GRADIEND, GradiendConfig, decoder_sign
+from gradiend_hub.artifact.config import GRADIEND, GradiendConfig
+from gradiend_hub.artifact.fields import decoder_sign
 from gradiend_hub.artifact.files import SCHEMA_VERSION
 from gradiend_hub.errors import ArtifactError, ConfigError, SchemaVersionError
 

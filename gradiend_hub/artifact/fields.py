@@ -1,0 +1,171 @@
+"""What a direction says about itself, read without PEFT, whose import takes seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from gradiend_hub.errors import ArtifactError, ConfigError, SchemaVersionError
+
+from .files import CONFIG_FILE, SCHEMA_VERSION
+from .validation import FILLED, POSITIVE, SHARE, Limit, at_least, check_fields, is_number, one_of, read_as, read_json
+
+GRADIENT_NAMES = ("factual", "alternative", "diff")
+VALUE_DTYPES = ("float32", "float16", "bfloat16")
+MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 2**48
+MOST_BYTES = 2**26
+"""Largest `adapter_config.json` that is read: it names every parameter in scope."""
+
+
+def decoder_sign(source: str, target: str) -> int:
+    """Sign `o` that makes `o * w_d` raise the probability of the first class.
+
+    The label of a training row is the sign of the class whose token gives the source gradient, and adding the target
+    `g_f - g_a` to the weights lowers the probability of the factual token. Both choices may flip the orientation.
+    The sign of the bias `b_d` follows from the target alone, see `GradiendConfig.coefficients`.
+    """
+    return (1 if source == "alternative" else -1) * (-1 if target == "alternative" else 1)
+
+
+def require_classes(feature_classes: Sequence[str] | None) -> tuple[str, str]:
+    """The pair (c₊, c₋) of a configuration that is going to be trained or evaluated."""
+    if feature_classes is None or len(feature_classes) != 2:
+        raise ConfigError(
+            f"GradiendConfig.feature_classes must name two classes, the one of positive strength first; "
+            f"found {feature_classes!r}."
+        )
+    return feature_classes[0], feature_classes[1]
+
+
+class StoredTensor(TypedDict):
+    """Shape of a parameter in scope, and how many of its entries are stored; `None` for all of them (dense)."""
+
+    shape: Annotated[
+        list[Annotated[int, at_least(1)]],
+        Limit(f"a list of at most {MAX_DIMENSIONS} sizes", lambda shape: len(shape) <= MAX_DIMENSIONS),
+        Limit(f"a shape of at most {MAX_ELEMENTS} elements", lambda shape: math.prod(shape) <= MAX_ELEMENTS),
+    ]
+    entries: Annotated[int, at_least(1)] | None
+
+
+Name = Annotated[str, FILLED]
+ParameterName = Annotated[str, Limit("a parameter's name", lambda name: bool(name) and all(name.split(".")))]
+Band = Annotated[list[float], Limit("[lowest, highest]", lambda band: len(band) == 2 and band[0] <= band[1])]
+Classes = Annotated[
+    list[Name], Limit("a list of two different class names", lambda names: len(names) == len(set(names)) == 2)
+]
+Words = Annotated[list[Name], Limit("a non-empty list of words", bool)]
+Gradient = Annotated[str, one_of(*GRADIENT_NAMES)]
+Stored = Annotated[
+    dict[ParameterName, StoredTensor], Limit("a non-empty dictionary from parameter names to their stored form", bool)
+]
+
+
+@dataclass
+class DirectionFields:
+    """The fields of `GradiendConfig`, which describes them, beside those of every PEFT method."""
+
+    feature_classes: Classes | None = None
+    fillers: dict[Name, Words] | None = None
+    objective: Name | None = None
+    source: Gradient = "alternative"
+    target: Gradient = "diff"
+    scope: list[Name] | str | None = None
+    exclude: list[Name] | None = None
+    layers: str | None = None
+    density: Annotated[float, SHARE] = 1.0
+    parameters: dict[str, dict[str, Any]] | None = None
+    has_bias: bool = False
+    dtype: Annotated[str, one_of(*VALUE_DTYPES)] = "float32"
+    decoder_sign: Annotated[int, one_of(1, -1)] | None = None
+    strength_unit: Annotated[float, POSITIVE] = 1.0
+    strength: float = 1.0
+    feature_factor: float = 1.0
+    safe_band: Band | None = None
+    break_point: Band | None = None
+    schema_version: Annotated[int, at_least(1)] = SCHEMA_VERSION
+    gradiend_version: str | None = None
+    transformers_version: str | None = None
+
+    def check(self, **kinds: Any) -> None:
+        """Check all values, and compute the decoder's sign if it is not given.
+
+        Args:
+            kinds: types of fields that are annotated elsewhere.
+
+        Raises:
+            ConfigError: a value has the wrong type or is out of range.
+            SchemaVersionError: `schema_version` is newer than this library.
+        """
+        if is_number(self.schema_version) and self.schema_version > SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"This direction has format {self.schema_version}, but this gradiend_hub reads up to {SCHEMA_VERSION}. "
+                "Update it: pip install -U gradiend-hub"
+            )
+        # code reads `parameters` as plain dictionaries
+        check_fields(self, "GradiendConfig.", parameters=Stored | None, **kinds)
+        if self.feature_classes is not None and (strange := {*(self.fillers or {})} - {*self.feature_classes}):
+            raise ConfigError(
+                f"GradiendConfig.fillers: expected the names of feature_classes {self.feature_classes} as keys, found "
+                f"{sorted(strange)[0]!r}."
+            )
+        for name, spec in (self.parameters or {}).items():
+            if (spec["entries"] or 0) > (numel := math.prod(spec["shape"])):
+                raise ConfigError(
+                    f"GradiendConfig.parameters[{name!r}].entries: expected None or 1…{numel}, found {spec['entries']}."
+                )
+        if self.decoder_sign is None:
+            self.decoder_sign = decoder_sign(self.source, self.target)
+
+
+@dataclass
+class StoredFields(DirectionFields):
+    """`adapter_config.json` as it is read without PEFT."""
+
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    @classmethod
+    def read(cls, folder: Path) -> StoredFields:
+        """Read the configuration of a direction.
+
+        Raises:
+            ArtifactError: a field is unusable, or the file is of another PEFT method.
+            SchemaVersionError: a newer version of the library wrote it.
+        """
+        fields = read_fields(folder / CONFIG_FILE)
+        if (method := fields.get("peft_type")) != "GRADIEND":
+            raise ArtifactError(f"{folder} holds a {method} adapter, not a GRADIEND direction.")
+        try:
+            return read_as(cls, fields, "GradiendConfig")
+        except ConfigError as error:
+            raise ArtifactError(f"{folder} holds an unusable {CONFIG_FILE}. {error}") from error
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Read the raw fields of `adapter_config.json`.
+
+    Raises:
+        ArtifactError: the file is no JSON object.
+        SchemaVersionError: a newer version of the library wrote it.
+    """
+    try:
+        fields = read_json(path, MOST_BYTES)
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not valid JSON: {error}. Download the direction again.") from error
+    if not isinstance(fields, dict):
+        raise ArtifactError(f"{path}: expected a JSON object, found {type(fields).__name__}.")
+    version = fields.get("schema_version", SCHEMA_VERSION)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{path} has format {version}, but this gradiend_hub reads up to {SCHEMA_VERSION}. "
+            "Update it: pip install -U gradiend-hub"
+        )
+    return fields
