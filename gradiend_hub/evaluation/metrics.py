@@ -1,10 +1,13 @@
-"""The figures of a report as `evaluate` modules: they work offline, and `evaluate.combine` takes several of them.
+"""The figures of a report as `evaluate` modules, by the formulas that the evaluation itself uses.
+
+They work offline, and `evaluate.combine` takes several of them:
 
 ```python
 import evaluate
-from .metrics import EncoderCorrelation, ProbabilityShift
+from gradiend_hub.evaluation.metrics import LanguageModelingScore, ProbabilityShift
 
-EncoderCorrelation().compute(predictions=h, references=labels)
+both = evaluate.combine([ProbabilityShift(), LanguageModelingScore()])
+both.compute(predictions=edited, references=base)
 ```
 """
 
@@ -22,6 +25,7 @@ import torch
 from gradiend_hub.errors import DataError
 
 from .encoder import encoder_report
+from .scores import preferred, relative_quality
 
 __all__ = ["EncoderCorrelation", "LanguageModelingScore", "ProbabilityShift", "StereotypeScore"]
 
@@ -46,9 +50,11 @@ class _FloatMetric(evaluate.Metric, ABC):  # type: ignore[misc]
     def _info(self) -> evaluate.MetricInfo:
         features = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
         return evaluate.MetricInfo(
-            description=self.description, citation=self.citation_text, inputs_description=self.inputs,
+            description=self.description,
+            citation=self.citation_text,
+            inputs_description=self.inputs,
             features=datasets.Features(features),
-        )  # fmt: skip
+        )
 
     def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
         values = [np.asarray(items, dtype=np.float64) for items in (predictions, references)]
@@ -65,12 +71,21 @@ class _FloatMetric(evaluate.Metric, ABC):  # type: ignore[misc]
 
 
 class EncoderCorrelation(_FloatMetric):
-    """How well feature values separate two classes: correlation, accuracy and AUC."""
+    """Separation of two classes by feature values: correlation, accuracy and AUC."""
 
     description = (
         "Separation of two feature classes by the encoder's feature values h in (-1, 1): Pearson's and Spearman's "
         "correlation with the labels, accuracy of the sign, AUC. Rows of label 0 are neutral: they count for "
         "correlation_with_neutral, ternary_accuracy (thresholds ±0.5) and neutral_abs_mean only."
+    )
+    names = (
+        "correlation",
+        "spearman",
+        "accuracy",
+        "auc",
+        "ternary_accuracy",
+        "correlation_with_neutral",
+        "neutral_abs_mean",
     )
     inputs = "predictions: feature values h. references: labels +1 (first class), -1 (second class), 0 (neutral)."
 
@@ -78,13 +93,11 @@ class EncoderCorrelation(_FloatMetric):
         h, labels = torch.from_numpy(predictions), torch.from_numpy(references)
         neutral = labels == 0
         report = encoder_report(h[~neutral], labels[~neutral], ("positive", "negative"), h[neutral])
-        named = ("correlation", "spearman", "accuracy", "auc", "ternary_accuracy", "correlation_with_neutral",
-                 "neutral_abs_mean")  # fmt: skip
-        return {name: value for name in named if (value := getattr(report, name)) is not None}
+        return {name: value for name in self.names if (value := getattr(report, name)) is not None}
 
 
 class ProbabilityShift(_FloatMetric):
-    """What an edit does to the probability of a class's words."""
+    """Change that an edit makes to the probability of a class's words."""
 
     description = "Mean probability of a class's words at the slots, under the edited model and the base model."
     inputs = "predictions: probabilities under the edited model. references: under the base model, for the same rows."
@@ -95,7 +108,7 @@ class ProbabilityShift(_FloatMetric):
 
 
 class LanguageModelingScore(_FloatMetric):
-    """How much of the language model an edit leaves."""
+    """Quality of the language model that an edit leaves."""
 
     description = (
         "The base model's mean negative log-likelihood per token of neutral text, divided by the edited model's: 1 is "
@@ -110,11 +123,11 @@ class LanguageModelingScore(_FloatMetric):
                 f"{self.name}: the mean NLLs are {edited:g} (edited) and {base:g} (base), but a score is their ratio: both "
                 "have to be above 0. Give nats per token, -log P."
             )
-        return {"quality": base / edited, "nll": edited, "base_nll": base}
+        return {"quality": relative_quality(edited, base), "nll": edited, "base_nll": base}
 
 
 class StereotypeScore(_FloatMetric):
-    """Which of two sentences a model finds likelier."""
+    """Share of pairs of sentences whose first one a model finds likelier."""
 
     description = (
         "Percentage of pairs in which the stereotyping sentence is the likelier one; 50 is no preference, ties count for "
@@ -124,7 +137,7 @@ class StereotypeScore(_FloatMetric):
     citation_text = _PAIRS
 
     def figures(self, predictions: Any, references: Any) -> dict[str, float]:
-        decided = predictions != references
-        if not decided.any():
+        hits, decided = preferred(predictions, references)
+        if not decided:
             raise DataError("stereotype_score: all pairs are equally likely, so none of them says anything.")
-        return {"stereotype_score": float(100 * (predictions > references)[decided].mean())}
+        return {"stereotype_score": 100 * hits / decided}

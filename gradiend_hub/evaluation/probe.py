@@ -19,6 +19,7 @@ from gradiend_hub.progress import tick
 
 from .intervals import Array, Numbers, clamp, mean_bound, mean_interval, spread
 from .report import StrengthPoint
+from .scores import relative_quality
 
 SCORED_TOKENS = 2000
 """Neutral tokens behind a language-modelling score, so that one flipped token cannot reject a dose."""
@@ -304,7 +305,7 @@ class StrengthProbe:
             point,
             nll=before + rise,
             accuracy=ranked + gained,
-            quality=before / (before + rise),
+            quality=relative_quality(before + rise, before),
             quality_low=before / (before + mean_bound(relative, texts)),
             kl=max(0.0, float(values.kl.mean())),
             intervals=point.intervals

@@ -47,7 +47,7 @@ def run_card(card: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 @pytest.fixture
 def stored(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A copy of a stored direction with a card; its base model is a folder."""
-    return stored_copy(tmp_path / "direction", request.param)
+    return stored_copy(tmp_path / request.param, request.param)
 
 
 def stored_copy(folder: Path, kind: str, **changes: Any) -> Path:
@@ -65,7 +65,12 @@ def test_the_code_runs_on_a_folder_with_a_local_base(stored: Path, capsys: pytes
     card = (stored / CARD_FILE).read_text().replace(REPO_PLACE, str(stored)).replace(BASE_PLACE, base)
     printed = run_card(card, capsys)
     assert printed["undone to the bit"] == printed["the recommended dose to the bit"] == "True"
-    assert 0 < abs(float(printed["feature value"])) <= 1
+    h = float(printed["feature value"])
+    assert 0 < abs(h) <= 1
+    if "factual" not in str(stored):  # the encoder of a factual gradient reads little
+        row = json.loads(re.findall(r"(?m)^row = (.*)$", card)[0])
+        classes = json.loads((stored / CONFIG_FILE).read_text())["feature_classes"]
+        assert (h > 0) == (row["factual_class"] == classes[0])
     assert "strength" in printed["shell"]
 
 

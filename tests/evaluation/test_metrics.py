@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import evaluate
 import pytest
+import torch
+from datasets import load_dataset
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from gradiend_hub.base_model import load_base_model
+from gradiend_hub.data import read_rows
 from gradiend_hub.errors import DataError
+from gradiend_hub.evaluation import StrengthProbe, encoder_report
+from gradiend_hub.evaluation.benchmarks import crows_pairs
 from gradiend_hub.evaluation.metrics import EncoderCorrelation, LanguageModelingScore, ProbabilityShift, StereotypeScore
+from tests.conftest import PRONOUNS
+from tests.evaluation.test_probe import CLASSES, model_of
 
 H = [0.9, 0.2, -0.7, -0.1, 0.3]
 LABELS = [1.0, 1.0, -1.0, -1.0, 0.0]
@@ -85,3 +94,33 @@ def test_empty_lists_are_refused(kind: Any) -> None:
 def test_a_score_is_a_ratio_of_likelihoods_above_zero(edited: float, base: float) -> None:
     with pytest.raises(ValueError, match="both have to be above 0"):
         LanguageModelingScore().compute(predictions=[edited] * 2, references=[base] * 2)
+
+
+def test_the_metrics_give_what_the_evaluation_has(masked_path: Path, tmp_path: Path) -> None:
+    """Of the rows and tokens behind a report, each metric makes the report's own figure."""
+    base = load_base_model(masked_path)
+    model, objective = model_of(base, unit=0.5)
+    rows = read_rows(load_dataset(str(PRONOUNS), split="test[:24]"), CLASSES)
+    probe = StrengthProbe(model, objective, rows, ["The lamp is red.", "A dog slept in the garden."])
+    before, after, point = probe.base, probe.read(1.0), probe.measure(1.0)
+    own = [i for i, row in enumerate(rows) if row.factual_class == CLASSES[1]]
+    shift = ProbabilityShift().compute(predictions=after.probability[own, 0], references=before.probability[own, 0])
+    assert shift["probability"] == pytest.approx(point.effect)
+    assert shift["base_probability"] == pytest.approx(probe.measure(0.0).reading(*CLASSES).value)
+    quality = LanguageModelingScore().compute(predictions=after.nll, references=before.nll)
+    assert quality["quality"] == pytest.approx(point.quality)
+    both = evaluate.combine([ProbabilityShift(), LanguageModelingScore()])
+    assert both.compute(predictions=after.nll, references=before.nll)["quality"] == pytest.approx(point.quality)
+    h, labels = torch.tensor(H, dtype=torch.float64), torch.tensor(LABELS)
+    report = encoder_report(h[:4], labels[:4], CLASSES, h[4:])
+    found = EncoderCorrelation().compute(predictions=H, references=LABELS)
+    assert (found["correlation"], found["auc"]) == (report.correlation, report.auc)
+    path = tmp_path / "pairs.csv"
+    path.write_text(
+        "sent_more,sent_less,bias_type\nShe ran.,He ran.,x\nHe slept.,She slept.,x\nThey ate.,They ate.,x\n"
+    )
+    run = crows_pairs(base, objective.processor, path)
+    pairs = [[row[f"log_likelihood_{side}"] for row in run.rows] for side in ("more", "less")]
+    score = StereotypeScore().compute(predictions=pairs[0], references=pairs[1])
+    assert score["stereotype_score"] == run.result.scores["stereotype_score"]
+    model.unload()

@@ -14,6 +14,7 @@ from gradiend_hub.data.loading import read_text
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation.intervals import share_interval
 from gradiend_hub.evaluation.report import BenchmarkResult
+from gradiend_hub.evaluation.scores import preferred
 
 from .scoring import BenchmarkRun, SentenceScorer, Span, describe_source, read_table, require_columns
 
@@ -132,15 +133,11 @@ def _run(name: str, rows: list[dict[str, Any]], strength: float, source: str, ci
         for kind in sorted({row["kind"] for row in rows if row["kind"]})
     }
     for label, group in groups.items():
-        decided = [row["log_likelihood_more"] > row["log_likelihood_less"] for row in group if _differs(row)]
+        hits, decided = preferred(*([row[f"log_likelihood_{side}"] for row in group] for side in ("more", "less")))
         if decided:
-            scores[label] = 100 * sum(decided) / len(decided)
-            intervals[label] = [100 * end for end in share_interval(sum(decided), len(decided))]
+            scores[label] = 100 * hits / decided
+            intervals[label] = [100 * end for end in share_interval(hits, decided)]
     return BenchmarkRun(BenchmarkResult(name, strength, scores, intervals, len(rows), source, citation), rows)
-
-
-def _differs(row: dict[str, Any]) -> bool:
-    return bool(row["log_likelihood_more"] != row["log_likelihood_less"])
 
 
 def _words(text: str) -> list[Span]:
