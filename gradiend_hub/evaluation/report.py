@@ -330,7 +330,7 @@ class Report:
     history: list[dict[str, Any]] = field(default_factory=list)
     seeds: list[dict[str, Any]] = field(default_factory=list)
     side_effects: list[BenchmarkResult] = field(default_factory=list)
-    examples: list[dict[str, str]] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
     energy_kwh: float | None = None
     usage: dict[str, str] | None = None
     direction: str | None = None
