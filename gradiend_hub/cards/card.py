@@ -29,6 +29,7 @@ from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub.hub.names import hub_id, shown_name
 from gradiend_hub.hub.published import BASE_PLACE, REPO_PLACE, is_generated, marked
+from gradiend_hub.objectives import OBJECTIVES
 from gradiend_hub.plots import FIGURES
 from gradiend_hub.plots.style import shown_split
 
@@ -39,9 +40,6 @@ __all__ = ["card_state", "render_card", "render_rewritten_card", "write_card", "
 
 BENCHMARKS = ("StereoSet", "CrowS-Pairs", "WinoBias", "WinoGender", "SEAT")
 """Benchmarks that the card names even where nobody has run them."""
-
-TASKS = {"masked_lm": "fill-mask", "causal_lm": "text-generation"}
-"""The Hub's name of the task that a model of an objective does."""
 
 _PROMPT = f"The players ran home because {SLOT} was late."
 
@@ -150,7 +148,7 @@ def render_rewritten_card(
     points = [p for p in split.curve if p.strength in (0.0, strength)] if split else []
     base = hub_id(config.base_model_name_or_path)
     extra: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
-    task = TASKS.get(config.objective or "")
+    task = _task(config)
     return _fill(
         "rewritten.md.jinja",
         ModelCardData(library_name="transformers", base_model=base, pipeline_tag=task, tags=[*HUB_TAGS], **extra),
@@ -226,7 +224,7 @@ def _metadata(config: GradiendConfig, report: Report | None) -> ModelCardData:
         datasets=known.get("datasets"),
         language=known.get("language"),
         license=known.get("license"),
-        pipeline_tag=TASKS.get(config.objective or ""),
+        pipeline_tag=_task(config),
         tags=[*HUB_TAGS, "peft"],
         model_name="-".join(config.feature_classes or ["direction"]) if results else None,
         eval_results=results or None,
@@ -243,7 +241,7 @@ def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[Eval
     for point in split.curve:
         if abs(point.strength) == 1 or (point.strength == config.strength != 0):
             at = f"at strength {point.strength:+g}"
-            task = TASKS.get(config.objective or "", "other")
+            task = _task(config) or "other"
             measured.append((task, "probability", f"Probability of the wanted class {at}", point.effect))
             measured.append((task, "quality", f"Quality relative to the base model {at}", point.quality))
     classes = " / ".join(config.feature_classes or [])
@@ -260,6 +258,12 @@ def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[Eval
         for task, metric, label, value in measured
         if value is not None
     ]
+
+
+def _task(config: GradiendConfig) -> str | None:
+    """The Hub's name of what a model of the direction's objective does; `None` for an objective that is not known here."""
+    objective = OBJECTIVES.get(config.objective or "")
+    return objective.task if objective else None
 
 
 def _prompt(split: SplitReport | None) -> str:
