@@ -8,7 +8,7 @@ from .directional import directional_derivatives
 from .faults import SkippedRows
 from .fisher import diagonal_fisher
 from .importance import MEASURES, prune
-from .memory import Estimate, estimate, memory_advised
+from .memory import Estimate, Workload, estimate, memory_advised
 from .pairs import GradientReader, read_pair
 from .store import STORE_DTYPES, GradientStore, StoreKey
 from .stream import PairRows, PairStream, StoredPairs, neutral_source
@@ -25,6 +25,7 @@ __all__ = [
     "SkippedRows",
     "StoreKey",
     "StoredPairs",
+    "Workload",
     "diagonal_fisher",
     "directional_derivatives",
     "estimate",

@@ -1,12 +1,12 @@
-"""What reading gradients costs in time and memory: predicted before a run, and explained when memory ran out."""
+"""Time and memory of reading gradients: predicted before a run, and explained when memory ran out."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import torch
@@ -24,20 +24,23 @@ _TIMED_STEPS = 2
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predicted cost of a training.
+    """Predicted cost of a training and of what follows it.
 
     Attributes:
         steps: number of gradient pairs.
         step_seconds: time of one, computed and learned from.
-        reads: how many of them are computed; the others are in a store.
-        learn_seconds: time of learning from one, which is all that a stored one costs.
-        evaluation_seconds: time of all evaluations between the steps.
         base_bytes: parameters and buffers of the base model.
         activation_bytes: what the forward pass of the largest batch keeps for its backward passes.
         working_bytes: what one block needs beside that while its backward pass runs.
         gradient_bytes: source and target vector, and the largest gradient of one parameter.
-        state_bytes: the solver's vectors.
+        state_bytes: vectors of solver and optimizer.
+        reads: how many of the pairs are computed; the others are in a store.
+        learn_seconds: time of learning from one, which is all that a stored one costs.
         store_bytes: a gradient store on disk; 0 without one.
+        saved_bytes: checkpoints and direction on disk.
+        later_seconds: seconds of everything else, by what it is.
+        later_bytes: memory of the measurements beside base model and state.
+        process_bytes: interpreter, libraries and data.
     """
 
     steps: int
@@ -47,98 +50,111 @@ class Estimate:
     working_bytes: int
     gradient_bytes: int
     state_bytes: int
+    reads: int
+    learn_seconds: float
     store_bytes: int = 0
-    reads: int | None = None
-    learn_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
+    saved_bytes: int = 0
+    later_seconds: Mapping[str, float] = field(default_factory=dict)
+    later_bytes: int = 0
+    process_bytes: int = 0
+
+    @property
+    def learning_seconds(self) -> float:
+        """Time of all steps."""
+        return self.reads * self.step_seconds + (self.steps - self.reads) * self.learn_seconds
 
     @property
     def seconds(self) -> float:
-        reads = self.steps if self.reads is None else self.reads
-        return reads * self.step_seconds + (self.steps - reads) * self.learn_seconds + self.evaluation_seconds
-
-    def _work(self) -> str:
-        parts = [f"{self.steps:,} steps of {self.step_seconds:.3g} s"]
-        if self.reads is not None and self.reads < self.steps:
-            parts.append(f"{self.steps - self.reads:,} of them from the store, of {self.learn_seconds:.3g} s")
-        if self.evaluation_seconds:
-            parts.append(f"evaluations of {self.evaluation_seconds:.3g} s")
-        return "; ".join(parts)
+        """Time of the whole job."""
+        return self.learning_seconds + sum(self.later_seconds.values())
 
     @property
     def peak_bytes(self) -> int:
-        """Memory, all devices together; without the interpreter, libraries and data."""
-        activations = self.activation_bytes + self.working_bytes
-        return self.base_bytes + activations + self.gradient_bytes + self.state_bytes
+        """Memory, all devices together: while learning, or while measuring what was learned."""
+        learning = self.activation_bytes + self.working_bytes + self.gradient_bytes
+        return self.process_bytes + self.base_bytes + self.state_bytes + max(learning, self.later_bytes)
+
+    def _steps(self) -> str:
+        work = f"{self.steps:,} steps of {self.step_seconds:.3g} s"
+        if self.reads < self.steps:
+            work += f", {self.steps - self.reads:,} of them from the store, of {self.learn_seconds:.3g} s"
+        return work
 
     def __str__(self) -> str:
-        minutes, seconds = divmod(round(self.seconds), 60)
-        lines = {
-            "time": f"{minutes // 60}:{minutes % 60:02}:{seconds:02} ({self._work()})",
-            "base model": format_bytes(self.base_bytes),
-            "activations": format_bytes(self.activation_bytes + self.working_bytes),
-            "gradients": format_bytes(self.gradient_bytes),
-            "solver": format_bytes(self.state_bytes),
+        phases = {"learning": self.learning_seconds, **self.later_seconds}
+        lines = {"time": f"{_clock(self.seconds)} (a rough guess of what this machine needs)"}
+        lines |= {f"  {name}": _clock(seconds) for name, seconds in phases.items()}
+        lines["  learning"] += f" ({self._steps()})"
+        lines |= {
             "peak memory": format_bytes(self.peak_bytes),
+            "  libraries": format_bytes(self.process_bytes),
+            "  base model": format_bytes(self.base_bytes),
+            "  solver": format_bytes(self.state_bytes),
+            "  gradients": format_bytes(self.gradient_bytes + self.activation_bytes + self.working_bytes),
+            "  measuring": format_bytes(self.later_bytes),
         }
-        if self.store_bytes:
-            lines["on disk"] = format_bytes(self.store_bytes)
-        return "\n".join(f"{name:<12} {value}" for name, value in lines.items())
+        if on_disk := self.store_bytes + self.saved_bytes:
+            lines["on disk"] = format_bytes(on_disk)
+        return "\n".join(f"{name:<16} {value}" for name, value in lines.items())
 
 
-def estimate(
-    reader: GradientReader,
-    objective: Objective,
-    batch: PairBatch,
-    *,
-    steps: int,
-    state_vectors: int,
-    largest: PairBatch | None = None,
-    observe: Callable[[Tensor, Tensor], object] | None = None,
-    store_bytes: int = 0,
-    reads: int | None = None,
-    evaluation_seconds: float = 0.0,
-    source: str = "alternative",
-    target: str = "diff",
-) -> Estimate:
-    """Predict the cost of a training from a batch that is read three times, twice against the clock.
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The work whose learning is estimated.
+
+    Attributes:
+        typical: a typical batch, which is timed.
+        largest: the batch with the most tokens, of which activations are counted.
+        steps: batches of the whole training.
+        reads: batches that are computed; the others come from a store.
+        state_vectors: fp32 vectors [n] that solver and optimizer hold per run, times the number of runs.
+        source, target: as in `GradiendConfig`.
+        observe: what the solver does with a pair; it is called three times.
+    """
+
+    typical: PairBatch
+    largest: PairBatch
+    steps: int
+    reads: int
+    state_vectors: int
+    source: str = "alternative"
+    target: str = "diff"
+    observe: Callable[[Tensor, Tensor], object] = lambda _s, _t: None
+
+
+def estimate(reader: GradientReader, objective: Objective, work: Workload) -> Estimate:
+    """Predict the cost of learning from a batch that is read three times, twice against the clock.
 
     Args:
-        reader: an open reader; `batch` and `largest` are on its device.
-        batch: a typical batch, which is timed.
-        steps: batches of the whole training.
-        state_vectors: fp32 vectors [n] that solver and optimizer hold per run, times the number of runs.
-        largest: the batch with the most tokens, of which activations are counted; default: the timed one.
-        observe: what the solver does with a pair, if its time is to count; it is called three times.
-        store_bytes: `GradientStore.required_bytes`, if there is one.
-        reads: batches that are computed; default: all.
-        evaluation_seconds: of all evaluations between the steps.
+        reader: an open reader; the batches are on its device.
     """
 
     def step() -> tuple[float, float]:
         start = time.perf_counter()
-        pair = read_pair(reader, objective, batch, source=source, target=target)
+        pair = read_pair(reader, objective, work.typical, source=work.source, target=work.target)
         read = time.perf_counter()
-        if observe is not None:
-            observe(*pair)
+        work.observe(*pair)
         return time.perf_counter() - start, time.perf_counter() - read
 
     step()  # kernels are chosen and memory is mapped the first time
-    scope, vectors, widest = reader.scope, len({source, target}), largest or batch
+    scope, vectors = reader.scope, len({work.source, work.target})
     whole, learning = zip(*(step() for _ in range(_TIMED_STEPS)), strict=True)
     tensors = [*reader.model.parameters(), *reader.model.buffers()]
     return Estimate(
-        steps=steps,
+        steps=work.steps,
         step_seconds=median(whole),
-        base_bytes=sum(t.numel() * t.element_size() for t in tensors),
-        activation_bytes=activation_bytes(reader, objective, widest),
-        working_bytes=_working_bytes(reader, objective, widest),
-        gradient_bytes=4 * vectors * scope.size + max(p.numel() * p.element_size() for p in scope.parameters.values()),
-        state_bytes=4 * state_vectors * scope.size,
-        store_bytes=store_bytes,
-        reads=reads,
+        base_bytes=sum(t.nbytes for t in tensors),
+        activation_bytes=activation_bytes(reader, objective, work.largest),
+        working_bytes=_working_bytes(reader, objective, work.largest),
+        gradient_bytes=4 * vectors * scope.size + max(p.nbytes for p in scope.parameters.values()),
+        state_bytes=4 * work.state_vectors * scope.size,
+        reads=work.reads,
         learn_seconds=median(learning),
-        evaluation_seconds=evaluation_seconds,
     )
 
 

@@ -1,4 +1,4 @@
-"""From a gradient stream to (w_e, b_e, w_d, b_d)."""
+"""Solvers turn a stream of gradient pairs into a direction: (w_e, b_e, w_d, b_d)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from gradiend_hub.errors import ConfigError
 
 from .autoencoder import AutoencoderSolver
-from .base import Solution, Solver, calibrated
+from .base import Solution, Solver, calibrated, gain_of
 from .closed_form import ClassMeans, ClosedFormSolver
-from .fisher import DAMPINGS, UNMEASURED, effect_shares, kinder
-from .report import RunReport, SeedReport, seed_report
+from .damage_aware import DAMPINGS, UNMEASURED, damage_aware, effect_shares
+from .report import Convergence, RunReport, SeedReport, convergence, seed_report
 from .ridge import RidgeSolver
 from .shard import Shard
 
@@ -22,6 +22,7 @@ __all__ = [
     "AutoencoderSolver",
     "ClassMeans",
     "ClosedFormSolver",
+    "Convergence",
     "RidgeSolver",
     "RunReport",
     "SeedReport",
@@ -29,8 +30,10 @@ __all__ = [
     "Solution",
     "Solver",
     "calibrated",
+    "convergence",
+    "damage_aware",
     "effect_shares",
-    "kinder",
+    "gain_of",
     "make_solver",
     "seed_report",
 ]
@@ -51,7 +54,7 @@ def make_solver(
     folder: str | Path | None = None,
     shard: Shard | None = None,
 ) -> Solver:
-    """The solver called `name` for gradients of `size` coordinates.
+    """Make the solver called `name` for gradients of `size` coordinates.
 
     Args:
         seeds: one run each; solvers without a random start make one run whatever the seeds.

@@ -51,7 +51,9 @@ class AutoencoderSolver(Solver):
     """
 
     needs_optimizer: ClassVar[bool] = True
-    vectors: ClassVar[frozenset[str]] = frozenset({"encoder", "decoder", "decoder_bias", "target_means.means"})
+    vectors: ClassVar[frozenset[str]] = frozenset(
+        {"encoder", "decoder", "decoder_bias", "target_means.means", "source_seen", "target_seen"}
+    )
 
     def __init__(
         self,
@@ -88,6 +90,12 @@ class AutoencoderSolver(Solver):
         self.register_buffer("target_sums", torch.zeros(3, dtype=torch.float64))
         self.source_sums: Tensor
         self.target_sums: Tensor
+        # 1 where s, or t, was ever other than 0: elsewhere the weights are what they were drawn as, and mean nothing
+        self.register_buffer("source_seen", torch.zeros(self.shard.length, dtype=torch.uint8))
+        self.register_buffer("target_seen", torch.zeros(self.shard.length, dtype=torch.uint8))
+        self.source_seen: Tensor
+        self.target_seen: Tensor
+        self._all_seen: set[tuple[str, int]] = set()
         self._gradients: tuple[Tensor, ...] = ()
         self._scratch = torch.empty(0)
 
@@ -148,8 +156,12 @@ class AutoencoderSolver(Solver):
         """
         dots = torch.zeros_like(self.encoder_bias)
         parts = []  # ‖s‖₁, ‖t‖₁ and ‖t‖² by chunk
-        for s, t, encoder in self._chunks(source, target, self.encoder):
+        seen = self._chunks(self.source_seen, self.target_seen)
+        for i, (s, t, encoder) in enumerate(self._chunks(source, target, self.encoder)):
             dots += encoder @ s
+            source_seen, target_seen = next(seen)
+            self._note(("source", i), source_seen, s)
+            self._note(("target", i), target_seen, t)
             parts += [self._absolute_sum(s), self._absolute_sum(t), t @ t] if has_target else [self._absolute_sum(s)]
         sums = torch.stack(parts).double().view(-1, 3 if has_target else 1).sum(0) / self.size
         dots, sums = self.shard.sum(dots, sums)
@@ -159,6 +171,13 @@ class AutoencoderSolver(Solver):
             self.target_sums += torch.cat([one, sums[1:]])
             return dots, float(sums[2])
         return dots, float(self.target_sums[2] / self.target_sums[0]) if self.target_sums[0] > 0 else 1.0
+
+    def _note(self, chunk: tuple[str, int], seen: Tensor, values: Tensor) -> None:
+        """Remember where a chunk of a gradient is other than 0, until it has been so everywhere."""
+        if chunk not in self._all_seen:
+            seen.logical_or_(values)
+            if bool(seen.all()):
+                self._all_seen.add(chunk)
 
     def _absolute_sum(self, chunk: Tensor) -> Tensor:
         """‖chunk‖₁, four times faster than a CPU's 1-norm, and eight times faster than with fresh memory for |chunk|."""
@@ -171,10 +190,10 @@ class AutoencoderSolver(Solver):
         source_scale, target_scale = self._scales()
         return [
             Solution(
-                encoder=self.shard.whole(self.encoder[k]) * (rate / (self.size * source_scale)),
+                encoder=self.shard.whole(self.encoder[k] * self.source_seen) * (rate / (self.size * source_scale)),
                 encoder_bias=_BIAS_RATE * rate * float(self.encoder_bias[k]),
-                decoder=self.shard.whole(self.decoder[k]) * (rate * target_scale),
-                decoder_bias=self.shard.whole(self.decoder_bias[k]) * (rate * target_scale),
+                decoder=self.shard.whole(self.decoder[k] * self.target_seen) * (rate * target_scale),
+                decoder_bias=self.shard.whole(self.decoder_bias[k] * self.target_seen) * (rate * target_scale),
             )
             for k, rate in enumerate(self.rates)
         ]

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from .shard import Shard
+
+LEVEL = 0.9
+"""|h| of a typical row."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Solution:
             decoder=self.decoder * (decoder_scale * sign),
         )
 
+    def quieter(self, level: float) -> Solution:
+        """The same reading with |h| of the typical row at `level` instead of `LEVEL`, and the same decoder."""
+        gain = math.atanh(level) / math.atanh(LEVEL)
+        return replace(self, encoder=self.encoder * gain, encoder_bias=self.encoder_bias * gain)
+
     def encode(self, s: Tensor) -> float:
         """h of one source gradient [n]."""
         return float(torch.tanh(self.encoder @ s + self.encoder_bias))
@@ -48,28 +55,35 @@ class Solution:
         return self.decoder * h + self.decoder_bias
 
 
-def calibrated(solution: Solution, z: Tensor, labels: Tensor, *, level: float = 0.9) -> Solution:
-    """Orient a solution and set its gain, so that feature values mean the same for every solver, model and seed.
+def gain_of(z: Tensor, labels: Tensor, level: float = LEVEL) -> float:
+    """Return the factor of z at which |h| of the typical row, the median, is `level` and label +1 encodes to positive values.
 
-    Afterwards label +1 encodes to positive values and the mean |h| over the rows is `level`. The decoder is rescaled
-    so that it predicts the same t̂ for the mean feature value as before.
+    A mean of |h| would be dominated by the extremes: where the source gradient vanishes for some rows, as the factual one
+    does where the model is right, |z| spans many orders of magnitude, and a mean of 0.9 saturates most rows.
 
     Args:
-        z: pre-activations ⟨w_e, s⟩ + b_e of single training rows, [N].
+        z: pre-activations ⟨w_e, s⟩ + b_e of single rows, [N].
         labels: ±1 of the same rows, [N].
     """
     z = z.double()
-    spread = float(z.abs().mean())
-    if spread == 0.0:
+    typical = float(z.abs().quantile(0.5)) if len(z) else 0.0
+    if typical == 0.0:
+        return 1.0
+    gain = math.atanh(level) / typical
+    h = torch.tanh(gain * z)
+    return -gain if float((h - h.mean()) @ labels.double()) < 0 else gain
+
+
+def calibrated(solution: Solution, z: Tensor, labels: Tensor, *, level: float = LEVEL) -> Solution:
+    """Orient a solution and set its gain, so that feature values mean the same for every solver, model and seed.
+
+    The decoder is rescaled so that it predicts the same t̂ for the typical feature value as before. Arguments are those of
+    `gain_of`.
+    """
+    gain = gain_of(z, labels, level)
+    if gain == 1.0:
         return solution
-
-    def excess(log_gain: float) -> float:
-        return float(torch.tanh(math.exp(log_gain) * z).abs().mean()) - level
-
-    start = math.log(math.atanh(level) / spread)
-    gain = math.exp(brentq(excess, start - 5, start + 20))
-    sign = -1.0 if float((z - z.mean()) @ labels.double()) < 0 else 1.0
-    return solution.with_gain(sign * gain, float(torch.tanh(z).abs().mean()) / level)
+    return solution.with_gain(gain, math.tanh(math.atanh(level) / abs(gain)) / level)
 
 
 class Solver(nn.Module, ABC):

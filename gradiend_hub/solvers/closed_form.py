@@ -17,11 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Solution, Solver
+from .base import LEVEL, Solution, Solver
 from .shard import Shard
-
-LEVEL = 0.9
-"""Feature value of the class means, if they lie on both sides of 0 alike."""
 
 _DAMPING = 0.1
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from gradiend_hub.errors import ConfigError
 
-from .base import Solution, Solver
-from .closed_form import LEVEL, ClassMeans
+from .base import LEVEL, Solution, Solver
+from .closed_form import ClassMeans
 from .shard import Shard
 
 PENALTIES = torch.logspace(-4, 2, 25, dtype=torch.float64)
@@ -75,6 +76,20 @@ class RidgeSolver(Solver):
     def used(self) -> int:
         """Number of vectors in the bank."""
         return int((self.counts > 0).sum())
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """As `Solver.whole_state`, without the places of the bank that are not in use."""
+        state = super().whole_state()
+        return state | {"bank": state["bank"][: self.used]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As `Solver.load_state_dict`; of a bank without its unused places, too."""
+        bank = state_dict.get("bank")
+        if bank is not None and len(bank) < self.capacity:
+            whole = bank.new_zeros(self.capacity, bank.shape[1])
+            whole[: len(bank)] = bank
+            state_dict = {**state_dict, "bank": whole}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     @torch.no_grad()
     def observe(self, source: Tensor, target: Tensor, label: float) -> Tensor:

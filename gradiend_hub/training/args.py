@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import get_args
 
 from transformers import TrainingArguments
@@ -15,19 +15,28 @@ from gradiend_hub.gradients import MEASURES, STORE_DTYPES
 from gradiend_hub.solvers import SOLVERS
 
 from .decoders import DECODERS
+from .inherited import check_inherited
 
 _BY_COORDINATE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Optimizers that move a coordinate whatever the others do, so that processes can share the coordinates."""
 
 _CHOICES = {
-    "solver": tuple(SOLVERS), "decoder": DECODERS, "goal": get_args(Goal), "importance": MEASURES,
+    "solver": tuple(SOLVERS),
+    "decoder": DECODERS,
+    "goal": get_args(Goal),
+    "importance": MEASURES,
     "gradient_store_dtype": STORE_DTYPES,
-}  # fmt: skip
+}
 
 _COUNTS = {
-    "num_runs": 1, "identity_rows": 0, "importance_rows": 2, "controls": 0, "max_length": 1,
-    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
-}  # fmt: skip
+    "num_runs": 1,
+    "identity_rows": 0,
+    "importance_rows": 2,
+    "controls": 0,
+    "max_length": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+}
 """Whole numbers, and the least that each may be."""
 
 
@@ -37,10 +46,13 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
 
     Defaults that differ from transformers': `learning_rate` 0.1 (in the solver's normalised units, see
     `gradiend_hub.solvers.autoencoder`), `per_device_train_batch_size` 16 rows per gradient, one epoch, no clipping,
-    evaluation batches of 64, `hub_strategy` "end", `report_to` "none". With "codecarbon" in
+    evaluation batches of 64, `hub_strategy` "end", `report_to` "none", `save_total_limit` 1. With "codecarbon" in
     `report_to`, report and card say how much energy the training took.
 
     Early stopping and `load_best_model_at_end` go by `metric_for_best_model` "correlation", that of the validation rows.
+
+    Fields of `TrainingArguments` that have no meaning for a direction are refused when they are changed; see
+    `gradiend_hub.training.inherited`.
 
     Args:
         solver: "autoencoder" (the papers'), "closed_form" (class means; one pass, no learning rate, no seed) or "ridge"
@@ -57,8 +69,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             another seed of the solver, learning rate or solver, need no base model. The batches are the same ones in every
             epoch then. It is refused for any other base, data, scope or batches. One process only.
         gradient_store_dtype: "float32", or "bfloat16" or "float16" at half the size.
-        decoder: "solver" (its own), "mean" (least squares of the class means), or "fisher": the latter divided by the
-            damped Fisher information of neutral text, for the same effect at less damage. It needs
+        decoder: "solver" (its own), "mean" (least squares of the class means), or "damage_aware" (formerly "fisher"): the
+            latter divided by the damped Fisher information of neutral text, for the same effect at less damage. It needs
             `GradiendTrainer(neutral_train_dataset=…)`; its damping is chosen on the validation rows.
         final_density: share of the coordinates that the finished direction keeps, by their share in the decoder's effect.
         goal: "strengthen": strength 1 is the recommended dose. "debias": recommended is the strength at which both classes
@@ -68,6 +80,10 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
         quality_floor: lowest language-modelling score, relative to the base model's, that the recommended strength may
             cost.
         overwrite_output_dir: train into an output directory that is not empty.
+        keep_checkpoints: keep the checkpoints when the training has ended and `save_model` has written the direction. By
+            default they are removed then: they hold the solver's state, three times the direction's size or more, which
+            only a resumed training needs.
+        base_model_id: Hub id to record for a base model that was loaded from a folder, under which others find it.
     """
 
     learning_rate: float = field(default=0.1, metadata={"help": "Step size in the solver's normalised units."})
@@ -79,7 +95,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     # HfArgumentParser wants None first
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Logging integrations."})  # noqa: RUF036
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "When to push; only 'end' is supported."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints that are kept while training."})
     metric_for_best_model: str | None = field(default="correlation", metadata={"help": "What makes a model the best."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether that metric is to be high."})
     solver: str = field(default="autoencoder", metadata={"help": "autoencoder, closed_form or ridge."})
@@ -90,23 +106,35 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     importance_rows: int = field(default=128, metadata={"help": "Training rows that the choice is made from."})
     gradient_store: str | None = field(default=None, metadata={"help": "Folder that keeps the gradients."})
     gradient_store_dtype: str = field(default="float32", metadata={"help": "Type in which they are kept."})
-    decoder: str = field(default="solver", metadata={"help": "solver, mean or fisher."})
+    decoder: str = field(default="solver", metadata={"help": "solver, mean or damage_aware."})
     final_density: float = field(default=1.0, metadata={"help": "Share of the coordinates that is kept in the end."})
     goal: Goal = field(default="strengthen", metadata={"help": "strengthen or debias."})
     controls: int = field(default=3, metadata={"help": "Random directions to compare with."})
     max_length: int | None = field(default=None, metadata={"help": "Longest input in tokens."})
     quality_floor: float = field(default=0.99, metadata={"help": "Lowest relative LM score of the recommended dose."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Use an output directory that is not empty."})
+    keep_checkpoints: bool = field(default=False, metadata={"help": "Keep checkpoints when the direction is saved."})
+    base_model_id: str | None = field(default=None, metadata={"help": "Hub id of a base model loaded from a folder."})
 
     def __post_init__(self) -> None:
+        inherited = {f.name for f in fields(TrainingArguments)}
+        check_inherited(vars(self), [f for f in fields(self) if f.name in inherited])
         super().__post_init__()
         if self.hub_strategy != HubStrategy.END:
             raise ConfigError(
                 f"hub_strategy={HubStrategy(self.hub_strategy).value!r}: a direction is published whole and measured, so "
                 "only 'end' is supported. Checkpoints stay in output_dir."
             )
-        if self.gradient_accumulation_steps != 1:
-            raise ConfigError("gradient_accumulation_steps: a direction needs none; raise per_device_train_batch_size.")
+        if self.decoder == "fisher":
+            self.decoder = "damage_aware"
+        self._check_numbers()
+        for name, allowed in _CHOICES.items():
+            if (found := getattr(self, name)) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, found {found!r}.")
+        if self.world_size > 1:
+            self._check_processes()
+
+    def _check_numbers(self) -> None:
         for name, least in _COUNTS.items():
             found = getattr(self, name)
             if found is not None and not (isinstance(found, int) and not isinstance(found, bool) and found >= least):
@@ -116,26 +144,19 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             raise ConfigError(f"learning_rates must be a list of positive numbers, found {self.learning_rates!r}.")
         if not (is_number(self.learning_rate) and self.learning_rate > 0):
             raise ConfigError(f"learning_rate must be a positive number, found {self.learning_rate!r}.")
-        for name in ("bf16", "fp16", "torch_compile"):
-            if getattr(self, name):
-                raise ConfigError(
-                    f"{name}: the solver works in float32. Load the base model as you want it instead, e.g. "
-                    "AutoModelForMaskedLM.from_pretrained(…, dtype=torch.bfloat16), and give that to the trainer."
-                )
-        for name, allowed in _CHOICES.items():
-            if (found := getattr(self, name)) not in allowed:
-                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, found {found!r}.")
         if not 0 < self.final_density <= 1:
             raise ConfigError(f"final_density must lie in (0, 1], found {self.final_density}.")
-        if self.gradient_store and self.world_size > 1:
+        if not 0 < self.quality_floor < 1:
+            raise ConfigError(f"quality_floor must lie between 0 and 1, found {self.quality_floor}.")
+
+    def _check_processes(self) -> None:
+        if self.gradient_store:
             raise ConfigError(f"gradient_store works in one process, and this is one of {self.world_size}.")
-        if self.world_size > 1 and (self.max_grad_norm > 0 or self.optim not in _BY_COORDINATE):
+        if self.max_grad_norm > 0 or self.optim not in _BY_COORDINATE:
             raise ConfigError(
                 f"max_grad_norm={self.max_grad_norm} and optim={self.optim!s}: each of the {self.world_size} processes "
                 f"holds some coordinates, so max_grad_norm must be 0 and optim one of {', '.join(_BY_COORDINATE)}."
             )
-        if not 0 < self.quality_floor < 1:
-            raise ConfigError(f"quality_floor must lie between 0 and 1, found {self.quality_floor}.")
 
     @property
     def runs(self) -> list[tuple[int, float]]:

@@ -1,31 +1,71 @@
-"""Which checkpoint a training goes on with: one that was written to its end, and that is of this very training."""
+"""Checkpoints of a training: what is in them, which one is gone on with, and when they are removed."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gradiend_hub.errors import ConfigError, TrainingError
+from gradiend_hub.gradients.memory import format_bytes
 from gradiend_hub.gradients.store import differences
 
-__all__ = ["find_checkpoint", "require_same_training", "write_key"]
+from .run import TrainingRun
+from .streams import store_key
+
+__all__ = [
+    "find_checkpoint",
+    "remove_checkpoints",
+    "require_same_training",
+    "require_space",
+    "require_unused",
+    "require_writable",
+    "training_key",
+    "write_state",
+]
 
 logger = logging.getLogger(__name__)
 
 KEY_FILE = "gradiend_training.json"
-"""What the state in a checkpoint is of."""
+"""File that says what the state in a checkpoint is of."""
 
-PARTS = ("model.safetensors", "optimizer.pt", "scheduler.pt", KEY_FILE, "trainer_state.json")
-"""What `Trainer` and we write into a checkpoint; the last one is written last."""
+PARTS = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", KEY_FILE, "trainer_state.json")
+"""Files without which a checkpoint is not complete; the last one is written last."""
+
+STATE_FORMAT = 2
+"""Layout of the solvers' state."""
+
+
+def training_key(run: TrainingRun) -> dict[str, str]:
+    """Describe what a checkpoint's state depends on, as text by name."""
+    key = asdict(store_key(run, [list(range(len(run.data.dataset)))]))
+    args, config = run.args, run.config
+    fields = {name: key[name] for name in ("base", "objective", "rows", "scope", "kept")}
+    fields |= {"source": config.source, "target": config.target, "solver": args.solver, "runs": args.runs}
+    fields["class means of the target"] = args.decoder != "solver" or args.solver != "autoencoder"
+    fields["state format"] = STATE_FORMAT
+    return {name: str(value) for name, value in fields.items()}
+
+
+def write_state(folder: Path, state: Mapping[str, Tensor], key: Mapping[str, str]) -> None:
+    """Write a solver's state into a checkpoint, and what it is of: all that a resumed training needs of the solver."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
+    (folder / KEY_FILE).write_text(json.dumps(key, indent=1), encoding="utf-8")
 
 
 def find_checkpoint(output_dir: str | Path, wanted: str | Path | bool) -> Path:
-    """The checkpoint to go on with: the one that is named, or the last complete one in the output directory.
+    """Find the checkpoint to go on with: the one that is named, or the last complete one in the output directory.
 
     Raises:
         ConfigError: there is none, or the one that is named is not complete.
@@ -38,25 +78,32 @@ def find_checkpoint(output_dir: str | Path, wanted: str | Path | bool) -> Path:
                 "complete."
             )
         return Path(wanted)
-    numbered = {
-        int(match[1]): path
-        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name))
-    }
-    for _, path in sorted(numbered.items(), reverse=True):
+    for path in _checkpoints(Path(output_dir))[::-1]:
         if not (missing := _missing(path)):
             return path
         logger.warning("Not resumed from %s: it is not complete, %s missing.", path, ", ".join(missing))
     raise ConfigError(f"There is no complete checkpoint in {output_dir}; train from the start instead.")
 
 
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """Folders of checkpoints, the oldest first."""
+    numbered = {
+        int(match[1]): path
+        for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name))
+    }
+    return [path for _, path in sorted(numbered.items())]
+
+
+def remove_checkpoints(output_dir: str | Path) -> None:
+    """Remove the checkpoints that trainers of directions have written into a folder."""
+    for path in _checkpoints(Path(output_dir)):
+        if (path / KEY_FILE).is_file():
+            shutil.rmtree(path)
+
+
 def _missing(folder: Path) -> list[str]:
     return [name for name in PARTS if not (folder / name).is_file()]
-
-
-def write_key(folder: Path, key: Mapping[str, str]) -> None:
-    """Say in a checkpoint what its state is of."""
-    (folder / KEY_FILE).write_text(json.dumps(key, indent=1), encoding="utf-8")
 
 
 def require_same_training(folder: Path, key: Mapping[str, str]) -> None:
@@ -74,3 +121,50 @@ def require_same_training(folder: Path, key: Mapping[str, str]) -> None:
             f"The checkpoint {folder} is of another training: {listed}. Train with what it was made with, or from the start "
             "into another output_dir."
         )
+
+
+def require_writable(folder: str | Path) -> None:
+    """Create an output directory, and try whether files can be written there.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise ConfigError(
+            f"Nothing can be written into the output directory {folder}: {error.strerror or error}. Choose another one."
+        ) from error
+
+
+def require_space(folder: str | Path, needed: int, what: str) -> None:
+    """Refuse a training whose files would not fit on the disk.
+
+    Raises:
+        ConfigError: with what is needed and what is left.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConfigError(
+            f"The disk of the output directory {folder} has {format_bytes(free)} left, and {what} need "
+            f'{format_bytes(needed)}. Choose another output_dir, a lower density, or save_strategy="no".'
+        )
+
+
+def require_unused(folder: Path) -> None:
+    """Refuse an output directory that holds something: it is resumed or overwritten by choice, never by accident.
+
+    Raises:
+        ConfigError: it is not empty.
+    """
+    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if not found:
+        return
+    checkpoint = any(name.startswith(PREFIX_CHECKPOINT_DIR) for name in found)
+    hint = "train(resume_from_checkpoint=True) to go on with its last checkpoint, " if checkpoint else ""
+    raise ConfigError(
+        f"The output directory {folder} is not empty ({', '.join(found[:4])}). Use {hint}overwrite_output_dir=True to "
+        "write into it, or another directory."
+    )

@@ -1,4 +1,4 @@
-"""What becomes of a solution's decoder after training: class means, a kinder decoder, fewer coordinates."""
+"""Decoders made after training: of class means, damage-aware, or on fewer coordinates."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from torch import Tensor
 from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.gradients import Scope
 from gradiend_hub.gradients.importance import top_k
-from gradiend_hub.solvers import DAMPINGS, UNMEASURED, ClassMeans, Solution, effect_shares, kinder
-from gradiend_hub.solvers.closed_form import LEVEL
+from gradiend_hub.solvers import DAMPINGS, UNMEASURED, ClassMeans, Solution, damage_aware, effect_shares
+from gradiend_hub.solvers.base import LEVEL
 
-__all__ = ["DECODERS", "kindest", "pruned", "with_mean_decoder"]
+__all__ = ["DECODERS", "best_damped", "pruned", "with_mean_decoder"]
 
-DECODERS = ("solver", "mean", "fisher")
+DECODERS = ("solver", "mean", "damage_aware")
+"""Values of the argument `decoder`."""
 
 Kept = tuple[Solution, Scope]
 
 
 def with_mean_decoder(solution: Solution, target_means: ClassMeans) -> Solution:
-    """The solution with the decoder that predicts each class's mean target from its typical feature value, ±0.9."""
+    """Give a solution the decoder that predicts each class's mean target from its typical feature value, ±0.9."""
     levels = torch.tensor([LEVEL, -LEVEL, 0.0], dtype=torch.float64, device=solution.encoder.device)
     decoder, bias = target_means.fit(levels)
     return replace(solution, decoder=decoder, decoder_bias=bias)
 
 
 def pruned(solution: Solution, scope: Scope, shares: Tensor, density: float) -> Kept:
-    """The coordinates with the largest shares, `max(1, round(density · n))` of them, and the solution on these alone.
+    """Restrict a solution to the coordinates with the largest shares, `max(1, round(density · n))` of them.
 
     Args:
         scope: of the solution's vectors.
@@ -48,7 +49,7 @@ def pruned(solution: Solution, scope: Scope, shares: Tensor, density: float) -> 
     return replace(solution, **vectors), scope.keep(indices)
 
 
-def kindest(
+def best_damped(
     solution: Solution,
     scope: Scope,
     fisher: Tensor,
@@ -56,7 +57,7 @@ def kindest(
     density: float = 1.0,
     effect: Callable[[Solution, Scope], float] | None = None,
 ) -> tuple[Kept, dict[float, float]]:
-    """The solution divided by the damped Fisher information, with the damping of the most effect at an allowed damage.
+    """Make the damage-aware decoder whose damping has the most effect at an allowed damage.
 
     Coordinates are left out before dampings are compared, for each damping by its own ranking: what is best for all
     coordinates is not for the few that stay, which move further and want more damping. (On the bundled masked model at 1 %
@@ -73,7 +74,7 @@ def kindest(
     """
 
     def candidate(damping: float) -> Kept:
-        return pruned(kinder(solution, fisher, damping), scope, effect_shares(solution, fisher, damping), density)
+        return pruned(damage_aware(solution, fisher, damping), scope, effect_shares(solution, fisher, damping), density)
 
     if effect is None:
         return candidate(UNMEASURED), {}

@@ -1,10 +1,11 @@
-"""From what a solver has learned to a direction: the best run, its orientation and gain, its decoder and coordinates."""
+"""A training: what is learned from what, and how its solutions become a direction on the base model."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -12,33 +13,66 @@ from torch import Tensor, nn
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.fingerprint import Fingerprint
+from gradiend_hub.base_model import base_commit, base_name
 from gradiend_hub.data import Row
-from gradiend_hub.encoding import preactivations, reading_sign
+from gradiend_hub.encoding import preactivations
 from gradiend_hub.evaluation import StrengthProbe, calibrate
+from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Example, Objective, examples_of
+from gradiend_hub.objectives import Example, Objective, tokenize_rows
 from gradiend_hub.progress import counted
-from gradiend_hub.solvers import ClassMeans, SeedReport, Solution, calibrated, seed_report
-from gradiend_hub.training.batches import TransitionDataset
+from gradiend_hub.solvers import (
+    ClassMeans,
+    Convergence,
+    SeedReport,
+    Solution,
+    calibrated,
+    convergence,
+    gain_of,
+    seed_report,
+)
+from gradiend_hub.solvers.base import LEVEL
 
 from .args import GradiendTrainingArguments
-from .decoders import kindest, pruned, with_mean_decoder
+from .data import CALIBRATION_ROWS, TrainingData
+from .decoders import best_damped, pruned, with_mean_decoder
 
-__all__ = ["Learned", "LearnedFrom", "as_direction"]
+__all__ = ["Finished", "TrainingRun", "as_direction", "config_for"]
 
-CALIBRATION_ROWS = 128
-"""Training rows from which orientation and gain of a solution are read."""
+FEWEST_ROWS = 16
+"""Fewest validation rows from which orientation and gain of a solution are read; with fewer, training rows are."""
 
-RUN_ROWS = 32
-"""The same while runs are compared, all but one of which are then left behind."""
+MOST_ROWS = 4 * CALIBRATION_ROWS
+"""Most of them."""
 
 COMPARED_ROWS, COMPARED_TOKENS = 60, 1000
 """Validation rows of each class and neutral tokens on which dampings are compared."""
 
+LEAST_LEVEL = 0.05
+"""Typical |h| of an encoder that has learned nothing."""
+
+
+def config_for(config: GradiendConfig, base: nn.Module, args: GradiendTrainingArguments) -> GradiendConfig:
+    """Copy a configuration for a new direction of a base model, whose identity and measurements are its own.
+
+    The base model's name is `base_model_id`, that of the model itself, or, for one that has none, that of the configuration.
+    """
+    own = {
+        "base_model_name_or_path": args.base_model_id or base_name(base) or config.base_model_name_or_path,
+        "revision": None if args.base_model_id else base_commit(base),
+        "auto_mapping": None,
+        "gradiend_version": None,
+        "transformers_version": None,
+    }
+    if config.parameters is not None:  # it is that of another direction
+        own |= {"parameters": None, "has_bias": False, "safe_band": None, "break_point": None}
+        own |= {"strength_unit": 1.0, "strength": 1.0}
+    return replace(copy.deepcopy(config), **own)  # type: ignore[arg-type]
+
 
 def as_direction(solution: Solution, scope: Scope) -> Direction:
-    """A solution by parameter, with the fingerprint of the base model that the scope belongs to."""
+    """Divide a solution by parameter, and add the fingerprint of the base model that the scope belongs to."""
     encoder, decoder = scope.split(solution.encoder), scope.split(solution.decoder)
     bias = scope.split(solution.decoder_bias)
     return Direction(
@@ -54,102 +88,130 @@ def as_direction(solution: Solution, scope: Scope) -> Direction:
 
 
 @dataclass(frozen=True)
-class LearnedFrom:
-    """The data of a training.
+class Reading:
+    """A calibrated solution, and what it encodes.
 
     Attributes:
-        dataset: the tokenised training rows, and `rows` as they are.
-        eval_rows, texts: what runs and dampings are compared on; training rows, or nothing, where there are none.
-        fisher_texts: what the Fisher information is estimated from.
+        h, labels: feature values of the judging rows and their labels ±1 [N].
+        seeds: how it compares with the training's other runs, if there are several.
     """
 
-    dataset: TransitionDataset
-    rows: Sequence[Row]
-    eval_rows: Sequence[Row] = ()
-    texts: Sequence[str] = ()
-    fisher_texts: Sequence[str] = ()
+    solution: Solution
+    h: Tensor
+    labels: Tensor
+    seeds: SeedReport | None = None
 
 
 @dataclass(frozen=True)
-class Learned:
-    """Reads solutions on the base model that they were learned on; `scope` is that of the solutions' vectors."""
+class Finished:
+    """A finished solution.
+
+    Attributes:
+        solution, scope: the solution and its coordinates.
+        effects: effect by damping where dampings were compared.
+        judged: how it encodes the judging rows.
+    """
+
+    solution: Solution
+    scope: Scope
+    effects: dict[float, float]
+    judged: Convergence
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Base model, settings and data of one training; `scope` is that of the solutions' vectors."""
 
     base_model: nn.Module
     objective: Objective
     config: GradiendConfig
     args: GradiendTrainingArguments
     scope: Scope
-    data: LearnedFrom
+    data: TrainingData
 
-    def best(self, solutions: Sequence[Solution]) -> tuple[Solution, SeedReport | None]:
-        """The run with the best correlation on validation rows (training rows if there are no others), calibrated.
+    @property
+    def is_judged_by_validation(self) -> bool:
+        """Whether there are validation rows enough to judge solutions by."""
+        return len(self.data.eval_rows) >= FEWEST_ROWS
 
-        Returns:
-            The solution and, if there are several runs, how they compare.
+    @cached_property
+    def judging(self) -> tuple[list[Example], Tensor]:
+        """Examples and labels of rows by which solutions are oriented, scaled, compared and judged.
+
+        These are validation rows, as the base model may have seen the training rows, whose gradients are unlike others then.
         """
-        if len(solutions) == 1:
-            return self.calibrated(solutions, self.scope)[0], None
-        compared = self.calibrated(solutions, self.scope, RUN_ROWS)
-        rows = self.data.eval_rows or [self.data.rows[i] for i in self.data.dataset.sample(CALIBRATION_ROWS)]
-        encoded = [self.encode(solution, rows) for solution in compared]
-        seeds, rates = zip(*self.args.runs, strict=True)
-        found = seed_report(compared, torch.stack([h for h, _ in encoded]), encoded[0][1], seeds=seeds, rates=rates)
-        return self.calibrated([solutions[found.chosen]], self.scope)[0], found
+        if self.is_judged_by_validation:
+            return self.labelled(spread(self.data.eval_rows, MOST_ROWS))
+        chosen, dataset = self.data.dataset.sample(CALIBRATION_ROWS), self.data.dataset
+        return [dataset.examples[i] for i in chosen], torch.tensor([dataset.labels[i] for i in chosen])
 
-    def calibrated(self, solutions: Sequence[Solution], scope: Scope, count: int = CALIBRATION_ROWS) -> list[Solution]:
-        """The same solutions with orientation and gain read from training rows, `count` of them if there are as many."""
-        chosen = self.data.dataset.sample(count)
-        examples = [self.data.dataset.examples[i] for i in chosen]
-        labels = torch.tensor([self.data.dataset.labels[i] for i in chosen])
-        ready = []
-        for found in solutions:
-            z = self.preactivations(found, examples, scope)
-            usable = z.isfinite()  # the rows that training left out
-            ready.append(calibrated(found, z[usable], labels[usable]))
-        return ready
-
-    def encode(self, solution: Solution, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """Feature values and labels of rows, each [N]."""
-        z = self.preactivations(solution, examples_of(self.objective, rows, what="eval_dataset"), self.scope)
+    def labelled(self, rows: Sequence[Row]) -> tuple[list[Example], Tensor]:
+        """Tokenise rows. Returns their examples and training labels ±1."""
         classes = self.config.feature_classes or []
-        return reading_sign(self.config.source) * torch.tanh(z), torch.tensor(
-            [row.label(classes, "factual") for row in rows]
-        )
+        labels = torch.tensor([row.label(classes, self.config.source) for row in rows])
+        return tokenize_rows(self.objective, rows, what="eval_dataset"), labels
+
+    def read(self, solution: Solution, scope: Scope) -> Reading:
+        """Orient a solution, set its gain, and encode the judging rows by it."""
+        examples, labels = self.judging
+        z = self.preactivations(solution, examples, scope)
+        usable = z.isfinite()  # training leaves out rows of other kinds, too
+        z, labels = z[usable], labels[usable]
+        return Reading(calibrated(solution, z, labels), torch.tanh(gain_of(z, labels) * z), labels)
+
+    def best(self, solutions: Sequence[Solution]) -> Reading:
+        """Choose the run with the best correlation on the judging rows."""
+        readings = [self.read(solution, self.scope) for solution in solutions]
+        if len(readings) == 1:
+            return readings[0]
+        seeds, rates = zip(*self.args.runs, strict=True)
+        h, calibrated_ones = torch.stack([r.h for r in readings]), [r.solution for r in readings]
+        found = seed_report(calibrated_ones, h, readings[0].labels, seeds=seeds, rates=rates)
+        return replace(readings[found.chosen], seeds=found)
 
     def preactivations(self, solution: Solution, examples: Sequence[Example], scope: Scope) -> Tensor:
         """z of every example, [N]."""
         return preactivations(
-            self.base_model, self.objective, examples, scope.dense_tensors(solution.encoder), solution.encoder_bias,
-            source=self.config.source, batch_size=self.args.eval_batch_size,
-        )  # fmt: skip
+            self.base_model,
+            self.objective,
+            examples,
+            scope.dense_tensors(solution.encoder),
+            solution.encoder_bias,
+            source=self.config.source,
+            batch_size=self.args.eval_batch_size,
+        )
 
-    def finished(
-        self, solution: Solution, target_means: ClassMeans | None
-    ) -> tuple[Solution, Scope, dict[float, float]]:
-        """The solution with the decoder and on the coordinates that the arguments ask for.
+    def finished(self, read: Reading, target_means: ClassMeans | None) -> Finished:
+        """Give a solution the decoder and the coordinates that the arguments ask for, and judge its encoder.
 
-        Returns:
-            Solution, scope, and the effect by damping where dampings were compared.
+        An encoder that was not learned is made as quiet as it is uncertain: its typical |h| is not 0.9, but that times its
+        correlation.
         """
-        args, scope = self.args, self.scope
-        tried: dict[float, float] = {}
+        args, scope, solution = self.args, self.scope, read.solution
+        effects: dict[float, float] = {}
         if args.decoder != "solver":
             assert target_means is not None
             solution = with_mean_decoder(solution, target_means)
-        if args.decoder == "fisher":
+        if args.decoder == "damage_aware":
             with GradientReader(self.base_model, scope) as reader:
                 fisher = diagonal_fisher(reader, self.objective, self.data.fisher_texts, seed=args.seed)
             effect = self.effect if self.data.eval_rows and self.data.texts else None
             with counted("measuring dampings"):
-                (solution, scope), tried = kindest(solution, scope, fisher, density=args.final_density, effect=effect)
+                (solution, scope), effects = best_damped(
+                    solution, scope, fisher, density=args.final_density, effect=effect
+                )
         else:
             solution, scope = pruned(solution, scope, solution.decoder.abs(), args.final_density)
         if scope is not self.scope:  # fewer coordinates make a smaller z
-            (solution,) = self.calibrated([solution], scope)
-        return solution, scope, tried
+            read = self.read(solution, scope)
+            solution = read.solution
+        judged = convergence(read.h, read.labels)
+        if judged.faults:
+            solution = solution.quieter(max(LEAST_LEVEL, LEVEL * judged.correlation))
+        return Finished(solution, scope, effects, judged)
 
     def effect(self, solution: Solution, scope: Scope) -> float:
-        """Effect on some validation rows at the best dose that neutral text bears."""
+        """Measure a solution's effect on some validation rows at the best dose that neutral text bears."""
         model = GradiendModel.from_direction(self.base_model, as_direction(solution, scope), copy.deepcopy(self.config))
         try:
             probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, seed=self.args.seed)

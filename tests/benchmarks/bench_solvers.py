@@ -36,7 +36,7 @@ from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, read_
 from gradiend_hub.objectives import Objective, examples_of, make_objective
 from gradiend_hub.solvers import Solution, make_solver
 from gradiend_hub.training.batches import TransitionBatchSampler, TransitionDataset
-from gradiend_hub.training.decoders import kindest
+from gradiend_hub.training.decoders import best_damped
 from gradiend_hub.training.run import Learned, LearnedFrom, as_direction
 
 from .measure import EXAMPLES, MODELS, interleaved, line, read_jsonl, skipped
@@ -295,8 +295,10 @@ def bench_base(
             data, rows, some(feature, "validation", rows_per_class // 2), spread(early[1::2], texts // 2)
         )
         learned = Learned(base, objective, config, args, scope, learned_from)
-        (kinder, _), tried = kindest(solutions["mean"], scope, fisher, effect=learned.effect)
-        (sparse, few), tried_sparse = kindest(solutions["mean"], scope, fisher, density=DENSITY, effect=learned.effect)
+        (kinder, _), tried = best_damped(solutions["mean"], scope, fisher, effect=learned.effect)
+        (sparse, few), tried_sparse = best_damped(
+            solutions["mean"], scope, fisher, density=DENSITY, effect=learned.effect
+        )
         progress(f"{name} {feature.name}, effect by damping: {tried}; at 1 %: {tried_sparse}")
         noise = torch.randn(scope.size, generator=torch.Generator().manual_seed(0))
         decoders: dict[str, tuple[Solution, Mapping[str, Tensor]]] = {

@@ -32,7 +32,7 @@ def trained(
 
 def correlation(trainer: GradiendTrainer) -> float:
     """On rows that it has not seen, from its encodings alone."""
-    return float(trainer._read_encoder(trainer._eval_rows)["correlation"])
+    return float(trainer._read_encoder(trainer._run.data.eval_rows)["correlation"])
 
 
 @pytest.mark.parametrize("solver", ["closed_form", "ridge"])
@@ -63,7 +63,7 @@ def test_runs_share_a_stream_and_the_best_is_kept(masked_path: Path, pronouns: A
     assert [run for run in runs if run["chosen"]] == [best] and best["learning_rate"] == 0.1
     alone = trained(masked_path, tmp_path / "alone", pronouns, density=0.05)  # the third run, by itself
     solver: Any = trainer.model
-    solutions = trainer._learned.calibrated(solver.solutions(), trainer.scope)
+    solutions = [trainer._run.read(solution, trainer.scope).solution for solution in solver.solutions()]
     other = torch.cat([part.decoder for part in alone.direction.parameters.values()])
     torch.testing.assert_close(solutions[2].decoder, other, rtol=1e-3, atol=1e-8)
     assert direction.encoder_bias == solutions[runs.index(best)].encoder_bias
@@ -202,8 +202,8 @@ def test_rows_without_a_finite_loss_are_named_and_left_out(
         ({"learning_rates": [float("nan")]}, "learning_rates must be a list of positive numbers"),
         ({"learning_rates": 0.1}, "learning_rates must be a list of positive numbers"),
         ({"learning_rate": 0.0, "learning_rates": [0.1]}, "learning_rate must be a positive number"),
-        ({"bf16": True}, "bf16: the solver works in float32"),
-        ({"torch_compile": True}, "torch_compile: the solver works in float32"),
+        ({"bf16": True}, "bf16=True has no meaning for a direction: the solver works in float32"),
+        ({"torch_compile": True}, "torch_compile=True has no meaning for a direction: the base model runs as it is given"),
         ({"decoder": "kind"}, "decoder must be one of"),
         ({"final_density": 0.0}, r"final_density must lie in \(0, 1\]"),
         ({"goal": "harm"}, "goal must be one of"),
@@ -222,7 +222,7 @@ def test_what_cannot_work(
         )  # fmt: skip
 
 
-def test_a_kinder_decoder(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
+def test_a_damage_aware_decoder(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
     sentences = neutral.filter(lambda row: row["split"] == "test").select(range(40))
     common: dict[str, Any] = {"max_steps": 24, "controls": 0}
 
@@ -233,7 +233,7 @@ def test_a_kinder_decoder(masked_path: Path, pronouns: Any, neutral: Any, tmp_pa
         trainer.train()
         return trainer
 
-    plain, mean, fisher = (run(name, decoder=name) for name in ("solver", "mean", "fisher"))
+    plain, mean, fisher = (run(name, decoder=name) for name in ("solver", "mean", "damage_aware"))
     closed = run("closed", solver="closed_form")
     scale = closed.direction.norm(1, 0) / mean.direction.norm(1, 0)  # its own feature values are not quite ±0.9
     assert scale == pytest.approx(1, abs=0.3)
@@ -247,7 +247,7 @@ def test_a_kinder_decoder(masked_path: Path, pronouns: Any, neutral: Any, tmp_pa
     assert len(tried) == len(DAMPINGS) or list(tried.values())[-1] < max(tried.values())
     assert not same_direction(fisher_direction, mean.direction)
     assert fisher_direction.norm(1, 0) == pytest.approx(mean.direction.norm(1, 0), rel=1e-4)
-    sparse = run("sparse", decoder="fisher", final_density=0.02)
+    sparse = run("sparse", decoder="damage_aware", final_density=0.02)
     assert sparse.direction.entries == round(0.02 * sparse.scope.size)
     assert sparse.evaluate()["eval_correlation"] > 0.9
     sparse.save_model()
@@ -264,4 +264,4 @@ def test_what_is_kept_in_the_end_is_the_largest(masked_path: Path, pronouns: Any
 
 def test_fisher_needs_sentences(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs neutral_train_dataset"):
-        trained(masked_path, tmp_path, pronouns, decoder="fisher")
+        trained(masked_path, tmp_path, pronouns, decoder="damage_aware")

@@ -1,4 +1,4 @@
-"""The kinder decoder: its Fisher information against the definition, and its formulas."""
+"""The damage-aware decoder: its Fisher information against the definition, and its formulas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gradiend_hub.errors import ConfigError, DataError, TrainingError
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, select_parameters
 from gradiend_hub.objectives import Objective, make_objective
-from gradiend_hub.solvers import Solution, effect_shares, kinder
+from gradiend_hub.solvers import Solution, damage_aware, effect_shares
 from tests.models import DECODER
 from tests.objectives.tokenizers import causal_tokenizer
 
@@ -85,16 +85,16 @@ SOLUTION = Solution(torch.ones(4), 0.3, torch.tensor([1.0, -2.0, 3.0, 0.5]), tor
 FISHER = torch.tensor([0.0, 1.0, 4.0, 3.0])
 
 
-def test_kinder_divides_by_the_damped_fisher() -> None:
-    found = kinder(SOLUTION, FISHER, 0.5)
+def test_damage_aware_divides_by_the_damped_fisher() -> None:
+    found = damage_aware(SOLUTION, FISHER, 0.5)
     weights = 1 / (FISHER + 0.5 * 2)
     torch.testing.assert_close(found.decoder / found.decoder[0], SOLUTION.decoder * weights / weights[0])
     torch.testing.assert_close(found.decoder_bias / found.decoder, SOLUTION.decoder_bias / SOLUTION.decoder)
     assert float(found.decoder.norm()) == pytest.approx(float(SOLUTION.decoder.norm()))
     assert found.encoder is SOLUTION.encoder and found.encoder_bias == SOLUTION.encoder_bias
-    torch.testing.assert_close(kinder(SOLUTION, FISHER, 1e9).decoder, SOLUTION.decoder)
+    torch.testing.assert_close(damage_aware(SOLUTION, FISHER, 1e9).decoder, SOLUTION.decoder)
     with pytest.raises(ConfigError, match="positive"):
-        kinder(SOLUTION, FISHER, 0.0)
+        damage_aware(SOLUTION, FISHER, 0.0)
 
 
 @pytest.mark.parametrize("damping", [1e-3, 1.0])
@@ -105,7 +105,7 @@ def test_no_other_edit_of_equal_cost_has_more_effect(damping: float) -> None:
     def effect(delta: Tensor) -> float:
         return float(SOLUTION.decoder.double() @ delta / (cost * delta.square()).sum().sqrt())
 
-    best = kinder(SOLUTION, FISHER, damping).decoder.double()
+    best = damage_aware(SOLUTION, FISHER, damping).decoder.double()
     generator = torch.Generator().manual_seed(0)
     for other in torch.randn(200, 4, generator=generator).double():
         assert effect(other) <= effect(best) + 1e-9

@@ -1,9 +1,9 @@
-"""A kinder decoder: the same effect on the feature at less damage to everything else.
+"""Damage-aware decoders: the same effect on the feature at less damage to everything else.
 
 To first order an edit Δ changes the feature by ⟨w_d, Δ⟩, and to second order it costs neutral text ½·ΣF_i·Δ_i² nats per
 token, where F is the diagonal of the Fisher information. Among edits of equal cost the one of most effect is
 Δ ∝ w_d/F. F is damped, for it says little about coordinates that neutral text hardly uses, and nothing about how
-coordinates act together. A coordinate's share in the effect is then w_d²/F, by which a kinder decoder is pruned.
+coordinates act together. A coordinate's share in the effect is then w_d²/F, by which a damage-aware decoder is pruned.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gradiend_hub.errors import ConfigError
 from .base import Solution
 
 DAMPINGS = (10.0, 1.0, 1e-1, 1e-2)
-"""Values that are worth a try, in units of the mean of F."""
+"""Dampings that are compared, in units of the mean of F."""
 
 UNMEASURED = 1.0
-"""What is taken where none can be tried: at most a few per cent of the effect from the best one on the bundled models."""
+"""Damping where none can be compared: at most a few per cent of the effect from the best one on the bundled models."""
 
 
-def kinder(solution: Solution, fisher: Tensor, damping: float) -> Solution:
-    """The solution with its decoder divided by F + damping·F̄, and rescaled so that ‖w_d‖ stays.
+def damage_aware(solution: Solution, fisher: Tensor, damping: float) -> Solution:
+    """Divide a solution's decoder by F + damping·F̄, and rescale it so that ‖w_d‖ stays.
 
     The encoder stays as it is; t̂ is now an edit, and no prediction of the target gradient.
 
@@ -41,7 +41,7 @@ def kinder(solution: Solution, fisher: Tensor, damping: float) -> Solution:
 
 
 def effect_shares(solution: Solution, fisher: Tensor, damping: float) -> Tensor:
-    """w_d²/(F + damping·F̄): what each coordinate of a kinder decoder adds to its effect; [n], for pruning (`top_k`).
+    """Return w_d²/(F + damping·F̄), the share of each coordinate in a damage-aware decoder's effect: [n], for `top_k`.
 
     Args:
         solution: the plain one, not yet divided.

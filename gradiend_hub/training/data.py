@@ -1,0 +1,190 @@
+"""Data of a training: rows and neutral texts, all of them read and checked before anything is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.data import Row, class_fillers, read_rows, read_texts, require_classes, require_distinct
+from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation import require_readable
+from gradiend_hub.objectives import Example, Objective, other_examples, tokenize_rows
+
+from .args import GradiendTrainingArguments
+from .batches import TransitionDataset
+
+__all__ = ["CALIBRATION_ROWS", "Datasets", "MeasuredRows", "TrainingData", "read_measured", "records"]
+
+CALIBRATION_ROWS = 128
+"""Training rows from which orientation and gain of a solution are read."""
+
+STREAM_LIMIT = 100_000
+"""Most rows that are read of a data set without a length."""
+
+_FISHER_TEXTS = 256
+"""Most sentences that the Fisher information is estimated from."""
+
+
+class Datasets(NamedTuple):
+    """Data sets as a user gives them: iterables of dictionaries. `eval_dataset` may be several, by name."""
+
+    train_dataset: Any
+    eval_dataset: Any = None
+    neutral_dataset: Any = None
+    neutral_train_dataset: Any = None
+    test_dataset: Any = None
+    test_neutral_dataset: Any = None
+
+
+@dataclass(frozen=True)
+class MeasuredRows:
+    """Rows that a direction is measured on, and neutral texts beside them."""
+
+    rows: Sequence[Row]
+    texts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Checked data of a training.
+
+    Attributes:
+        dataset: the tokenised training rows (and identity rows), and `rows` as they are.
+        fillers: words of each class.
+        eval_sets: validation rows by name; the name of a single set is empty. The strength unit is chosen on the first.
+        texts: neutral sentences beside them.
+        fisher_texts: sentences from which the Fisher information is estimated.
+        test: rows and sentences that only measure the result.
+    """
+
+    dataset: TransitionDataset
+    rows: Sequence[Row]
+    fillers: dict[str, list[str]] = field(default_factory=dict)
+    eval_sets: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    texts: Sequence[str] = ()
+    fisher_texts: Sequence[str] = ()
+    test: MeasuredRows | None = None
+
+    @property
+    def eval_rows(self) -> Sequence[Row]:
+        """Rows of the first validation set; none if there is no set."""
+        return next(iter(self.eval_sets.values()), ())
+
+    @property
+    def trained_words(self) -> set[str]:
+        """Words that fill a slot of a training row."""
+        return {word for row in self.rows for word in (row.factual, row.alternative)}
+
+    @classmethod
+    def read(
+        cls, given: Datasets, objective: Objective, config: GradiendConfig, args: GradiendTrainingArguments
+    ) -> TrainingData:
+        """Read and check everything that will be needed, up to the test rows.
+
+        Raises:
+            ConfigError: a data set is missing or of another kind.
+            DataError: a row is unusable, or a class has words or rows that cannot be read.
+        """
+        classes, needed = require_classes(config.feature_classes), None
+        if args.max_steps > 0:
+            needed = max(
+                args.max_steps * args.train_batch_size, args.importance_rows, args.identity_rows, CALIBRATION_ROWS
+            )
+        rows = read_rows(records(given.train_dataset, "train_dataset", needed), classes, what="train_dataset")
+        examples = tokenize_rows(objective, rows, what="train_dataset")
+        identity = _identity_examples(objective, rows, args)
+        fillers = config.fillers or class_fillers(rows, classes)
+        require_distinct(fillers)
+        require_readable(objective, rows[:1], fillers)
+
+        def measured(dataset: Any, what: str) -> list[Row]:
+            return read_measured(dataset, objective, classes, fillers, what=what)
+
+        def texts(dataset: Any, what: str) -> list[str]:
+            return [] if dataset is None else read_texts(records(dataset, what), what=what)
+
+        sets = given.eval_dataset if isinstance(given.eval_dataset, Mapping) else {"": given.eval_dataset}
+        eval_sets = {
+            name: measured(dataset, f"eval_dataset[{name!r}]" if name else "eval_dataset")
+            for name, dataset in sets.items()
+            if dataset is not None
+        }
+        test = None
+        if given.test_dataset is not None:
+            test = MeasuredRows(
+                measured(given.test_dataset, "test_dataset"), texts(given.test_neutral_dataset, "test_neutral_dataset")
+            )
+        return cls(
+            TransitionDataset(rows, examples, classes, config.source, identity),
+            rows,
+            fillers,
+            eval_sets,
+            texts(given.neutral_dataset, "neutral_dataset"),
+            texts(given.neutral_train_dataset, "neutral_train_dataset")[:_FISHER_TEXTS],
+            test,
+        )
+
+
+def read_measured(
+    dataset: Any, objective: Objective, classes: Sequence[str], fillers: Mapping[str, Sequence[str]], *, what: str
+) -> list[Row]:
+    """Read rows to measure a direction on, and check that the objective reads them and the words of both classes."""
+    rows = read_rows(records(dataset, what), classes, what=what)
+    tokenize_rows(objective, rows, what=what)
+    require_readable(objective, rows, fillers)
+    return rows
+
+
+def _identity_examples(objective: Objective, rows: Sequence[Row], args: GradiendTrainingArguments) -> list[Example]:
+    count = min(args.identity_rows, len(rows))
+    chosen = [rows[i * len(rows) // count] for i in range(count)]
+    return other_examples(objective, chosen, seed=args.row_seed)
+
+
+def records(dataset: Any, what: str, needed: int | None = None) -> Iterable[dict[str, Any]]:
+    """Return the records of a data set, of one without a length as many as are needed.
+
+    Args:
+        what: what messages call it.
+        needed: rows that the training uses, if that is known; default: all, up to `STREAM_LIMIT`.
+
+    Raises:
+        ConfigError: it is no iterable of dictionaries, or a stream with more rows than the limit.
+    """
+    if advice := _next_step(dataset, what):
+        raise ConfigError(f"{what} must be an iterable of dictionaries, e.g. a datasets.Dataset. {advice}")
+    stream: Iterator[dict[str, Any]] = iter(dataset)
+    if isinstance(dataset, Sized):
+        return islice(stream, len(dataset))  # a map-style data set of torch need not end its own iteration
+    return _of_stream(stream, what, needed)
+
+
+def _of_stream(stream: Iterator[dict[str, Any]], what: str, needed: int | None) -> list[dict[str, Any]]:
+    found = list(islice(stream, min(needed or STREAM_LIMIT, STREAM_LIMIT)))
+    if needed is None and len(found) == STREAM_LIMIT and next(stream, None) is not None:
+        raise ConfigError(
+            f"{what} is a stream of more than {STREAM_LIMIT:,} rows, which are all read before the training. Give as "
+            f"many as you need, {what}=stream.take(COUNT), or for the training rows set max_steps."
+        )
+    return found
+
+
+def _next_step(dataset: Any, what: str) -> str:
+    """Say what to do about an object that is no data set; empty for one that is."""
+    if dataset is None:
+        return "It is missing."
+    if isinstance(dataset, (str, Path)):
+        return f"{str(dataset)!r} is a name: load it first, e.g. datasets.load_dataset({str(dataset)!r}, split=…)."
+    if isinstance(dataset, Mapping):
+        return f"This is a dictionary with the keys {list(dataset)}: give one of its data sets."
+    if type(dataset).__name__ == "DataFrame":
+        return "Convert the data frame: datasets.Dataset.from_pandas(frame)."
+    try:
+        iter(dataset)
+    except TypeError:
+        return f"Found {type(dataset).__name__}."
+    return ""
