@@ -30,7 +30,7 @@ _NOISE = 1e-4
 """Standard error, relative to the mean class signal of all coordinates, below which "snr" ranks nothing higher."""
 
 _CHUNK = 1 << 20
-"""Values that are counted at a time while a threshold is sought."""
+"""Values that are looked at a time, so that no temporary is as large as the gradients."""
 
 
 def prune(
@@ -72,7 +72,7 @@ def prune(
         skipped=skipped,
     )  # fmt: skip
     count = max(1, round(density * scope.size))
-    useful = int(torch.count_nonzero(values))
+    useful = sum(int(part.count_nonzero()) for part in values.split(_CHUNK))
     if useful < count:
         raise TrainingError(
             f"density={density} keeps {count:,} coordinates, but only {useful:,} of {scope.size:,} in scope have any "
@@ -137,7 +137,7 @@ def importance(
             for row in error.rows:
                 skipped.skip(objective, examples[row])
                 usable[row] = 0.0
-    if not bool(values.sum(dtype=torch.float64).isfinite()):
+    if not bool(values.max().isfinite()):  # which NaN is not, either
         raise TrainingError(
             f"The importance of the coordinates is not finite: a gradient of the {len(rows)} sampled rows overflows. Load "
             "the base model in float32 or bfloat16."
@@ -215,12 +215,13 @@ def top_k(importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     threshold, ties = upper << 16 | lower, count - above - tied
     chosen: dict[str, Tensor] = {}
     for name, values in importance.items():
-        bits = _bits(values)
-        indices = (bits >= threshold).nonzero().squeeze(1)
-        equal = bits[indices] == threshold
-        allowed = equal.cumsum(0) <= ties
-        chosen[name] = indices[~equal | allowed]
-        ties -= min(ties, int(equal.sum()))
+        parts = []
+        for number, bits in enumerate(_bits(values).split(_CHUNK)):
+            indices = (bits >= threshold).nonzero().squeeze(1)
+            equal = bits[indices] == threshold
+            parts.append(indices[~equal | (equal.cumsum(0) <= ties)] + number * _CHUNK)
+            ties -= min(ties, int(equal.sum()))
+        chosen[name] = torch.cat(parts)
     return chosen
 
 

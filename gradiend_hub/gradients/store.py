@@ -1,4 +1,4 @@
-"""Gradients on disk: the base model is frozen, so what it says about a group of rows is computed once.
+"""Gradients on disk: the base model is frozen, so the gradients of a group of rows are computed once.
 
 Later epochs, seeds, learning rates and solvers read the same pairs from a local folder. It knows what it was written for,
 and is never used for anything else. Nothing in it is executed: numbers and JSON only.
@@ -10,14 +10,14 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -29,24 +29,22 @@ from .faults import SkippedRows
 from .memory import format_bytes
 from .pairs import GradientReader
 
-FORMAT = 3
+FORMAT = 4
 """Layout of the files; another one is refused."""
 
-KEY_FILE, GRADIENTS_FILE, INDEX_FILE = "key.json", "gradients.bin", "index.bin"
+KEY_FILE = "key.json"
 
-_TYPES = {"float32": (torch.float32, "<f4"), "bfloat16": (torch.bfloat16, "<i2"), "float16": (torch.float16, "<f2")}
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORE_DTYPES = tuple(_TYPES)
-"""In which gradients can be kept."""
+"""Names of the types that gradients can be stored in."""
 
-_WRITTEN, _EMPTY = 1.0, -1.0
-_INDEX = np.dtype([("mark", "<f4"), ("crc", "<u4")])
-"""What the index says of each vector. Any positive mark is a scale and means written; −1 a group without a usable row;
-0 missing. The checksum is that of its bytes."""
+_HEADER_BYTES = 512
+"""Most bytes of a group's file beside its values."""
 
 
 @dataclass(frozen=True)
 class StoreKey:
-    """What a store holds the gradients of. Every field must agree before one of them is read.
+    """Identity of the gradients in a store. Every field must agree before one of them is read.
 
     Attributes:
         base: digest of all weights, buffers and settings of the base model.
@@ -82,7 +80,7 @@ class StoreKey:
         *,
         dtype: str = "float32",
     ) -> StoreKey:
-        """The key of the gradients of groups of rows.
+        """Describe the gradients of groups of rows.
 
         Args:
             model: the base model; all its parameters count, in scope or not.
@@ -109,7 +107,7 @@ class StoreKey:
 
 
 def differences(found: object, expected: Mapping[str, object]) -> str:
-    """What a stored key says otherwise than it should, for a message; empty if nothing."""
+    """Name the fields in which a stored key differs from the expected one, for a message; empty if there are none."""
     said = found if isinstance(found, dict) else {}
     return "; ".join(
         f"{field} is {said.get(field)!r}, expected {value!r}"
@@ -119,7 +117,7 @@ def differences(found: object, expected: Mapping[str, object]) -> str:
 
 
 def base_digest(model: nn.Module) -> str:
-    """What the base model computes with: a digest of every value that it holds, and of its configuration."""
+    """Digest of every value that a base model holds, and of its configuration."""
     digest = xxhash.xxh3_128()
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
@@ -143,48 +141,39 @@ def _digest(parts: Iterable[str | bytes]) -> str:
 
 
 class GradientStore:
-    """Pairs g_a and g_f − g_a of groups of rows, [groups, 2, n], in a memory-mapped file.
+    """Pairs g_a and g_f − g_a of groups of rows, [n] each, in one safetensors file a group.
 
     These two and not g_f: with one of a half-precision base or store, the difference of two rounded gradients would lose
     what tells the classes apart. In float32 the default pair is read as it was computed, bit for bit.
 
-    A group counts as written only after its values have reached the disk, so a killed run goes on where it was.
+    A file appears under its name only when all of it has reached the disk, so a killed run goes on where it was.
 
     Args:
         folder: where the files are, or will be; created if missing.
         key: what they must hold.
 
     Raises:
-        TrainingError: the folder holds the gradients of something else (naming the fields that differ), or is damaged.
+        TrainingError: the folder holds the gradients of something else (naming the fields that differ).
         ConfigError: the disk has no room for what is missing.
     """
 
     def __init__(self, folder: str | Path, key: StoreKey) -> None:
         self.folder, self.key = Path(folder), key
-        self._dtype, self._code = _TYPES[key.dtype]
-        if (self.folder / KEY_FILE).exists():
-            self._check()
-        else:
-            self._create()
-        self._index = np.memmap(self.folder / INDEX_FILE, _INDEX, mode="r+", shape=(key.groups, 2))
-        self._values = np.memmap(self.folder / GRADIENTS_FILE, self._code, mode="r", shape=(key.groups, 2, key.size))
-        self._verified: set[tuple[int, int]] = set()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / KEY_FILE
+        if path.exists():
+            self._check(path)
+        self._require_room()
+        if not path.exists():
+            self._replace(path, lambda new: new.write_text(json.dumps(asdict(key), indent=1), encoding="utf-8"))
 
     @staticmethod
     def required_bytes(groups: int, size: int, dtype: str = "float32") -> int:
-        """Bytes on disk for `groups` pairs of `size` coordinates, without the key of about 1 kB."""
-        return groups * 2 * (size * _TYPES[dtype][0].itemsize + _INDEX.itemsize)
+        """Most bytes on disk for `groups` pairs of `size` coordinates, without the key of about 1 kB."""
+        return groups * (2 * size * _TYPES[dtype].itemsize + _HEADER_BYTES)
 
-    def _sizes(self) -> dict[str, int]:
-        index = self.key.groups * 2 * _INDEX.itemsize
-        return {
-            GRADIENTS_FILE: self.required_bytes(self.key.groups, self.key.size, self.key.dtype) - index,
-            INDEX_FILE: index,
-        }
-
-    def _create(self) -> None:
-        required = self.required_bytes(self.key.groups, self.key.size, self.key.dtype)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _require_room(self) -> None:
+        required = self.required_bytes(len(self.missing), self.key.size, self.key.dtype)
         free = shutil.disk_usage(self.folder).free
         if required > free:
             raise ConfigError(
@@ -192,15 +181,8 @@ class GradientStore:
                 f"{format_bytes(required)}, and {self.folder} has {format_bytes(free)} left. Lower the density, store "
                 "bfloat16, or train without a store."
             )
-        for name, size in self._sizes().items():
-            with (self.folder / name).open("wb") as file:
-                file.truncate(size)
-        temporary = self.folder / f".{KEY_FILE}"
-        temporary.write_text(json.dumps(asdict(self.key), indent=1), encoding="utf-8")
-        temporary.replace(self.folder / KEY_FILE)  # last: a folder with a key has all its files
 
-    def _check(self) -> None:
-        path = self.folder / KEY_FILE
+    def _check(self, path: Path) -> None:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
@@ -210,13 +192,18 @@ class GradientStore:
                 f"The gradient store {self.folder} was written for something else: {listed}. Use another folder, or remove "
                 "this one to compute it anew."
             )
-        for name, size in self._sizes().items():
-            file = self.folder / name
-            if not file.is_file() or file.stat().st_size != size:
-                actual = f"{file.stat().st_size:,} bytes" if file.is_file() else "no file"
-                raise TrainingError(
-                    f"{file} is damaged: expected {size:,} bytes, found {actual}. Remove {self.folder} to compute it anew."
-                )
+
+    def _file(self, group: int) -> Path:
+        return self.folder / f"group-{group:06}.safetensors"
+
+    @staticmethod
+    def _replace(path: Path, write: Callable[[Path], object]) -> None:
+        """Write a file under another name, and rename it when it is whole and safe."""
+        temporary = path.with_name(f".{path.name}")
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
     @property
     def missing(self) -> list[int]:
@@ -225,31 +212,22 @@ class GradientStore:
 
     def has(self, group: int) -> bool:
         """Whether a group is written."""
-        return bool(self._index["mark"][group].all())
+        return self._file(group).is_file()
 
     def write(self, group: int, alternative: Tensor | None, diff: Tensor | None) -> None:
         """Store g_a and g_f − g_a of a group, each [n]; None for both when no row of it is usable."""
-        marks = [(_EMPTY, 0), (_EMPTY, 0)]
+        tensors: dict[str, Tensor] = {}
         if alternative is not None and diff is not None:
-            marks = []
-            with (self.folder / GRADIENTS_FILE).open("r+b") as file:
-                file.seek(self._values[0].nbytes * group)
-                for vector in (alternative, diff):
-                    scale = self._scale(vector)
-                    values = (vector.detach() / scale if scale != 1 else vector.detach()).to("cpu", self._dtype)
-                    bits = values.view(torch.int16) if self._dtype == torch.bfloat16 else values
-                    data = bits.contiguous().numpy().data
-                    file.write(data)
-                    marks.append((scale, zlib.crc32(data)))
-                file.flush()
-                os.fsync(file.fileno())
-        self._index[group] = np.array(marks, _INDEX)
-        self._index.flush()
-        self._verified -= {(group, 0), (group, 1)}
+            for name, vector in (("alternative", alternative), ("diff", diff)):
+                scale = self._scale(vector)
+                values = vector.detach() / scale if scale != 1 else vector.detach()
+                tensors[name] = values.to("cpu", _TYPES[self.key.dtype]).contiguous()
+                tensors[f"{name}_scale"] = torch.tensor(scale)
+        self._replace(self._file(group), lambda new: save_file(tensors, new))
 
     def _scale(self, vector: Tensor) -> float:
-        """float16 ends at 6e-8, where gradients begin: vectors are stored relative to their largest value."""
-        return (float(vector.abs().max()) or _WRITTEN) if self._dtype == torch.float16 else _WRITTEN
+        """Return the unit of stored values: float16 ends at 6e-8, where gradients begin, so it takes the largest value."""
+        return (float(vector.abs().max()) or 1.0) if self.key.dtype == "float16" else 1.0
 
     def read(
         self, group: int, *, source: str = "alternative", target: str = "diff", device: torch.device | str = "cpu"
@@ -257,31 +235,29 @@ class GradientStore:
         """Source and target gradient of a group, as `read_pair`: each [n], fp32; None if no row of it is usable.
 
         Raises:
-            TrainingError: the group is not written yet, or its values are not those that were written.
+            TrainingError: the group is not written yet, or its file is damaged.
         """
         if not self.has(group):
             raise TrainingError(
                 f"Group {group} of the gradient store {self.folder} is not written yet; call fill() first."
             )
-        if self._index["mark"][group, 0] == _EMPTY:
-            return None
-        made = {name: self._vector(group, name, device) for name in {source, target}}
-        return made[source], made[target]
-
-    def _vector(self, group: int, name: str, device: torch.device | str) -> Tensor:
-        if name == "factual":
-            return self._vector(group, "alternative", device) + self._vector(group, "diff", device)
-        side = 0 if name == "alternative" else 1
-        block = np.array(self._values[group, side])
-        mark = self._index[group, side]
-        if (group, side) not in self._verified and zlib.crc32(block.data) != mark["crc"]:
+        try:
+            tensors = load_file(self._file(group))
+            if not tensors:
+                return None
+            vectors = {name: self._vector(tensors, name).to(device) for name in {source, target}}
+        except (SafetensorError, KeyError) as error:
             raise TrainingError(
-                f"{self.folder / GRADIENTS_FILE} is damaged: the {'diff' if side else 'alternative'} gradient of group "
-                f"{group} is not what was written. Remove {self.folder} to compute it anew."
-            )
-        self._verified.add((group, side))
-        stored, scale = torch.from_numpy(block), float(mark["mark"])
-        values = (stored.view(torch.bfloat16) if self._dtype == torch.bfloat16 else stored).to(device).float()
+                f"{self._file(group)} is damaged ({error}). Remove it, and it is computed anew."
+            ) from error
+        return vectors[source], vectors[target]
+
+    def _vector(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        if name == "factual":
+            return self._vector(tensors, "alternative") + self._vector(tensors, "diff")
+        scale, values = float(tensors[f"{name}_scale"]), tensors[name].float()
+        if values.shape != (self.key.size,):
+            raise KeyError(f"{name}: expected {self.key.size} values, found {list(values.shape)}")
         return values if scale == 1 else values.mul_(scale)
 
     def fill(

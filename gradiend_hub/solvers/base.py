@@ -56,7 +56,7 @@ class Solution:
 
 
 def gain_of(z: Tensor, labels: Tensor, level: float = LEVEL) -> float:
-    """Return the factor of z at which |h| of the typical row, the median, is `level` and label +1 encodes to positive values.
+    """Return the factor of z at which the median |h|, that of the typical row, is `level`, and label +1 encodes above 0.
 
     A mean of |h| would be dominated by the extremes: where the source gradient vanishes for some rows, as the factual one
     does where the model is right, |z| spans many orders of magnitude, and a mean of 0.9 saturates most rows.

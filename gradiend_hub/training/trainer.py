@@ -23,6 +23,7 @@ from gradiend_hub.errors import ConfigError
 from gradiend_hub.gradients import Estimate, GradientReader, Scope, SkippedRows, prune, select_parameters
 from gradiend_hub.gradients.memory import state_advised
 from gradiend_hub.gradients.pairs import silence
+from gradiend_hub.hub.names import hub_id
 from gradiend_hub.objectives import make_objective, objective_name
 from gradiend_hub.progress import shown, tell
 from gradiend_hub.solvers import ClassMeans, Shard, Solver, make_solver
@@ -102,6 +103,7 @@ class GradiendTrainer(MeasuringTrainer):
         )
         data = TrainingData.read(given, self.objective, config, args)
         config.fillers = data.fillers
+        _name_the_base(base, config, args)
         if args.decoder == "damage_aware" and not data.fisher_texts:
             raise ConfigError('decoder="damage_aware" needs neutral_train_dataset: sentences that no evaluation reads.')
         require_metric(args, self._classes, list(data.eval_sets))
@@ -312,6 +314,25 @@ def _base(model: nn.Module | str | Path, config: GradiendConfig, args: GradiendT
         newer = getattr(layers, "activation_checkpointing_enable", None)  # the name since transformers 5.23
         (newer or layers.gradient_checkpointing_enable)(args.gradient_checkpointing_kwargs)
     return base
+
+
+def _name_the_base(base: nn.Module, config: GradiendConfig, args: GradiendTrainingArguments) -> None:
+    """Say what readers of the direction will lack, where the base model has no name that they know."""
+    name = config.base_model_name_or_path
+    level = logging.WARNING if args.push_to_hub or args.hub_model_id else logging.INFO
+    if name is None:
+        logger.warning(
+            "This %s has no name, so readers of the direction must have it: GradiendModel.from_pretrained(FOLDER, "
+            "base_model=…, processing_class=…). base_model_id records the Hub id under which it can be found.",
+            type(base).__name__,
+        )
+    elif hub_id(name) is None:
+        logger.log(
+            level,
+            "The base model was loaded from %s, which others do not have. base_model_id='USER/NAME' records the Hub id under "
+            "which they find it; without one, they must pass it as base_model.",
+            name,
+        )
 
 
 def _tokenizer(base: nn.Module) -> Any:

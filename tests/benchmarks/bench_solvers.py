@@ -36,8 +36,9 @@ from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, read_
 from gradiend_hub.objectives import Objective, examples_of, make_objective
 from gradiend_hub.solvers import Solution, make_solver
 from gradiend_hub.training.batches import TransitionBatchSampler, TransitionDataset
+from gradiend_hub.training.data import TrainingData
 from gradiend_hub.training.decoders import best_damped
-from gradiend_hub.training.run import Learned, LearnedFrom, as_direction
+from gradiend_hub.training.run import TrainingRun, as_direction
 
 from .measure import EXAMPLES, MODELS, interleaved, line, read_jsonl, skipped
 
@@ -291,19 +292,16 @@ def bench_base(
         data = TransitionDataset(rows, examples_of(objective, rows), feature.classes, "alternative")
         solutions = learn(base, objective, scope, data)
         config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
-        learned_from = LearnedFrom(
-            data, rows, some(feature, "validation", rows_per_class // 2), spread(early[1::2], texts // 2)
-        )
-        learned = Learned(base, objective, config, args, scope, learned_from)
-        (kinder, _), tried = best_damped(solutions["mean"], scope, fisher, effect=learned.effect)
-        (sparse, few), tried_sparse = best_damped(
-            solutions["mean"], scope, fisher, density=DENSITY, effect=learned.effect
-        )
+        measured = {"": some(feature, "validation", rows_per_class // 2)}
+        learned_from = TrainingData(data, rows, feature.words, measured, spread(early[1::2], texts // 2))
+        effect = TrainingRun(base, objective, config, args, scope, learned_from).effect
+        (aware, _), tried = best_damped(solutions["mean"], scope, fisher, effect=effect)
+        (sparse, few), tried_sparse = best_damped(solutions["mean"], scope, fisher, density=DENSITY, effect=effect)
         progress(f"{name} {feature.name}, effect by damping: {tried}; at 1 %: {tried_sparse}")
         noise = torch.randn(scope.size, generator=torch.Generator().manual_seed(0))
         decoders: dict[str, tuple[Solution, Mapping[str, Tensor]]] = {
             "mean": (solutions["mean"], {}),
-            "fisher": (kinder, {}),
+            "fisher": (aware, {}),
             "fisher, 1 %": (sparse, few.kept),
             "autoencoder": (solutions["autoencoder"], {}),
             "random": (Solution(noise, 0.0, noise, torch.zeros_like(noise)), {}),
@@ -336,7 +334,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
 
 def lines(r: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The figures of a record, with the targets of the kinder decoder."""
+    """The figures of a record, with the targets of the damage-aware decoder."""
     kind, names = r["decoder"], {"model": r["base"], "feature": r["feature"], "decoder": r["decoder"]}
     note = f"{r['feature']}, {kind}"
     target = ("≤ 0.25" if r["objective"] == "causal_lm" else "≤ 0.6") if kind == "fisher" else ""

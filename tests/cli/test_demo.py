@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import gradiend_hub_cli.demo as demo
 from gradiend_hub import GradiendModel, GradiendTrainer
+from gradiend_hub.training.data import MeasuredRows
 from tests.hub_server import HubServer
 
 from .conftest import Run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.profiler import ProfilerActivity, profile
 
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.gradients import GradientReader, Scope, prune, select_parameters
@@ -233,3 +236,21 @@ def test_top_k_of_many_values(count: int) -> None:
 def test_top_k_of_matrices_is_in_flat_indices() -> None:
     importance = {"a": torch.tensor([[1.0, 9.0], [3.0, 0.0]]), "b": torch.tensor([[5.0]])}
     assert {n: i.tolist() for n, i in top_k(importance, 3).items()} == {"a": [1, 2], "b": [0]}
+
+
+def allocated(call: Callable[[], object]) -> set[int]:
+    """Sizes in bytes of what the operations of a call have allocated, their own temporaries included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
+    return {event.cpu_memory_usage for event in record.events()}
+
+
+def test_choosing_makes_no_copy_of_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in fp64, nor a mask of all of them: chunks are looked at."""
+    model = build("bert")
+    with GradientReader(model, whole(model)) as reader:
+        sizes = allocated(lambda: prune(reader, objective("bert"), rows(), LABELS, density=0.01))
+    assert 4 * reader.scope.size in sizes and 8 * reader.scope.size not in sizes
+    monkeypatch.setattr("gradiend_hub.gradients.importance._CHUNK", 1 << 14)
+    many = {"a": torch.rand(1_000_000)}
+    assert max(allocated(lambda: top_k(many, 100))) < 1_000_000 == many["a"].numel()

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from gradiend_hub.errors import TrainingError
-from gradiend_hub.gradients import Estimate, GradientReader, Scope, estimate, memory_advised, select_parameters
+from gradiend_hub.gradients import (
+    Estimate,
+    GradientReader,
+    Scope,
+    Workload,
+    estimate,
+    memory_advised,
+    select_parameters,
+)
 from gradiend_hub.gradients.memory import activation_bytes, format_bytes, is_out_of_memory, memory_advice
 from gradiend_hub.objectives import Objective, PairBatch
 from tests.gradients.test_checkpointing import enable
@@ -65,9 +73,8 @@ def test_estimate() -> None:
         time.sleep(0.01)
 
     with GradientReader(model, scope) as reader:
-        found = estimate(
-            reader, objective("bert"), batch(), steps=500, state_vectors=12, largest=batch(4), observe=observe
-        )
+        work = Workload(batch(), batch(4), steps=500, reads=500, state_vectors=12, observe=observe)
+        found = estimate(reader, objective("bert"), work)
         expected = activation_bytes(reader, objective("bert"), batch(4))
     assert seen == [((scope.size,), (scope.size,))] * 3
     assert found.seconds == 500 * found.step_seconds > 5
@@ -87,7 +94,8 @@ def test_estimate_with_checkpointing() -> None:
         if recompute:
             enable(model)
         with GradientReader(model, whole(model)) as reader:
-            found.append(estimate(reader, objective("bert"), batch(), steps=1, state_vectors=0))
+            work = Workload(batch(), batch(), steps=1, reads=1, state_vectors=0)
+            found.append(estimate(reader, objective("bert"), work))
             assert any(module.training for module in model.modules()) == recompute
     plain, recomputed = found
     assert recomputed.activation_bytes < 0.6 * plain.activation_bytes
@@ -95,17 +103,28 @@ def test_estimate_with_checkpointing() -> None:
 
 
 def test_estimate_as_a_table() -> None:
-    figures = Estimate(1000, 3.7, 440_000_000, 1_200_000_000, 50_000_000, 86_000_000, 4_000_000_000, 120_000)
+    figures = Estimate(
+        steps=1000, step_seconds=3.7, base_bytes=440_000_000, activation_bytes=1_200_000_000, working_bytes=50_000_000,
+        gradient_bytes=86_000_000, state_bytes=4_000_000_000, reads=900, learn_seconds=0.1, store_bytes=120_000,
+        saved_bytes=30_000, later_seconds={"evaluating": 300.0, "saving": 20.0}, later_bytes=2_000_000_000,
+        process_bytes=500_000_000,
+    )  # fmt: skip
+    assert figures.learning_seconds == pytest.approx(900 * 3.7 + 100 * 0.1)
+    assert figures.seconds == pytest.approx(figures.learning_seconds + 320)
+    assert figures.peak_bytes == 6_940_000_000  # measuring takes more than learning does
     assert str(figures).splitlines() == [
-        "time         1:01:40 (1,000 steps of 3.7 s)",
-        "base model   440 MB",
-        "activations  1.25 GB",
-        "gradients    86 MB",
-        "solver       4 GB",
-        "peak memory  5.78 GB",
-        "on disk      120 kB",
+        "time             1:01:00 (a rough guess of what this machine needs)",
+        "  learning       0:55:40 (1,000 steps of 3.7 s, 100 of them from the store, of 0.1 s)",
+        "  evaluating     0:05:00",
+        "  saving         0:00:20",
+        "peak memory      6.94 GB",
+        "  libraries      500 MB",
+        "  base model     440 MB",
+        "  solver         4 GB",
+        "  gradients      1.34 GB",
+        "  measuring      2 GB",
+        "on disk          150 kB",
     ]
-    assert "disk" not in str(Estimate(1, 1.0, 1, 1, 1, 1, 1))
 
 
 @pytest.mark.parametrize(

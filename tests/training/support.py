@@ -22,7 +22,13 @@ def arguments(folder: Path, **changes: Any) -> GradiendTrainingArguments:
 def trainer_of(base: Any, folder: Path, data: Any, neutral: Any = None, **options: Any) -> GradiendTrainer:
     """A trainer on a few hundred bundled rows; options are those of the config unless they are the trainer's."""
     names = (
-        "args", "callbacks", "processing_class", "train_dataset", "eval_dataset", "neutral_train_dataset", "test_dataset",
+        "args",
+        "callbacks",
+        "processing_class",
+        "train_dataset",
+        "eval_dataset",
+        "neutral_train_dataset",
+        "test_dataset",
         "test_neutral_dataset",
     )
     own = {k: options.pop(k) for k in names if k in options}

@@ -203,7 +203,10 @@ def test_rows_without_a_finite_loss_are_named_and_left_out(
         ({"learning_rates": 0.1}, "learning_rates must be a list of positive numbers"),
         ({"learning_rate": 0.0, "learning_rates": [0.1]}, "learning_rate must be a positive number"),
         ({"bf16": True}, "bf16=True has no meaning for a direction: the solver works in float32"),
-        ({"torch_compile": True}, "torch_compile=True has no meaning for a direction: the base model runs as it is given"),
+        (
+            {"torch_compile": True},
+            "torch_compile=True has no meaning for a direction: the base model runs as it is given",
+        ),
         ({"decoder": "kind"}, "decoder must be one of"),
         ({"final_density": 0.0}, r"final_density must lie in \(0, 1\]"),
         ({"goal": "harm"}, "goal must be one of"),

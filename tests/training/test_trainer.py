@@ -245,7 +245,13 @@ def test_a_resumed_run_ends_in_the_same_bits(
     request: pytest.FixtureRequest, kind: str, pronouns: Any, tmp_path: Path
 ) -> None:
     path = request.getfixturevalue(f"{kind}_path")
-    options = {"max_steps": 14, "save_strategy": "steps", "save_steps": 4, "per_device_train_batch_size": 4}
+    options = {
+        "max_steps": 14,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "per_device_train_batch_size": 4,
+        "save_total_limit": 2,
+    }
 
     def fresh(folder: str, **more: Any) -> GradiendTrainer:
         rows = pronouns["train"].select(range(20))  # more steps than one epoch has
