@@ -6,18 +6,16 @@ import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.artifact.files import CARD_FILE
-from gradiend_hub.data import read_rows, read_texts, require_classes
 from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
 from gradiend_hub.hub.retry import summary
@@ -42,7 +40,7 @@ def predict_recipe(path: Path, overrides: Sequence[str], story: Story) -> dict[s
     with quiet(story), tempfile.TemporaryDirectory() as unused:
         recipe.args.update(output_dir=unused, push_to_hub=False)
         with story.step("Load") as step:
-            trainer, _ = _loaded(recipe)
+            trainer = _loaded(recipe)
             step.outcome = f"{len(trainer.train_dataset):,} training rows"
         with story.step("Predict") as step:
             estimate = trainer.dry_run()
@@ -69,14 +67,14 @@ def run_recipe(path: Path, overrides: Sequence[str], resume: bool, story: Story)
     _check_output(folder, resume, bool(recipe.args.get("overwrite_output_dir")), command)
     with quiet(story):
         with story.step("Load") as step:
-            trainer, test = _loaded(recipe)
+            trainer = _loaded(recipe)
             step.outcome = f"{len(trainer.train_dataset):,} training rows; {trainer.report.scope}"
         with _resumable(folder, command), story.step("Learn") as step:
             follow(trainer, story, keep_log=True)
             trainer.train(resume_from_checkpoint=resume)
             step.outcome = f"{trainer.state.global_step} steps"
         with _kept(trainer):
-            _measure(trainer, test, story)
+            _measure(trainer, recipe.test_dataset is not None, story)
     with quiet(story):  # again, because with push_to_hub the training ends with progress bars switched on
         url = _publish(trainer, story)
     return _show(trainer, url, story)
@@ -101,7 +99,7 @@ def _check_output(folder: Path, resume: bool, overwrite: bool, command: str) -> 
     )
 
 
-def _loaded(recipe: Recipe) -> tuple[GradiendTrainer, _Test | None]:
+def _loaded(recipe: Recipe) -> GradiendTrainer:
     """Read all data, and make the trainer of it; what cannot work is found here, before anything is learned."""
     # a mapping's own `split` wins; these are the usual names
     usual = {
@@ -109,13 +107,14 @@ def _loaded(recipe: Recipe) -> tuple[GradiendTrainer, _Test | None]:
         "eval_dataset": "validation",
         "neutral_dataset": "train",
         "neutral_train_dataset": "train",
+        "test_dataset": "test",
+        "test_neutral_dataset": "test",
     }
     data = {
         name: load_rows(getattr(recipe, name), split, name)
         for name, split in usual.items()
         if getattr(recipe, name) is not None
     }
-    test = _test_data(recipe)
     try:
         args = GradiendTrainingArguments(**{**recipe.args, "disable_tqdm": True})
     except (TypeError, ValueError) as error:
@@ -123,7 +122,7 @@ def _loaded(recipe: Recipe) -> tuple[GradiendTrainer, _Test | None]:
             raise
         raise ConfigError(f"args: {first_line(error)}") from error
     try:
-        return GradiendTrainer(recipe.model, GradiendConfig(**recipe.direction), args, **data), test
+        return GradiendTrainer(recipe.model, GradiendConfig(**recipe.direction), args, **data)
     except HfHubHTTPError as error:  # with push_to_hub, the repository is made before the training
         raise HubPushError(
             f"The repository {args.hub_model_id or args.output_dir} cannot be used ({summary(error)}). Nothing was "
@@ -131,64 +130,24 @@ def _loaded(recipe: Recipe) -> tuple[GradiendTrainer, _Test | None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Test:
-    """Data that only measure the result."""
-
-    rows: Dataset
-    neutral: Dataset | None
-
-
-def _test_data(recipe: Recipe) -> _Test | None:
-    if recipe.test_dataset is None:
-        return None
-    rows = load_rows(recipe.test_dataset, "test", "test_dataset")
-    texts = recipe.test_neutral_dataset
-    neutral = None if texts is None else load_rows(texts, "test", "test_neutral_dataset")
-    classes = require_classes(recipe.direction.get("feature_classes"))
-    read_rows(rows, classes, what="test_dataset")
-    if neutral is not None:
-        read_texts(neutral, what="test_neutral_dataset")
-    return _Test(rows, neutral)
-
-
-def _measure(trainer: GradiendTrainer, test: _Test | None, story: Story) -> None:
+def _measure(trainer: GradiendTrainer, test: bool, story: Story) -> None:
     """Measure the direction on both splits. It is saved before the test and after it."""
     if trainer.eval_dataset is not None:
         with story.step("Evaluate") as step:
             trainer.evaluate()
             step.outcome = encoder_line(trainer.report.splits["eval"])
-    _save(trainer, story, told=test is None)
-    if test is not None:
+    _save(trainer, story, told=not test)
+    if test:
         with story.step("Test") as step:
-            trainer.evaluate(test.rows, metric_key_prefix="test", neutral_dataset=test.neutral)
+            trainer.evaluate_test()
             step.outcome = encoder_line(trainer.report.splits["test"])
         _save(trainer, story)
 
 
 def _save(trainer: GradiendTrainer, story: Story, *, told: bool = True) -> None:
-    """Save the direction; where its folder takes no more, somewhere else.
-
-    Raises:
-        TrainingError: it is in another folder, or nowhere.
-    """
-    folder = trainer.args.output_dir
-    try:
-        with story.step("Save", told=told) as step:
-            trainer.save_model(_internal_call=True)  # without its push, which is a step of its own
-            step.outcome = str(folder)
-    except (OSError, SafetensorError) as error:
-        other = tempfile.mkdtemp(prefix="gradiend-")
-        failed = f"The direction could not be saved in {folder} ({first_line(error)})"
-        try:
-            trainer.save_model(other, _internal_call=True)
-        except (OSError, SafetensorError) as again:
-            raise TrainingError(
-                f"{failed}, nor in {other} ({first_line(again)}). {_how_to_resume(Path(folder), 'gradiend-hub train …')}"
-            ) from error
-        raise TrainingError(
-            f"{failed}. It is kept in {other}. When there is room: cp -r {other}/. {shlex.quote(str(folder))}"
-        ) from error
+    with story.step("Save", told=told) as step:
+        trainer.save_model(_internal_call=True)  # without its push, which is a step of its own
+        step.outcome = str(trainer.args.output_dir)
 
 
 def _last_checkpoint(folder: str) -> str:

@@ -94,7 +94,9 @@ class TrainingData:
             needed = max(
                 args.max_steps * args.train_batch_size, args.importance_rows, args.identity_rows, CALIBRATION_ROWS
             )
-        rows = read_rows(records(given.train_dataset, "train_dataset", needed), classes, what="train_dataset")
+        taken = records(given.train_dataset, "train_dataset", needed)
+        read = f" (the first {len(taken):,} rows of a stream)" if isinstance(taken, list) else ""
+        rows = read_rows(taken, classes, what=f"train_dataset{read}")
         examples = tokenize_rows(objective, rows, what="train_dataset")
         identity = _identity_examples(objective, rows, args)
         fillers = config.fillers or class_fillers(rows, classes)

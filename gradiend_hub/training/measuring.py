@@ -193,8 +193,8 @@ class MeasuringTrainer(PublishingTrainer):
                 with self._shown():
                     figures = self._read_encoder(measured.rows)
             else:
-                with self._kept(f"Measuring on {full}"), self._shown():
-                    figures = self._measure(measured, prefix if first else full, choose_unit=first)
+                with self._kept(f"The measurement on {full} failed"), self._shown():
+                    figures = self._measure(measured, first, prefix if first else full)
             figures["runtime"] = time.perf_counter() - start
             for key in sorted({full, prefix} if first else {full}):
                 metrics |= {f"{key}_{figure}": value for figure, value in figures.items()}
@@ -211,7 +211,7 @@ class MeasuringTrainer(PublishingTrainer):
             h = torch.tanh(self._run.preactivations(read.solution, examples, self.scope))
         return flat_encoder(encoder_report(h, labels, self._classes))
 
-    def _measure(self, measured: MeasuredRows, name: str, *, choose_unit: bool) -> dict[str, float]:
+    def _measure(self, measured: MeasuredRows, choose_unit: bool, name: str) -> dict[str, float]:
         start, direction = time.perf_counter(), self.direction
         split = self.report.splits[name] = measure(self._run, direction, measured, choose_unit=choose_unit)
         if choose_unit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.errors import ConfigError, GradiendError, HubPushError
+from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
 from gradiend_hub.evaluation import Report
 from gradiend_hub.hub.publish import publish_folder
 
@@ -54,7 +55,7 @@ class PublishingTrainer(DirectionTrainer):
         Only checkpoints hold the solver's state: `keep_checkpoints` keeps them.
 
         Raises:
-            ConfigError: the folder cannot be written; naming where the direction is kept instead.
+            TrainingError: the folder cannot be written; naming where the direction is kept instead.
         """
         folder = Path(output_dir or self.args.output_dir)
         if _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
@@ -62,7 +63,7 @@ class PublishingTrainer(DirectionTrainer):
             return
         direction = self.direction  # of all processes, whoever writes
         if self.args.should_save:
-            with self._kept(f"Saving to {folder}", into_output_dir=False):
+            with self._kept(f"The direction could not be saved in {folder}", into_output_dir=False):
                 save_artifact(folder, self._run, direction, self.report)
             if self._ended and not self.args.keep_checkpoints:
                 remove_checkpoints(self.args.output_dir)
@@ -87,34 +88,35 @@ class PublishingTrainer(DirectionTrainer):
 
     @contextmanager
     def _kept(self, doing: str, *, into_output_dir: bool = True) -> Iterator[None]:
-        """Whatever fails within the block leaves what was learned on disk, and says where.
+        """Whatever fails within the block, once the training has ended, leaves what was learned on disk and says where.
 
         Raises:
-            ConfigError: in place of an error of the file system.
+            TrainingError: in place of an error of the file system.
         """
         try:
             yield
         except Exception as error:
-            kept = self._rescued(into_output_dir) if self._ended else ""
-            if _is_of_disk(error):
-                reason = getattr(error, "strerror", None) or error
-                raise ConfigError(f"{doing} failed, as a file cannot be written: {reason}. {kept}".rstrip()) from error
-            if isinstance(error, GradiendError) and kept:
+            if not self._ended:
+                raise  # there are checkpoints for that
+            kept = self._rescued(into_output_dir)
+            if isinstance(error, (OSError, SafetensorError)):
+                raise TrainingError(f"{doing} ({first_line(error)}). {kept}") from error
+            if isinstance(error, GradiendError):
                 raise type(error)(f"{error} {kept}") from error
-            if kept:
-                logger.error("%s failed (%s). %s", doing, type(error).__name__, kept)
+            logger.error("%s (%s). %s", doing, type(error).__name__, kept)
             raise
 
     def _rescued(self, into_output_dir: bool) -> str:
-        """Write what was learned, as it is, where it can be written; returns where that is, as a sentence."""
-        folders = [Path(self.args.output_dir)] if into_output_dir else []
-        for folder in (*folders, Path(tempfile.mkdtemp(prefix="gradiend-"))):
+        """Write what was learned, as it is, where it can be written. Returns where that is, in words."""
+        output_dir = Path(self.args.output_dir)
+        for folder in ([output_dir] if into_output_dir else []) + [Path(tempfile.mkdtemp(prefix="gradiend-"))]:
             try:
                 save_direction(folder, self._run, self.direction, self.report)
             except Exception as error:  # the first error is the one to tell of
-                logger.warning("%s cannot hold the direction: %s", folder, error)
+                logger.warning("%s cannot hold the direction: %s", folder, first_line(error))
             else:
-                return f"What was learned is kept in {folder}."
+                moved = f" When there is room: cp -r {folder}/. {shlex.quote(str(output_dir))}"
+                return f"What was learned is kept in {folder}.{moved if folder != output_dir else ''}"
         return "What was learned is still in memory: make room, and call trainer.save_model(FOLDER)."
 
     def push_to_hub(
@@ -229,10 +231,3 @@ class PublishingTrainer(DirectionTrainer):
 
 def _listed(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
-
-
-def _is_of_disk(error: Exception) -> bool:
-    """Whether a file could not be written; torch and safetensors have errors of their own for that."""
-    return isinstance(error, (OSError, SafetensorError)) or (
-        isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
-    )

@@ -188,7 +188,7 @@ class GradiendTrainer(MeasuringTrainer):
         self.report.converged, self.report.verdict = None, ""
         start, vectors = time.perf_counter(), self._state_vectors()
         advised = state_advised(self.scope, state_vectors=vectors)
-        with self._kept("training"):
+        with self._kept("What was learned could not be finished"):
             with GradientReader(self.base_model, self.scope, reuse=True) as reader, self._shown(), advised:
                 self._stream = pair_stream(reader, self._run, vectors, self._skipped)
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
@@ -329,8 +329,8 @@ def _name_the_base(base: nn.Module, config: GradiendConfig, args: GradiendTraini
     elif hub_id(name) is None:
         logger.log(
             level,
-            "The base model was loaded from %s, which others do not have. base_model_id='USER/NAME' records the Hub id under "
-            "which they find it; without one, they must pass it as base_model.",
+            "The base model was loaded from %s, which others do not have. base_model_id='USER/NAME' records the Hub id "
+            "under which they find it; without one, they must pass it as base_model.",
             name,
         )
 

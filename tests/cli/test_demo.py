@@ -86,7 +86,7 @@ def test_a_check_that_fails_ends_the_demo(
 
 def _unit_without_search(trainer: GradiendTrainer, *arguments: Any, metric_key_prefix: str = "eval", **_: Any) -> None:
     """Measure a few rows only: how strong the edit is does not matter for a check that fails."""
-    trainer._measure(MeasuredRows(trainer._run.data.eval_rows[:4]), metric_key_prefix, choose_unit=False)
+    trainer._measure(MeasuredRows(trainer._run.data.eval_rows[:4]), False, metric_key_prefix)
 
 
 def test_material_that_is_not_there_is_asked_for(run: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-import gradiend_hub.training.trainer as trainer_module
+import gradiend_hub.training.publishing as publishing
 from gradiend_hub import GradiendModel, GradiendTrainer
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report
@@ -152,14 +152,14 @@ def test_a_merge_that_cannot_be_written_leaves_nothing(trained: Trained, tmp_pat
 def test_a_direction_that_cannot_be_saved_is_kept_elsewhere(
     run: Run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    save = trainer_module.save_artifact
+    save = publishing.save_artifact
 
     def full(folder: Path, *arguments: Any) -> None:
         if folder.is_relative_to(tmp_path / "out"):
             raise error
         save(folder, *arguments)
 
-    monkeypatch.setattr(trainer_module, "save_artifact", full)
+    monkeypatch.setattr(publishing, "save_artifact", full)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     result = run("train", quick_recipe(trained, tmp_path))
