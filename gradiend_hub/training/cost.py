@@ -14,7 +14,7 @@ from torch import Tensor
 from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.gradients import Estimate, GradientReader, GradientStore, Workload, directional_derivatives, estimate
 from gradiend_hub.gradients.store import KEY_FILE
-from gradiend_hub.objectives import PairBatch, tokenize_rows
+from gradiend_hub.objectives import PairBatch, examples_of
 
 from .data import CALIBRATION_ROWS
 from .run import TrainingRun
@@ -38,7 +38,7 @@ def predicted(
     """
     dataset, args, config = run.data.dataset, run.args, run.config
     batches = list(row_sampler(run))
-    tokens = [len(rows) * max(dataset.examples[i].length for i in rows) for rows in batches]  # padded, as they are read
+    tokens = [len(rows) * max(dataset.examples[i].cost for i in rows) for rows in batches]  # padded, as they are read
     by_tokens = sorted(zip(tokens, batches, strict=True))
     mean = sum(tokens) / len(tokens)
     typical, largest = min(by_tokens, key=lambda pair: abs(pair[0] - mean))[1], by_tokens[-1][1]
@@ -85,7 +85,7 @@ def _later(run: TrainingRun, steps: int, steps_an_epoch: int) -> dict[str, float
         return {}
     some = spread(rows, args.eval_batch_size)
     tangents = run.scope.dense_tensors(torch.ones(run.scope.size) / run.scope.size)
-    samples = [e.alternative for e in tokenize_rows(run.objective, some, what="eval_dataset")]
+    samples = [e.alternative for e in examples_of(run.objective, some, what="eval_dataset")]
     start = time.perf_counter()
     directional_derivatives(run.base_model, run.objective, samples, tangents, batch_size=args.eval_batch_size)
     seconds = (time.perf_counter() - start) / len(some)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradiend_hub.artifact.config import GradiendConfig
-from gradiend_hub.data import Row, class_fillers, read_rows, read_texts, require_classes, require_distinct
+from gradiend_hub.data import Row, class_fillers, read_neutral, read_rows, require_classes, require_distinct
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.evaluation import require_readable
-from gradiend_hub.objectives import Example, Objective, other_examples, tokenize_rows
+from gradiend_hub.objectives import Example, Objective, examples_of, other_examples, require_readable
 
 from .args import GradiendTrainingArguments
 from .batches import TransitionDataset
@@ -45,7 +44,7 @@ class MeasuredRows:
     """Rows that a direction is measured on, and neutral texts beside them."""
 
     rows: Sequence[Row]
-    texts: Sequence[str] = ()
+    texts: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ class TrainingData:
     rows: Sequence[Row]
     fillers: dict[str, list[str]] = field(default_factory=dict)
     eval_sets: Mapping[str, Sequence[Row]] = field(default_factory=dict)
-    texts: Sequence[str] = ()
-    fisher_texts: Sequence[str] = ()
+    texts: Sequence[Any] = ()
+    fisher_texts: Sequence[Any] = ()
     test: MeasuredRows | None = None
 
     @property
@@ -96,18 +95,18 @@ class TrainingData:
             )
         taken = records(given.train_dataset, "train_dataset", needed)
         read = f" (the first {len(taken):,} rows of a stream)" if isinstance(taken, list) else ""
-        rows = read_rows(taken, classes, what=f"train_dataset{read}")
-        examples = tokenize_rows(objective, rows, what="train_dataset")
-        identity = _identity_examples(objective, rows, args)
+        rows = read_rows(taken, classes, read=objective.read, what=f"train_dataset{read}")
+        examples = examples_of(objective, rows, what="train_dataset")
         fillers = config.fillers or class_fillers(rows, classes)
         require_distinct(fillers)
-        require_readable(objective, rows[:1], fillers)
+        identity = _identity_examples(objective, rows, fillers, args)
+        require_readable(objective, rows[:1], fillers, what="train_dataset")
 
         def measured(dataset: Any, what: str) -> list[Row]:
             return read_measured(dataset, objective, classes, fillers, what=what)
 
-        def texts(dataset: Any, what: str) -> list[str]:
-            return [] if dataset is None else read_texts(records(dataset, what), what=what)
+        def texts(dataset: Any, what: str) -> list[Any]:
+            return [] if dataset is None else read_neutral(records(dataset, what), objective.read_neutral, what=what)
 
         sets = given.eval_dataset if isinstance(given.eval_dataset, Mapping) else {"": given.eval_dataset}
         eval_sets = {
@@ -135,16 +134,18 @@ def read_measured(
     dataset: Any, objective: Objective, classes: Sequence[str], fillers: Mapping[str, Sequence[str]], *, what: str
 ) -> list[Row]:
     """Read rows to measure a direction on, and check that the objective reads them and the words of both classes."""
-    rows = read_rows(records(dataset, what), classes, what=what)
-    tokenize_rows(objective, rows, what=what)
-    require_readable(objective, rows, fillers)
+    rows = read_rows(records(dataset, what), classes, read=objective.read, what=what)
+    examples_of(objective, rows, what=what)
+    require_readable(objective, rows, fillers, what=what)
     return rows
 
 
-def _identity_examples(objective: Objective, rows: Sequence[Row], args: GradiendTrainingArguments) -> list[Example]:
+def _identity_examples(
+    objective: Objective, rows: Sequence[Row], fillers: Mapping[str, Sequence[str]], args: GradiendTrainingArguments
+) -> list[Example]:
     count = min(args.identity_rows, len(rows))
     chosen = [rows[i * len(rows) // count] for i in range(count)]
-    return other_examples(objective, chosen, seed=args.row_seed)
+    return other_examples(objective, chosen, fillers, seed=args.row_seed)
 
 
 def records(dataset: Any, what: str, needed: int | None = None) -> Iterable[dict[str, Any]]:

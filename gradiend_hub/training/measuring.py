@@ -12,7 +12,7 @@ import torch
 from transformers.trainer_utils import PredictionOutput
 
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.data import Row, read_rows, read_texts, require_classes
+from gradiend_hub.data import Row, read_neutral, read_rows, require_classes
 from gradiend_hub.encoding import encode_rows
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import (
@@ -73,7 +73,9 @@ def named_sets(run: TrainingRun, given: Any, neutral: Any, what: str, *, own: bo
         DataError: a row is unusable.
     """
     texts = (
-        run.data.texts if neutral is None else read_texts(records(neutral, "neutral_dataset"), what="neutral_dataset")
+        run.data.texts
+        if neutral is None
+        else read_neutral(records(neutral, "neutral_dataset"), run.objective.read_neutral, what="neutral_dataset")
     )
     if own or isinstance(given, str):
         found = {name: rows for name, rows in run.data.eval_sets.items() if own or name == given}
@@ -94,7 +96,7 @@ def measure(run: TrainingRun, direction: Direction, measured: MeasuredRows, *, c
     settings = EvaluationSettings(
         floor=args.quality_floor, controls=args.controls, batch_size=args.eval_batch_size, seed=args.seed
     )
-    model = GradiendModel.from_direction(run.base_model, direction, config)
+    model = GradiendModel.from_direction(run.base_model, direction, config, processing_class=run.objective.processor)
     try:
         split = evaluate_direction(
             model,
@@ -117,7 +119,7 @@ def encoded(run: TrainingRun, direction: Direction, dataset: Any, prefix: str) -
     """Encode rows, as `Trainer.predict` predicts; see `GradiendTrainer.predict`."""
     start = time.perf_counter()
     classes, rows = require_classes(run.config.feature_classes), list(records(dataset, "test_dataset"))
-    checked = read_rows(rows, classes, what="test_dataset", need_both=False)
+    checked = read_rows(rows, classes, read=run.objective.read, what="test_dataset", need_both=False)
     h = encode_rows(run.base_model, run.objective, direction, run.config, rows, batch_size=run.args.eval_batch_size)
     labels = torch.tensor([1.0 if row.factual_class == classes[0] else -1.0 for row in checked])
     figures = flat_encoder(encoder_report(h, labels, classes)) | {"runtime": time.perf_counter() - start}
@@ -207,8 +209,7 @@ class MeasuringTrainer(PublishingTrainer):
         read = self._best()
         h, labels = read.h, read.labels
         if rows is not self._run.data.eval_rows or len(rows) != len(h):
-            examples, labels = self._run.labelled(rows)
-            h = torch.tanh(self._run.preactivations(read.solution, examples, self.scope))
+            h, labels = self._run.encode(read.solution, rows)
         return flat_encoder(encoder_report(h, labels, self._classes))
 
     def _measure(self, measured: MeasuredRows, choose_unit: bool, name: str) -> dict[str, float]:

@@ -15,12 +15,12 @@ from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.base_model import base_commit, base_name
 from gradiend_hub.data import Row
-from gradiend_hub.encoding import preactivations
+from gradiend_hub.encoding import preactivations, reading_sign
 from gradiend_hub.evaluation import StrengthProbe, calibrate
 from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Example, Objective, tokenize_rows
+from gradiend_hub.objectives import Example, Objective, examples_of
 from gradiend_hub.progress import counted
 from gradiend_hub.solvers import (
     ClassMeans,
@@ -92,7 +92,8 @@ class Reading:
     """A calibrated solution, and what it encodes.
 
     Attributes:
-        h, labels: feature values of the judging rows and their labels ±1 [N].
+        h, labels: feature values of the judging rows, as readers get them, and the signs of the classes of the words that
+            stand there, [N] each.
         seeds: how it compares with the training's other runs, if there are several.
     """
 
@@ -149,7 +150,7 @@ class TrainingRun:
         """Tokenise rows. Returns their examples and training labels ±1."""
         classes = self.config.feature_classes or []
         labels = torch.tensor([row.label(classes, self.config.source) for row in rows])
-        return tokenize_rows(self.objective, rows, what="eval_dataset"), labels
+        return examples_of(self.objective, rows, what="eval_dataset"), labels
 
     def read(self, solution: Solution, scope: Scope) -> Reading:
         """Orient a solution, set its gain, and encode the judging rows by it."""
@@ -157,7 +158,14 @@ class TrainingRun:
         z = self.preactivations(solution, examples, scope)
         usable = z.isfinite()  # training leaves out rows of other kinds, too
         z, labels = z[usable], labels[usable]
-        return Reading(calibrated(solution, z, labels), torch.tanh(gain_of(z, labels) * z), labels)
+        sign, h = reading_sign(self.config.source), torch.tanh(gain_of(z, labels) * z)
+        return Reading(calibrated(solution, z, labels), sign * h, sign * labels)
+
+    def encode(self, solution: Solution, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Encode rows by a calibrated solution. Returns h and labels as in `Reading`, [N] each."""
+        examples, labels = self.labelled(rows)
+        sign = reading_sign(self.config.source)
+        return sign * torch.tanh(self.preactivations(solution, examples, self.scope)), sign * labels
 
     def best(self, solutions: Sequence[Solution]) -> Reading:
         """Choose the run with the best correlation on the judging rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,16 @@ def seed_records(found: SeedReport, classes: Sequence[str]) -> list[dict[str, An
     ]
 
 
+def _model(run: TrainingRun, direction: Direction) -> GradiendModel:
+    processor = run.objective.processor
+    return GradiendModel.from_direction(run.base_model, direction, run.config, processing_class=processor)
+
+
 def save_direction(folder: Path, run: TrainingRun, direction: Direction, report: Report) -> None:
     """Write a direction as it is, with the report so far: all that `GradiendModel.from_pretrained` needs."""
     folder.mkdir(parents=True, exist_ok=True)
     report.save(folder)
-    model = GradiendModel.from_direction(run.base_model, direction, run.config)
+    model = _model(run, direction)
     try:
         model.save_pretrained(folder)
     finally:
@@ -124,12 +129,12 @@ def save_direction(folder: Path, run: TrainingRun, direction: Direction, report:
 def save_artifact(folder: Path, run: TrainingRun, direction: Direction, report: Report) -> None:
     """Write the direction, its probes, the report and what is rendered from it."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = GradiendModel.from_direction(run.base_model, direction, run.config)
+    model = _model(run, direction)
     try:
         config = model.active_peft_config
         if report.splits:
             report.layers, report.dtype_loss = edit_account(model)
-            report.examples = [asdict(row) for row in run.data.rows[:3]]
+            report.examples = [run.objective.record(row) for row in run.data.rows[:3]]
         report.save(folder)
         model.save_pretrained(folder)
         write_probes(folder, model, run.data.eval_rows or run.data.rows, run.objective)

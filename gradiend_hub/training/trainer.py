@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.integrations import CodeCarbonCallback
 
 from gradiend_hub.artifact.config import GradiendConfig
@@ -24,7 +24,7 @@ from gradiend_hub.gradients import Estimate, GradientReader, Scope, SkippedRows,
 from gradiend_hub.gradients.memory import state_advised
 from gradiend_hub.gradients.pairs import silence
 from gradiend_hub.hub.names import hub_id
-from gradiend_hub.objectives import make_objective, objective_name
+from gradiend_hub.objectives import make_objective, objective_class, objective_name
 from gradiend_hub.progress import shown, tell
 from gradiend_hub.solvers import ClassMeans, Shard, Solver, make_solver
 
@@ -96,8 +96,8 @@ class GradiendTrainer(MeasuringTrainer):
         self.base_model = base = _base(model, config, args)
         config = self.gradiend_config = config_for(config, base, args)
         config.objective = objective_name(base, config.objective)
-        tokenizer = _tokenizer(base) if processing_class is None else processing_class
-        self.objective = make_objective(base, tokenizer, name=config.objective, max_length=args.max_length)
+        processor = _processor(base, config.objective) if processing_class is None else processing_class
+        self.objective = make_objective(base, processor, name=config.objective, max_length=args.max_length)
         given = Datasets(
             train_dataset, eval_dataset, neutral_dataset, neutral_train_dataset, test_dataset, test_neutral_dataset
         )
@@ -122,7 +122,7 @@ class GradiendTrainer(MeasuringTrainer):
             data_collator=lambda rows: {"rows": rows},  # `Trainer` looks for names in its batches
             train_dataset=data.dataset,
             eval_dataset=eval_dataset,
-            processing_class=tokenizer,
+            processing_class=processor,
             callbacks=callbacks,
         )
         if args.should_save:
@@ -263,7 +263,7 @@ class GradiendTrainer(MeasuringTrainer):
         """Hand one gradient pair of the base model to the solver. Returns the solver's mean loss."""
         rows = inputs["rows"]
         if self.args.include_num_input_tokens_seen != "no":
-            lengths = [self.train_dataset.examples[row].length for row in rows]
+            lengths = [self.train_dataset.examples[row].cost for row in rows]
             padded = self.args.include_num_input_tokens_seen == "all"
             self.state.num_input_tokens_seen += len(rows) * max(lengths) if padded else sum(lengths)
         pair = self._stream.pair(rows)
@@ -335,8 +335,8 @@ def _name_the_base(base: nn.Module, config: GradiendConfig, args: GradiendTraini
         )
 
 
-def _tokenizer(base: nn.Module) -> Any:
-    """Load the tokenizer of a base model, at the commit that the model is of.
+def _processor(base: nn.Module, objective: str) -> Any:
+    """Load what makes inputs of a base model, e.g. its tokenizer, at the commit that the model is of.
 
     Raises:
         ConfigError: the model has no name to load it by.
@@ -347,4 +347,4 @@ def _tokenizer(base: nn.Module) -> Any:
             f"This {type(base).__name__} was not loaded from a folder or the Hub, so its tokenizer is not known. Give it as "
             "processing_class."
         )
-    return AutoTokenizer.from_pretrained(name, revision=base_commit(base) or "main")
+    return objective_class(objective).load_processor(name, revision=base_commit(base))
