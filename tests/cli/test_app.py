@@ -36,10 +36,17 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
-def test_the_module_runs_as_the_console_script_does() -> None:
-    command = [sys.executable, "-m", "gradiend_hub_cli", "--version"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"gradiend-hub {__version__}\n")
+@pytest.mark.parametrize("module", ["gradiend_hub", "gradiend_hub_cli"])
+def test_the_module_runs_as_the_console_script_does(module: str) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"gradiend-hub {__version__}\n", "")
+    assert run("no-such-command").returncode == 2
+    refused = run("info", "/nowhere")
+    assert refused.returncode == 1 and refused.stderr.startswith("Error: There is no folder /nowhere")
 
 
 @pytest.mark.parametrize(
