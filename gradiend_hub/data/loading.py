@@ -210,7 +210,11 @@ def _folder_options(folder: Path, what: str) -> dict[str, Any]:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise DataError(f"{what}: the folder {folder} holds no data. Expected files {', '.join(KINDS)}, found {found}.")
     kind = Counter(map(file_kind, files)).most_common(1)[0][0]
-    looks = {path: _look(path, what) for path in files if file_kind(path) == kind != "parquet"}
+    looks = {}
+    for path in files:
+        if file_kind(path) == kind != "parquet":
+            with reading(f"{what}: {str(path)!r}"):
+                looks[path] = _look(path, what)
     first = next(iter(looks), None)
     for path, look in looks.items():
         if first and look != looks[first]:
@@ -350,6 +354,8 @@ def _next_step(cause: BaseException) -> str:
             " It is made by a script, which this library does not run. Save its rows as Parquet or JSON lines with the "
             "software that it was written for, and name that file."
         )
+    if isinstance(cause, datasets.exceptions.DatasetNotFoundError):
+        return " Expected a file, a folder or a data set on the Hub; of a private one, log in with `hf auth login`."
     if isinstance(cause, UnicodeError):
         return " Save it as UTF-8, or name its `encoding`."
     if isinstance(cause, PermissionError):

@@ -22,6 +22,9 @@ SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 """Other names of the usual splits."""
 
 _CHUNK = 2000
+_PAIRS = 2**22
+"""Pairs of rows whose shared words are in memory at a time."""
+
 _SHINGLE = 3
 GROUP_COLUMNS = ("group", "document", "template")
 """Columns that say which rows are no independent observations, the first that all rows have."""
@@ -215,8 +218,9 @@ def row_groups(records: Sequence[Mapping[str, Any] | TextRow], *, threshold: flo
     else:
         features, sizes = _shingles((of["masked"] for of in columns), 1)
         links: list[NDArray[np.int64]] = [np.zeros((2, 0), dtype=np.int64)]
-        for start in range(0, len(records), _CHUNK):
-            shared = (features[start : start + _CHUNK] @ features.T).tocoo()
+        step = max(1, min(_CHUNK, _PAIRS // max(1, len(records))))  # nearly every two texts share some word
+        for start in range(0, len(records), step):
+            shared = (features[start : start + step] @ features.T).tocoo()
             rows = start + shared.row.astype(np.int64)
             alike = shared.data >= threshold * (sizes[rows] + sizes[shared.col] - shared.data) - 1e-9
             links.append(np.stack([rows[alike], shared.col[alike]]))

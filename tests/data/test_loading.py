@@ -156,6 +156,18 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         load_rows(tmp_path, "train", "rows")
 
 
+def test_a_file_of_a_folder_is_named(tmp_path: Path) -> None:
+    written(tmp_path / "a.csv", "utf-8")
+    (tmp_path / "b.csv").write_bytes(b"masked\n\xe4\n")
+    with pytest.raises(DataError, match=rf"^rows: '{tmp_path}/b.csv' cannot be read. .*Save it as UTF-8"):
+        load_rows(tmp_path, "train", "rows")
+
+
+def test_a_data_set_that_is_not_on_the_hub(hub: Any) -> None:
+    with pytest.raises(DataError, match=r"^rows: 'alice/nothing' cannot be read. .*log in with `hf auth login`"):
+        load_rows("alice/nothing", "train", "rows")
+
+
 def test_paths_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("./rows", "a/b/c", "rows.csv", str(tmp_path / "rows"), "~/nowhere/rows"):
         with pytest.raises(

@@ -39,8 +39,11 @@ def read_source(source: Any, config: FeatureDataConfig) -> Iterator[Texts]:
     """
     what = "The source"
     if isinstance(source, (str, Path, Mapping)) and not isinstance(source, _SPLITS):
-        what = f"source: {Source.parse(source, 'source').path!r}"
+        path = Source.parse(source, "source").path
+        what = f"source: {path!r}"
         source = load_data(source, "source", streaming=True, lenient=True)
+        if Path(path).is_file() and isinstance(source, _SPLITS):
+            source = source["train"]  # a file says nothing of splits
     if isinstance(source, _SPLITS):
         for name, part in source.items():
             for batch in _batches(part, config, what):

@@ -96,6 +96,14 @@ def test_the_column_of_splits_goes_before_the_splits_of_the_set(hub: Any, repo_i
     assert splits_of(datasets.DatasetDict({"dev": table})) == ["validation"] * 4
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_file_says_nothing_of_splits(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(f'{{"text": "{text}"}}' for text in texts(60)), encoding=encoding)
+    with pytest.raises(DataError, match=r"the source has no splits. Name their column as split_column"):
+        built(str(path), split_by="given")
+
+
 @pytest.mark.parametrize("option", ["split_column", "group_column"])
 def test_a_value_that_is_missing_is_no_name(option: str) -> None:
     table = datasets.Dataset.from_dict({"text": texts(1003), "part": ["train"] * 1002 + [None]})
