@@ -1,21 +1,19 @@
 """The one door to data that somebody names: a file, a folder, a Hub id with or without a configuration, or rows in memory.
 
-Files are read by their ending; encodings with a mark or with zero bytes (UTF-16) and the separator of a CSV are found by
-looking. Whatever goes wrong is one `DataError` that names the place, what was expected, what was found and the next step.
+Files are read by their ending; UTF-16 and the separator of a CSV are found by looking. Whatever goes wrong is one
+`DataError` that names the place, what was expected, what was found and the next step.
 """
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import csv
 import gzip
 import json
 import lzma
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,23 +24,12 @@ import datasets
 from gradiend_hub.artifact.validation import check_fields, check_keys
 from gradiend_hub.errors import ConfigError, DataError, GradiendError, first_line
 
-__all__ = ["Source", "file_kind", "is_path", "load_data", "load_rows", "read_text", "reading", "require_path"]
+from .text_files import HEAD, OPENERS, encoding_of, separator_of
+
+__all__ = ["Source", "file_kind", "is_path", "load_data", "load_rows", "reading", "require_path"]
 
 KINDS = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 """The reader of `datasets` for each ending."""
-
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_HEAD = 2**16
-"""Bytes of a file that are looked at."""
-
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-"""Encodings by the mark at the beginning; UTF-32 before UTF-16, whose mark is the beginning of its own."""
 
 _TABLES = (datasets.Dataset, datasets.IterableDataset)
 _SPLITS = (datasets.DatasetDict, datasets.IterableDatasetDict)
@@ -182,7 +169,7 @@ def _file_options(source: Source, path: Path, what: str, lenient: bool) -> dict[
     if kind is None:
         raise DataError(
             f"{what}: {path} is no data set. Expected a folder, a Hub id, or a file that ends in {', '.join(KINDS)} "
-            f"(or that and {', '.join(_OPENERS)})."
+            f"(or that and {', '.join(OPENERS)})."
         )
     if unread := next((key for key in ("name", "revision", "data_files") if getattr(source, key) is not None), None):
         raise ConfigError(f"{what}.{unread}: a file has none; it is of data sets on the Hub. Remove it.")
@@ -231,9 +218,9 @@ def _look(path: Path, what: str, encoding: str | None = None, lenient: bool = Fa
     Raises:
         DataError: the file has no rows.
     """
-    with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-        head: bytes = file.read(_HEAD)
-    whole, found = len(head) < _HEAD, encoding or _encoding(head)
+    with OPENERS.get(path.suffix, open)(path, "rb") as file:
+        head: bytes = file.read(HEAD)
+    whole, found = len(head) < HEAD, encoding or encoding_of(head)
     decoder = codecs.getincrementaldecoder(found or "utf-8")("replace" if lenient else "strict")
     text = decoder.decode(head, final=whole).lstrip("\ufeff")
     lines = [line for line in text.splitlines() if line.strip()]
@@ -244,33 +231,17 @@ def _look(path: Path, what: str, encoding: str | None = None, lenient: bool = Fa
     if kind == "csv":
         if whole and len(lines) == 1:
             raise _no_rows(what, path, ": the file holds a header only")
-        options |= {"sep": _separator(lines[0], "\t" if ".tsv" in path.suffixes else ","), "keep_default_na": False}
+        options |= {"sep": separator_of(lines[0], "\t" if ".tsv" in path.suffixes else ","), "keep_default_na": False}
     return options
 
 
 def _wide_json(path: Path, encoding: str, split: str | None) -> datasets.Dataset | datasets.DatasetDict:
     """Read JSON or JSON lines of characters of two or four bytes."""
-    with _OPENERS.get(path.suffix, open)(path, "rt", encoding=encoding) as file:
+    with OPENERS.get(path.suffix, open)(path, "rt", encoding=encoding) as file:
         text = file.read()
     rows = json.loads(text) if text.lstrip().startswith("[") else map(json.loads, filter(str.strip, text.split("\n")))
     table = datasets.Dataset.from_list(list(rows))
     return datasets.DatasetDict({"train": table}) if split is None else table
-
-
-def _encoding(head: bytes) -> str | None:
-    """Return the encoding that the first bytes of a file show, or `None` where they fit UTF-8."""
-    for mark, encoding in _MARKS.items():
-        if head.startswith(mark):
-            return encoding
-    zeros = [head[place::2].count(0) for place in (0, 1)]  # no text in UTF-8 has any
-    if not any(zeros):
-        return None
-    return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
-
-
-def _separator(header: str, usual: str) -> str:
-    """Return the separator that divides a header into the most columns."""
-    return max((usual, ",", ";", "\t", "|"), key=lambda sep: len(next(csv.reader([header], delimiter=sep))))
 
 
 def _codec(encoding: str | None, what: str) -> str | None:
@@ -284,12 +255,6 @@ def _codec(encoding: str | None, what: str) -> str | None:
             f"{what}.encoding: expected an encoding that Python knows, e.g. utf-8 or latin-1, found {encoding!r}."
         ) from error
     return "utf-8-sig" if name == "utf-8" else name
-
-
-def read_text(path: Path) -> str:
-    """Return a text file whole, in the encoding that its first bytes show."""
-    content = path.read_bytes()
-    return content.decode(_encoding(content[:_HEAD]) or "utf-8")
 
 
 def file_kind(path: Path) -> str | None:

@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 
 from gradiend_hub.data import read_feature_data
-from gradiend_hub.data.loading import Source, load_data, load_rows, read_text
+from gradiend_hub.data.loading import Source, load_data, load_rows
+from gradiend_hub.data.text_files import read_text
 from gradiend_hub.errors import ConfigError, DataError
 from tests.data.builder.test_build import built, texts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from gradiend_hub.artifact.validation import SHARE, at_least, check_fields, check_keys, one_of
+from gradiend_hub.data.text_files import read_text, separator_of
 from gradiend_hub.errors import ConfigError
 
 from .language import language_code
@@ -298,18 +300,16 @@ class FeatureDataConfig:
 def read_words(path: str | Path) -> list[str]:
     """Words of a file: one a line, `#` begins a comment."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(Path(path)).splitlines()
     except (OSError, UnicodeDecodeError, TypeError) as error:
         raise ConfigError(f"The word list {path} cannot be read ({error}). Expected UTF-8, one word a line.") from error
     return [word for line in lines if (word := line.partition("#")[0].strip())]
 
 
 def _read_pairs(path: str | Path, classes: list[str]) -> list[tuple[str, ...]]:
-    import csv
-
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        lines = read_text(Path(path)).splitlines()
+        rows = list(csv.DictReader(lines, delimiter=separator_of(lines[0]))) if lines else []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"The list of pairs {path} cannot be read ({error}).") from error
     if not rows or not set(classes) <= rows[0].keys():

@@ -12,7 +12,7 @@ from scipy.stats import bootstrap, permutation_test
 from sklearn.metrics.pairwise import cosine_similarity
 from torch import nn
 
-from gradiend_hub.data.loading import read_text
+from gradiend_hub.data.text_files import read_text
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation.intervals import LEVEL, RESAMPLES, Array
 from gradiend_hub.evaluation.report import BenchmarkResult

@@ -14,7 +14,8 @@ from datasets import ClassLabel
 from peft import PeftModel
 from torch import Tensor, nn
 
-from gradiend_hub.data.loading import load_rows, read_text
+from gradiend_hub.data.loading import load_rows
+from gradiend_hub.data.text_files import read_text
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation.report import BenchmarkResult
 from gradiend_hub.objectives import Sample, TextObjective, batched, evaluating, make_objective

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from gradiend_hub.data.loading import read_text
+from gradiend_hub.data.text_files import read_text
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation.intervals import share_interval
 from gradiend_hub.evaluation.report import BenchmarkResult

@@ -15,7 +15,7 @@ from scipy.special import expit
 from scipy.stats import DegenerateDataWarning, pearsonr
 from torch import nn
 
-from gradiend_hub.data.loading import read_text
+from gradiend_hub.data.text_files import read_text
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation.intervals import bootstrap_interval
 from gradiend_hub.evaluation.report import BenchmarkResult

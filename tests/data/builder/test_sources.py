@@ -206,6 +206,17 @@ def test_what_stands_for_the_same_is_read_as_the_same(tmp_path: Path) -> None:
     assert FeatureDataConfig.from_dict(config.to_dict()) == config
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_lists_of_words_and_pairs_have_the_usual_encodings(tmp_path: Path, encoding: str, separator: str) -> None:
+    (tmp_path / "words.txt").write_text("# of women\nsie\nAmazone\n", encoding=encoding)
+    (tmp_path / "pairs.csv").write_text(separator.join("ab") + "\n" + f"er{separator}sie\n", encoding=encoding)
+    classes = {"a": ["er"], "b": str(tmp_path / "words.txt")}
+    config = FeatureDataConfig.from_dict({"classes": classes, "pairs": str(tmp_path / "pairs.csv")})
+    assert config.classes["b"].words == ("sie", "Amazone")
+    assert config.pairs == (("er", "sie"),)
+
+
 def test_rows_of_pairs_that_are_too_short(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("a,b\nhe,they\nhe\n", encoding="utf-8-sig")
     with pytest.raises(ConfigError, match=r"pairs: \['he', ''\] must be one word of each class"):
