@@ -20,6 +20,7 @@ from .casing import case_of, listed_words
 from .funnel import Funnel
 from .loading import Source, file_kind, load_data, reading, require_path
 from .row import COLUMNS
+from .rows import require_distinct
 from .splits import SPLIT_NAMES, Leaks, divided_anew, find_leaks
 
 __all__ = ["ReadData", "read_feature_data"]
@@ -87,7 +88,8 @@ def read_feature_data(
         seed: decides which alternative a row gets where several would do, and the new splits.
 
     Raises:
-        DataError: nothing can be read, the layout is none of these, or a class has no rows.
+        DataError: nothing can be read, the layout is none of these, a class has no rows, or one of two classes has no
+            word of its own.
     """
     parts = list(_parts(source, classes, revision, token))
     funnel, dropped = Funnel(), Counter[str]()
@@ -336,3 +338,8 @@ def _require_classes(
             f"Class {empty[0]!r} has no usable rows (rows per class: {dict(counts)}; classes that the data name: "
             f"{list(named)}). What became of all records:\n{funnel}"
         )
+    if len(classes) == 2:  # of more, two may have the same words: articles of one form and several cases
+        words: dict[str, dict[str, None]] = {name: {} for name in classes}
+        for row in chain(*rows.values()):
+            words[row["factual_class"]][row["factual"]] = words[row["alternative_class"]][row["alternative"]] = None
+        require_distinct({name: [*of] for name, of in words.items()}, "The data set")

@@ -125,7 +125,7 @@ def test_a_row_needs_two_words() -> None:
     with pytest.raises(DataError, match=message):
         read_rows(records, CLASSES, what="train_dataset")
     assert len(read_rows(records, CLASSES, need_both=False)) == 3  # they can be encoded
-    other = records[0] | {"factual_class": "b", "alternative_class": "a"}
+    other = row("they", "he", classes=["b", "a"]).record()
     read = read_feature_data(datasets.Dataset.from_list([*records, other]))
     assert ("factual and alternative are the same word", "records", 2) in read.funnel.steps
 
@@ -135,6 +135,9 @@ def test_classes_need_words_of_their_own(caplog: pytest.LogCaptureFixture) -> No
     for fillers in ({"a": ["he"], "b": ["he"]}, {"a": ["he", "it"], "b": ["it"]}, {"a": ["it"], "b": ["he", "it"]}):
         with pytest.raises(DataError, match=r"classes 'a' and 'b' have the same words \('(he|it)'\).*words of its own"):
             require_distinct(fillers)
+    rows = [row("he", "it"), row("it", "he"), row("it", "he", classes=["b", "a"])]
+    with pytest.raises(DataError, match="The data set: the classes 'a' and 'b' have the same words"):
+        read_feature_data(datasets.Dataset.from_list([one.record() for one in rows]))
     with caplog.at_level(logging.WARNING):
         require_distinct({"a": ["den", "dem"], "b": ["das", "dem"]})
     assert "1 of the words of the classes 'a' and 'b' are words of both ('dem')" in caplog.text
