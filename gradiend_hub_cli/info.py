@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from gradiend_hub.artifact.fields import StoredFields, require_classes
-from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.evaluation import Report, SplitReport
+from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub.hub.resolve import resolve_folder
 
 from .console import Story
@@ -30,6 +30,7 @@ class Description:
         entries: elements that it stores a value for.
         sizes: bytes by file.
         measured: name of the split that `split` was measured on; `None` if nothing was measured.
+        learned: whether the training found the feature, `None` if that is not known; and `verdict`, why it did not.
     """
 
     source: str
@@ -41,6 +42,8 @@ class Description:
     sizes: dict[str, int]
     measured: str | None
     split: SplitReport | None
+    learned: bool | None
+    verdict: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it for `--json`."""
@@ -66,6 +69,8 @@ class Description:
             "entries": self.entries,
             "sizes": self.sizes,
             "measured": self.measured,
+            "learned": self.learned,
+            "verdict": self.verdict,
             "report": None if self.split is None else asdict(self.split),
         }
 
@@ -92,7 +97,7 @@ def describe(direction: str, *, revision: str | None = None) -> Description:
     """
     found = resolve_folder(direction, revision=revision, required=(CONFIG_FILE, WEIGHTS_FILE))
     config = StoredFields.read(found.folder)
-    report = Report.load(found.folder) if Path(found.folder, REPORT_FILE).is_file() else None
+    report = Report.find(found.folder)
     splits = report.splits if report else {}
     measured = next((name for name in ("test", "eval", *splits) if name in splits), None)
     parameters = (config.parameters or {}).values()
@@ -103,7 +108,17 @@ def describe(direction: str, *, revision: str | None = None) -> Description:
     sizes = {path.name: path.stat().st_size for path in sorted(found.folder.iterdir()) if path.is_file()}
     split = splits[measured] if measured else None
     return Description(
-        direction, found.commit, config, len(weights), sum(weights), sum(entries), sizes, measured, split
+        direction,
+        found.commit,
+        config,
+        len(weights),
+        sum(weights),
+        sum(entries),
+        sizes,
+        measured,
+        split,
+        report.converged if report else None,
+        report.verdict if report else "",
     )
 
 
@@ -116,6 +131,8 @@ def _show(description: Description, story: Story) -> None:
     kept = "all" if dense else f"{description.entries:,} ({description.entries / description.weights:.2%})"
     table = pairs_table()
     table.add_row("direction", description.source + (f" at {description.commit}" if description.commit else ""))
+    if description.learned is False:
+        table.add_row("not learned", f"the training did not find this feature. {description.verdict}")
     table.add_row("strength > 0", f"{first}: {', '.join(fillers.get(first, ['?']))}")
     table.add_row("strength < 0", f"{second}: {', '.join(fillers.get(second, ['?']))}")
     table.add_row(
@@ -128,6 +145,8 @@ def _show(description: Description, story: Story) -> None:
     table.add_row("applied at", f"strength {strength_text(config.strength)}, unless another one is asked for")
     table.add_row("safe strengths", band)
     table.add_row("encoder", "not measured" if description.split is None else encoder_line(description.split))
+    for shift in shifts(description.split, (first, second)) if description.split else []:
+        table.add_row(f"at {strength_text(shift.strength)}", f"{shift.claim}: {shift.figures}".removesuffix(": "))
     story.show(table)
     if description.split is None:
         story.show("What each strength changes: not measured.")

@@ -181,6 +181,12 @@ def _names(config: GradiendConfig, split: SplitReport | None) -> dict[str, Any]:
     }
 
 
+def _task(config: GradiendConfig) -> str | None:
+    """The Hub's name of what a model of the direction's objective does; `None` for an objective that is not known here."""
+    objective = OBJECTIVES.get(config.objective or "")
+    return objective.task if objective else None
+
+
 def _fill(template: str, metadata: ModelCardData, **values: Any) -> ModelCard:
     try:
         filled = _templates().get_template(template).render(card_data=metadata.to_yaml(), **values)

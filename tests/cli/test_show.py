@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.evaluation import Report
+from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub_cli.apply import Guess, guesses_tables
 from gradiend_hub_cli.tables import curve_table, strength_text
 from tests.hub_server import HubServer
@@ -46,6 +47,22 @@ def test_info_shows_what_the_files_say(run: Run, trained: Trained) -> None:
     ):
         assert expected in shown
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_info_says_what_was_not_learned_and_what_each_sign_does(run: Run, trained: Trained, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained.folder, copy)
+    report = Report.load(copy)
+    for converged in (None, True, False):
+        report.converged, report.verdict = converged, "" if converged else "The correlation is 0.04."
+        report.save(copy)
+        shown = words(run("info", copy).stdout)
+        found = "not learned the training did not find this feature. The correlation is 0.04." in shown
+        assert found is (converged is False)
+        for shift in shifts(report.splits["test"], ("3SG", "3PL")):
+            assert shift.claim in shown
+        facts = json.loads(run("info", copy, "--json").stdout)
+        assert (facts["learned"], facts["verdict"]) == (converged, report.verdict)
 
 
 def test_info_as_json_holds_the_same_facts(run: Run, trained: Trained) -> None:
