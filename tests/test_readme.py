@@ -24,6 +24,38 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
+def test_the_first_screen_prints_what_stands_below_it(tmp_path: Path, masked_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines, output = re.findall(r"```bash\n(.*?)```\n.*?```text\n(.*?)```", readme, re.DOTALL)[0]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for line in lines.splitlines():
+        words = shlex.split(line, comments=True)
+        command = [sys.executable, "-m", "gradiend_hub_cli", *words[1:]]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-2000:]
+    for found, expected in zip(run.stdout.strip().splitlines(), output.strip().splitlines(), strict=True):
+        shown, stated = ({w: float(p) for p, w in re.findall(r"(\d+\.\d) % (\w+)", line)} for line in (found, expected))
+        assert bool(shown) == bool(stated)
+        for word in shown.keys() & stated.keys():
+            assert shown[word] == pytest.approx(stated[word], abs=30)
+
+
+@pytest.mark.slow
+def test_the_examples_print_what_stands_below_them() -> None:
+    page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\npython (examples/\S+) --offline\n```\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4
+    for script, output in blocks:
+        command = [sys.executable, script, "--offline"]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-2000:]
+        for found, expected in zip(run.stdout.strip().splitlines(), output.strip().splitlines(), strict=True):
+            figures = [[float(x) for x in re.findall(r"[-+]?\d+\.\d+", line)] for line in (found, expected)]
+            assert figures[0] == pytest.approx(figures[1], abs=0.3)
+            assert re.sub(r"[-+]?\d+\.\d+", "", found) == re.sub(r"[-+]?\d+\.\d+", "", expected)
+
+
+@pytest.mark.slow
 def test_the_first_block_prints_what_stands_below_it(tmp_path: Path, masked_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block, output = re.findall(r"```python\n(.*?)```\n.*?```text\n(.*?)```", readme, re.DOTALL)[0]
