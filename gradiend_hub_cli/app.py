@@ -261,11 +261,23 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to; made if there is none.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Upload direction",
+    base_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO_ID", help="The base model on the Hub, if it was a folder of yours when you trained."
+        ),
+    ] = None,
 ) -> dict[str, Any]:
     """Publish a saved direction in one commit. To repeat a push that failed is safe."""
     from .push import push_direction
 
-    options = {"private": private or None, "revision": revision, "create_pr": create_pr, "commit_message": message}
+    options = {
+        "private": private or None,
+        "revision": revision,
+        "create_pr": create_pr,
+        "commit_message": message,
+        "base_id": base_id,
+    }
     return push_direction(folder, repo_id, options, story)
 
 

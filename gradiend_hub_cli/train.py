@@ -150,11 +150,6 @@ def _save(trainer: GradiendTrainer, story: Story, *, told: bool = True) -> None:
         step.outcome = str(trainer.args.output_dir)
 
 
-def _last_checkpoint(folder: str) -> str:
-    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    return f"Free some space and go on from {last} with --resume." if last else "There is no checkpoint either."
-
-
 @contextmanager
 def _resumable(folder: Path, command: str) -> Iterator[None]:
     """Inside, whatever ends a training says how to go on."""
@@ -223,6 +218,8 @@ def _show(trainer: GradiendTrainer, url: str | None, story: Story) -> dict[str, 
         "published": url,
         "steps": trainer.state.global_step,
         "measured": name,
+        "learned": trainer.report.converged,
+        "verdict": trainer.report.verdict,
         "report": asdict(splits[name]) if name else None,
         "seconds": story.seconds,
         "try": attempt,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, hf_hub_download
 
 import gradiend_hub_cli.command as command
 from gradiend_hub import GradiendModel
@@ -26,6 +26,7 @@ from tests.hub_server import HubServer
 
 from .conftest import Run, Trained, write_recipe
 
+BASE = "base_model_name_or_path"
 SENTENCE = "The players ran home because [MASK] were hungry."
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +97,11 @@ class TestJson:
     def test_push(self, run: Run, trained: Trained, hub: HubServer, repo_id: str) -> None:
         found = printed(run("push", trained.folder, repo_id, "--json"))
         assert found["commit"] == HfApi().repo_info(repo_id).sha and found["pull_request"] is None
+        assert json.loads(Path(hf_hub_download(repo_id, "adapter_config.json")).read_text())[BASE] is None
+        HfApi().create_repo(f"{repo_id}-base")
+        again = run("push", trained.folder, repo_id, "--base-id", f"{repo_id}-base")
+        assert again.exit_code == 0, again.stderr
+        assert json.loads(Path(hf_hub_download(repo_id, "adapter_config.json")).read_text())[BASE] == f"{repo_id}-base"
 
     def test_data(self, run: Run, tmp_path: Path, masked_path: Path) -> None:
         path = data_config(tmp_path)
