@@ -244,17 +244,6 @@ class GitRepository:
             raise stale_parent()
         return new
 
-    def commit_tree(self, tree: str, *, parents: Iterable[str], message: str, author: str) -> str:
-        """A commit object of an existing tree; no ref moves."""
-        identity = ("-c", f"user.name={author}", "-c", f"user.email={author}@users.noreply.localhost")
-        ancestry = [argument for parent in parents for argument in ("-p", parent)]
-        return self.run(*identity, "commit-tree", tree, *ancestry, "-m", message).decode().strip()
-
-    def merge_tree(self, ours: str, theirs: str) -> str | None:
-        """The tree of a three-way merge, or None if it conflicts."""
-        process = self._process(("merge-tree", "--write-tree", ours, theirs))
-        return process.stdout.decode().split()[0] if process.returncode == 0 else None
-
 
 def _quoted(path: str) -> bytes:
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import shutil
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -142,22 +141,3 @@ class Store:
             repository = Repository.create(self._path(repo_type, repo_id), repo_type, repo_id, private=private)
             self._repositories[repo_type, repo_id] = repository
             return repository
-
-    def delete(self, repository: Repository) -> None:
-        """Remove a repository and its files."""
-        with self._lock:
-            del self._repositories[repository.type, repository.id]
-            shutil.rmtree(repository.root)
-
-    def move(self, repository: Repository, repo_id: str) -> None:
-        """Rename a repository; 409 if the new name is taken."""
-        with self._lock:
-            if (repository.type, repo_id) in self._repositories:
-                raise HubError(409, "Repository already exists")
-            path = self._path(repository.type, repo_id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            repository.root.rename(path)
-            del self._repositories[repository.type, repository.id]
-            moved = Repository(path, repository.type, repo_id)
-            moved.save()
-            self._repositories[repository.type, repo_id] = moved

@@ -8,7 +8,7 @@ import re
 import yaml
 from starlette.responses import JSONResponse, Response
 
-from tests.hub_server.routing import API, Call, route
+from tests.hub_server.routing import Call, route
 
 FRONT_MATTER = re.compile(r"^---\r?\n(.*?)\r?\n---", re.DOTALL)
 """The YAML block at the top of a card."""
@@ -41,16 +41,6 @@ def whoami(call: Call) -> Response:
             "auth": {"type": "access_token", "accessToken": token},
         }
     )
-
-
-def may_read(call: Call) -> Response:
-    call.repository("read")
-    return JSONResponse({"ok": True})
-
-
-def may_write(call: Call) -> Response:
-    call.repository("write")
-    return JSONResponse({"ok": True})
 
 
 def validate_yaml(call: Call) -> Response:
@@ -90,6 +80,4 @@ ROUTES = [
     route("/api/validate-yaml", validate_yaml, "POST"),
     route("/api/agent-harnesses", agent_harnesses),
     route("/api/telemetry/{rest:path}", telemetry, "GET", "HEAD", "POST"),
-    route(f"{API}/auth-check", may_read),
-    route(f"{API}/auth-check/write", may_write),
 ]

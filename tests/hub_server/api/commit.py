@@ -112,7 +112,7 @@ def commit(call: Call) -> Response:
             head = git.commit_of(parent)
         changes = _changes(call.hub, repository, head, operations)
         if as_pull_request:
-            number = open_pull_request(repository, account, title, description, base=call.revision, head=head)
+            number = open_pull_request(repository, account, title, head=head)
             ref = f"refs/pr/{number}"
             answer["pullRequestUrl"] = f"{page}/discussions/{number}"
         new = git.commit(ref, head, changes, title=title, description=description, author=account.name)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse, Response
 
-from tests.hub_server.errors import HubError, no_such_revision, stale_parent
-from tests.hub_server.git import NO_COMMIT, GitRepository
+from tests.hub_server.errors import HubError
+from tests.hub_server.git import NO_COMMIT
 from tests.hub_server.routing import API, Call, route
 
 _KINDS = {
@@ -31,13 +31,6 @@ def refs(call: Call) -> Response:
     return JSONResponse(answer)
 
 
-def _delete(git: GitRepository, ref: str, revision: str) -> Response:
-    if not git.has_ref(ref):
-        raise no_such_revision(revision)
-    git.delete_ref(ref)
-    return Response("OK")
-
-
 def create_branch(call: Call) -> Response:
     git = call.repository("write").git
     ref = f"refs/heads/{call.revision}"
@@ -49,13 +42,6 @@ def create_branch(call: Call) -> Response:
     return Response("OK", 201)
 
 
-def delete_branch(call: Call) -> Response:
-    git = call.repository("write").git
-    if call.revision == "main":
-        raise HubError(403, "Cannot delete the main branch")
-    return _delete(git, f"refs/heads/{call.revision}", call.revision)
-
-
 def create_tag(call: Call) -> Response:
     git = call.repository("write").git
     name = call.json["tag"]
@@ -64,30 +50,8 @@ def create_tag(call: Call) -> Response:
     return Response("OK", 201)
 
 
-def delete_tag(call: Call) -> Response:
-    return _delete(call.repository("write").git, f"refs/tags/{call.revision}", call.revision)
-
-
-def super_squash(call: Call) -> Response:
-    """Replace the history of a branch by one commit with its content."""
-    git = call.repository("write").git
-    head = git.commit_of(call.revision)
-    new = git.commit_tree(
-        f"{head}^{{tree}}",
-        parents=(),
-        message=call.json.get("message") or "Super-squash branch",
-        author=call.signed_in().name,
-    )
-    if not git.move_ref(f"refs/heads/{call.revision}", new, head):
-        raise stale_parent()
-    return Response("OK")
-
-
 ROUTES = [
     route(f"{API}/refs", refs),
     route(f"{API}/branch/{{revision}}", create_branch, "POST"),
-    route(f"{API}/branch/{{revision}}", delete_branch, "DELETE"),
     route(f"{API}/tag/{{revision}}", create_tag, "POST"),
-    route(f"{API}/tag/{{revision}}", delete_tag, "DELETE"),
-    route(f"{API}/super-squash/{{revision}}", super_squash, "POST"),
 ]

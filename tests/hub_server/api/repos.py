@@ -1,4 +1,4 @@
-"""Create, delete, rename and configure repositories."""
+"""Create and configure repositories."""
 
 from __future__ import annotations
 
@@ -26,23 +26,6 @@ def create(call: Call) -> Response:
     return JSONResponse({"url": url, "name": repo_id, "id": repo_id})
 
 
-def delete(call: Call) -> Response:
-    wanted = call.json
-    namespace = wanted.get("organization") or call.signed_in().name
-    repo_type, repo_id = wanted.get("type") or "model", f"{namespace}/{wanted['name']}"
-    call.hub.store.delete(call.hub.authorized(repo_type, repo_id, call.account, "write"))
-    return Response("OK")
-
-
-def move(call: Call) -> Response:
-    wanted = call.json
-    repository = call.hub.authorized(wanted.get("type") or "model", wanted["fromRepo"], call.account, "write")
-    if not call.signed_in().owns(wanted["toRepo"].split("/")[0]):
-        raise HubError(403, f"You don't have the rights to move a repository to {wanted['toRepo']}")
-    call.hub.store.move(repository, wanted["toRepo"])
-    return Response("OK")
-
-
 def configure(call: Call) -> Response:
     repository = call.repository("write")
     wanted = call.json
@@ -66,8 +49,6 @@ def grant_access(call: Call) -> Response:
 
 ROUTES = [
     route("/api/repos/create", create, "POST"),
-    route("/api/repos/delete", delete, "DELETE"),
-    route("/api/repos/move", move, "POST"),
     route(f"{API}/settings", configure, "PUT"),
     route(f"{API}/user-access-request/grant", grant_access, "POST"),
 ]
