@@ -10,16 +10,17 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from gradiend_hub.artifact.files import REPORT_FILE, SCHEMA_VERSION
-from gradiend_hub.artifact.validation import is_number, read_as, read_json
+from gradiend_hub.artifact.validation import Limit, is_number, read_as, read_json
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
 
 MOST_BYTES = 2**26
 """Largest report that is read."""
 
-Interval = list[float]
+_TWO = Limit("a list of two", lambda values: len(values) == 2)
+Interval = Annotated[list[float], _TWO]
 """[lower, upper] end of a 95 % interval."""
 
 
@@ -183,7 +184,7 @@ class Completion:
     """
 
     text: str
-    by_strength: dict[str, list[list[str | float]] | str]
+    by_strength: dict[str, list[Annotated[list[str | float], _TWO]] | str]
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class SplitReport:
     search: list[StrengthPoint]
     scored: int = field(metadata={"formerly": "scored_tokens"})
     control: list[list[StrengthPoint]] = field(default_factory=list)
-    break_point: list[float | None] | None = None
+    break_point: Annotated[list[float | None], _TWO] | None = None
     completions: list[Completion] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -314,7 +315,7 @@ class Report:
         settings: how the strength unit was chosen: "quality_floor" and "goal"; empty in reports of version 0.1.
     """
 
-    feature_classes: list[str]
+    feature_classes: Annotated[list[str], _TWO]
     base_model: str
     base_revision: str | None = None
     scope: str = ""
