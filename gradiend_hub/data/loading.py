@@ -102,7 +102,7 @@ def load_rows(source: Any, split: str, what: str, *, token: str | bool | None = 
         if chosen != split and len(data) != 1:
             raise DataError(f"{what}: no split {split!r} in {where}; name one of {list(data)} as `split`.")
         data = data[chosen]
-    if named and not len(data):
+    if named and isinstance(data, datasets.Dataset) and not len(data):  # a stream has no length
         raise _no_rows(what, Source.parse(source, what).path, "")
     return data
 

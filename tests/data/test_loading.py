@@ -201,6 +201,12 @@ def test_splits_and_configurations(tmp_path: Path) -> None:
         load_rows({"path": tmp_path / "train.csv", "name": "x"}, "test", "rows")
 
 
+def test_a_stream_has_no_length(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", "utf-8")
+    stream = load_rows({"path": path, "streaming": True}, "train", "rows")
+    assert isinstance(stream, datasets.IterableDataset) and list(stream) == ROWS
+
+
 def test_rows_in_memory() -> None:
     frame = pd.DataFrame(ROWS, index=[5, 6, 7])
     assert list(load_rows(frame, "train", "rows")) == ROWS
