@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,15 +14,6 @@ __all__ = ["KeptEdit"]
 
 WHOLE = 4096
 """Elements up to which a tensor is compared whole; of a larger one, a sample that has an element of every row."""
-
-
-class _Source(NamedTuple):
-    """A tensor as it was when the edit was made: its identity, torch's count of changes, and where its values are."""
-
-    tensor: weakref.ref[torch.Tensor]
-    version: int
-    place: int
-    dtype: torch.dtype
 
 
 class KeptEdit:
@@ -40,7 +30,8 @@ class KeptEdit:
 
     def forget(self) -> None:
         """Keep nothing."""
-        self._made_of: tuple[object, ...] | None = None
+        self._made_of: list[object] | None = None
+        self._tensors: list[weakref.ref[torch.Tensor]] = []  # numbers of objects that are gone are given anew
         self._value: torch.Tensor | None = None
         self._samples: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -50,10 +41,12 @@ class KeptEdit:
         if not all(map(_is_traceable, tensors)):
             self.forget()
             return edited(base, parts)
-        made_of = (*((part.c_w, part.c_b) for part in parts), *map(_source, tensors))
-        if made_of != self._made_of:
+        made_of: list[object] = [(part.c_w, part.c_b) for part in parts]
+        made_of += map(_mark, tensors)
+        if made_of != self._made_of or any(tensor() is None for tensor in self._tensors):
             self.forget()
-            self._made_of = made_of  # kept from the second time on: what changes in every forward takes no memory
+            # Kept from the second time on: what changes in every forward takes no memory.
+            self._made_of, self._tensors = made_of, [weakref.ref(tensor) for tensor in tensors]
             return edited(base, parts)
         if self._value is None or not all(torch.equal(view, copy) for view, copy in self._samples):
             with torch.inference_mode(False), torch.no_grad():
@@ -76,8 +69,9 @@ def _is_traceable(tensor: torch.Tensor) -> bool:
     )
 
 
-def _source(tensor: torch.Tensor) -> _Source:
-    return _Source(weakref.ref(tensor), tensor._version, tensor.data_ptr(), tensor.dtype)
+def _mark(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Number of the object, torch's count of its changes, and where its values are."""
+    return id(tensor), tensor._version, tensor.data_ptr(), tensor.dtype
 
 
 def _sample(tensor: torch.Tensor) -> torch.Tensor | None:

@@ -61,36 +61,39 @@ class AdapterState:
         """
         stored = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in state_dict.items()}
         mapped: dict[str, torch.Tensor] = {}
-        layers = {path: layer for path, layer in _named_layers(model) if adapter_name in layer.gradiend_weight}
-        is_new = not any(adapter_name in layer._peaks for layer in layers.values())
-        peaks: dict[str, tuple[float, float]] = {}
+        layers: dict[GradiendLayer, list[str]] = {}  # a module may have several names
+        for path, layer in _named_layers(model):
+            if adapter_name in layer.adapters:
+                layers.setdefault(layer, []).append(path)
+        is_new = not any(adapter_name in layer._peaks for layer in layers)
+        peaks: dict[GradiendLayer, tuple[float, float]] = {}
         try:
-            for path, layer in layers.items():
+            for layer, paths in layers.items():
                 key = sidecar_name(layer.adapters[adapter_name].stored_names[layer.site.name])
                 values: dict[str, torch.Tensor] = {}
                 for kind in VALUE_NAMES:
                     if adapter_name in getattr(layer, kind):
                         room = getattr(layer, kind)[adapter_name]
                         values[kind] = _fitting(layer, kind, stored.pop(f"{key}.{kind}", None), room)
-                        mapped[f"{path}.{kind}.{adapter_name}"] = values[kind]
+                        mapped |= dict.fromkeys((f"{path}.{kind}.{adapter_name}" for path in paths), values[kind])
                 weight, bias, indices = (values.get(kind) for kind in VALUE_NAMES)
                 assert weight is not None
-                peaks[path] = layer.checked(weight, bias, indices)
+                peaks[layer] = layer.checked(weight, bias, indices)
             if stored:
                 raise ArtifactError(
                     f"adapter_model.safetensors holds {len(stored)} tensors that its configuration does not name, e.g. "
                     f"{min(stored)[:120]!r}."
                 )
             if is_new:
-                _compare_base(config, adapter_name, layers.values())
+                _compare_base(config, adapter_name, layers)
         except (ArtifactError, BaseModelMismatchError):
             if is_new:
                 _withdraw(model, adapter_name)
             raise
-        for path, layer in layers.items():
+        for layer in layers:
             if adapter_name in layer.merged_adapters:
                 layer.unmerge()
-            layer._peaks[adapter_name] = peaks[path]
+            layer._peaks[adapter_name] = peaks[layer]
         if not is_new and config.origin is not None:
             logger.warning(
                 "The values of %r were replaced; its configuration stays that of the former ones, and their encoder and "
@@ -120,7 +123,7 @@ def _is_whole(parameter: torch.Tensor) -> bool:
 
 
 def _named_layers(model: nn.Module) -> Iterator[tuple[str, GradiendLayer]]:
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, GradiendLayer):
             yield path.removeprefix("_fsdp_wrapped_module."), module
 
