@@ -60,9 +60,12 @@ def total_delta(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> tuple[
     return None, total
 
 
-def rounded(values: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """`round(W + Σ Δ_i)`, elementwise: the one place where an edit meets the base model's values."""
-    return (values.to(delta.dtype) + delta).to(values.dtype)
+def rounded(values: torch.Tensor, delta: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`round(W + Σ Δ_i)`, elementwise: the one place where an edit meets the base model's values.
+
+    The sum is that of the wider type, delta's, and rounded once; into `out`, if it is given.
+    """
+    return torch.add(values, delta).to(values.dtype) if out is None else torch.add(values, delta, out=out)
 
 
 def edited(base: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
@@ -155,7 +158,7 @@ class Originals:
                     part._replace(weight=part.weight[block], bias=None if part.bias is None else part.bias[block])
                     for part in parts
                 ]
-                target[block] = rounded(self.values[block], total_delta(cut, BLOCK, dtype)[1])
+                rounded(self.values[block], total_delta(cut, BLOCK, dtype)[1], out=target[block])
             return None
         indices, delta = total_delta(parts, parameter.numel(), dtype)
         if delta.numel() == self.values.numel():

@@ -12,8 +12,10 @@ from .arithmetic import Part, edited
 
 __all__ = ["KeptEdit"]
 
-WHOLE = 4096
-"""Elements up to which a tensor is compared whole; of a larger one, a sample that has an element of every row."""
+WHOLE = 1024
+"""Elements up to which a tensor is compared whole; of a larger one, an element of every row is."""
+SAMPLES = 256
+"""Elements of a longer vector that are compared."""
 
 
 class KeptEdit:
@@ -80,7 +82,7 @@ def _sample(tensor: torch.Tensor) -> torch.Tensor | None:
         return None
     flat = tensor.detach().view(-1)
     bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.itemsize])
-    row = tensor.shape[-1] if tensor.ndim > 1 else len(bits)
+    if len(bits) <= WHOLE:
+        return bits
     # One less than a row: the sample moves through the columns, and no row is without one of its elements.
-    step = max(1, min(row - 1, len(bits) // WHOLE))
-    return bits[::step]
+    return bits[:: tensor.shape[-1] - 1 if tensor.ndim > 1 and tensor.shape[-1] > 1 else len(bits) // SAMPLES]

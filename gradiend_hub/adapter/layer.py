@@ -14,6 +14,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -199,10 +200,11 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def values(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Weight, bias and indices of an adapter."""
+        stores: dict[str, Any] = self._modules  # asked by every forward, and torch's own way is slow
         return (
-            self.gradiend_weight[adapter_name],
-            self.gradiend_bias.get(adapter_name),
-            self.gradiend_indices._buffers.get(adapter_name),
+            stores["gradiend_weight"]._parameters[adapter_name],
+            stores["gradiend_bias"]._parameters.get(adapter_name),
+            stores["gradiend_indices"]._buffers.get(adapter_name),
         )
 
     def checked(

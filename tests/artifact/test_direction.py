@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -224,3 +225,91 @@ def test_unusable_values(damage: str) -> None:
         decoder = decoder[:-1]
     with pytest.raises(ArtifactError, match=r"m\.bias"):
         Direction({"m.bias": ParameterDirection((12,), decoder, None, None, indices)}).check()
+
+
+# ------------------------------------------------------------------------------------------------------------ comparing
+
+
+def in_full(direction: Direction, c_w: float, c_b: float) -> dict[str, np.ndarray]:
+    """Δ by parameter, as dense numpy arrays."""
+    arrays = {}
+    for name, part in direction.parameters.items():
+        values = np.float32(c_w) * part.decoder.numpy()
+        if part.decoder_bias is not None:
+            values = values + np.float32(c_b) * part.decoder_bias.numpy()
+        flat = np.zeros(part.numel, dtype=np.float64)
+        flat[slice(None) if part.indices is None else part.indices.numpy()] = values
+        arrays[name] = flat
+    return arrays
+
+
+@pytest.mark.parametrize("coefficients", [(1.0, 1.0), (1.0, 0.0), (0.5, -2.0)])
+@pytest.mark.parametrize("seed", range(6))
+def test_inner_products_are_those_of_full_vectors(seed: int, coefficients: tuple[float, float]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(names: str) -> Direction:
+        parts = {}
+        for name in names:
+            size = int(torch.randint(0, 21, (), generator=generator))
+            dense = bool(torch.randint(0, 2, (), generator=generator))
+            indices = None if dense else torch.randperm(20, generator=generator)[:size].sort().values.int()
+            values = torch.randn(2, 20 if dense else size, generator=generator)
+            bias = values[1] if name != "b" else None
+            parts[name] = ParameterDirection((4, 5), values[0], bias, None, indices)
+        return Direction(parts)
+
+    one, two = some("abcd"), some("dcbe")
+    full, other = in_full(one, *coefficients), in_full(two, *coefficients)
+    expected = sum(float(full[name] @ other[name]) for name in full.keys() & other.keys())
+    assert one.inner(two, *coefficients) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert two.inner(one, *coefficients) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    norm = sum(float(values @ values) for values in full.values()) ** 0.5
+    assert one.norm(*coefficients) == pytest.approx(norm, rel=1e-12)
+    assert one.inner(one, *coefficients) == pytest.approx(norm**2, rel=1e-12)
+
+
+def test_directions_are_aligned_by_name_and_shape() -> None:
+    one, two = make(1), make(2)
+    prefixed = two.renamed({name: f"backbone.{name}" for name in reversed(two.parameters)})
+    aligned = one.align(prefixed)
+    assert list(aligned.parameters) == list(one.parameters)
+    assert all(aligned.parameters[name] is two.parameters[name] for name in two.parameters)
+    assert aligned.fingerprint.samples.keys() == two.fingerprint.samples.keys()
+    assert one.inner(prefixed) == prefixed.inner(one) == one.inner(two)
+    more = Direction(prefixed.parameters | {"other.weight": two.parameters["scale"]})
+    assert list(one.align(more).parameters) == [*one.parameters, "other.weight"]
+    assert one.inner(Direction({"nothing": two.parameters["scale"]})) == 0.0
+    turned = Direction({"m.weight": ParameterDirection((4, 3), two.parameters["m.weight"].decoder)})
+    for call in (one.inner, one.align):
+        with pytest.raises(ConfigError, match=r"m.weight is \[3, 4\] in one, \[4, 3\] in the other"):
+            call(turned)
+    twice = Direction({"a.m.weight": two.parameters["m.weight"], "b.m.weight": two.parameters["m.weight"]})
+    for call in (twice.inner, twice.align):
+        with pytest.raises(ConfigError, match=r"may be a\.m\.weight or b\.m\.weight"):
+            call(one)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_streamed_direction_is_read_one_parameter_at_a_time(tmp_path: Path, dtype: str) -> None:
+    direction = make()
+    direction.save(tmp_path, dtype=dtype)
+    whole = Direction.load(tmp_path, config(direction, dtype=dtype))
+    streamed = Direction.stream(tmp_path, config(direction, dtype=dtype))
+    for name, part in streamed.parameters.items():
+        assert part is not streamed.parameters[name]  # nothing is kept
+        for kind in ("decoder", "decoder_bias", "encoder", "indices"):
+            mine, theirs = getattr(part, kind), getattr(whole.parameters[name], kind)
+            assert mine is theirs is None or torch.equal(mine, theirs)
+    assert streamed.encoder_bias == whole.encoder_bias
+    assert streamed.spec() == whole.spec()
+    assert streamed.inner(whole) == whole.inner(streamed) == pytest.approx(whole.norm() ** 2)
+    assert not Direction.stream(tmp_path, config(direction, dtype=dtype), encoder=False).has_encoder
+    with pytest.raises(KeyError):
+        streamed.parameters["nothing"]
+    with pytest.raises(ArtifactError, match="F16"):
+        Direction.stream(tmp_path, config(direction, dtype="float16"))
+    direction.parameters["m.weight"].decoder[3] = float("inf")
+    direction.save(tmp_path, dtype=dtype)
+    with pytest.raises(ArtifactError, match=r"m\.weight holds NaN or infinite"):
+        Direction.stream(tmp_path, config(direction, dtype=dtype)).check()

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers as tf
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
@@ -163,6 +164,16 @@ def bench(base: nn.Module, share: float | None, bias: bool, rounds: int, **detai
     with torch.no_grad():
         compare("forward of the merged model / of the base", 1.0, lambda: clean(**ids), lambda: merged(**ids))
     merged.unload()
+    with tempfile.TemporaryDirectory() as directory:
+        direction.save(directory)
+        GradiendConfig(feature_classes=["a", "b"], parameters=direction.spec(), has_bias=bias).save_pretrained(
+            directory
+        )
+        unmerged = PeftModel.from_pretrained(base, directory)
+    one = {"input_ids": ids["input_ids"][:1, :1]}
+    with torch.no_grad():
+        compare("forward of one token, unmerged / of the base", 1.5, lambda: clean(**one), lambda: unmerged(**one))
+    unmerged.unload()
     return lines
 
 
