@@ -1,4 +1,4 @@
-"""All that is rendered from a report for people: cards, figures and the page."""
+"""Cards, figures and the page: a report rendered for people."""
 
 from __future__ import annotations
 

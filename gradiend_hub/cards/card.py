@@ -167,7 +167,7 @@ def render_rewritten_card(
 
 
 def _names(config: GradiendConfig, split: SplitReport | None) -> dict[str, Any]:
-    """What both cards call the classes and the base model, and what was measured of the classes."""
+    """Values that both templates need: names of the classes and of the base model, and what was measured of the classes."""
     first, second = config.feature_classes or ("first", "second")
     base_id = hub_id(config.base_model_name_or_path)
     return {
@@ -179,12 +179,6 @@ def _names(config: GradiendConfig, split: SplitReport | None) -> dict[str, Any]:
         "repo_place": REPO_PLACE,
         "base_place": None if base_id else BASE_PLACE,
     }
-
-
-def _task(config: GradiendConfig) -> str | None:
-    """The Hub's name of what a model of the direction's objective does; `None` for an objective that is not known here."""
-    objective = OBJECTIVES.get(config.objective or "")
-    return objective.task if objective else None
 
 
 def _fill(template: str, metadata: ModelCardData, **values: Any) -> ModelCard:
@@ -279,7 +273,7 @@ def _row(report: Report) -> dict[str, str] | None:
 
 
 def _heading(strength: float, config: GradiendConfig) -> str:
-    """What a column of a table that compares before and after is called."""
+    """Heading of a column in a table that compares before and after."""
     name = f"{strength:+g}".replace("-", "−") if strength else "0 (base model)"
     return f"{name} (recommended)" if strength == config.strength not in (0, 1) else name
 

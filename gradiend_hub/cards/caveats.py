@@ -1,4 +1,4 @@
-"""What a reader of a card should know before trusting it: sentences that follow from the report, and from nothing else."""
+"""Caveats of a card: sentences that follow from the report, and from nothing else."""
 
 from __future__ import annotations
 

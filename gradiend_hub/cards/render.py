@@ -1,4 +1,4 @@
-"""All that is rendered from a report: the card, its figures, and the interactive page."""
+"""Render an artifact for people: the card, its figures, and the interactive page."""
 
 from __future__ import annotations
 

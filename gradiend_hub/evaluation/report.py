@@ -33,7 +33,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class OutputReport:
-    """What the encoder reads at one word.
+    """Figures of the encoder at one word.
 
     Attributes:
         feature_class: class whose word it is (the class whose token gives the source gradient).
@@ -69,7 +69,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class EncoderReport:
-    """How well feature values h separate the classes.
+    """Separation of the classes by feature values h.
 
     Attributes:
         correlation: Pearson's r of h and the labels ±1; `None` with rows of one class only. It rises with saturation alone;
@@ -175,7 +175,7 @@ class StrengthPoint:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model writes at one slot, by strength.
+    """Text that a model writes at one slot, by strength.
 
     Attributes:
         text: the text with `[MASK]` (masked models), or the beginning that is continued (causal models).
@@ -244,7 +244,7 @@ def flat_encoder(encoder: EncoderReport) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class LayerShare:
-    """How much of the edit at strength 1 falls on one transformer layer (or module outside of the layers).
+    """Share of the edit at strength 1 that falls on one transformer layer (or module outside of the layers).
 
     Attributes:
         layer: its name in the base model.

@@ -15,6 +15,6 @@ def relative_quality(edited: float, base: float) -> float:
 
 
 def preferred(first: Sequence[float], second: Sequence[float]) -> tuple[int, int]:
-    """How many of the pairs have the first sentence likelier, and how many are not equally likely (Nangia et al. 2020)."""
+    """Count the pairs whose first sentence is the likelier one, and those of unequal likelihood (Nangia et al. 2020)."""
     a, b = np.asarray(first), np.asarray(second)
     return int((a > b).sum()), int((a != b).sum())

@@ -1,4 +1,4 @@
-"""What the measured curve says of a direction, beside what the direction is for."""
+"""The effect of a direction as measured, beside the effect that it is for."""
 
 from __future__ import annotations
 

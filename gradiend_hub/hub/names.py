@@ -1,4 +1,4 @@
-"""Which names mean something on the Hub."""
+"""Names that mean something on the Hub, and local paths, which do not."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def hub_id(name: str | None) -> str | None:
 
 
 def shown_name(name: str | None) -> str:
-    """What a model is called in public: its Hub id, or the last part of a local path."""
+    """The public name of a model: its Hub id, or the last part of a local path."""
     return hub_id(name) or Path(name or "unknown").name

@@ -34,10 +34,17 @@ class ReportProposal:
     ) -> None:
         report = Path(report)
         self._push = _ReportPush(
-            api=HfApi(token=token), folder=report.parent, repo_id=repo_id, private=None, revision=None,
-            message=commit_message or f"Add the report {report.name}", create_pr=True, patterns=(), repo_type="model",
+            api=HfApi(token=token),
+            folder=report.parent,
+            repo_id=repo_id,
+            private=None,
+            revision=None,
+            message=commit_message or f"Add the report {report.name}",
+            create_pr=True,
+            patterns=(),
+            repo_type="model",
             report=report,
-        )  # fmt: skip
+        )
 
     def check(self) -> None:
         """Find out, before anything is measured, whether the pull request can be opened.

@@ -290,7 +290,7 @@ class _Push:
         return commit
 
     def _is_published(self, commit: str) -> bool:
-        """Whether the commit holds every file with our content."""
+        """Return whether the commit holds every file with our content."""
         rows = self.api.get_paths_info(
             self.repo_id, [file.name for file in self.files], revision=commit, repo_type=self.repo_type
         )
@@ -319,7 +319,7 @@ class _Push:
         )
 
     def _state(self) -> str:
-        """What the repository holds after a failure, as far as the Hub tells."""
+        """Say what the repository holds after a failure, as far as the Hub tells."""
         try:
             head = self._head(self.branch)
         except RepositoryNotFoundError:
@@ -349,7 +349,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Why a push failed, in the user's terms."""
+    """Say why a push failed, in the user's terms."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status == 401:
         return f"the Hub needs a valid token, log in with `hf auth login` ({summary(error)})"

@@ -138,7 +138,7 @@ class _Source:
         return Path(folder)
 
     def explain(self, error: Exception) -> str:
-        """Why the repository could not be read, and what to do."""
+        """Say why the repository could not be read, and what to do."""
         if (refused := disk_error(error)) is not None:
             return (
                 f"{self.repo_id} could not be written to the cache {self.cache_dir or constants.HF_HUB_CACHE} ({refused}). "

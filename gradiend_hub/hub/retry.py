@@ -65,7 +65,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def disk_error(error: BaseException) -> str | None:
-    """What this machine's file system refused, e.g. "No space left on device"; `None` for an error of another kind."""
+    """Name what this machine's file system refused, e.g. "No space left on device"; `None` for an error of another kind."""
     if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)) and error.errno:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     number = (

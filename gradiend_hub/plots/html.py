@@ -119,7 +119,7 @@ class _Curve:
 
 
 def _points(split: SplitReport, first: str, second: str, places: Sequence[float]) -> list[dict[str, Any]]:
-    """What the slider shows of each strength, and `x`, its place in the drawing."""
+    """The figures of each strength for the slider, and `x`, its place in the drawing."""
     return [
         {
             "name": strength_name(p.strength),

@@ -1,4 +1,4 @@
-"""All figures of a report as files."""
+"""The figures of a report as files."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _line(
 
 
 def _damage(axes: Axes, split: SplitReport) -> None:
-    """How much the negative log-likelihood of neutral text rises, in per cent of the base model's."""
+    """Draw the rise of the negative log-likelihood of neutral text, in per cent of the base model's."""
     base = next((p.nll for p in split.curve if p.strength == 0), None)
     if not base:
         return

@@ -1,4 +1,4 @@
-"""What all figures share: colours, marks, text of strangers, and a figure that no window system knows of.
+"""Shared parts of all figures: colours, marks, text of strangers, and a figure that no window system knows of.
 
 Every series differs from its neighbours in lightness and in its mark or dash, so the figures can be read in grey and by
 people who do not tell colours apart. The hues are those of Okabe and Ito's palette, darkened or lightened for that.
@@ -41,7 +41,7 @@ LONGEST_LABEL = 40
 
 @dataclass(frozen=True)
 class Look:
-    """How a series is drawn: hex colour, matplotlib's marker and dash, and whether its marks are filled."""
+    """The look of a series: hex colour, matplotlib's marker and dash, and whether its marks are filled."""
 
     colour: str
     marker: str
