@@ -260,6 +260,12 @@ def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[Eval
     ]
 
 
+def _task(config: GradiendConfig) -> str | None:
+    """The Hub's name of what a model of the direction's objective does; `None` for an objective that is not known here."""
+    objective = OBJECTIVES.get(config.objective or "")
+    return objective.task if objective else None
+
+
 def _prompt(split: SplitReport | None) -> str:
     """A text of one line that the direction has something to say about, if there is one."""
     texts = [completion.text for completion in split.completions] if split else []

@@ -44,6 +44,7 @@ def normalised(card: str) -> str:
     card = re.sub(r"`[0-9a-f]{64}`", "`HEX`", card)
     card = re.sub(r"(?m)^(\| versions \| ).*$", r"\1V |", card)
     card = re.sub(r"(?m)^(\| seconds \| ).*$", r"\1S |", card)
+    card = re.sub(r"(?m)^(> \*\*Not learned\.\*\* .*? base model\.) .*$", r"\1 WHY", card)
     card = re.sub(r"(?m)^(\* At strength .*?), .*$", r"\1, CLAIM", card)
     card = re.sub(r"(?s)(## Caveats\n\n).*?(\* A correlation rises)", r"\1\2", card)
     head, start, rest = card.partition("## What each")
