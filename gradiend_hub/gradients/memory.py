@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -262,6 +263,16 @@ def memory_advice(scope: Scope, *, rows: int, activations: int, state_vectors: i
     return (
         "Use one of: " + "; ".join(f"{what} (saves {format_bytes(size)} {kind})" for what, (size, kind) in ranked) + "."
     )
+
+
+def resident_bytes() -> int:
+    """Most memory that this process has held so far; 0 where the system does not say, on Windows."""
+    if sys.platform == "win32":
+        return 0
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def format_bytes(size: float) -> str:

@@ -1,26 +1,45 @@
-"""Time, memory and disk of a whole job, predicted from a few gradients."""
+"""Time, memory and disk of a whole job, predicted from a few gradients and one measurement of some rows."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradiend_hub.data import Row
+from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
+from gradiend_hub.evaluation.probe import SCORED_TOKENS
 from gradiend_hub.gradients import Estimate, GradientReader, GradientStore, Workload, directional_derivatives, estimate
+from gradiend_hub.gradients.memory import activation_bytes
 from gradiend_hub.gradients.store import KEY_FILE
-from gradiend_hub.objectives import PairBatch, examples_of
+from gradiend_hub.model import GradiendModel
+from gradiend_hub.objectives import PairBatch
+from gradiend_hub.solvers import Solution
 
-from .data import CALIBRATION_ROWS
-from .run import TrainingRun
+from .run import TrainingRun, as_direction
 from .streams import row_sampler, store_key
 
-__all__ = ["predicted"]
+__all__ = ["predicted", "seconds_of_the_rest"]
+
+UNIT_READINGS, PLAIN_READINGS = 90, 50
+"""Strengths at which an evaluation reads all rows and texts, random directions included: where it chooses the strength unit,
+and where it uses it. Both vary by a half with the data."""
+
+MEASURING_VECTORS = 16
+"""Vectors [n] of a finished direction beside the solver's: solutions and their copies, edited weights, and their files."""
+
+FIGURE_BYTES, FIGURE_SECONDS = 30_000_000, 4.0
+"""Memory of the libraries that draw figures, and time of drawing them."""
+
+_SOME_ROWS, _SOME_TEXTS = 32, 16
+"""Rows and texts that are measured for a prediction."""
 
 
 def predicted(
@@ -29,12 +48,16 @@ def predicted(
     observe: Callable[[Tensor, Tensor, float], object],
     *,
     state_vectors: int,
+    process_bytes: int,
+    saved_bytes: int,
 ) -> Estimate:
     """Predict a job from three batches of typical and largest size.
 
     Args:
         observe: what the solver does with s, t and their label.
         state_vectors: vectors [n] that solver and optimizer hold.
+        process_bytes: memory that is in use beside base model and solver.
+        saved_bytes: checkpoints and direction on disk.
     """
     dataset, args, config = run.data.dataset, run.args, run.config
     batches = list(row_sampler(run))
@@ -57,11 +80,13 @@ def predicted(
         target=config.target,
         observe=lambda s, t: observe(s, t, dataset.labels[typical[0]]),
     )
-    stored = GradientStore.required_bytes(len(batches), run.scope.size, args.gradient_store_dtype)
+    stored = GradientStore.required_bytes(min(steps, len(batches)), run.scope.size, args.gradient_store_dtype)
     return replace(
         estimate(reader, run.objective, work),
         store_bytes=stored if args.gradient_store else 0,
-        later_seconds=_later(run, steps, len(batches)),
+        later_bytes=_later_bytes(reader, run),
+        process_bytes=process_bytes + FIGURE_BYTES,
+        saved_bytes=saved_bytes,
     )
 
 
@@ -76,17 +101,58 @@ def _reads(run: TrainingRun, batches: list[list[int]], steps: int) -> int:
     return len(set(GradientStore(folder, store_key(run, batches)).missing).intersection(first_epoch))
 
 
-def _later(run: TrainingRun, steps: int, steps_an_epoch: int) -> dict[str, float]:
-    """Predict the seconds of everything but the steps, from encoding some rows."""
-    args, rows = run.args, run.data.eval_rows
+def _later_bytes(reader: GradientReader, run: TrainingRun) -> int:
+    """Predict the memory of encoding and measuring beside base model and solver: vectors, and one batch of rows at work."""
+    rows = spread(run.data.dataset.examples, run.args.eval_batch_size)
+    kept = activation_bytes(reader, run.objective, run.objective.collate_pairs(rows[:1]).to(reader.device))
+    return 4 * MEASURING_VECTORS * run.scope.size + 2 * len(rows) * kept // max(len(reader.scope.parameters), 1)
+
+
+def seconds_of_the_rest(run: TrainingRun, steps: int) -> dict[str, float]:
+    """Predict the seconds of everything but the steps, by what it is."""
+    args, data, steps_an_epoch = run.args, run.data, len(row_sampler(run))
+    examples = run.judging[0]
+    encoding = len(examples) * args.num_runs * _seconds_per_encoding(run)
+    found = {"choosing the direction": encoding, "saving": FIGURE_SECONDS}
     times = {"steps": steps // max(int(args.eval_steps or 1), 1), "epoch": math.ceil(steps / steps_an_epoch)}
-    count = times.get(str(getattr(args.eval_strategy, "value", args.eval_strategy)), 0) if rows else 0
-    if not count:
-        return {}
-    some = spread(rows, args.eval_batch_size)
+    if data.eval_sets:
+        found["between the steps"] = (
+            times.get(str(getattr(args.eval_strategy, "value", args.eval_strategy)), 0) * encoding
+        )
+        found["evaluating"] = UNIT_READINGS * _seconds_per_reading(run, data.eval_rows, data.texts)
+    for rows in list(data.eval_sets.values())[1:]:
+        found["evaluating"] += PLAIN_READINGS * _seconds_per_reading(run, rows, data.texts)
+    if data.test is not None:
+        found["testing"] = PLAIN_READINGS * _seconds_per_reading(run, data.test.rows, data.test.texts)
+    return {name: seconds for name, seconds in found.items() if seconds}
+
+
+def _seconds_per_encoding(run: TrainingRun) -> float:
+    samples = [example.alternative for example in spread(run.judging[0], _SOME_ROWS)]
     tangents = run.scope.dense_tensors(torch.ones(run.scope.size) / run.scope.size)
-    samples = [e.alternative for e in examples_of(run.objective, some, what="eval_dataset")]
     start = time.perf_counter()
-    directional_derivatives(run.base_model, run.objective, samples, tangents, batch_size=args.eval_batch_size)
-    seconds = (time.perf_counter() - start) / len(some)
-    return {"between the steps": count * args.num_runs * seconds * (len(rows) + CALIBRATION_ROWS)}
+    directional_derivatives(run.base_model, run.objective, samples, tangents, batch_size=run.args.eval_batch_size)
+    return (time.perf_counter() - start) / len(samples)
+
+
+def _seconds_per_reading(run: TrainingRun, rows: Sequence[Row], texts: Sequence[Any]) -> float:
+    """Time one reading of some rows and texts at strength 0, and extrapolate to all of them."""
+    nothing = torch.zeros(run.scope.size)
+    direction = as_direction(Solution(nothing, 0.0, nothing, nothing), run.scope)
+    some_rows, some_texts = spread(rows, _SOME_ROWS), spread(texts, _SOME_TEXTS)
+    share = len(some_texts) / max(len(texts), 1)
+    model = GradiendModel.from_direction(
+        run.base_model, direction, run.config, processing_class=run.objective.processor
+    )
+    try:
+        seconds = []
+        for part_rows, part_texts in ((some_rows, some_texts), (some_rows, [])):
+            tokens = max(1, round(share * SCORED_TOKENS))
+            probe = StrengthProbe(model, run.objective, part_rows, part_texts, seed=run.args.seed, tokens=tokens)
+            start = time.perf_counter()
+            probe.measure(0.0)
+            seconds.append(time.perf_counter() - start)
+    finally:
+        model.unload()
+    whole, of_rows = seconds
+    return of_rows * len(rows) / len(some_rows) + (max(whole - of_rows, 0.0) / share if share else 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gradiend_hub.base_model import base_commit, base_name, load_base_model
 from gradiend_hub.data import require_classes
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.gradients import Estimate, GradientReader, Scope, SkippedRows, prune, select_parameters
-from gradiend_hub.gradients.memory import state_advised
+from gradiend_hub.gradients.memory import resident_bytes, state_advised
 from gradiend_hub.gradients.pairs import silence
 from gradiend_hub.hub.names import hub_id
 from gradiend_hub.objectives import make_objective, objective_class, objective_name
@@ -37,7 +38,7 @@ from .checkpoints import (
     require_writable,
     training_key,
 )
-from .cost import predicted
+from .cost import predicted, seconds_of_the_rest
 from .data import Datasets, TrainingData
 from .measuring import MeasuringTrainer, require_metric
 from .run import Reading, TrainingRun, as_direction, config_for
@@ -213,14 +214,26 @@ class GradiendTrainer(MeasuringTrainer):
 
     def dry_run(self) -> Estimate:
         """Predict time, memory and disk of the whole job from three batches. Nothing is learned, and nothing written."""
+        tensors = (
+            self.base_model.parameters(),
+            self.base_model.buffers(),
+            self.model.parameters(),
+            self.model.buffers(),
+        )
+        held = sum(t.nbytes for group in tensors for t in group if t.device.type == "cpu")
+        process = max(0, resident_bytes() - held)
         solver, where = self._new_solver(self.args), self.model.shard.where
-        with GradientReader(self.base_model, self.scope, reuse=True) as reader:
-            return predicted(
+        with GradientReader(self.base_model, self.scope, reuse=True) as reader, self._shown():
+            learning = predicted(
                 reader,
                 self._run,
                 lambda s, t, label: solver.observe(s[where], t[where], label),
                 state_vectors=self._state_vectors(),
+                process_bytes=process,
+                saved_bytes=self._disk_bytes() if self.args.should_save else 0,
             )
+        with self._shown():
+            return replace(learning, later_seconds=seconds_of_the_rest(self._run, learning.steps))
 
     def _disk_bytes(self) -> int:
         """Count the bytes of the direction and of the checkpoints that are on disk at the same time."""

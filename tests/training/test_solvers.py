@@ -154,15 +154,19 @@ def test_a_dry_run_predicts_and_changes_nothing(masked_path: Path, pronouns: Any
     assert not (tmp_path / "store").exists() and not list((tmp_path / "a").iterdir())
     assert predicted.steps == 12
     assert predicted.state_bytes == pytest.approx(12 * 4 * trainer.scope.size, rel=0.001)
-    assert predicted.seconds == pytest.approx(12 * predicted.step_seconds)
+    assert predicted.learning_seconds == pytest.approx(12 * predicted.step_seconds)
+    assert predicted.later_seconds.keys() == {"choosing the direction", "saving", "evaluating"}
+    assert predicted.seconds == pytest.approx(predicted.learning_seconds + sum(predicted.later_seconds.values()))
+    assert predicted.saved_bytes == 12 * trainer.scope.size  # no checkpoints are asked for
     trainer.train()
-    later = trainer_of(masked_path, tmp_path / "d", pronouns, layers="3",
+    later = trainer_of(masked_path, tmp_path / "d", pronouns, layers="3", test_dataset=pronouns["test"].select(range(8)),
                        args=arguments(tmp_path / "d", **options, eval_strategy="steps", eval_steps=4)).dry_run()  # fmt: skip
     assert later.reads == 0  # all of them are in the store
-    assert later.evaluation_seconds > 0
-    assert later.seconds == pytest.approx(12 * later.learn_seconds + later.evaluation_seconds)
+    assert later.later_seconds.keys() == {*predicted.later_seconds, "between the steps", "testing"}
+    assert later.learning_seconds == pytest.approx(12 * later.learn_seconds)
     assert "12 of them from the store" in str(later)
-    assert predicted.store_bytes == sum(f.stat().st_size for f in (tmp_path / "store").glob("*.bin"))
+    stored = sum(f.stat().st_size for f in (tmp_path / "store").glob("*.safetensors"))
+    assert predicted.store_bytes == pytest.approx(stored, rel=0.01)
     plain = trained(masked_path, tmp_path / "b", pronouns, max_steps=12)
     trainer_again = trained(masked_path, tmp_path / "c", pronouns, **options)
     assert same_direction(trainer_again.direction, plain.direction)
