@@ -255,7 +255,8 @@ class GradientStore:
     def _vector(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
         if name == "factual":
             return self._vector(tensors, "alternative") + self._vector(tensors, "diff")
-        scale, values = float(tensors[f"{name}_scale"]), tensors[name].float()
+        # a copy, as sums over memory that starts anywhere in a file are rounded in another order
+        scale, values = float(tensors[f"{name}_scale"]), tensors[name].to(torch.float32, copy=True)
         if values.shape != (self.key.size,):
             raise KeyError(f"{name}: expected {self.key.size} values, found {list(values.shape)}")
         return values if scale == 1 else values.mul_(scale)

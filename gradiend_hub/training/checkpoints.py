@@ -124,14 +124,16 @@ def require_same_training(folder: Path, key: Mapping[str, str]) -> None:
 
 
 def require_writable(folder: str | Path) -> None:
-    """Create an output directory, and try whether files can be written there.
+    """Try whether files can be written into an output directory, or where it would be created. Nothing is left.
 
     Raises:
         ConfigError: they cannot.
     """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"0")
     except OSError as error:
         raise ConfigError(

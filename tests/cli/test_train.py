@@ -183,7 +183,8 @@ def test_a_dry_run_predicts_and_leaves_nothing(run: Run, trained: Trained, tmp_p
     result = run("train", path, "--dry-run", *(part for override in overrides for part in ("--set", override)))
     assert result.exit_code == 0, result.stderr
     assert re.search(r"blocks 0-1 +32 +[\d,]+ +\d+\.\d+%", result.stdout)  # 16 tensors in each
-    assert re.search(r"time +0:00:\d\d \(6 steps of \S+ s\)", result.stdout) and "peak memory" in result.stdout
+    assert re.search(r"learning +0:00:\d\d \(6 steps of \S+ s\)", result.stdout) and "peak memory" in result.stdout
+    assert re.search(r"evaluating +0:\d\d:\d\d", result.stdout)
     assert "Learn" not in result.stdout and not (tmp_path / "out").exists()
     assert not hub.log(path="/api/repos/create")
 
@@ -219,7 +220,8 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
 
     resumed = run("train", path, "--resume")
     assert resumed.exit_code == 0 and "Nothing was measured" in resumed.stdout
-    assert (tmp_path / "direction" / WEIGHTS).read_bytes() == (trained.folder / WEIGHTS).read_bytes()
+    assert run("train", path, "--set", f"args.output_dir={tmp_path / 'through'}").exit_code == 0
+    assert (tmp_path / "direction" / WEIGHTS).read_bytes() == (tmp_path / "through" / WEIGHTS).read_bytes()
 
 
 def test_an_interruption_before_any_checkpoint_says_so(

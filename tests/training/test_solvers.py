@@ -181,7 +181,8 @@ def test_rows_without_a_finite_loss_are_named_and_left_out(
     rare = trainer.objective.tokenizer("zebra", add_special_tokens=False).input_ids[0]
     assert all(rare not in e.factual.inputs["input_ids"] for e in trainer.train_dataset.examples)
     bad = trainer.train_dataset.examples[7].factual
-    slots = replace(bad, input_ids=(*bad.inputs["input_ids"][:-1], rare, bad.inputs["input_ids"][-1]))
+    ids = bad.inputs["input_ids"]
+    slots = replace(bad, inputs={**bad.inputs, "input_ids": (*ids[:-1], rare, ids[-1])}, cost=bad.cost + 1)
     trainer.train_dataset.examples[7] = Example(slots, replace(slots, labels=bad.labels))
     embeddings = trainer.base_model.get_input_embeddings()
     embeddings.register_forward_hook(lambda _m, args, out: out.masked_fill((args[0] == rare)[..., None], torch.nan))
