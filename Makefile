@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 PARALLEL ?= --numprocesses auto --dist loadfile
 # All of them, unless some are named.
 TESTS ?= tests
+LOWER_TESTS ?= tests/adapter tests/artifact tests/gradients tests/hub/test_publish.py tests/hub/test_resolve.py tests/objectives \
+    tests/test_base_model.py tests/test_model.py tests/test_package.py tests/training/test_trainer.py
 
 .PHONY: demo test test-slow test-lower-bounds lint bench format clean
 
@@ -22,8 +24,7 @@ test-slow: $(VENV)/.installed
 
 # The oldest releases that pyproject.toml admits, in an environment of their own.
 test-lower-bounds: $(VENV)-lower/.installed
-	$(VENV)-lower/bin/python -m pytest $(PARALLEL) -m "not slow" tests/adapter tests/hub tests/test_config.py tests/test_direction.py \
-	    tests/test_model.py tests/test_trainer.py tests/gradients tests/objectives
+	$(VENV)-lower/bin/python -m pytest $(PARALLEL) -m "not slow" $(LOWER_TESTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

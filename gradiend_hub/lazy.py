@@ -20,6 +20,7 @@ EXTRAS = {
     "matplotlib": "plots",
     "PIL": "plots",
     "scipy": "train",
+    "sklearn": "train",
     "spacy": "spacy",
 }
 """Extra of pyproject.toml that brings a library."""
@@ -39,7 +40,7 @@ def attributes(
     def get(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{places[name]}"), name)
+        value = getattr(require(f"{package}.{places[name]}", f"{package}.{name}"), name)
         setattr(sys.modules[package], name, value)
         return value
 
@@ -79,20 +80,20 @@ class _Finder(MetaPathFinder):
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Import a library that an extra brings.
+    """Import a library that an extra brings, or a module that needs such.
 
     Args:
-        module: name of the module, maybe with dots.
+        module: its name, maybe with dots.
         purpose: what needs it, in words that begin the message, e.g. "Drawing figures".
 
     Raises:
-        MissingLibraryError: it is not installed; the message says what to install.
+        MissingLibraryError: the library is not installed; the message says what to install.
     """
-    library = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != library:
+        library = (error.name or "").partition(".")[0]
+        if isinstance(error, MissingLibraryError) or library not in EXTRAS:
             raise
         raise MissingLibraryError(
             f"{purpose} needs {library}, which is not installed: pip install 'gradiend_hub[{EXTRAS[library]}]'"

@@ -25,7 +25,7 @@ from gradiend_hub.evaluation.benchmarks import Benchmark
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
-from gradiend_hub.plots import save_html, save_plots
+from gradiend_hub.plots import can_draw, save_html, save_plots
 
 from .console import Story, on_interrupt
 from .folders import require_writable
@@ -113,8 +113,9 @@ def _save(report: Report, file: Path, band: Sequence[float] | None) -> None:
     rendered = file.with_suffix("")
     rendered.mkdir(parents=True, exist_ok=True)
     report.save(file)
-    save_plots(report, rendered, safe_band=band)
-    save_html(report, rendered, base=report.base_model, safe_band=band)
+    if can_draw():
+        save_plots(report, rendered, safe_band=band)
+        save_html(report, rendered, base=report.base_model, safe_band=band)
 
 
 def _report_file(request: Request, found: ResolvedRepo) -> Path:

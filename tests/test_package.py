@@ -111,6 +111,45 @@ def test_whatever_is_imported_first_the_method_is_registered(statements: list[st
     imported_by(*statements, REGISTERED)
 
 
+def without(library: str, statement: str) -> str:
+    """What a statement raises in a process that does not have a library."""
+    script = f"import sys\nsys.modules[{library!r}] = None\ntry:\n    {statement}\nexcept Exception as error:\n"
+    script += "    print(type(error).__name__, error)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("library", "extra", "statement"),
+    [
+        ("scipy", "train", "from gradiend_hub import GradiendTrainer"),
+        ("scipy", "train", "from gradiend_hub.training import GradiendTrainer"),
+        ("sklearn", "train", "from gradiend_hub.evaluation import measure_encoder"),
+        ("scipy", "train", "import gradiend_hub_cli.train"),
+        ("ahocorasick_rs", "data", "from gradiend_hub.data import FeatureDatasetBuilder"),
+        ("matplotlib", "plots", "from gradiend_hub.plots.style import figure; figure()"),
+    ],
+)
+def test_a_library_of_an_extra_is_asked_for_by_the_extra_s_name(library: str, extra: str, statement: str) -> None:
+    said = without(library, statement)
+    assert said.startswith("MissingLibraryError ")
+    assert said.strip().endswith(f"needs {library}, which is not installed: pip install 'gradiend_hub[{extra}]'")
+
+
+@pytest.mark.parametrize("library", ["scipy", "sklearn", "matplotlib", "PIL", "ahocorasick_rs", "spacy"])
+def test_loading_and_applying_need_no_extra(library: str) -> None:
+    statement = "import gradiend_hub_cli.apply, gradiend_hub_cli.info, gradiend_hub_cli.merge, gradiend_hub_cli.push"
+    assert without(library, f"{statement}; from gradiend_hub import GradiendModel") == ""
+
+
+def test_the_command_line_imports_what_the_command_needs(tmp_path: Path) -> None:
+    artifact = ROOT / "tests" / "artifact" / "schema_1" / "masked_sparse"
+    run = "from gradiend_hub_cli import app\ntry:\n    app({!r})\nexcept SystemExit as end:\n    assert not end.code"
+    helped, told = imported_by(run.format(["--help"]), run.format(["info", str(artifact)]))
+    assert not HEAVY & (helped | told)
+    assert "gradiend_hub_cli.info" in told
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_every_module_and_template(tmp_path: Path) -> None:
     """Built from what git tracks, without a warning about what is left out."""

@@ -8,7 +8,7 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import ASSETS_FOLDER, HTML_FILE
 from gradiend_hub.evaluation import Report
 from gradiend_hub.hub.names import shown_name
-from gradiend_hub.plots import save_html, save_plots
+from gradiend_hub.plots import can_draw, save_html, save_plots
 
 from .card import write_card
 
@@ -20,15 +20,16 @@ def render_artifact(folder: str | Path, config: GradiendConfig, report: Report |
 
     Args:
         config: of the direction, with its stored tensors.
-        report: what was measured of it, if anything was.
+        report: what was measured of it, if anything was. Without the extra "plots" there are neither figures nor page.
 
     Raises:
         ArtifactError: the card cannot be rendered.
     """
     folder = Path(folder)
-    if report is not None:
+    drawable = report is not None and can_draw()
+    if report is not None and drawable:
         save_plots(report, folder / ASSETS_FOLDER, safe_band=config.safe_band)
-    if report is not None and report.splits:
+    if report is not None and report.splits and drawable:
         save_html(report, folder, base=shown_name(config.base_model_name_or_path), safe_band=config.safe_band)
     else:
         (folder / HTML_FILE).unlink(missing_ok=True)

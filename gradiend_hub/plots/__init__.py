@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from .encoder import plot_encodings, plot_outputs
 from .html import render_html, save_html
-from .save import FIGURES, save_plots
+from .save import FIGURES, can_draw, save_plots
 from .strength import plot_strength
 from .training import plot_layers, plot_training
 
 __all__ = [
     "FIGURES",
+    "can_draw",
     "plot_encodings",
     "plot_layers",
     "plot_outputs",

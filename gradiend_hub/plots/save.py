@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradiend_hub.errors import MissingLibraryError
 from gradiend_hub.evaluation import Report
+from gradiend_hub.lazy import require
 
 from .encoder import plot_encodings, plot_outputs
 from .strength import plot_strength
@@ -18,12 +21,25 @@ from .training import plot_layers, plot_training
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES", "save_plots"]
+__all__ = ["FIGURES", "can_draw", "save_plots"]
+
+logger = logging.getLogger(__name__)
 
 FIGURES = ("strength", "encodings", "fillers", "training", "layers")
 """Names of the figures; each is saved as `NAME.png`."""
 
 _DPI = 130
+
+
+def can_draw() -> bool:
+    """Return whether the libraries that figures and page are drawn with are installed; if not, log what is left out."""
+    try:
+        for library in ("matplotlib", "PIL"):
+            require(library, "Drawing figures")
+    except MissingLibraryError as error:
+        logger.warning(f"Figures and page are left out. {error}")
+        return False
+    return True
 
 
 def save_plots(report: Report, folder: str | Path, *, safe_band: Sequence[float] | None = None) -> list[str]:
@@ -51,11 +67,10 @@ def save_plots(report: Report, folder: str | Path, *, safe_band: Sequence[float]
 
 def _save(drawing: Figure, path: Path) -> None:
     """As a PNG of few colours, a third of the size; the same figure gives the same bytes on every day."""
-    from PIL import Image
-
+    image = require("PIL.Image", "Drawing figures")
     pixels = io.BytesIO()
     drawing.savefig(pixels, dpi=_DPI, format="png")
-    Image.open(pixels).convert("RGB").quantize(128).save(path, optimize=True)
+    image.open(pixels).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def _drawable(report: Report, safe_band: Sequence[float] | None) -> dict[str, Callable[[], Figure]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report, SplitReport
+from gradiend_hub.lazy import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,6 +73,7 @@ def look_of(kind: str, classes: list[str]) -> Look:
 
 def figure(width: float = 7.0, height: float = 4.0) -> tuple[Figure, Axes]:
     """A figure (inches) with one pair of axes. It belongs to nobody but the caller: pyplot is not involved."""
+    require("matplotlib", "Drawing figures")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

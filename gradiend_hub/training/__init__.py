@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from .args import GradiendTrainingArguments
-from .trainer import GradiendTrainer
+from typing import TYPE_CHECKING
+
+from gradiend_hub.lazy import attributes
+
+if TYPE_CHECKING:
+    from .args import GradiendTrainingArguments
+    from .trainer import GradiendTrainer
 
 __all__ = ["GradiendTrainer", "GradiendTrainingArguments"]
+
+__getattr__, __dir__ = attributes(__name__, {"args": ["GradiendTrainingArguments"], "trainer": ["GradiendTrainer"]})

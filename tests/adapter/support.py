@@ -7,8 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
@@ -16,6 +21,14 @@ from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.model import GradiendModel
 
 CLASSES = ["3SG", "3PL"]
+
+OWN_LOADER_WORKS = Version(transformers.__version__) >= Version("5.20") and Version(peft.__version__) >= Version(
+    MIN_PEFT_VERSION
+)
+"""Whether transformers' own `model.load_adapter` reads what PEFT saves: 5.24 refuses every PEFT that is out (and says so),
+and releases before 5.20 do not find the values of most models' adapters."""
+
+NEEDS_OWN_LOADER = pytest.mark.skipif(not OWN_LOADER_WORKS, reason="this transformers' load_adapter wants another PEFT")
 
 
 def random_direction(

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from gradiend_hub.model import GradiendModel
-from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
+from tests.adapter.support import NEEDS_OWN_LOADER, bits, config_for, edited, random_direction, same_bits, save
 from tests.models import ARCHITECTURES, build, output
 
 pytestmark = [
@@ -100,6 +100,7 @@ def test_gradiend_model(architecture: str, dtype: torch.dtype, tmp_path: Path) -
         assert torch.equal(output(reloaded, architecture, dtype), output(target, architecture, dtype))
 
 
+@NEEDS_OWN_LOADER
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "convnet"])
 def test_transformers_integration(architecture: str, dtype: torch.dtype, tmp_path: Path) -> None:

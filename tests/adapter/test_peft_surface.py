@@ -27,7 +27,7 @@ from gradiend_hub.adapter import GRADIEND, GradiendLayer, gradiend_layers, regis
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
 from gradiend_hub.model import GradiendModel
-from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
+from tests.adapter.support import OWN_LOADER_WORKS, bits, config_for, edited, random_direction, same_bits, save
 from tests.models import build, inputs, output
 
 pytestmark = [
@@ -430,7 +430,7 @@ def test_damaged_values_are_refused_by_every_loader(base: nn.Module, tmp_path: P
         GradiendModel.from_pretrained(tmp_path, base)
     assert same_bits(bits(base), before)
     assert torch.equal(output(base, "bert"), plain)
-    if kind != "size":  # transformers compares sizes itself
+    if kind != "size" and OWN_LOADER_WORKS:  # transformers compares sizes itself
         base.load_adapter(tmp_path)
         with pytest.raises(ArtifactError):
             output(base, "bert")

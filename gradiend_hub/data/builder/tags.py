@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.lazy import require
 
 from .spec import FeatureDataConfig
 
@@ -150,12 +151,7 @@ def load_spacy(config: FeatureDataConfig) -> Any:
     """
     if not config.spacy_model:
         raise ConfigError("Lemmas and tags need spacy_model, e.g. en_core_web_sm or de_core_news_sm.")
-    try:
-        import spacy
-    except ImportError as error:
-        raise ConfigError(
-            "Lemmas and tags need spaCy, which is not installed: pip install 'gradiend_hub[spacy]'"
-        ) from error
+    spacy = require("spacy", "Reading lemmas and tags")
     try:
         return spacy.load(config.spacy_model)
     except OSError as error:

@@ -9,7 +9,7 @@ import pytest
 import spacy
 
 from gradiend_hub.data import ClassSpec, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec, TextFilters
-from gradiend_hub.errors import ConfigError, DataError
+from gradiend_hub.errors import ConfigError, DataError, MissingLibraryError
 
 LOOSE = TextFilters(min_left_words=0)
 DER = {"masc_nom": {"words": ["der"], "tags": {"pos": "DET", "Case": "Nom", "Gender": "Masc"}},
@@ -134,7 +134,7 @@ def test_what_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match=r"Lemmas and tags need spacy_model, e\.g\. en_core_web_sm"):
         FeatureDatasetBuilder(config(classes=DER))
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(ConfigError, match=r"not installed: pip install 'gradiend_hub\[spacy\]'"):
+    with pytest.raises(MissingLibraryError, match=r"not installed: pip install 'gradiend_hub\[spacy\]'"):
         FeatureDatasetBuilder(config(classes=DER, spacy_model="de_core_news_sm"))
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="not installed: python -m spacy download de_core_news_sm"):
