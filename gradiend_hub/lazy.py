@@ -19,8 +19,6 @@ EXTRAS = {
     "ahocorasick_rs": "data",
     "matplotlib": "plots",
     "PIL": "plots",
-    "scipy": "train",
-    "sklearn": "train",
     "spacy": "spacy",
 }
 """Extra of pyproject.toml that brings a library."""

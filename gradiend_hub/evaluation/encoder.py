@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import roc_auc_score
+from scipy.stats import mannwhitneyu, pearsonr, spearmanr
 from torch import Tensor
 
 from gradiend_hub.data import Row, require_classes
@@ -81,7 +80,7 @@ def encoder_report(
     return EncoderReport(
         correlation=_correlation(pearsonr, x, y) if both else None,
         accuracy=right / len(x),
-        auc=float(roc_auc_score(y > 0, x)) if both else None,
+        auc=float(mannwhitneyu(x[y > 0], x[y < 0]).statistic / ((y > 0).sum() * (y < 0).sum())) if both else None,
         class_means={c: float(values.mean()) for c, values in present.items()},
         class_stds={c: _spread(values) for c, values in present.items()},
         neutral_abs_mean=float(abs(silent).mean()) if len(silent) else None,

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import bootstrap, permutation_test
-from sklearn.metrics.pairwise import cosine_similarity
 from torch import nn
 
 from gradiend_hub.data.text_files import read_text
@@ -97,7 +96,8 @@ def effect_size(first: Array, second: Array) -> float:
 
 def _associations(targets: Array, attr1: Array, attr2: Array) -> Array:
     """Mean cosine similarity to the first attributes minus that to the second: [targets]."""
-    difference: Array = cosine_similarity(targets, attr1).mean(1) - cosine_similarity(targets, attr2).mean(1)
+    units = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (targets, attr1, attr2)]
+    difference: Array = (units[0] @ units[1].T).mean(1) - (units[0] @ units[2].T).mean(1)
     return difference
 
 
