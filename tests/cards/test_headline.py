@@ -148,7 +148,10 @@ def test_the_rewritten_card_says_it_too() -> None:
         "direction": "a/b", "strength": 1.0, "receipt": EditReceipt(1, 2, 0.1, {}, 0.0), "dtype": "float32",
     }  # fmt: skip
     null = str(render_rewritten_card(config, report=null_report(), **options))
-    assert "**Not learned:**" in null and "becomes more likely" not in null
+    assert "**Not learned:**" in null and "becomes more likely" not in null and "towards" not in null
     opposite = report_of(curve((0.4, 0.1), (0.5, 0.2)), control=[])
-    assert "the opposite of what it is for" in str(render_rewritten_card(config, report=opposite, **options))
+    text = str(render_rewritten_card(config, report=opposite, **options))
+    assert "the opposite of what it is for" in text and "towards" not in text
+    good = str(render_rewritten_card(config, report=report_of(curve((0.1, 0.6), (0.1, 0.9)), control=[]), **options))
+    assert "rewritten towards 3SG\n" in good and "**" not in good.split("becomes more likely")[0].split("\n")[-1]
     assert "becomes more likely" not in str(render_rewritten_card(config, report=None, **options))
