@@ -73,7 +73,14 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     ) -> None:
         with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its former name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            super().__init__(model, peft_config, adapter_name, **kwargs)
+            former = model.__dict__.pop("peft_config", None)  # of a LoRA on the base: PEFT would write ours among them
+            try:
+                super().__init__(model, peft_config, adapter_name, **kwargs)
+            except BaseException:
+                if former is not None:
+                    model.__dict__["peft_config"] = former
+                raise
+            self.base_model.former_configs = former
         # Whether active directions are merged; plain PEFT's merge_adapter changes it, too.
         self._merged = not any(quantized_layers(model))
         self._directions: dict[str, Direction] = {}

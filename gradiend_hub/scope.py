@@ -10,6 +10,8 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,7 +30,7 @@ def select_parameters(
     """The model's parameters that a direction may touch, by name, in the model's own order; tied ones once.
 
     Args:
-        model: any module; adapters that sit on it are ignored.
+        model: any module; adapters that sit on it are ignored, and names are those without them.
         scope: wildcard patterns of parameter names (`"*.attention.*"`), or `"type:LayerNorm"` for the parameters of
             every module of that class. Default: the repeated layers of the backbone, which leaves out embeddings, the
             final norm, pooler and head.
@@ -38,11 +40,13 @@ def select_parameters(
     Raises:
         ConfigError: a pattern or a layer that matches nothing, or nothing left.
     """
-    owners = {name: type(module).__name__ for name, module in model.named_modules()}
+    refuse_peft_model(model)
+    owners = {plain_name(name): type(module).__name__ for name, module in model.named_modules()}
+    adapters = adapter_prefixes(model)
     every = {
-        name: parameter
+        plain_name(name): parameter
         for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() and ".gradiend_" not in name and ".lora_" not in name
+        if parameter.is_floating_point() and not name.startswith(adapters)
     }
     names = list(every)
     if scope is None:
@@ -75,6 +79,35 @@ def _backbone(model: nn.Module) -> str:
         if name:
             return name
     return getattr(model, "base_model_prefix", "") or ""
+
+
+def refuse_peft_model(model: nn.Module) -> None:
+    """Refuse a model around a base with adapters, before anything is done with it.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    if isinstance(model, PeftModel):
+        raise ConfigError(
+            f"The model is a {type(model).__name__}, whose parameters have other names. Pass its base, "
+            "`model.get_base_model()`: the adapter stays on it and is active, and the direction fits the plain base, too."
+        )
+
+
+def actual_names(model: nn.Module) -> dict[str, str]:
+    """Plain name of every parameter → its name in the model, where PEFT methods may have wrapped modules."""
+    return {plain_name(name): name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+
+def plain_name(name: str) -> str:
+    """A name of the base model, without the trace of PEFT methods that have wrapped the module."""
+    return name.replace(".base_layer", "")
+
+
+def adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of the parameters that adapters of PEFT have added to a model."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return tuple(f"{name}.{kind}." for name, module in layers for kind in module.adapter_layer_names)
 
 
 def _as_list(patterns: str | Sequence[str]) -> list[str]:

@@ -19,11 +19,9 @@ from torch.distributed.tensor import DTensor
 
 from gradiend_hub.artifact.storage import SIDECAR
 from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, EditError
+from gradiend_hub.scope import adapter_prefixes, plain_name
 
 __all__ = ["Site", "SiteMap", "refuse_offloaded", "refuse_sharded", "resolve_names"]
-
-WRAPPED = ".base_layer"
-"""What other PEFT methods put into the name of a module that they wrap."""
 
 PACKED = ("qweight", "W_q", "codes")
 FEATURES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
@@ -166,8 +164,9 @@ class SiteMap:
         self._slots: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
         self._raw_names: dict[str, str] = {}
         seen: set[int] = set()
+        adapters = adapter_prefixes(model)
         for name, module in model.named_modules(remove_duplicate=False):
-            if SIDECAR in name:
+            if SIDECAR in name or f"{name}.".startswith(adapters):
                 continue
             first = id(module) not in seen
             self._modules[name] = module
@@ -180,11 +179,11 @@ class SiteMap:
                 if first:
                     self._slots[id(parameter)].append((module, leaf))
                 raw = f"{name}.{leaf}" if name else leaf
-                plain = raw.replace(WRAPPED, "")
+                plain = plain_name(raw)
                 if plain not in self.parameters:
                     self.parameters[plain], self._raw_names[plain] = parameter, raw
             if first and (shape := quantized_shape(module)) is not None:
-                weight = f"{name}.weight".replace(WRAPPED, "")
+                weight = plain_name(f"{name}.weight")
                 self.quantized[weight] = module
                 self.parameters[weight] = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 

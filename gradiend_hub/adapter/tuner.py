@@ -17,6 +17,7 @@ from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError, EditError
+from gradiend_hub.scope import select_parameters
 
 from .arithmetic import Part, total_delta
 from .attached import AttachedDirection
@@ -40,6 +41,8 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
     active_adapters: list[str]
     model: nn.Module
     _frozen: tuple[nn.Parameter, ...] = ()
+    former_configs: dict[str, Any] | None = None
+    """Configurations of adapters that the base model brought along, and gets back."""
 
     # ------------------------------------------------------------------------------------------------------ injection
 
@@ -91,8 +94,6 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
 
     def _scope(self, config: GradiendConfig, sites: SiteMap) -> dict[str, dict[str, Any]]:
         """Parameters of a fresh adapter, dense."""
-        from gradiend_hub.scope import select_parameters  # nothing else of training is needed to apply a direction
-
         selected = select_parameters(self.model, scope=config.scope, exclude=config.exclude, layers=config.layers)
         return {name: {"shape": list(parameter.shape), "entries": None} for name, parameter in selected.items()}
 
@@ -195,6 +196,8 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self.model.__dict__.pop("peft_config", None)
+        if self.former_configs is not None:
+            self.model.__dict__["peft_config"] = self.former_configs
         self.layers = []
         return self.model
 
@@ -208,7 +211,8 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         refuse_quantized(self.model)
         refuse_sharded(self.model)
         before = [layer.merged_adapters for layer in self.layers]
-        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        for layer in self.layers:  # and not those of other methods on the same model
+            layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         shares = [part for layer in self.layers for part in layer.parts(layer.merged_adapters)]
         if any(bool(part.weight.any()) for part in shares) and not self.has_effect():
             for layer, names in zip(self.layers, before, strict=True):
@@ -217,6 +221,16 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
                 "The edit changes no weight: it is smaller than the spacing of the base model's numbers. Use a larger "
                 "strength, or load the base model in float32."
             )
+
+    def unmerge_adapter(self) -> None:
+        """Give the base model its own weights back, bit for bit."""
+        for layer in self.layers:
+            if layer.site.quantized is None:
+                layer.unmerge()
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        for layer in self.layers:
+            layer.enable_adapters(enabled)
 
     def has_effect(self) -> bool:
         """Whether any weight differs from the base model's; stops looking at the first one that does."""

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradiend_hub.errors import first_line
 from gradiend_hub.objectives import Batch, Objective, Sample, batched, evaluating, output_nll
 from gradiend_hub.progress import progress, tell
+from gradiend_hub.scope import actual_names
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def _derivatives(model: nn.Module, objective: Objective, slots: Batch, tangents:
     # the fused attention kernels have no forward-mode formula; the math one is exact and slot batches are short
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         dual = {n: forward_ad.make_dual(p, tangents[n].to(p.device, p.dtype)) for n, p in parameters.items()}
-        losses = functional_call(_SlotLoss(model, objective), {f"model.{n}": p for n, p in dual.items()}, (slots,))
+        losses = functional_call(_SlotLoss(model, objective), _in_place(model, dual), (slots,))
         derivative = forward_ad.unpack_dual(losses).tangent
     return torch.zeros(len(slots.labels)) if derivative is None else scale * derivative.float().cpu()
 
@@ -89,12 +90,18 @@ def _by_backward(model: nn.Module, objective: Objective, row: Batch, tangents: M
     """The same number for one row, from its gradient."""
     parameters = {name: model.get_parameter(name).detach().requires_grad_() for name in tangents}
     with torch.enable_grad():
-        (loss,) = functional_call(_SlotLoss(model, objective), {f"model.{n}": p for n, p in parameters.items()}, (row,))
+        (loss,) = functional_call(_SlotLoss(model, objective), _in_place(model, parameters), (row,))
         gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     wide = torch.promote_types(gradients[0].dtype, torch.float32)  # the products of a bf16 model are summed in fp32
     pairs = zip(gradients, tangents.values(), strict=True)
     products = [(g.to(wide).flatten() @ t.to(g.device, wide).flatten()).cpu() for g, t in pairs]
     return torch.stack(products).sum().float()
+
+
+def _in_place(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters under the names that they have within `_SlotLoss`, where a LoRA may have wrapped their modules."""
+    names = actual_names(model)
+    return {f"model.{names[name]}": parameter for name, parameter in parameters.items()}
 
 
 def _load_formulas() -> None:

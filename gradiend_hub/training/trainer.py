@@ -27,6 +27,7 @@ from gradiend_hub.gradients.pairs import silence
 from gradiend_hub.hub.names import hub_id
 from gradiend_hub.objectives import make_objective, objective_class, objective_name
 from gradiend_hub.progress import shown, tell
+from gradiend_hub.scope import refuse_peft_model
 from gradiend_hub.solvers import ClassMeans, Shard, Solver, make_solver
 
 from .args import GradiendTrainingArguments
@@ -321,6 +322,7 @@ def _base(model: nn.Module | str | Path, config: GradiendConfig, args: GradiendT
     base = model
     if not isinstance(base, nn.Module):
         base = load_base_model(base, objective=config.objective, revision=config.revision)
+    refuse_peft_model(base)
     base = base.to(args.device)
     if args.gradient_checkpointing:  # of the base model: `Trainer` would ask the solver for it
         layers: Any = base
