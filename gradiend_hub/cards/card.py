@@ -225,8 +225,8 @@ def _metadata(config: GradiendConfig, report: Report | None) -> ModelCardData:
         language=known.get("language"),
         license=known.get("license"),
         pipeline_tag=_task(config),
-        tags=[*HUB_TAGS, "peft"],
-        model_name="-".join(config.feature_classes or ["direction"]) if results else None,
+        tags=[*HUB_TAGS, "peft", *(tag for tag in known.get("tags", ()) if isinstance(tag, str))],
+        model_name=known.get("model_name", "-".join(config.feature_classes or ["direction"])) if results else None,
         eval_results=results or None,
         **extra,
     )

@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import Trainer, TrainingArguments
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.base_model import load_base_model
@@ -447,3 +448,27 @@ def test_what_is_learned_says_so(base: Any, tmp_path: Path, pronouns: Any) -> No
     without = short(base, tmp_path / "b", pronouns, args={"solver": "closed_form"}, eval_dataset=None)
     without.train()
     assert without.report.converged is not True  # training rows prove nothing
+
+
+def test_a_tokenizer_travels_with_a_base_without_a_name(
+    base: Any, tmp_path: Path, pronouns: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Learned, measured, saved and verified by the tokenizer that was given; readers give it, too."""
+    nameless, tokenizer = copy.deepcopy(base), AutoTokenizer.from_pretrained(base.name_or_path)
+    nameless.config._name_or_path = nameless.name_or_path = ""
+    trainer = short(nameless, tmp_path, pronouns, processing_class=tokenizer)
+    assert "This BertForMaskedLM has no name, so readers of the direction must have it" in caplog.text
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    assert GradiendConfig.from_pretrained(str(tmp_path)).base_model_name_or_path is None
+    trainer.create_model_card(tags="mine", tasks=["fill-mask"], model_name="he or they", language="en")
+    card = ModelCard.load(tmp_path / "README.md").data
+    assert {"mine", "fill-mask", "gradiend"} <= {*card.tags} and (card.model_name, card.language) == (
+        "he or they",
+        "en",
+    )
+    model = GradiendModel.from_pretrained(tmp_path, copy.deepcopy(nameless), processing_class=tokenizer)
+    assert model.verify().passed
+    rows = pronouns["test"].select(range(6))
+    assert torch.equal(model.encode(rows), torch.from_numpy(trainer.predict(rows).predictions))
