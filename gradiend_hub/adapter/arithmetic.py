@@ -138,12 +138,12 @@ class Originals:
         write_entries(target, self.indices, self.values)
 
     def differ(self) -> bool:
-        """Whether the parameter holds other values now, anywhere."""
+        """Tell whether the parameter holds other values now, anywhere."""
         flat = self.parameter.detach().reshape(-1)
         return not torch.equal(flat if self.indices is None else flat.index_select(0, self.indices), self.values)
 
     def are_overwritten(self) -> bool:
-        """Whether somebody else has changed the parameter in place since (as far as torch counts it)."""
+        """Tell whether somebody else has changed the parameter in place since (as far as torch counts it)."""
         return self.version is not None and self.version != self.parameter._version
 
     def _write(self, parts: Sequence[Part]) -> None:
@@ -176,7 +176,7 @@ class Originals:
 
 
 class Changes(NamedTuple):
-    """What an edit does to one parameter: counts and squared norms."""
+    """Counts and squared norms of the edit of one parameter."""
 
     entries: int
     swallowed: int

@@ -61,7 +61,7 @@ class KeptEdit:
 
 
 def _is_traceable(tensor: torch.Tensor) -> bool:
-    """Whether changes of a tensor can be noticed."""
+    """Tell whether changes of a tensor can be noticed."""
     return (
         type(tensor) in (torch.Tensor, nn.Parameter)
         and not tensor.requires_grad

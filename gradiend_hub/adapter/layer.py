@@ -91,7 +91,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     @property
     def site(self) -> Site:
-        """Where the parameter lives."""
+        """Place of the parameter in the model."""
         return self.slot.site
 
     @property
@@ -382,7 +382,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     @torch.no_grad()
     def has_effect(self) -> bool:
-        """Whether the current edit changes any value of this parameter."""
+        """Tell whether the current edit changes any value of this parameter."""
         if self._originals is not None:
             return self._originals.differ()
         base = self.original()
@@ -396,7 +396,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------------- unmerged
 
     def shown(self, base: torch.Tensor) -> torch.Tensor:
-        """What is in the parameter's place while the model runs."""
+        """Return the tensor that is in the parameter's place while the model runs."""
         parts = [] if self._disable_adapters else self.parts(self.active_adapters)
         if not parts:
             return base
@@ -406,7 +406,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return self._kept.get(base, parts)
 
     def _is_wrapped(self) -> bool:
-        """Whether another PEFT method has wrapped the owner, before this one was attached or since."""
+        """Tell whether another PEFT method has wrapped the owner, before this one was attached or since."""
         owner = self.site.owner
         is_child = any(owner in module._modules.values() for module in self.site.readers)
         return self.site.host is not owner or not is_child
@@ -487,5 +487,5 @@ def gradiend_layers(model: nn.Module) -> Iterator[GradiendLayer]:
 
 @functools.cache
 def _largest_edit(dtype: torch.dtype) -> float:
-    """What a value of this type may be changed by, so that sums stay within its numbers."""
+    """Return the most that a value of this type may be changed by: sums stay within its numbers."""
     return torch.finfo(dtype).max / 2

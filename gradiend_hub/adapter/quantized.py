@@ -53,7 +53,7 @@ class QuantizedGradiendLayer(GradiendLayer):
         """Do nothing: there is nothing to merge or to undo. Whoever wants a merged model asks `refuse_quantized` first."""
 
     def has_effect(self) -> bool:
-        """Whether the current edit is not zero."""
+        """Tell whether the current edit is not zero."""
         return not self._disable_adapters and bool(self.dense_delta(self.active_adapters).any())
 
     def changes(self) -> Changes:

@@ -14,7 +14,7 @@ __all__ = ["EditReceipt", "receipt_of"]
 
 @dataclass(frozen=True)
 class EditReceipt:
-    """What an edit does to the base model's weights.
+    """Account of an edit of the base model's weights.
 
     Attributes:
         tensors: Parameters in which some entry of Δ is not zero.

@@ -29,7 +29,7 @@ ROWS = ("input_ids", "inputs_embeds", "pixel_values", "inputs")
 
 @dataclass
 class GroupedCache:
-    """What a forward with strengths by row remembers: a cache for each group of rows."""
+    """A cache for each group of rows: the memory of a forward with strengths by row."""
 
     groups: Groups
     caches: list[Any]

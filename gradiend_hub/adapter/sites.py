@@ -1,4 +1,4 @@
-"""Where a parameter lives in a model, and which modules read it.
+"""The place of a parameter in a model, and the modules that may read it.
 
 A direction names parameters. Between a name and an edit stand tied weights, modules with several names, names with or
 without the base model's prefix, and layers that another PEFT method has wrapped. All of that is settled here, once, when

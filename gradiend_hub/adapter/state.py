@@ -1,4 +1,4 @@
-"""What PEFT saves of an adapter, and what it loads into one: where every tensor goes, and whether it may go there."""
+"""State dictionaries for PEFT: the tensors it saves of an adapter, and those it loads into one, checked."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _compare_base(config: GradiendConfig, adapter_name: str, layers: Iterable[Gr
 
 
 def _is_whole(parameter: torch.Tensor) -> bool:
-    """Whether all values of a parameter are in this process's memory."""
+    """Tell whether all values of a parameter are in this process's memory."""
     return not parameter.is_meta and not isinstance(parameter, DTensor)
 
 

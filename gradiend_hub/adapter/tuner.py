@@ -233,7 +233,7 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
             layer.enable_adapters(enabled)
 
     def has_effect(self) -> bool:
-        """Whether any weight differs from the base model's; stops looking at the first one that does."""
+        """Tell whether any weight differs from the base model's; stops looking at the first one that does."""
         return any(layer.has_effect() for layer in self.layers)
 
     def _require_known(self, names: list[str]) -> None:

@@ -1,1 +1,1 @@
-"""What a direction is, and the files that it is kept in. Knows no model and no network."""
+"""Directions and the files that they are kept in. Knows no model and no network."""

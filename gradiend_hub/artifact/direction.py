@@ -173,12 +173,12 @@ class Direction:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether encoder weights are at hand for every parameter."""
+        """Tell whether encoder weights are at hand for every parameter."""
         return all(part.encoder is not None for part in self.parameters.values())
 
     @property
     def has_bias(self) -> bool:
-        """Whether any parameter has a decoder bias."""
+        """Tell whether any parameter has a decoder bias."""
         return any(part.decoder_bias is not None for part in self.parameters.values())
 
     def spec(self) -> dict[str, dict[str, Any]]:

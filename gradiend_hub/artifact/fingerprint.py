@@ -30,7 +30,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.f
 
 
 class BaseModelRelation(str, Enum):
-    """How a model relates to the one that a direction was learned on."""
+    """Relation of a model to the one that a direction was learned on."""
 
     SAME = "same"
     ROUNDED = "same up to rounding"
@@ -110,7 +110,7 @@ class Fingerprint:
         return Fingerprint({name: self.samples[name] for name in names if name in self.samples}, self.dtype)
 
     def _equals(self, samples: Mapping[str, torch.Tensor]) -> bool:
-        """Whether the samples of a model are these, all of them; the usual case, settled in one comparison."""
+        """Tell whether the samples of a model are these, all of them; the usual case, settled in one comparison."""
         if samples.keys() != self.samples.keys() or not samples:
             return not self.samples
         stored = [self.samples[name] for name in samples]
@@ -196,7 +196,7 @@ def _distance(stored: torch.Tensor, found: torch.Tensor) -> float:
 def _equal_after_rounding(
     stored: torch.Tensor, stored_dtype: torch.dtype, found: torch.Tensor, found_dtype: torch.dtype
 ) -> bool:
-    """Whether one side is the other one, rounded to a coarser type."""
+    """Tell whether one side is the other one, rounded to a coarser type."""
     if not found_dtype.is_floating_point:
         return False
     down = torch.equal(stored.to(found_dtype).float(), found)

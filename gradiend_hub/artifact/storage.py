@@ -35,7 +35,7 @@ Expected = tuple[str, int | None]
 
 
 class StoredForm(Protocol):
-    """What a configuration says about the stored tensors; see `GradiendConfig`."""
+    """A configuration's account of the stored tensors; see `GradiendConfig`."""
 
     parameters: dict[str, dict[str, Any]] | None
     has_bias: bool
