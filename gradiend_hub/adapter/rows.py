@@ -22,7 +22,7 @@ from gradiend_hub.errors import ConfigError, EditError
 __all__ = ["GroupedCache", "Groups", "by_row", "run_groups"]
 
 ALTERNATIVE = "Run the rows of each strength by themselves, with `set_strength`."
-CACHES = ("past_key_values", "cache_params")
+CACHES = ("past_key_values", "cache_params", "cache")
 ROWS = ("input_ids", "inputs_embeds", "pixel_values", "inputs")
 """Inputs that have a row for every row of the batch; position_ids, for one, may be of one row."""
 

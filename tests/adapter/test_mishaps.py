@@ -19,7 +19,7 @@ from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import ENCODER_FILE, WEIGHTS_FILE
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError, GradiendError
 from gradiend_hub.model import GradiendModel
-from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
+from tests.adapter.support import NEEDS_OWN_LOADER, bits, config_for, edited, random_direction, same_bits, save
 from tests.models import build, inputs, output
 
 pytestmark = [
@@ -80,6 +80,7 @@ def test_two_directions_may_call_a_tied_parameter_differently(tmp_path: Path) ->
     assert same_bits(bits(model.unload()), bits(base))
 
 
+@NEEDS_OWN_LOADER
 def test_a_layer_that_lora_has_wrapped_in_between(base: nn.Module, tmp_path: Path) -> None:
     first, second = random_direction(base, seed=1), random_direction(base, seed=2)
     lora = get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["query"]))  # adds nothing at first

@@ -27,7 +27,16 @@ from gradiend_hub.adapter import GRADIEND, GradiendLayer, gradiend_layers, regis
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError
 from gradiend_hub.model import GradiendModel
-from tests.adapter.support import OWN_LOADER_WORKS, bits, config_for, edited, random_direction, same_bits, save
+from tests.adapter.support import (
+    NEEDS_OWN_LOADER,
+    OWN_LOADER_WORKS,
+    bits,
+    config_for,
+    edited,
+    random_direction,
+    same_bits,
+    save,
+)
 from tests.models import build, inputs, output
 
 pytestmark = [
@@ -206,6 +215,7 @@ def test_weighted_sum(base: nn.Module, tmp_path: Path, storage: str) -> None:
         model.add_weighted_adapter(["a"], [1.0], "c", combination_type="ties")
 
 
+@NEEDS_OWN_LOADER
 @pytest.mark.parametrize("lora_first", [True, False])
 def test_together_with_lora(base: nn.Module, tmp_path: Path, lora_first: bool) -> None:
     direction = random_direction(base)
