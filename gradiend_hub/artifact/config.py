@@ -131,7 +131,8 @@ class GradiendConfig(DirectionFields, PeftConfig):  # type: ignore[misc]
         strength: Strength at which the direction is applied when it is loaded.
         feature_factor: Feature value `|ff|` that the decoder is asked for; 1 is the class itself, 0 the pure bias.
         safe_band: Lowest and highest strength at which the base model keeps its quality, as measured.
-        break_point: Lowest and highest strength at which the base model was seen to break.
+        break_point: Nearest negative and positive strength at which the base model was seen to break; `None` for a side on
+            which it was not.
         schema_version: Major version of the artifact's format.
         gradiend_version: Version of gradiend_hub that wrote the artifact.
         transformers_version: Version of transformers that named the parameters.

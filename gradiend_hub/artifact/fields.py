@@ -55,6 +55,10 @@ class StoredTensor(TypedDict):
 Name = Annotated[str, FILLED]
 ParameterName = Annotated[str, Limit("a parameter's name", lambda name: bool(name) and all(name.split(".")))]
 Band = Annotated[list[float], Limit("[lowest, highest]", lambda band: len(band) == 2 and band[0] <= band[1])]
+Ends = Annotated[
+    list[float | None],
+    Limit("[lowest, highest], one of which may be null", lambda ends: len(ends) == 2 and ends != [None, None]),
+]
 Classes = Annotated[
     list[Name], Limit("a list of two different class names", lambda names: len(names) == len(set(names)) == 2)
 ]
@@ -86,7 +90,7 @@ class DirectionFields:
     strength: float = 1.0
     feature_factor: float = 1.0
     safe_band: Band | None = None
-    break_point: Band | None = None
+    break_point: Ends | None = None
     schema_version: Annotated[int, at_least(1)] = SCHEMA_VERSION
     gradiend_version: str | None = None
     transformers_version: str | None = None

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from .edit import edit_account
     from .encoder import encoder_report, measure_encoder
     from .measure import EvaluationSettings, Goal, evaluate_direction
-    from .probe import NotFiniteError, StrengthProbe
+    from .part import NotFiniteError
+    from .probe import StrengthProbe
     from .reevaluation import reevaluate
     from .report import (
         BenchmarkResult,
@@ -93,7 +94,8 @@ __getattr__, __dir__ = attributes(
         "edit": ["edit_account"],
         "encoder": ["encoder_report", "measure_encoder"],
         "measure": ["EvaluationSettings", "Goal", "evaluate_direction"],
-        "probe": ["NotFiniteError", "StrengthProbe"],
+        "part": ["NotFiniteError"],
+        "probe": ["StrengthProbe"],
         "reevaluation": ["reevaluate"],
         "report": [
             "BenchmarkResult",

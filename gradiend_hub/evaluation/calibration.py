@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from scipy.optimize import brentq
 
 from gradiend_hub.errors import EditError
 
 from .control import above_control, control_curves
-from .probe import NotFiniteError, StrengthProbe
+from .part import NotFiniteError
+from .probe import StrengthProbe
 from .report import StrengthPoint
+from .summary import Figure, difference
 
 CURVE = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 """Strengths that every curve has, in units of the recommended dose; it is refined around its band and break point."""
@@ -23,7 +25,15 @@ QUALITY_FLOOR = 0.99
 BREAK_QUALITY = 0.9
 """Language-modelling score under which the model counts as broken."""
 
-_WIDEST_SEARCH = 2**10
+WIDER = 1.5
+"""How much wider intervals may be than reading everything would make them, where no decision needs more."""
+
+_DOUBLINGS = 10
+"""Of the first dose, upwards and downwards, that the search tries."""
+_STEPS = 8
+"""Doses per doubling that the search tells apart: they are 9 % apart."""
+_TIE = 0.01
+"""Difference of two doses' effects that is not worth reading more for."""
 _WIDEST_CURVE = 64.0
 _CLOSE = 1.2
 """Ratio of two strengths that need no third one between them."""
@@ -36,7 +46,7 @@ class Search:
     """What the search for the strength unit has measured, in the new unit.
 
     Attributes:
-        points: every strength of the direction.
+        points: every dose that was tried, at both signs.
         control: the random directions at ±1 (see `control_curves`), one curve each.
     """
 
@@ -44,16 +54,108 @@ class Search:
     control: list[list[StrengthPoint]]
 
 
-def calibrate(
-    probe: StrengthProbe, *, floor: float = QUALITY_FLOOR, refinements: int = 2, controls: int = 0, seed: int = 0
-) -> Search:
+class _Doses:
+    """Doses ‖Δ‖ = 2^(k/8) · ‖W‖/256 by their k, measured at both signs as far as decisions need."""
+
+    def __init__(self, probe: StrengthProbe, floor: float) -> None:
+        config = probe.model.active_peft_config
+        with probe.model.strength_at(1.0):
+            self._first = config.strength_unit / (256 * probe.model.receipt.relative_norm)
+        self.probe, self.floor, self.tried = probe, floor, set[int]()
+
+    def dose(self, k: int) -> float:
+        return float(self._first * math.pow(2.0, k / _STEPS))
+
+    def damage(self, k: int) -> float:
+        """The larger damage of both signs, as reading everything is expected to bound it; infinite where there is NaN."""
+        try:
+            found = max(self.probe.summary(sign * self.dose(k)).expected_damage for sign in (1, -1))
+        except NotFiniteError:
+            return math.inf
+        self.tried.add(k)
+        return found
+
+    def safe(self, k: int) -> bool:
+        return self.damage(k) <= 1 - self.floor
+
+    def effects(self, k: int) -> list[Figure]:
+        """Effect of each sign that has rows to show it; none where there is NaN."""
+        try:
+            found = [self.probe.summary(sign * self.dose(k)).effect(self.probe.classes, sign) for sign in (1, -1)]
+        except NotFiniteError:
+            return []
+        return [f for f in found if f is not None]
+
+    def effect(self, k: int) -> float:
+        """Effect of both signs together."""
+        return sum(figure.mean for figure in self.effects(k))
+
+    def better(self, k: int, other: int) -> bool:
+        """Whether the effect of one dose is above that of another. More is read until that is decided, or nearly a tie."""
+        while True:
+            gap = doubt = 0.0
+            for mine, theirs in zip(self.effects(k), self.effects(other), strict=False):
+                paired = difference(mine, theirs)
+                gap, doubt = gap + paired.mean, math.hypot(doubt, 2 * paired.missing)
+            if abs(gap) >= doubt or doubt <= _TIE or not (self.more(k) | self.more(other)):
+                return gap > 0
+
+    def more(self, k: int) -> bool:
+        """Read both signs of a dose on the next part. Returns whether there was one."""
+        try:
+            return self.probe.more(self.dose(k)) | self.probe.more(-self.dose(k))
+        except NotFiniteError:
+            self.tried.discard(k)
+            return True  # what is known has changed
+
+    def best(self) -> int:
+        """The safe dose with the best effect, as far as is known; see `calibrate`.
+
+        Raises:
+            EditError: even the smallest dose damages the model.
+        """
+        k = 0
+        while not self.safe(k):
+            k -= _STEPS
+            if k < -_STEPS * _DOUBLINGS:
+                raise EditError(
+                    f"Even an edit of ‖Δ‖ = ‖W‖/{256 * 2**_DOUBLINGS} lowers the language-modelling score under "
+                    f"{self.floor:.1%} of the base model's. Train longer, use more data, or lower the floor."
+                )
+        low = best = k
+        high = k + _STEPS
+        while high <= _STEPS * _DOUBLINGS and self.safe(high):
+            low = high
+            if self.better(best, high):
+                return best  # past the best effect; without neutral text nothing else ends the search
+            best, high = high, high + _STEPS
+        while high - low > 1:
+            ratio = math.pow(2.0, (high - low) / _STEPS)
+            middle = between(1.0, self.damage(low), ratio, self.damage(high), 0.97 * (1 - self.floor))
+            k = min(max(low + round(_STEPS * math.log2(middle)), low + 1), high - 1)
+            if not self.safe(k):
+                high = k
+                continue
+            low = k
+            best = k if self.better(k, best) else best
+        return best
+
+    def by_effect(self) -> list[int]:
+        """The safe ones, that of the best effect first."""
+        return sorted(filter(self.safe, self.tried), key=self.effect, reverse=True)
+
+
+def calibrate(probe: StrengthProbe, *, floor: float = QUALITY_FLOOR, controls: int = 0, seed: int = 0) -> Search:
     """Find the dose with the best effect that leaves the language model intact, and make it strength ±1.
 
-    A dose is safe if the lower bound of its language-modelling score reaches `floor` at both signs. From
-    ‖Δ‖ = ‖W‖/256 doses double while they are safe (or halve until one is); the gap to the first unsafe one is then narrowed
-    up to `refinements` times, where the damage that was measured at its ends says that the floor is. The config's
-    `strength_unit` becomes the safe dose with the best effect among those whose effect is above that of every random
-    direction of equal norm; if there is none, the safe dose with the best effect.
+    A dose is safe if the lower bound of its quality reaches `floor` at both signs. From ‖Δ‖ = ‖W‖/256 doses double while
+    they are safe (or halve until one is); the gap to the first unsafe one is then narrowed to 9 %, where the damage that was
+    measured at its ends says that the floor is. The config's `strength_unit` becomes the safe dose with the best effect
+    among those whose effect is above that of every random direction of equal norm; if there is none, the safe dose with the
+    best effect.
+
+    Doses are read on a few rows and texts. The one that seems best is then read on more of them, which makes all the others'
+    figures more precise, too, until the best one is known on everything.
 
     Args:
         controls: random directions; without any, the effect alone decides.
@@ -62,70 +164,26 @@ def calibrate(
     Raises:
         EditError: even the smallest dose damages the model.
     """
-    model, config = probe.model, probe.model.active_peft_config
-    former = config.strength_unit
-    with model.strength_at(1.0):
-        start = former / (256 * model.receipt.relative_norm)
-    tried: dict[float, tuple[StrengthPoint, StrengthPoint]] = {}
-    damage: dict[float, float] = {}
-
-    def safe(dose: float) -> bool:
-        try:
-            tried[dose] = probe.measure_dose(dose), probe.measure_dose(-dose)
-        except NotFiniteError:
-            damage[dose] = math.inf
-            return False
-        damage[dose] = max(0.0 if p.quality_low is None else 1 - p.quality_low for p in tried[dose])
-        return damage[dose] <= 1 - floor
-
-    def effect(dose: float) -> float:
-        return probe.effect(*tried[dose])
-
-    dose = start
-    while not safe(dose):
-        dose /= 2
-        if dose < start / _WIDEST_SEARCH:
-            raise EditError(
-                f"Even an edit of ‖Δ‖ = ‖W‖/{256 * _WIDEST_SEARCH} lowers the language-modelling score under {floor:.1%} of "
-                "the base model's. Train longer, use more data, or lower the floor."
-            )
-    low = best = dose
-    high = 2 * dose
-    while high not in damage and safe(high) and high < start * _WIDEST_SEARCH:
-        low = high
-        if effect(high) < effect(best):
-            break  # past the best effect; without neutral text nothing else ends the search
-        best, high = high, 2 * high
-    for _ in range(refinements):
-        middle = between(low, damage[low], high, damage.get(high, math.inf), 0.97 * (1 - floor))
-        if low == high or middle / low < 1.05:
-            break
-        if safe(middle):
-            low = middle
-            best = max(best, middle, key=effect)
+    config, doses = probe.model.active_peft_config, _Doses(probe, floor)
+    while doses.more(best := doses.best()):
+        pass
+    found: dict[int, list[list[StrengthPoint]]] = {}
+    with probe.model.strength_at(0.0):  # a strength in force afterwards is applied anew, in the new unit
+        for k in [best, *(k for k in doses.by_effect() if k != best)]:
+            while doses.more(k):
+                pass
+            if not doses.safe(k):
+                continue
+            config.strength_unit = doses.dose(k)
+            found[k] = control_curves(probe, (-1.0, 1.0), draws=controls, seed=seed)
+            points = [probe.measure(strength) for strength in (-1.0, 1.0)]
+            if above_control(points, found[k]) is not False:
+                break
         else:
-            high = middle
-    doses = sorted((dose for dose in tried if damage[dose] <= 1 - floor), key=effect, reverse=True)
-    with model.strength_at(0.0):  # a strength in force afterwards is applied anew, in the new unit
-        control = _choose(probe, {dose: tried[dose] for dose in doses}, controls, seed)
-    points = (replace(p, strength=p.strength / config.strength_unit) for pair in tried.values() for p in pair)
-    return Search(sorted(points, key=lambda p: p.strength), control)
-
-
-def _choose(
-    probe: StrengthProbe, doses: Mapping[float, Sequence[StrengthPoint]], controls: int, seed: int
-) -> list[list[StrengthPoint]]:
-    """Make the first of some doses whose effect is above the control the unit, else the very first; its control."""
-    config = probe.model.active_peft_config
-    found: dict[float, list[list[StrengthPoint]]] = {}
-    for dose, points in doses.items():
-        config.strength_unit = dose
-        found[dose] = control_curves(probe, (-1.0, 1.0), draws=controls, seed=seed)
-        at_unit = [replace(p, strength=p.strength / dose) for p in points]
-        if above_control(at_unit, found[dose]) is not False:
-            return found[dose]
-    config.strength_unit = next(iter(doses))
-    return found[config.strength_unit]
+            k = best
+        config.strength_unit = unit = doses.dose(k)
+    strengths = sorted(sign * doses.dose(k) / unit for k in doses.tried for sign in (-1, 1))
+    return Search([probe.measure(strength, math.inf) for strength in strengths], found[k])
 
 
 def between(low: float, low_damage: float, high: float, high_damage: float, wanted: float) -> float:
@@ -155,29 +213,38 @@ class Curve:
 def measure_curve(
     probe: StrengthProbe,
     strengths: Sequence[float],
-    measured: Sequence[StrengthPoint] = (),
     *,
+    exact: Collection[float] = (-1.0, 0.0, 1.0),
     floor: float | None = None,
 ) -> Curve:
-    """Points at `strengths` and those `measured` already; with a `floor`, refined around the safe band and break point.
+    """Points at some strengths, read as far as `WIDER` says; with a `floor`, refined around the safe band and break point.
+
+    Args:
+        exact: strengths to read on everything, if they are among the others.
 
     Raises:
         NotFiniteError: the model computes NaN or infinity within strengths ±1.
     """
-    curve: dict[float, StrengthPoint | None] = {point.strength: point for point in measured}
-    for strength in strengths:
-        try:
-            curve[strength] = probe.measure(strength)
-        except NotFiniteError:
-            if abs(strength) <= 1:
-                raise
-            curve[strength] = None
+    curve: dict[float, StrengthPoint | None] = {}
+    for strength in sorted(strengths, key=lambda s: (s not in exact, abs(s))):
+        curve[strength] = _measured(probe, strength, None if strength in exact else WIDER)
+        if curve[strength] is None and abs(strength) <= 1:
+            probe.measure(strength)  # raises what is wrong
     if floor is not None and probe.scored:
         for sign in (-1, 1):
-            _refine(probe, curve, sign, floor, aim=0.95, steps=1)
+            _refine(probe, curve, sign, floor, aim=0.95, steps=3)
             _refine(probe, curve, sign, BREAK_QUALITY, aim=1.25, steps=3)
     found = sorted(curve.items(), key=lambda item: item[0])
-    return Curve([point for _, point in found if point], [strength for strength, point in found if point is None])
+    return Curve(  # what was read later may have made the first ones more precise
+        [probe.measure(s, WIDER) for s, point in found if point], [s for s, point in found if point is None]
+    )
+
+
+def _measured(probe: StrengthProbe, strength: float, wider: float | None = WIDER) -> StrengthPoint | None:
+    try:
+        return probe.measure(strength, wider)
+    except NotFiniteError:
+        return None
 
 
 def _refine(
@@ -190,7 +257,7 @@ def _refine(
     """
     allowed = 1 - level
     for _ in range(steps):
-        side = sorted((abs(s), _damage(p)) for s, p in curve.items() if s * sign > 0)
+        side = sorted((abs(s), _damage(p, bound=aim < 1)) for s, p in curve.items() if s * sign > 0)
         split = next((place for place, (_, damage) in enumerate(side) if damage > allowed), len(side))
         if split == 0 or side[split - 1][0] >= _WIDEST_CURVE:
             return
@@ -207,15 +274,13 @@ def _refine(
         proposed = sign * round(proposed, 2)
         if proposed in curve:
             return
-        try:
-            curve[proposed] = probe.measure(proposed)
-        except NotFiniteError:
-            curve[proposed] = None
+        curve[proposed] = _measured(probe, proposed)
 
 
-def _damage(point: StrengthPoint | None) -> float:
-    """Share of the language-modelling score that is lost; all of it, and more, where the model computes NaN."""
-    return math.inf if point is None or point.quality is None else 1 - point.quality
+def _damage(point: StrengthPoint | None, *, bound: bool) -> float:
+    """Share of the quality that is lost, or its upper bound; all of it, and more, where the model computes NaN."""
+    quality = None if point is None else point.quality_low if bound else point.quality
+    return math.inf if quality is None else 1 - quality
 
 
 def _growth(side: Sequence[tuple[float, float]], wanted: float) -> float:
@@ -228,13 +293,16 @@ def _growth(side: Sequence[tuple[float, float]], wanted: float) -> float:
 
 
 def safe_band(curve: Sequence[StrengthPoint], *, floor: float = QUALITY_FLOOR) -> list[float] | None:
-    """Lowest and highest measured strength around 0 up to which the language-modelling score stays above `floor`."""
+    """Lowest and highest measured strength around 0 up to which the lower bound of the quality stays above `floor`.
+
+    Each end is its own sign's: where one sign damages less than the other, it reaches further.
+    """
     if any(p.quality is None for p in curve):
         return None
     band = [0.0, 0.0]
     for side, sign in ((0, -1), (1, 1)):
         for point in sorted((p for p in curve if p.strength * sign > 0), key=lambda p: abs(p.strength)):
-            if point.quality is None or point.quality < floor:
+            if point.quality_low is None or point.quality_low < floor:
                 break
             band[side] = point.strength
     return band
@@ -265,7 +333,7 @@ def equalising_strength(probe: StrengthProbe, band: Sequence[float]) -> float:
 
     def gap(strength: float) -> float:
         first, second = probe.classes
-        chances = probe.measure(round(strength, 3)).probability.values()
+        chances = probe.measure(round(strength, 3), WIDER).probability.values()
         return sum(of[first] - of[second] for of in chances) / len(chances)
 
     low, high = band

@@ -15,14 +15,12 @@ from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.model import GradiendModel
 
-from .probe import NotFiniteError, StrengthProbe
+from .part import NotFiniteError
+from .probe import StrengthProbe
 from .report import StrengthPoint
 
-CONTROL_ROWS = 16
-"""Rows of each class that random directions are read on."""
-
-CONTROL_TOKENS = 128
-"""Neutral tokens that they are scored on, about."""
+CONTROL_STRENGTHS = (-1.0, 0.0, 1.0)
+"""Strengths of a curve at which random directions are measured."""
 
 _NAME = "random_control"
 
@@ -84,9 +82,8 @@ def control_curves(
 ) -> list[list[StrengthPoint]]:
     """Curves of `draws` random directions at `strengths`, each with the base model's point at 0.
 
-    A random direction of this size changes little, so the *difference* that it makes is read on `CONTROL_ROWS` rows per
-    class and `CONTROL_TOKENS` neutral tokens, and added to the base model's point on all of them. Strengths at which the
-    model computes NaN are left out.
+    A random direction of this size changes little, so the difference that it makes is read on the probe's first part alone.
+    Strengths at which the model computes NaN are left out.
 
     Args:
         probe: holds the model, with the direction that is compared, and what it is measured on.
@@ -95,14 +92,17 @@ def control_curves(
     """
     if not draws:
         return []
-    base, few = probe.measure(0.0), probe.subset(CONTROL_ROWS, CONTROL_TOKENS)
+    base = probe.measure(0.0)
     curves = []
     for draw in range(draws):
+        aside = probe.aside()
         curve = {p.strength: p for p in (*(known[draw] if draw < len(known) else ()), base)}
-        with _instead(probe.model, random_direction(probe.model, seed + draw)):
-            for strength in (s for s in strengths if s not in curve):
-                with suppress(NotFiniteError):
-                    curve[strength] = few.summarise(strength, few.read(strength), anchor=base)
+        missing = [strength for strength in strengths if strength not in curve]
+        if missing:
+            with _instead(probe.model, random_direction(probe.model, seed + draw)):
+                for strength in missing:
+                    with suppress(NotFiniteError):
+                        curve[strength] = aside.measure(strength, math.inf)
         curves.append(sorted(curve.values(), key=lambda p: p.strength))
     return curves
 

@@ -1,4 +1,7 @@
-"""95 % intervals (Student's for means, bootstrap for other statistics, Wilson's for shares), and spread-out choices."""
+"""95 % intervals of means, shares and correlations of values that may come in groups, and spread-out choices.
+
+Values of one group depend on each other (tokens of one text, rows of one template), so it is the groups that vary.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, sem, t
+from scipy.special import stdtrit
+from scipy.stats import bootstrap, norm, sem
+
+from gradiend_hub.data import Row, TextRow, row_groups
 
 T = TypeVar("T")
 
@@ -18,13 +24,18 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
+def groups_of(rows: Sequence[Row]) -> Numbers:
+    """Number of the template or document of each row, [N]; of rows that are no texts, each is its own."""
+    texts = [row for row in rows if isinstance(row, TextRow)]
+    return np.array(row_groups(texts)) if len(texts) == len(rows) else np.arange(len(rows))
+
+
 def mean_error(values: Array, groups: Numbers | None = None) -> tuple[float, int]:
     """Standard error of the mean of `values` [N], and its degrees of freedom; 0 where they do not vary.
 
     Args:
-        groups: a number ≥ 0 for each value; values of the same number depend on each other (tokens of one text). Then it
-            is the groups that vary, whatever their sizes: the mean is a ratio of sums by group, and its error that of the
-            linearised ratio. One group alone says nothing about others, so that its values have to vary.
+        groups: a number ≥ 0 for each value. The mean is a ratio of sums by group, whatever their sizes, and its error that
+            of the linearised ratio. One group alone says nothing about others, so that its values have to vary.
     """
     if groups is not None and (sizes := np.bincount(groups))[groups[0]] < len(values):
         count = int(np.count_nonzero(sizes))
@@ -35,44 +46,99 @@ def mean_error(values: Array, groups: Numbers | None = None) -> tuple[float, int
 
 def mean_interval(values: Array, groups: Numbers | None = None) -> list[float]:
     """Student's interval of the mean of `values` [N] (`groups`: see `mean_error`); just the mean where they do not vary."""
-    mean, (error, freedom) = float(np.mean(values)), mean_error(values, groups)
-    if error == 0:
-        return [mean, mean]
-    low, high = t.interval(LEVEL, freedom, loc=mean, scale=error)
-    return [float(low), float(high)]
+    return student(float(np.mean(values)), *mean_error(values, groups))
 
 
-def mean_bound(values: Array, groups: Numbers | None = None) -> float:
-    """Upper end of the one-sided interval of the mean of `values` [N] (`groups`: see `mean_error`)."""
-    error, freedom = mean_error(values, groups)
-    return float(np.mean(values) + t.ppf(LEVEL, freedom) * error)
+def student(mean: float, error: float, freedom: int) -> list[float]:
+    """Student's interval around a mean with this standard error and as many degrees of freedom."""
+    reach = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    return [mean - reach, mean + reach]
+
+
+def upper_bound(mean: float, error: float, freedom: int) -> float:
+    """Upper end of the one-sided interval of a mean with this standard error and as many degrees of freedom."""
+    return mean + float(stdtrit(freedom, LEVEL)) * error
+
+
+def share_interval(hits: Array, groups: Numbers | None = None) -> list[float]:
+    """Wilson's interval of a share, which keeps its width at 0 and 1.
+
+    Args:
+        hits: 0 or 1, [N].
+        groups: see `mean_error`. They count as the number of independent values that would give the mean's error; where
+            all hits are alike, each group counts as one value.
+    """
+    share, number = float(hits.mean()), float(len(hits))
+    error, freedom = mean_error(hits, groups)
+    if groups is not None:
+        number = share * (1 - share) / error**2 + 1 if error else min(freedom + 1.0, number)
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    centre = (share + z * z / (2 * number)) / (1 + z * z / number)
+    reach = z * math.sqrt(share * (1 - share) / number + (z / (2 * number)) ** 2) / (1 + z * z / number)
+    return [max(0.0, centre - reach), min(1.0, centre + reach)]
+
+
+def correlation_interval(x: Array, y: Array, groups: Numbers | None = None, *, seed: int = 0) -> list[float]:
+    """Bootstrap interval of Pearson's r of x and y, both [N]: Fisher's z of the data, ± Student's quantile times the spread
+    of z when groups (by default, single pairs) are drawn anew. A resample without a correlation is left out.
+    """
+    _, of_group = np.unique(np.arange(len(x)) if groups is None else groups, return_inverse=True)
+    count = int(of_group.max()) + 1
+    terms = np.stack([np.bincount(of_group, part) for part in (np.ones_like(x), x, y, x * x, y * y, x * y)], 1)
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([rng.multinomial(count, np.full(count, 1 / count)) @ terms for _ in range(RESAMPLES)])
+    (r,), found = _correlations(terms.sum(0)[None]), _correlations(drawn)
+    found = found[np.isfinite(found)]
+    if not np.isfinite(r) or len(found) < 2 or count < 2:
+        return [-1.0, 1.0]
+    low, high = student(_fisher_z(r), float(_fisher_z(found).std(ddof=1)), count - 1)
+    return [math.tanh(low), math.tanh(high)]
+
+
+def chance_correlation(x: Array, y: Array, groups: Numbers | None = None, *, seed: int = 0) -> list[float]:
+    """Interval of Pearson's r of x and y, both [N], when y says nothing about x: y is dealt out anew.
+
+    Where every group has one y, whole groups are dealt: within each, x may be alike for other reasons.
+    """
+    _, first, of_group = np.unique(
+        np.arange(len(x)) if groups is None else groups, return_index=True, return_inverse=True
+    )
+    if groups is None or not np.array_equal(y, y[first][of_group]):
+        first = of_group = np.arange(len(x))
+    rng = np.random.default_rng(seed)
+    dealt = (rng.permutation(y[first])[of_group] for _ in range(RESAMPLES))
+    sums = np.array([(len(x), x.sum(), new.sum(), x @ x, new @ new, x @ new) for new in dealt])
+    found = np.nan_to_num(_correlations(sums))
+    return [float(end) for end in np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+
+
+def _correlations(sums: Array) -> Array:
+    """Pearson's r from the sums of 1, x, y, x², y² and xy, [R, 6] → [R]; NaN where x or y is constant."""
+    n, x, y, xx, yy, xy = sums.T
+    variances = np.stack([n * xx - x * x, n * yy - y * y])
+    square = np.where((variances > 1e-12 * n * np.stack([xx, yy])).all(0), variances.prod(0), np.nan)
+    found: Array = np.clip((n * xy - x * y) / np.sqrt(square), -1.0, 1.0)
+    return found
+
+
+def _fisher_z(r: Any) -> Any:
+    return np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
 
 
 def bootstrap_interval(statistic: Callable[..., float], *samples: Array, seed: int = 0) -> list[float]:
     """Percentile bootstrap of `statistic(*samples)`; the samples [N] are paired. A resample without a value is left out."""
     found = bootstrap(
-        samples, statistic, paired=True, vectorized=False, n_resamples=RESAMPLES, confidence_level=LEVEL,
-        method="percentile", random_state=np.random.default_rng(seed),
-    )  # fmt: skip
-    drawn = found.bootstrap_distribution
-    tail = (1 - LEVEL) / 2
-    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+        samples,
+        statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    )
+    low, high = np.nanquantile(found.bootstrap_distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
-
-
-def bootstrap_mean_interval(values: Array, *, seed: int = 0) -> list[float]:
-    """Percentile bootstrap of the mean of `values` [N]."""
-    found = bootstrap(
-        (values,), np.mean, vectorized=True, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile",
-        random_state=np.random.default_rng(seed), batch=max(1, 2**22 // max(1, len(values))),
-    ).confidence_interval  # fmt: skip
-    return [float(found.low), float(found.high)]
-
-
-def share_interval(hits: int, of: int) -> list[float]:
-    """Wilson's interval of a share, which keeps its width at 0 and 1."""
-    found = binomtest(hits, of).proportion_ci(LEVEL, method="wilson")
-    return [float(found.low), float(found.high)]
 
 
 def clamp(interval: list[float], low: float = 0.0, high: float = math.inf) -> list[float]:

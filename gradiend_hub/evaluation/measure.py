@@ -19,6 +19,7 @@ from .calibration import (
     BREAK_QUALITY,
     CURVE,
     QUALITY_FLOOR,
+    Curve,
     Search,
     break_point,
     calibrate,
@@ -27,10 +28,10 @@ from .calibration import (
     safe_band,
 )
 from .completions import STRENGTHS, complete
-from .control import above_control, control_curves
+from .control import CONTROL_STRENGTHS, above_control, control_curves
 from .encoder import measure_encoder
 from .probe import StrengthProbe
-from .report import SplitReport, StrengthPoint
+from .report import EncoderReport, SplitReport
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class EvaluationSettings:
         controls: random directions to compare with.
         batch_size: rows per forward pass; the figures do not depend on it beyond fp32 rounding.
         seed: decides which neutral tokens are masked or encoded, the random directions and the bootstrap.
+        exhaustive: read every strength on all rows and texts, instead of as many as its figures need.
     """
 
     floor: float = QUALITY_FLOOR
@@ -60,6 +62,7 @@ class EvaluationSettings:
     controls: int = 3
     batch_size: int = 64
     seed: int = 0
+    exhaustive: bool = False
 
 
 def evaluate_direction(
@@ -90,48 +93,69 @@ def evaluate_direction(
     settings = settings or EvaluationSettings()
     if not rows:
         raise DataError("There are no rows to measure the direction on. Give at least one row of each class.")
-    with counted("measuring strengths"):
-        return _evaluated(model, objective, rows, texts, settings, choose_unit_for, trained_words)
-
-
-def _evaluated(
-    model: GradiendModel,
-    objective: Objective,
-    rows: Sequence[Row],
-    texts: Sequence[str],
-    settings: EvaluationSettings,
-    choose_unit_for: Goal | None,
-    trained_words: Collection[str] | None,
-) -> SplitReport:
     config, sizes = model.active_peft_config, {"batch_size": settings.batch_size, "seed": settings.seed}
-    classes, encoder = require_classes(config.feature_classes), None
+    encoder = None
     if model.direction.has_encoder:
         encoder = measure_encoder(model, objective, rows, texts, trained_words=trained_words, **sizes)
-    probe = StrengthProbe(model, objective, rows, texts, **sizes)
+        _tell_chance(encoder)
+    probe = StrengthProbe(model, objective, rows, texts, exhaustive=settings.exhaustive, **sizes)
     search = Search([], [])
     if choose_unit_for:
-        search = calibrate(probe, floor=settings.floor, controls=settings.controls, seed=settings.seed)
-    adaptive = settings.strengths is None and (choose_unit_for is not None or config.break_point is None)
-    grid = _grid(config, refined=not adaptive) if settings.strengths is None else settings.strengths
-    grid = sorted({*grid, config.strength} if config.strength != 1 else {*grid})
-    measured = measure_curve(probe, grid, search.points, floor=settings.floor if adaptive else None)
-    curve, broken = measured.points, break_point(measured.points, measured.not_finite)
-    if choose_unit_for:
-        _record(config, curve, broken, settings.floor)
-    if choose_unit_for == "debias":
-        curve = _debias(probe, config, curve)
-    grid = [p.strength for p in curve]
-    control = control_curves(probe, grid, search.control, draws=settings.controls, seed=settings.seed)
-    if above_control(curve, control) is False:
+        with counted("searching the strength unit"):
+            search = calibrate(probe, floor=settings.floor, controls=settings.controls, seed=settings.seed)
+    measured = _curve(probe, settings, search, choose_unit_for)
+    broken = break_point(measured.points, measured.not_finite)
+    wanted = [p.strength for p in measured.points if p.strength in CONTROL_STRENGTHS]
+    with counted("measuring random directions", settings.controls * max(len(wanted) - 1, 0)):
+        control = control_curves(probe, wanted, search.control, draws=settings.controls, seed=settings.seed)
+    if above_control(measured.points, control) is False:
         logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal norm.")
     return SplitReport(
-        encoder, curve, search.points, probe.scored, control=control, break_point=broken,
+        encoder,
+        measured.points,
+        [p for p in measured.points if p.strength in {q.strength for q in search.points}],
+        probe.scored,
+        control=control,
+        break_point=broken,
         completions=complete(model, objective, rows, sorted({*STRENGTHS, config.strength})),
-        missing=[
-            *([] if encoder else [_NO_ENCODER]), *_missing(rows, classes, texts, broken, choose_unit_for),
-            *_not_finite(measured.not_finite),
-        ],
-    )  # fmt: skip
+        missing=_missing(model, rows, texts, measured, broken, choose_unit_for),
+    )
+
+
+def _tell_chance(encoder: EncoderReport) -> None:
+    """Log that an encoder reads nothing from rows, if it reads no more than one without meaning."""
+    r, chance = encoder.correlation, encoder.null_correlation
+    if r is not None and chance is not None and r <= chance[1]:
+        logger.warning(
+            "Not learned: the encoder's correlation with the classes is %.2f, and labels that are dealt out at random give "
+            "%.2f to %.2f on the same rows.",
+            r,
+            *chance,
+        )
+
+
+def _curve(probe: StrengthProbe, settings: EvaluationSettings, search: Search, goal: Goal | None) -> Curve:
+    """Measure the strength curve; with a goal, write what it shows into the config."""
+    config = probe.model.active_peft_config
+    adaptive = settings.strengths is None and (goal is not None or config.break_point is None)
+    grid = {*_grid(config, refined=not adaptive)} if settings.strengths is None else {*settings.strengths}
+    grid |= {p.strength for p in search.points}
+    exact = {-1.0, 0.0, 1.0, config.strength}
+    if config.strength != 1:
+        grid.add(config.strength)
+    with counted("measuring strengths", len(grid)):
+        curve = measure_curve(probe, sorted(grid), exact=exact, floor=settings.floor if adaptive else None)
+        if goal:
+            config.safe_band = safe_band(curve.points, floor=settings.floor)
+            ends = break_point(curve.points, curve.not_finite)
+            config.break_point = ends if ends and any(end is not None for end in ends) else None
+        if goal == "debias":
+            config.strength = equalising_strength(probe, config.safe_band or (-1.0, 1.0))
+            exact.add(config.strength)
+            curve = measure_curve(
+                probe, [*(p.strength for p in curve.points), *curve.not_finite, config.strength], exact=exact
+            )
+    return curve
 
 
 def compared_strengths(config: GradiendConfig) -> list[float]:
@@ -141,49 +165,32 @@ def compared_strengths(config: GradiendConfig) -> list[float]:
 
 def _grid(config: GradiendConfig, *, refined: bool) -> list[float]:
     known = [*(config.safe_band or []), *(config.break_point or [])] if refined else []
-    return sorted({*CURVE, *known})
-
-
-def _record(
-    config: GradiendConfig, curve: Sequence[StrengthPoint], broken: list[float | None] | None, floor: float
-) -> None:
-    """Write what the curve shows into the config. A break point is only recorded if both sides have one."""
-    config.safe_band = safe_band(curve, floor=floor)
-    ends = [strength for strength in broken or [] if strength is not None]
-    config.break_point = ends if len(ends) == 2 else None
-
-
-def _debias(probe: StrengthProbe, config: GradiendConfig, curve: list[StrengthPoint]) -> list[StrengthPoint]:
-    """Recommend the strength that makes both classes equally likely; its point joins the curve."""
-    config.strength = equalising_strength(probe, config.safe_band or (-1.0, 1.0))
-    return measure_curve(probe, [config.strength], curve).points
-
-
-def _not_finite(strengths: Sequence[float]) -> list[str]:
-    """That the curve lacks these strengths."""
-    named = ", ".join(f"{strength:+g}" for strength in strengths)
-    return [f"No figures at strength {named}: the model computes NaN or infinity there."] if strengths else []
+    return sorted({*CURVE, *(strength for strength in known if strength is not None)})
 
 
 def _missing(
+    model: GradiendModel,
     rows: Sequence[Row],
-    classes: tuple[str, str],
     texts: Sequence[str],
+    curve: Curve,
     broken: list[float | None] | None,
-    choose_unit_for: Goal | None,
+    goal: Goal | None,
 ) -> list[str]:
-    """What the report lacks because the data lacks it."""
-    missing = []
+    """Say what the report lacks because the direction or the data lacks it."""
+    missing = [] if model.direction.has_encoder else [_NO_ENCODER]
     counts = Counter(row.factual_class for row in rows)
-    for name in classes:
+    for name in require_classes(model.active_peft_config.feature_classes):
         if not counts[name]:
             missing.append(f"No rows of {name}: correlation, AUC and the effect on {name} rows are not measured.")
     if not texts:
         missing.append(
             "No neutral text: the language-modelling score, the safe band, the break point and neutral encodings are not "
-            "measured" + ("; the strength unit has the best effect, whatever it costs." if choose_unit_for else ".")
+            "measured" + ("; the strength unit has the best effect, whatever it costs." if goal else ".")
         )
     for side, end in zip(("negative", "positive"), broken or (), strict=False):
         if end is None:
             missing.append(f"No break point: no measured {side} strength has an LM score under {BREAK_QUALITY:.0%}.")
+    if curve.not_finite:
+        named = ", ".join(f"{strength:+g}" for strength in curve.not_finite)
+        missing.append(f"No figures at strength {named}: the model computes NaN or infinity there.")
     return missing

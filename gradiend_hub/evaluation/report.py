@@ -86,10 +86,12 @@ class EncoderReport:
         ternary_accuracy: share of rows and neutral slots that are sorted right by the thresholds ±0.5 into the two classes
             and neutral.
         other_abs_mean: mean |h| on other tokens of the feature rows' texts, and `other_rows` their number.
-        intervals: bootstrap 95 % intervals of "correlation", "accuracy", "neutral_abs_mean" and "mean CLASS".
+        intervals: 95 % intervals of "correlation", "accuracy", "neutral_abs_mean" and "mean CLASS".
         outputs: the figures by word, most frequent first.
         held_out: the report on the rows whose word no training row had; `None` if there are none.
         encodings: some of the encoded slots, with what fills them.
+        null_correlation: 95 % interval of the correlation when the classes are dealt out to the rows at random; a
+            correlation within it says nothing.
         reads: "input": h is positive where the output that stands in the input is of the first class, and a row is counted
             for that class. "source", in reports of version 0.1: the same by the output that gives the source gradient.
     """
@@ -111,6 +113,7 @@ class EncoderReport:
     outputs: dict[str, OutputReport] = field(default_factory=dict, metadata={"formerly": "fillers"})
     held_out: EncoderReport | None = None
     encodings: list[Encoding] = field(default_factory=list, metadata={"formerly": "samples"})
+    null_correlation: Interval | None = None
     reads: str = "source"
 
 
@@ -269,7 +272,7 @@ class BenchmarkResult:
         name: of the benchmark, e.g. "StereoSet intrasentence".
         strength: of the edit; 0 is the base model.
         scores: its figures by their published names.
-        intervals: bootstrap 95 % intervals of the scores, where they have one.
+        intervals: 95 % intervals of the scores, where they have one.
         rows: number of items behind them.
         source: where the data came from: a Hub id with its revision, or the file's name with its digest.
         citation: BibTeX of the benchmark.

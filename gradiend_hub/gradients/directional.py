@@ -49,7 +49,7 @@ def directional_derivatives(
     _load_formulas()
     device = next(model.parameters()).device
     out = torch.empty(len(samples))
-    batches = batched([sample.cost for sample in samples], batch_size)
+    batches = batched([sample.cost for sample in samples], batch_size, stretch=1.25)
     with evaluating(model):
         for rows in progress(batches, "encoding", len(batches)):
             chosen = [samples[i] for i in rows]

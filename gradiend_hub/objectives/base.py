@@ -37,6 +37,9 @@ __all__ = [
 IGNORED = -100
 """Label of a position that is not read."""
 
+FEW = 8
+"""Items of a batch whose padding is not worth another batch."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -191,7 +194,12 @@ class Answer:
 
 
 def batched(
-    costs: Sequence[int], size: int, *, widths: Sequence[int] | None = None, most: int | None = None
+    costs: Sequence[int],
+    size: int,
+    *,
+    widths: Sequence[int] | None = None,
+    most: int | None = None,
+    stretch: float | None = None,
 ) -> list[list[int]]:
     """Group items of about equal cost into batches, cheap ones first.
 
@@ -200,6 +208,8 @@ def batched(
         size: Most items in a batch.
         widths: Numbers of positions that are read of each item, if `most` is given.
         most: Most positions in a batch, counted as items times the largest width.
+        stretch: How many times the smallest cost of a batch the largest may be, once the batch has `FEW` items: padding
+            costs more than another batch does.
 
     Returns:
         Indices of the items by batch.
@@ -210,7 +220,11 @@ def batched(
         own = 0 if widths is None else widths[i]
         width = max(width, own)
         full = not batches or len(batches[-1]) == size
-        if full or (most is not None and (len(batches[-1]) + 1) * width > most):
+        wide = most is not None and not full and (len(batches[-1]) + 1) * width > most
+        uneven = (
+            stretch is not None and not full and len(batches[-1]) >= FEW and costs[i] > stretch * costs[batches[-1][0]]
+        )
+        if full or wide or uneven:
             batches.append([])
             width = own
         batches[-1].append(i)

@@ -21,7 +21,6 @@ import jinja2
 
 from gradiend_hub.artifact.files import HTML_FILE
 from gradiend_hub.evaluation import Completion, Encoding, Report, SplitReport
-from gradiend_hub.evaluation.control import CONTROL_ROWS, CONTROL_TOKENS
 from gradiend_hub.evaluation.shift import shifts
 
 from .encoder import plot_encodings
@@ -79,8 +78,6 @@ def render_html(report: Report, *, base: str = "its base model", safe_band: Sequ
         shifts=shifts(split, (first, second)),
         curve=curve,
         start=next((i for i, p in enumerate(split.curve) if not p.strength), 0),
-        control_rows=CONTROL_ROWS,
-        control_tokens=CONTROL_TOKENS,
         safe_band=safe_band,
         breaks=[side for side in split.break_point or [] if side is not None],
         cloud=_drawn(plot_encodings(report)) if samples else None,

@@ -28,8 +28,8 @@ from .streams import row_sampler, store_key
 
 __all__ = ["predicted", "seconds_of_the_rest"]
 
-UNIT_READINGS, PLAIN_READINGS = 90, 50
-"""Strengths at which an evaluation reads all rows and texts, random directions included: where it chooses the strength unit,
+UNIT_READINGS, PLAIN_READINGS = 12, 8
+"""Readings of all rows and texts that an evaluation costs, encodings included: where it chooses the strength unit,
 and where it uses it. Both vary by a half with the data."""
 
 MEASURING_VECTORS = 16

@@ -215,10 +215,10 @@ class Laboratory:
         rows = some(feature, "test", self.rows)
         first = np.array([row.factual_class == feature.classes[0] for row in rows])
         try:
-            probe = StrengthProbe(model, self.objective, rows, self.texts, tokens=1)
+            probe = StrengthProbe(model, self.objective, rows, self.texts, tokens=1, exhaustive=True)
 
             def at(dose: float) -> tuple[np.ndarray, np.ndarray]:
-                up, down = (probe.read(sign * dose) for sign in (1, -1)) if dose else 2 * (probe.base,)
+                up, down = (probe.values(sign * dose) for sign in (1, -1))
                 return np.where(first, down.probability[:, 1], up.probability[:, 0]), (up.nll + down.nll) / 2
 
             with model.strength_at(1.0):

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.base_model import load_base_model
-from gradiend_hub.data import Row, TextRow, read_rows
+from gradiend_hub.data import Row, TextRow, read_rows, row_groups
 from gradiend_hub.errors import DataError, EditError
 from gradiend_hub.evaluation import (
     EvaluationSettings,
@@ -33,8 +33,10 @@ from gradiend_hub.evaluation import (
     safe_band,
 )
 from gradiend_hub.evaluation import calibration as calibration_module
+from gradiend_hub.evaluation import part as part_module
 from gradiend_hub.evaluation import probe as probe_module
 from gradiend_hub.evaluation.intervals import mean_error, mean_interval
+from gradiend_hub.evaluation.part import Distributions, Part
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, make_objective, require_readable
 
@@ -183,7 +185,7 @@ def test_a_masked_text_is_never_scored_twice_at_one_token(
 ) -> None:
     model, objective = model_of(masked)
     opened.append(model)
-    samples = StrengthProbe(model, objective, rows, [*TEXTS, ""], seed=seed)._samples
+    samples = StrengthProbe(model, objective, rows, [*TEXTS, ""], seed=seed)._quality
     scored = [(s.unit, position) for s in samples for position in s.sample.positions]
     assert len(scored) == len(set(scored)) > 20
     for sample in samples:
@@ -229,11 +231,11 @@ def test_intervals_on_neutral_text_are_those_of_a_bootstrap_of_texts(
     opened.append(model)
     texts = neutral["text"][:120]
     probe = StrengthProbe(model, objective, rows, texts)
-    point, base, edited = probe.measure(1.5), probe.base, probe.read(1.5)
-    of, compared = probe._token_texts()
+    point, base, edited = probe.measure(1.5), probe.values(0.0), probe.values(1.5)
+    of, compared = probe.items.text, probe.items.compared
     assert len(of) == probe.scored and len(compared) == len(edited.kl)
     tokens = {n: sum(of == n) for n in np.unique(of)}
-    if probe._samples[0].sample.labels[1:]:  # a causal model: every token is scored
+    if probe._quality[0].sample.labels[1:]:  # a causal model: every token is scored
         assert tokens == {n: len(objective.quality_samples(texts[n], Random(0))[0].positions) for n in tokens}
 
     def alike(ends: list[float], expected: list[float]) -> bool:
@@ -271,9 +273,9 @@ def test_intervals_are_those_of_paired_differences(masked: Any, rows: list[Row],
     opened.append(model)
     probe = StrengthProbe(model, objective, rows, TEXTS * 4)
     point = probe.measure(0.5)
-    base, edited = probe.base.nll, probe.read(0.5).nll
+    base, edited = probe.values(0.0).nll, probe.values(0.5).nll
     mean = (edited - base).mean()
-    of, _ = probe._token_texts()
+    of = probe.items.text
     beyond = edited - base - mean / base.mean() * (base - base.mean()) - mean
     sums = [beyond[of == number].sum() for number in set(of)]
     assert len(sums) == len(TEXTS)  # each is there four times, and is one text
@@ -285,20 +287,14 @@ def test_intervals_are_those_of_paired_differences(masked: Any, rows: list[Row],
     assert point.intervals["quality"] == pytest.approx(
         [base.mean() / (base.mean() + high), base.mean() / (base.mean() + low)]
     )
-    values = probe.read(0.5).probability
-    of_first = values[[item.row_class == 0 for item in probe._items], 1]
-    expected = stats.ttest_1samp(of_first, 0.0).confidence_interval(0.95)
-    assert point.intervals["3PL on 3SG"] == pytest.approx([max(0.0, expected.low), expected.high])
+    of_first = probe.values(0.5).probability[probe.items.row_class == 0, 1]
+    low, high = mean_interval(of_first, np.array(row_groups(rows))[[row.factual_class == "3SG" for row in rows]])
+    assert point.intervals["3PL on 3SG"] == pytest.approx([max(0.0, low), high])
     assert point.probability["3SG"]["3PL"] == pytest.approx(of_first.mean())
-    # the difference that a subset sees, added to the base on everything
     few = probe.subset(2, 8)
-    anchored = few.summarise(0.5, few.read(0.5), anchor=probe.measure(0.0))
     assert 0 < few.scored < probe.scored
-    of_few = [item.row_class == 0 for item in few._items]
-    change = (few.read(0.5).probability - few.base.probability)[of_few, 1].mean()
-    assert sum(of_few) == 2
-    assert anchored.probability["3SG"]["3PL"] == pytest.approx(probe.measure(0.0).probability["3SG"]["3PL"] + change)
-    assert anchored.nll == pytest.approx(base.mean() + (few.read(0.5).nll - few.base.nll).mean())
+    assert [sum(few.items.row_class == of) for of in (0, 1)] == [2, 2]
+    assert few.measure(0.5).nll == pytest.approx(few.values(0.5).nll.mean())
 
 
 @torch.no_grad()
@@ -321,7 +317,7 @@ def test_divergence_is_that_of_the_whole_distribution(causal_path: Any, rows: li
 def test_words_that_neither_model_knows_count_for_nothing_and_lost_ones_for_everything() -> None:
     p = torch.tensor([[0.0, 1.0, -math.inf], [0.0, 2.0, 1.0]]).log_softmax(-1)
     q = torch.tensor([[0.5, 0.2, -math.inf], [0.0, 2.0, -math.inf]]).log_softmax(-1)
-    found = probe_module._Compared.of(p, 1.0, 0).divergence(q)
+    found = Distributions.of(p).divergence(q)
     assert found.tolist() == pytest.approx(stats.entropy(p.exp(), q.exp(), axis=-1).tolist(), rel=1e-6)
     assert found[0] < math.inf == found[1]
 
@@ -331,17 +327,18 @@ def test_divergence_of_large_vocabularies_is_read_on_fewer_tokens(
 ) -> None:
     model, objective = model_of(masked, rest=1.0)
     opened.append(model)
-    whole = StrengthProbe(model, objective, rows, TEXTS * 20).read(0.5)
+    whole = StrengthProbe(model, objective, rows, TEXTS * 20).values(0.5)
     monkeypatch.setattr(probe_module, "KL_VALUES", 400 * masked.config.vocab_size)
-    fewer = StrengthProbe(model, objective, rows, TEXTS * 20).read(0.5)
+    fewer = StrengthProbe(model, objective, rows, TEXTS * 20).values(0.5)
     assert len(whole.kl) == len(whole.nll) > 400
     assert 200 <= len(fewer.kl) < 250
     assert fewer.kl.mean() == pytest.approx(whole.kl.mean(), rel=0.3)
     assert (fewer.nll == whole.nll).all()
-    monkeypatch.setattr(probe_module, "LOGITS", 7 * masked.config.vocab_size)
+    monkeypatch.setattr(part_module, "LOGITS", 7 * masked.config.vocab_size)
     small = StrengthProbe(model, objective, rows, TEXTS, batch_size=64)
-    assert max(slots.positions.numel() for slots in small._scored) <= 7
-    assert max(len(slots.labels) for slots, _ in small._batches) == 7
+    (part,) = small.parts
+    assert max(batch.positions.numel() for batch in part.quality_batches) <= 7
+    assert max(len(batch) for batch, _ in part.row_batches) == 7
 
 
 def test_the_unit_is_the_safe_dose_with_the_best_effect(
@@ -424,8 +421,8 @@ def test_the_control_of_the_search_is_not_measured_again(
     search = calibrate(probe, floor=0.97, controls=1, seed=3)
     fresh = control_curves(probe, (-1.0, 0.5, 1.0), draws=1, seed=3)
     read: list[float] = []
-    original = StrengthProbe.read
-    monkeypatch.setattr(StrengthProbe, "read", lambda self, s: (read.append(s), original(self, s))[1])
+    original = Part.read
+    monkeypatch.setattr(Part, "read", lambda self, model, s: (read.append(s), original(self, model, s))[1])
     assert control_curves(probe, (-1.0, 0.5, 1.0), search.control, draws=1, seed=3) == fresh
     assert [s for s in read if s != 0] == [0.5]
 
@@ -525,8 +522,9 @@ class Damaged:
         self.finite = finite
         self.asked: list[float] = []
 
-    def measure(self, strength: float) -> StrengthPoint:
-        self.asked.append(strength)
+    def measure(self, strength: float, wider: float | None = None) -> StrengthPoint:
+        if strength not in self.asked:
+            self.asked.append(strength)
         if abs(strength) > self.finite:
             raise NotFiniteError("NaN")
         return point(strength, 1 - 0.008 * strength**2)
@@ -541,7 +539,7 @@ def test_the_grid_is_refined_around_the_band_and_the_break_point() -> None:
     assert band[0] == -band[1] and exact_band / 1.1 < band[1] <= exact_band
     assert broken[1] is not None and broken[0] == -broken[1]
     assert 1.05 * exact_break < broken[1] < 1.2 * exact_break  # far enough beyond it that other rows show it, too
-    assert len(probe.asked) == len(set(probe.asked)) <= 11  # at most three more of each sign
+    assert len(probe.asked) <= 15  # at most five more of each sign
     plain: Any = Damaged()
     assert [p.strength for p in measure_curve(plain, (0.0, 1.0)).points] == plain.asked == [0.0, 1.0]
 
@@ -553,7 +551,6 @@ def test_strengths_at_which_the_model_computes_nan_end_the_curve() -> None:
     assert {-2.0, 2.0} < set(curve.not_finite)
     low, high = break_point(curve.points, curve.not_finite) or (None, None)
     assert low == -high and 1.5 < high < 2.0  # refined like any other break point
-    assert len(probe.asked) == len(set(probe.asked))
     far: Any = Damaged(finite=1.5)
     curve = measure_curve(far, (1e30, 1.0), floor=0.99)
     assert curve.not_finite[-1] == 1e30 and max(far.asked) == 1e30 and sorted(far.asked)[-2] <= 4
@@ -576,14 +573,14 @@ def test_strengths_that_compute_nan_are_named_and_are_a_break_point(
     assert not any("positive strength has" in text for text in split.missing)
 
 
-def test_the_control_has_the_strengths_of_the_curve(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:
+def test_the_control_is_read_at_the_unit(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:
     model, objective = model_of(masked, rest=1.0)
     opened.append(model)
     model.active_peft_config.safe_band, model.active_peft_config.break_point = [-1.3, 1.7], [-7.0, 9.0]
     split = evaluate_direction(model, objective, rows, TEXTS, EvaluationSettings(controls=2))
     strengths = [p.strength for p in split.curve]
     assert {-7.0, -1.3, 1.7, 9.0} < set(strengths)
-    assert [[p.strength for p in drawn] for drawn in split.control] == [strengths] * 2
+    assert [[p.strength for p in drawn] for drawn in split.control] == [[-1.0, 0.0, 1.0]] * 2
 
 
 def test_nan_is_named_and_never_averaged_away(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:

@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from gradiend_hub.data.text_files import read_text
@@ -136,7 +137,7 @@ def _run(name: str, rows: list[dict[str, Any]], strength: float, source: str, ci
         hits, decided = preferred(*([row[f"log_likelihood_{side}"] for row in group] for side in ("more", "less")))
         if decided:
             scores[label] = 100 * hits / decided
-            intervals[label] = [100 * end for end in share_interval(hits, decided)]
+            intervals[label] = [100 * end for end in share_interval(np.repeat([1.0, 0.0], [hits, decided - hits]))]
     return BenchmarkRun(BenchmarkResult(name, strength, scores, intervals, len(rows), source, citation), rows)
 
 
