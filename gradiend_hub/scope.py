@@ -10,8 +10,6 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -87,6 +85,8 @@ def refuse_peft_model(model: nn.Module) -> None:
     Raises:
         ConfigError: If it is one.
     """
+    from peft import PeftModel  # PEFT registers the adapter when it is imported, which needs this module
+
     if isinstance(model, PeftModel):
         raise ConfigError(
             f"The model is a {type(model).__name__}, whose parameters have other names. Pass its base, "
@@ -106,6 +106,8 @@ def plain_name(name: str) -> str:
 
 def adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
     """Beginnings of the names of the parameters that adapters of PEFT have added to a model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # here for the same reason as above
+
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     return tuple(f"{name}.{kind}." for name, module in layers for kind in module.adapter_layer_names)
 

@@ -177,3 +177,11 @@ def test_a_wheel_holds_every_module_and_template(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert found == {name.replace("model_cards/", "gradiend_hub/model_cards/", 1) for name in shipped}
+
+
+@pytest.mark.parametrize("module", ["scope", "gradients", "evaluation"])
+def test_a_room_can_be_imported_first(module: str) -> None:
+    """In a process of its own, where PEFT and the registration of the adapter are not imported yet."""
+    command = [sys.executable, "-W", "ignore", "-c", f"import gradiend_hub.{module}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

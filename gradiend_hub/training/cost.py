@@ -35,8 +35,8 @@ and where it uses it. Both vary by a half with the data."""
 MEASURING_VECTORS = 16
 """Vectors [n] of a finished direction beside the solver's: solutions and their copies, edited weights, and their files."""
 
-FIGURE_BYTES, FIGURE_SECONDS = 30_000_000, 4.0
-"""Memory of the libraries that draw figures, and time of drawing them."""
+FIGURE_BYTES, FIGURE_SECONDS = 90_000_000, 4.0
+"""Memory of the libraries that draw figures, with what the allocator keeps of it all, and time of drawing them."""
 
 _SOME_ROWS, _SOME_TEXTS = 32, 16
 """Rows and texts that are measured for a prediction."""
