@@ -140,7 +140,7 @@ def _cached_commit(name: str, revision: str | None = None, cache_dir: str | Path
 
 
 def _has_weights_of(folder: Path, model: nn.Module, tensors: int = 16, rows: int = 64) -> bool:
-    """Whether the safetensors files in a folder hold the model's values, as far as some rows of some tensors tell."""
+    """Return whether the safetensors files in a folder hold the model's values, as far as some rows of some tensors tell."""
     own, compared = model.state_dict(), 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:

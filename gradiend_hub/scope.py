@@ -1,4 +1,4 @@
-"""Which parameters, and which of their coordinates, a direction lives on."""
+"""Scopes: the parameters, and their coordinates, that a direction lives on."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class Scope:
         return self.size / max(sum(p.numel() for p in self.parameters.values()), 1)
 
     def slices(self) -> dict[str, slice]:
-        """Where each parameter's coordinates stand in the flat vector."""
+        """Return the place of each parameter's coordinates in the flat vector."""
         ends = list(accumulate(self.sizes.values()))
         return {n: slice(end - size, end) for (n, size), end in zip(self.sizes.items(), ends, strict=True)}
 
@@ -200,7 +200,7 @@ class Scope:
         return f"{len(self.parameters)} tensors, {self.size:,} of {total:,} weights ({self.density:.2%})"
 
     def table(self, model: nn.Module) -> str:
-        """What is in scope, for people: tensors, kept entries, and their share of the model's parameters.
+        """Return the scope as a table: tensors, kept entries, and their share of the model's parameters.
 
         One line for each range of blocks that have as many tensors and entries, one for what is in no block, and a total.
         """

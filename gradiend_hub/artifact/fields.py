@@ -1,4 +1,4 @@
-"""What a direction says about itself, read without PEFT, whose import takes seconds."""
+"""Fields of a direction's configuration, read without PEFT, whose import takes seconds."""
 
 from __future__ import annotations
 

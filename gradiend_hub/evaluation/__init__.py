@@ -1,4 +1,4 @@
-"""What a direction does, measured: what its encoder reads, and what each strength changes."""
+"""Measurements of a direction: what its encoder reads, and what each strength changes."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _NEAR = 0.15
 
 @dataclass(frozen=True)
 class Search:
-    """What the search for the strength unit has measured, in the new unit.
+    """Measurements of the search for the strength unit, in the new unit.
 
     Attributes:
         points: every dose that was tried, at both signs.
@@ -91,7 +91,7 @@ class _Doses:
         return sum(figure.mean for figure in self.effects(k))
 
     def better(self, k: int, other: int) -> bool:
-        """Whether the effect of one dose is above that of another. More is read until that is decided, or nearly a tie."""
+        """Return whether the effect of one dose is above that of another. More is read until that is decided, or nearly a tie."""
         while True:
             gap = doubt = 0.0
             for mine, theirs in zip(self.effects(k), self.effects(other), strict=False):
@@ -199,7 +199,7 @@ def between(low: float, low_damage: float, high: float, high_damage: float, want
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured at some strengths.
+    """Measurements at some strengths.
 
     Attributes:
         points: from the lowest to the highest strength.

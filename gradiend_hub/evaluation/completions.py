@@ -1,4 +1,4 @@
-"""What a model says at some strengths: likeliest outputs, or continuations of text."""
+"""Likeliest outputs or continuations of text at some strengths."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def control_curves(
 
 
 def above_control(curve: Sequence[StrengthPoint], control: Sequence[Sequence[StrengthPoint]]) -> bool | None:
-    """Whether the effect at strengths ±1 is above that of every random direction, 95 % intervals included.
+    """Return whether the effect at strengths ±1 is above that of every random direction, 95 % intervals included.
 
     `None` if there is no control, or strength ±1 was not measured.
     """

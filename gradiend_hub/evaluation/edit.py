@@ -1,4 +1,4 @@
-"""Where the edit at strength 1 falls, and how much of it a base model in a coarser type would lose."""
+"""Share of each layer in the edit at strength 1, and the share that a base model in a coarser type would lose."""
 
 from __future__ import annotations
 

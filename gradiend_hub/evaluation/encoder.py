@@ -1,4 +1,4 @@
-"""What the encoder reads from rows that it has not seen."""
+"""Encodings of rows that the encoder has not seen."""
 
 from __future__ import annotations
 

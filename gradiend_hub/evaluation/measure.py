@@ -44,7 +44,7 @@ _NO_ENCODER = (
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a direction is measured.
+    """Settings of a measurement.
 
     Attributes:
         floor: lowest relative language-modelling score that counts as safe.

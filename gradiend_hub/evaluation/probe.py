@@ -1,4 +1,4 @@
-"""What each strength changes: class probabilities at the slots, and the model's quality on neutral text."""
+"""Class probabilities at the slots, and the model's quality on neutral text, at any strength."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class StrengthProbe:
         return self._summaries[key]
 
     def values(self, dose: float) -> Values:
-        """What was read at a dose, item by item in the order of `items`; everything, if nothing was."""
+        """Return the readings of a dose, item by item in the order of `items`; of everything, if nothing was read."""
         if not self._done(dose):
             self._extend(dose)
         parts = self._read[_key(dose)]

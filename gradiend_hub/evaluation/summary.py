@@ -27,7 +27,7 @@ DAMAGE_REACH = 0.25
 
 @dataclass(frozen=True)
 class Values:
-    """What was read at one strength on the first rows and texts, item by item, in fp64.
+    """Readings at one strength on the first rows and texts, item by item, in fp64.
 
     Attributes:
         probability: of each class's words at each row's slot: [rows, classes].
@@ -159,7 +159,7 @@ class Summary:
         return self.figures.get(f"{wanted} on {other}")
 
     def narrow(self, classes: Sequence[str], sign: float, wider: float) -> bool:
-        """Whether the intervals of effect and quality are narrow enough for a curve.
+        """Return whether the intervals of effect and quality are narrow enough for a curve.
 
         They are if they are at most `wider` times as wide as reading everything is expected to make them, or reach no
         further than `EFFECT_REACH`, respectively `DAMAGE_REACH` of the damage.

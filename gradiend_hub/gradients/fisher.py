@@ -1,4 +1,4 @@
-"""What neutral text needs of each coordinate: the diagonal of the base model's Fisher information."""
+"""Diagonal of the base model's Fisher information: what neutral text needs of each coordinate."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def diagonal_fisher(
         loss = _sampled_loss(reader, objective, slots, generator)
         while isinstance(loss, list):
             for i in loss:
-                _leave_out(objective.describe(chosen[i])[0], unusable, len(texts))
+                _leave_out(" with ".join(map(repr, objective.describe(chosen[i]))), unusable, len(texts))
             chosen = [sample for i, sample in enumerate(chosen) if i not in loss]
             if not chosen:
                 break
@@ -73,11 +73,11 @@ def diagonal_fisher(
 
 def _leave_out(text: str, unusable: set[str], total: int) -> None:
     if text not in unusable:
-        logger.warning("Neutral text left out, its probabilities are not finite: %r", text)
+        logger.warning("Neutral text left out, its probabilities are not finite: %s", text)
         unusable.add(text)
     if len(unusable) > max(1, total // 100):
         raise TrainingError(
-            f"{len(unusable)} of {total} neutral texts have no finite probabilities, the last one is {text!r}. Check them, "
+            f"{len(unusable)} of {total} neutral texts have no finite probabilities, the last one is {text}. Check them, "
             "or load the base model in float32."
         )
 

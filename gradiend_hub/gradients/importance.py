@@ -97,7 +97,7 @@ def importance(
     batch_size: int = 16,
     skipped: SkippedRows | None = None,
 ) -> Tensor:
-    """How much each coordinate in scope says about the class: [n], fp32, ≥ 0.
+    """Measure how much each coordinate in scope says about the class: [n], fp32, ≥ 0.
 
     Args:
         reader: an open reader of the base model.

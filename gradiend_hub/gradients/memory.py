@@ -160,7 +160,7 @@ def estimate(reader: GradientReader, objective: Objective, work: Workload) -> Es
 
 
 def activation_bytes(reader: GradientReader, objective: Objective, batch: PairBatch) -> int:
-    """What the forward pass of a batch keeps for its backward passes, parameters aside. Shared memory counts once.
+    """Count the bytes that the forward pass of a batch keeps for its backward passes, parameters aside. Shared memory counts once.
 
     With gradient checkpointing, these are the inputs of the layers; one layer at a time adds its own.
     """
@@ -227,7 +227,7 @@ def state_advised(scope: Scope, *, state_vectors: int) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a device or on the CPU."""
+    """Return whether an allocation failed, on a device or on the CPU."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError)
         and re.search(r"not enough memory|out of memory|can't allocate memory", str(error)) is not None
@@ -235,7 +235,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_advice(scope: Scope, *, rows: int, activations: int, state_vectors: int, density: float = 1.0) -> str:
-    """What to lower, the largest saving first, and what each saves.
+    """Return what to lower, the largest saving first, and what each saves.
 
     Args:
         scope: the coordinates in use.

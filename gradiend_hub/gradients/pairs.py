@@ -56,7 +56,7 @@ class GradientReader:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go and vectors are: the device of the model's first parameter."""
+        """Device of inputs and vectors: that of the model's first parameter."""
         return next(self.model.parameters()).device
 
     def zeros(self) -> Tensor:
@@ -278,7 +278,7 @@ def _zero_message(reader: GradientReader, name: str) -> str:
 
 
 def silence(reader: GradientReader) -> str:
-    """Which parameters in scope have never had a gradient, as one sentence; empty if all had one."""
+    """Name the parameters in scope that have never had a gradient, in one sentence; empty if all had one."""
     if not reader.silent:
         return ""
     return (

@@ -211,7 +211,7 @@ class GradientStore:
         return [group for group in range(self.key.groups) if not self.has(group)]
 
     def has(self, group: int) -> bool:
-        """Whether a group is written."""
+        """Return whether a group is written."""
         return self._file(group).is_file()
 
     def write(self, group: int, alternative: Tensor | None, diff: Tensor | None) -> None:

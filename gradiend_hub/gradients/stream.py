@@ -1,4 +1,4 @@
-"""Where a training's gradient pairs come from: computed, or read from a store; of all rows, or of this process's share."""
+"""Sources of a training's gradient pairs: computed, or read from a store; of all rows, or of this process's share."""
 
 from __future__ import annotations
 

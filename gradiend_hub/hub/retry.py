@@ -51,7 +51,7 @@ _jitter = random.Random()  # its own state: a retry must not change what a seede
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed later.
+    """Return whether the same request may succeed later.
 
     409 is the Hub's commit lock and 412 a branch that moved meanwhile. Being offline on purpose does not pass.
     """
@@ -75,7 +75,7 @@ def disk_error(error: BaseException) -> str | None:
 
 
 def wait_seconds(error: Exception, failures: int) -> float:
-    """How long to wait after the `failures`-th failure in a row: backoff with jitter, or as long as the Hub asks."""
+    """Return the wait after the `failures`-th failure in a row: backoff with jitter, or as long as the Hub asks."""
     backoff = FIRST_WAIT_SECONDS * 2.0 ** (failures - 1) * _jitter.uniform(0.5, 1.5)
     return min(max(backoff, _requested_wait(error)), LONGEST_WAIT_SECONDS)
 

@@ -1,4 +1,4 @@
-"""How a record becomes an input with labelled positions, and what a model says there."""
+"""Objectives: records become inputs with labelled positions, and outputs are read there."""
 
 from __future__ import annotations
 

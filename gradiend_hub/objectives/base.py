@@ -137,7 +137,7 @@ class PairBatch:
 
     @property
     def shared(self) -> bool:
-        """Whether one forward pass serves both."""
+        """Return whether one forward pass serves both."""
         return self.factual.inputs is self.alternative.inputs
 
     def _with(self, factual: Batch, alternative: Batch) -> PairBatch:
@@ -182,7 +182,7 @@ class QualityItem:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says to one input.
+    """Answer of a model to one input.
 
     Attributes:
         outputs: Likeliest outputs at the position that is asked for, with their probabilities.

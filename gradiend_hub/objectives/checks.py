@@ -33,7 +33,7 @@ POSITION_LIMITS = (
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How a language model reads its input.
+    """Facts about how a language model reads its input.
 
     Attributes:
         looks_ahead: Its output at a token depends on later tokens, by more than rounding.

@@ -85,7 +85,7 @@ class TextObjective(Objective):
 
     quality_name = "LM score"
     reads_right_context: bool
-    """Whether the text behind a token is read, too."""
+    """Return whether the text behind a token is read, too."""
 
     def __init__(
         self,

@@ -146,4 +146,4 @@ class Solver(nn.Module, ABC):
 
     @abstractmethod
     def solutions(self) -> list[Solution]:
-        """What has been learned so far, one solution per run."""
+        """Return what has been learned so far, one solution per run."""

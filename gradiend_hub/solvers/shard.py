@@ -1,4 +1,4 @@
-"""Which part of a solver's vectors a process holds, and what the processes tell each other."""
+"""Parts of a solver's vectors by process, and what the processes tell each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of the fields and methods that `transformers` defines for training whole models.
+"""Classification of the fields and methods that `transformers` defines for training whole models.
 
 A direction is learned from gradients of a frozen base model, so some of them have nothing to act on. None is ignored in
 silence: each field is honoured, or refused by name, or, where it could change no result anyway, named in a log record.
@@ -120,7 +120,7 @@ def check_inherited(values: Mapping[str, Any], fields: Iterable[Field[Any]]) -> 
 
 
 def _is_changed(f: Field[Any], value: Any) -> bool:
-    """Whether a field has another value than its default, be it as it is written or as transformers stores it."""
+    """Return whether a field has another value than its default, be it as it is written or as transformers stores it."""
     default = f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
     if f.name == "accelerator_config" and isinstance(value, (dict, AcceleratorConfig)):
         given = value if isinstance(value, dict) else value.to_dict()

@@ -1,4 +1,4 @@
-"""What a trainer writes: checkpoints, the direction, its card, and the push to the Hub."""
+"""Everything that a trainer writes: checkpoints, the direction, its card, and the push to the Hub."""
 
 from __future__ import annotations
 

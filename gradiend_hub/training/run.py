@@ -132,7 +132,7 @@ class TrainingRun:
 
     @property
     def is_judged_by_validation(self) -> bool:
-        """Whether there are validation rows enough to judge solutions by."""
+        """Return whether there are validation rows enough to judge solutions by."""
         return len(self.data.eval_rows) >= FEWEST_ROWS
 
     @cached_property
