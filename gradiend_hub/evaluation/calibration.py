@@ -91,7 +91,7 @@ class _Doses:
         return sum(figure.mean for figure in self.effects(k))
 
     def better(self, k: int, other: int) -> bool:
-        """Return whether the effect of one dose is above that of another. More is read until that is decided, or nearly a tie."""
+        """Return whether the effect of one dose is above that of another. More is read until that is decided, or a tie."""
         while True:
             gap = doubt = 0.0
             for mine, theirs in zip(self.effects(k), self.effects(other), strict=False):
