@@ -160,7 +160,8 @@ def estimate(reader: GradientReader, objective: Objective, work: Workload) -> Es
 
 
 def activation_bytes(reader: GradientReader, objective: Objective, batch: PairBatch) -> int:
-    """Count the bytes that a batch's forward pass keeps for its backward passes, parameters aside. Shared memory counts once.
+    """Count the bytes that a batch's forward pass keeps for its backward passes, parameters aside. Shared memory counts
+    once.
 
     With gradient checkpointing, these are the inputs of the layers; one layer at a time adds its own.
     """
