@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from gradiend_hub.errors import ConfigError
@@ -69,8 +70,7 @@ def test_tied_parameters_count_once() -> None:
 
 def test_adapters_on_the_model_are_not_in_scope() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    model[0].gradiend_decoder = torch.nn.ParameterDict({"default": torch.nn.Parameter(torch.zeros(2))})
-    model[1].lora_A = torch.nn.Linear(2, 1)
+    inject_adapter_in_model(LoraConfig(target_modules=["0"], r=1), model)
     assert list(select_parameters(model)) == ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 

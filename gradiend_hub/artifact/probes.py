@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,7 @@ def _digest_content(path: Path) -> str:
 
 
 def renew_digests(folder: Path) -> None:
-    """After an artifact was loaded and saved again on purpose: the digests of what was saved."""
-    probes = Probes.load(folder)
-    digests = content_digests(folder)
+    """Write the digests of what was saved, after an artifact was loaded and saved again on purpose."""
+    probes, digests = Probes.load(folder), content_digests(folder)
     encodings = probes.encodings if ENCODER_FILE in digests else []
-    Probes(digests, probes.dtype, probes.probability, probes.rows, encodings).save(folder)
+    replace(probes, sha256=digests, encodings=encodings).save(folder)

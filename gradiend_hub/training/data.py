@@ -114,17 +114,16 @@ class TrainingData:
             for name, dataset in sets.items()
             if dataset is not None
         }
-        test = None
+        neutral, test = texts(given.neutral_dataset, "neutral_dataset"), None
         if given.test_dataset is not None:
-            test = MeasuredRows(
-                measured(given.test_dataset, "test_dataset"), texts(given.test_neutral_dataset, "test_neutral_dataset")
-            )
+            of_test = texts(given.test_neutral_dataset, "test_neutral_dataset") or neutral
+            test = MeasuredRows(measured(given.test_dataset, "test_dataset"), of_test)
         return cls(
             TransitionDataset(rows, examples, classes, config.source, identity),
             rows,
             fillers,
             eval_sets,
-            texts(given.neutral_dataset, "neutral_dataset"),
+            neutral,
             texts(given.neutral_train_dataset, "neutral_train_dataset")[:_FISHER_TEXTS],
             test,
         )

@@ -67,7 +67,7 @@ class GradiendTrainer(MeasuringTrainer):
         neutral_dataset: sentences (`text`) without the feature, on which damage and calibration are measured.
         neutral_train_dataset: further sentences (`text`), from which `decoder="damage_aware"` learns what to spare.
         test_dataset: rows that only measure the result, by `evaluate_test`; they are checked before the training.
-        test_neutral_dataset: sentences (`text`) beside them.
+        test_neutral_dataset: sentences (`text`) beside them; by default those of `neutral_dataset`.
         processing_class: the base model's tokenizer, if it cannot be loaded from the base model's path.
         callbacks: as in `Trainer`.
 

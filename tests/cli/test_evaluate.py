@@ -20,7 +20,7 @@ from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.benchmarks import Benchmark, crows_pairs, side_effects
 from gradiend_hub.hub import publish_folder, retry
 from gradiend_hub.hub.propose import ReportProposal
-from gradiend_hub.objectives import Batch, Objective
+from gradiend_hub.objectives import Batch, TextObjective
 from tests.hub.conftest import TOLERATE_LFS_UPLOAD
 from tests.hub_server import TOKENS, HubServer
 
@@ -84,14 +84,14 @@ def test_batch_size_and_type_are_those_asked_for(
 ) -> None:
     sizes: list[int] = []
     types: set[torch.dtype] = set()
-    original = Objective.log_probs
+    original = TextObjective.log_probs
 
-    def recorded(self: Objective, model: torch.nn.Module, slots: Batch) -> torch.Tensor:
+    def recorded(self: TextObjective, model: torch.nn.Module, slots: Batch) -> torch.Tensor:
         sizes.append(len(slots.labels))
         types.add(next(model.parameters()).dtype)
         return original(self, model, slots)
 
-    monkeypatch.setattr(Objective, "log_probs", recorded)
+    monkeypatch.setattr(TextObjective, "log_probs", recorded)
     options = ("--data", data, "--split", "test[:8]", *QUICK, "--out", tmp_path / "mine.json")
     result = run("evaluate", copy, *options, "--batch-size", "3", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.stderr
@@ -244,15 +244,18 @@ class TestPullRequest:
         self, run: Run, published: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        api, out = HfApi(), Path("out", published.split("/")[1], "reports", "pronouns-test-4.json")
+        api, out = HfApi(), Path("out", published.split("/")[1], "reports", "masked-pronouns-test-4.json")
         head, files = api.repo_info(published).sha, {*api.list_repo_files(published)}
         options = ("--data", data, "--split", "test[:4]", *QUICK, "--create-pr", published)
-        result = run("evaluate", published, *options)
+        base = Path(data).parents[1] / "base_models" / "masked"  # its path is not published
+        result = run("evaluate", published, *options, "--base", base)
         assert result.exit_code == 0, result.stderr
         assert f"{constants.ENDPOINT}/{published}/discussions/1" in result.stdout
         assert api.repo_info(published).sha == head
-        assert {*api.list_repo_files(published, revision="refs/pr/1")} == files | {"reports/pronouns-test-4.json"}
-        there = Path(hf_hub_download(published, "reports/pronouns-test-4.json", revision="refs/pr/1"))
+        assert {*api.list_repo_files(published, revision="refs/pr/1")} == files | {
+            "reports/masked-pronouns-test-4.json"
+        }
+        there = Path(hf_hub_download(published, "reports/masked-pronouns-test-4.json", revision="refs/pr/1"))
         assert there.read_bytes() == out.read_bytes()
         assert (Report.load(there).direction, Report.load(there).direction_revision) == (published, head)
 

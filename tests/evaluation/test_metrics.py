@@ -102,8 +102,8 @@ def test_the_metrics_give_what_the_evaluation_has(masked_path: Path, tmp_path: P
     model, objective = model_of(base, unit=0.5)
     rows = read_rows(load_dataset(str(PRONOUNS), split="test[:24]"), CLASSES)
     probe = StrengthProbe(model, objective, rows, ["The lamp is red.", "A dog slept in the garden."])
-    before, after, point = probe.base, probe.read(1.0), probe.measure(1.0)
-    own = [i for i, row in enumerate(rows) if row.factual_class == CLASSES[1]]
+    before, after, point = probe.values(0.0), probe.values(0.5), probe.measure(1.0)  # by dose: strength times unit
+    own = probe.items.row_class == 1
     shift = ProbabilityShift().compute(predictions=after.probability[own, 0], references=before.probability[own, 0])
     assert shift["probability"] == pytest.approx(point.effect)
     assert shift["base_probability"] == pytest.approx(probe.measure(0.0).reading(*CLASSES).value)

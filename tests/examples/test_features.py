@@ -86,7 +86,7 @@ def test_pairs_from_templates(example: Any, capsys: Any, masked_path: Path) -> N
     output = example("race_religion", capsys)
     found = correlations(output)
     assert len(found) == 6
-    assert min(found.values()) > 0.2  # after four steps
+    assert min(found.values()) > 0.1  # after four steps
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
