@@ -38,7 +38,7 @@ def imported_by(*statements: str) -> list[set[str]]:
     script = "import json, sys\nseen = [[*sys.modules]]"
     script += "".join(f"\n{statement}\nseen.append([*sys.modules])" for statement in statements)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"{script}\nprint(json.dumps(seen))"],
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", f"{script}\nprint(json.dumps(seen))"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     stages = [set(names) for names in json.loads(done.stdout.splitlines()[-1])]
