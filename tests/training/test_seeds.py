@@ -37,7 +37,7 @@ def test_the_default_converges_for_every_seed(
     trainer = _trainer(base, tmp_path, seed, pronouns, neutral)
     trainer.train()
     model = GradiendModel.from_direction(trainer.base_model, trainer.direction, trainer.gradiend_config)
-    labels = [row.label(CLASSES, trainer.gradiend_config.source) for row in read_rows(pronouns["test"], CLASSES)]
+    labels = [row.label(CLASSES, "factual") for row in read_rows(pronouns["test"], CLASSES)]  # whatever the source
     measured = encoder_report(model.encode(pronouns["test"]), torch.tensor(labels), CLASSES)
     print(base.name, seed, f"correlation {measured.correlation:.4f}", measured.class_means)  # shown by `pytest -s`
     assert measured.correlation >= 0.95
