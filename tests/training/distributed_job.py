@@ -14,7 +14,10 @@ from datasets import Dataset
 from tests.training.support import arguments, trainer_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHORT: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
+SHORT: dict[str, Any] = {
+    "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4, "keep_checkpoints": True,
+    "save_total_limit": 2,
+}  # fmt: skip
 
 
 def bundled(name: str) -> Dataset:
