@@ -136,7 +136,7 @@ def test_files_without_permission(tmp_path: Path, stranger: None, tmp_path_facto
     euid = os.geteuid()
     os.seteuid(os.getuid())
     folder = tmp_path_factory.mktemp("closed")
-    for parent in (folder, *folder.parents[:2]):
+    for parent in (folder, *folder.parents[:3]):
         parent.chmod(0o755)
     path = written(folder / "a.csv", "utf-8")
     path.chmod(0)
