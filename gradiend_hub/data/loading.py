@@ -65,10 +65,11 @@ class Source:
 
         Raises:
             ConfigError: it is none of these.
+            DataError: it is in a folder that cannot be looked into.
         """
         if isinstance(value, (str, Path)):
             path, _, name = (str(value), "", "") if "://" in str(value) else str(value).partition(":")
-            found = cls(str(value)) if Path(value).expanduser().exists() or not name else cls(path, name)
+            found = cls(str(value)) if not name or _exists(str(value), what) else cls(path, name)
         elif isinstance(value, Mapping) and isinstance(value.get("path"), (str, Path)):
             check_keys(value, [field.name for field in fields(cls)], f"{what}.")
             found = cls(**{**value, "path": str(value["path"])})
@@ -274,9 +275,15 @@ def is_path(source: str) -> bool:
 
 def require_path(source: Source, what: str) -> None:
     """Raise `DataError` if a source is a file or folder that does not exist."""
-    if is_path(source.path) and not Path(source.path).exists():
+    if is_path(source.path) and not _exists(source.path, what):
         kind = "file" if file_kind(Path(source.path)) else "file or folder"
         raise DataError(f"{what}: there is no {kind} {source.path}. Expected a path that exists, or a Hub id.")
+
+
+def _exists(path: str, what: str) -> bool:
+    """Return whether there is a file or folder; one in a folder that is closed to the user is an error, with its name."""
+    with reading(f"{what}: {path!r}"):
+        return Path(path).expanduser().exists()
 
 
 def _no_rows(what: str, path: str | Path, why: str) -> DataError:

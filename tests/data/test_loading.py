@@ -143,6 +143,12 @@ def test_files_without_permission(tmp_path: Path, stranger: None, tmp_path_facto
     os.seteuid(euid)
     with pytest.raises(DataError, match=r"rows: '.*a.csv' cannot be read. .*Permission denied.*Let your user read it"):
         load_rows(path, "train", "rows")
+    os.seteuid(os.getuid())
+    folder.chmod(0)
+    os.seteuid(euid)
+    for name in (str(path), f"{path}:of-a-configuration", str(folder / "no-such")):
+        with pytest.raises(DataError, match=r"rows: '.*' cannot be read. .*Permission denied.*Let your user read it"):
+            load_rows(name, "train", "rows")
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
