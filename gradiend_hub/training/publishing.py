@@ -152,8 +152,7 @@ class PublishingTrainer(DirectionTrainer):
                 "it as it is with allow_unmeasured=True."
             )
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self._describe(**card)
-        self.save_model(_internal_call=True)
+        self.create_model_card(**card)
         repo_id = self.hub_model_id or self.args.hub_model_id
         if repo_id is None:
             raise HubPushError(
@@ -199,22 +198,6 @@ class PublishingTrainer(DirectionTrainer):
             dataset_tags: Hub ids of the data sets that the rows are from.
             dataset, dataset_args: names of these data sets, and of their configurations or splits.
         """
-        self._describe(language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
-        self.save_model(_internal_call=True)
-
-    def _describe(
-        self,
-        language: str | list[str] | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Record what the card says beside measurements."""
         if finetuned_from is not None:
             self._run.config.base_model_name_or_path = self.report.base_model = finetuned_from
         named = {
@@ -227,6 +210,7 @@ class PublishingTrainer(DirectionTrainer):
             "dataset_args": dataset_args,
         }
         self.report.data |= {name: value for name, value in named.items() if value is not None}
+        self.save_model(_internal_call=True)
 
 
 def _listed(value: str | list[str] | None) -> list[str]:
