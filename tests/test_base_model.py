@@ -30,13 +30,19 @@ def test_head_and_type_of_a_bundled_model(masked_path: Path, causal_path: Path) 
     assert next(load_base_model(masked_path, dtype=torch.float16).parameters()).dtype == torch.float16
 
 
-def test_by_hub_id_and_revision(hub: object, repo_id: str, tmp_path: Path) -> None:
+def two_commits(repo_id: str, folder: Path) -> list[str]:
+    """Push two models to one repository, of seeds 1 and 2, and return their commits."""
     api = HfApi()
     api.create_repo(repo_id)
     commits = []
     for seed in (1, 2):
-        build("bert", seed=seed).save_pretrained(tmp_path / str(seed))
-        commits.append(api.upload_folder(repo_id=repo_id, folder_path=tmp_path / str(seed)).oid)
+        build("bert", seed=seed).save_pretrained(folder / str(seed))
+        commits.append(api.upload_folder(repo_id=repo_id, folder_path=folder / str(seed)).oid)
+    return commits
+
+
+def test_by_hub_id_and_revision(hub: object, repo_id: str, tmp_path: Path) -> None:
+    commits = two_commits(repo_id, tmp_path)
     first, newest = load_base_model(repo_id, revision=commits[0]), load_base_model(repo_id)
     for model, seed in ((first, 1), (newest, 2)):
         assert all(
@@ -48,12 +54,7 @@ def test_by_hub_id_and_revision(hub: object, repo_id: str, tmp_path: Path) -> No
 
 def test_the_commit_of_what_was_loaded(hub: object, repo_id: str, tmp_path: Path) -> None:
     """Not that of main in the cache, whoever loaded the model, and whatever else was loaded before or after it."""
-    api = HfApi()
-    api.create_repo(repo_id)
-    commits = []
-    for seed in (1, 2):
-        build("bert", seed=seed).save_pretrained(tmp_path / str(seed))
-        commits.append(api.upload_folder(repo_id=repo_id, folder_path=tmp_path / str(seed)).oid)
+    commits = two_commits(repo_id, tmp_path)
     only = BertForMaskedLM.from_pretrained(repo_id, revision=commits[0])
     assert base_commit(only) == commits[0]  # the only one in the cache
     newest = BertForMaskedLM.from_pretrained(repo_id)
