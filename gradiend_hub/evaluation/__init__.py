@@ -19,9 +19,11 @@ if TYPE_CHECKING:
         safe_band,
     )
     from .completions import complete
+    from .continuations import Continuation, GenerationFigures, GenerationPoint, GenerationReport
     from .control import above_control, control_curves, random_direction
     from .edit import edit_account
     from .encoder import encoder_report, measure_encoder
+    from .generation import GenerationProbe, beginnings, measure_generation
     from .measure import EvaluationSettings, Goal, evaluate_direction
     from .part import NotFiniteError
     from .probe import StrengthProbe
@@ -45,9 +47,14 @@ __all__ = [
     "QUALITY_FLOOR",
     "BenchmarkResult",
     "Completion",
+    "Continuation",
     "EncoderReport",
     "Encoding",
     "EvaluationSettings",
+    "GenerationFigures",
+    "GenerationPoint",
+    "GenerationProbe",
+    "GenerationReport",
     "Goal",
     "LayerShare",
     "NotFiniteError",
@@ -58,6 +65,7 @@ __all__ = [
     "StrengthPoint",
     "StrengthProbe",
     "above_control",
+    "beginnings",
     "break_point",
     "calibrate",
     "complete",
@@ -69,6 +77,7 @@ __all__ = [
     "flat_encoder",
     "measure_curve",
     "measure_encoder",
+    "measure_generation",
     "random_direction",
     "reevaluate",
     "safe_band",
@@ -90,9 +99,11 @@ __getattr__, __dir__ = attributes(
             "safe_band",
         ],
         "completions": ["complete"],
+        "continuations": ["Continuation", "GenerationFigures", "GenerationPoint", "GenerationReport"],
         "control": ["above_control", "control_curves", "random_direction"],
         "edit": ["edit_account"],
         "encoder": ["encoder_report", "measure_encoder"],
+        "generation": ["GenerationProbe", "beginnings", "measure_generation"],
         "measure": ["EvaluationSettings", "Goal", "evaluate_direction"],
         "part": ["NotFiniteError"],
         "probe": ["StrengthProbe"],

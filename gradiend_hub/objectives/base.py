@@ -441,6 +441,20 @@ class Objective(ABC):
         """
         raise DataError(f"The objective {self.name!r} has nothing to complete.")
 
+    def generate(self, model: nn.Module, inputs: Sequence[Any], *, tokens: int, batch_size: int = 32) -> list[Sample]:
+        """Return what the model goes on with after each of some inputs, greedily, as labels behind the input.
+
+        Args:
+            model: The base model, edited or not.
+            inputs: Inputs as `prompts` returns them, or items as `read_neutral` does.
+            tokens: Most new tokens; a text may end before, and its last label is then the token that ends it.
+            batch_size: Most inputs in a batch.
+
+        Raises:
+            DataError: Models of this objective generate no text.
+        """
+        raise DataError(f"The objective {self.name!r} generates no text.")
+
 
 def output_nll(log_probs: Tensor, labels: Tensor) -> Tensor:
     """Return the negative log-likelihood of each row's output: the sum over its positions.

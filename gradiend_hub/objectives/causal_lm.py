@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -17,6 +16,7 @@ from gradiend_hub.errors import BaseModelError, DataError
 
 from .base import Answer, Sample
 from .checks import Behaviour
+from .greedy import continuation, greedy
 from .slots import Encoded, Filled, TextObjective
 
 __all__ = ["CausalLMObjective"]
@@ -116,22 +116,30 @@ class CausalLMObjective(TextObjective):
             elif not slot:
                 raise DataError("There is nothing to complete: give a text with words or with [MASK].")
         likeliest = dict(zip(asked, self.likeliest(model, list(asked.values()), top), strict=True)) if asked else {}
-        written = dict(zip(prompts, self._continued(model, list(prompts.values()), tokens), strict=True))
-        return [Answer(likeliest.get(i, []), written.get(i)) for i in range(len(inputs))]
+        written = dict(zip(prompts, self._greedy(model, list(prompts.values()), tokens), strict=True))
+        texts = {i: self.tokenizer.decode(ids, skip_special_tokens=True).strip() for i, ids in written.items()}
+        return [Answer(likeliest.get(i, []), texts.get(i)) for i in range(len(inputs))]
 
-    def _continued(self, model: Any, prompts: Sequence[list[int]], tokens: int) -> list[str]:
-        """Generate greedily, all prompts together, with padding on the left."""
-        if not prompts or tokens < 1:
-            return [""] * len(prompts)
-        longest, device = max(map(len, prompts)), next(model.parameters()).device
-        ids = torch.tensor([[self.pad_token_id] * (longest - len(p)) + p for p in prompts], device=device)
-        attended = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-        written = model.generate(
-            input_ids=ids,
-            attention_mask=attended,
-            max_new_tokens=tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=self.pad_token_id,
-        )
-        return [self.tokenizer.decode(row[longest:], skip_special_tokens=True).strip() for row in written.tolist()]
+    def generate(self, model: nn.Module, inputs: Sequence[str], *, tokens: int, batch_size: int = 32) -> list[Sample]:
+        """Continue the text before the slot of each input, or all of it, greedily.
+
+        Raises:
+            DataError: There is nothing to continue, or the model generates no text.
+        """
+        prompts = [self.prompt_ids(text, tokens) for text in inputs]
+        found = self._greedy(model, prompts, tokens, batch_size)
+        return [continuation(prompt, ids) for prompt, ids in zip(prompts, found, strict=True)]
+
+    def prompt_ids(self, text: str, tokens: int) -> list[int]:
+        """Return the token ids before which `tokens` others are to follow: the last ones that leave room for them."""
+        encoded = self.encode(text.partition(SLOT)[0].rstrip(" "))
+        if encoded.end == encoded.start:
+            raise DataError(f"There is nothing to continue in {text[:80]!r}: give a text with words.")
+        room = max(self.max_length - tokens - encoded.start, 1)
+        return [*encoded.ids[: encoded.start], *encoded.ids[encoded.start : encoded.end][-room:]]
+
+    def _greedy(self, model: Any, prompts: Sequence[list[int]], tokens: int, batch_size: int = 32) -> list[list[int]]:
+        if not hasattr(model, "generate"):
+            raise DataError(f"{type(model).__name__} generates no text: it has no method `generate`.")
+        pad, apart = self.pad_token_id, self.padding_matters
+        return greedy(model, prompts, tokens=tokens, pad=pad, batch_size=batch_size, apart=apart)
