@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gradiend_hub.artifact.fields import require_classes
 from gradiend_hub.lazy import attributes
 
-from .row import Row, TextRow
+from .row import CounterfactualRow, LabelRow, Row, TextRow
 from .rows import (
     class_fillers,
     read_neutral,
@@ -22,15 +22,19 @@ if TYPE_CHECKING:
     from .builder.feature_data import FeatureData
     from .builder.neutral import other_words
     from .builder.spec import ClassSpec, FeatureDataConfig, NeutralSpec, TextFilters
+    from .pictures import Picture
     from .readers import read_feature_data
     from .splits import divided_anew, find_leaks, row_groups, without_leaks
 
 __all__ = [
     "ClassSpec",
+    "CounterfactualRow",
     "FeatureData",
     "FeatureDataConfig",
     "FeatureDatasetBuilder",
+    "LabelRow",
     "NeutralSpec",
+    "Picture",
     "Row",
     "TextFilters",
     "TextRow",
@@ -57,6 +61,7 @@ __getattr__, __dir__ = attributes(
         "builder.feature_data": ["FeatureData"],
         "builder.neutral": ["other_words"],
         "builder.spec": ["ClassSpec", "FeatureDataConfig", "NeutralSpec", "TextFilters"],
+        "pictures": ["Picture"],
         "readers": ["read_feature_data"],
         "splits": ["divided_anew", "find_leaks", "row_groups", "without_leaks"],
     },

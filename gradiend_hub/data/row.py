@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
 
-__all__ = ["COLUMNS", "Row", "TextRow"]
+__all__ = ["COLUMNS", "CounterfactualRow", "LabelRow", "Row", "TextRow"]
 
 COLUMNS = ("masked", "factual", "alternative", "factual_class", "alternative_class")
 """Columns of a record that becomes a `TextRow`."""
@@ -84,3 +84,38 @@ class TextRow(Row):
         """Return the record that `read` reads back."""
         values = (self.input, self.factual, self.alternative, self.factual_class, self.alternative_class)
         return dict(zip(COLUMNS, values, strict=True))
+
+
+@dataclass(frozen=True)
+class LabelRow(Row):
+    """An input of a classifier, its label, and another label that it could get."""
+
+    factual: str
+    alternative: str
+
+    def asks(self, output: str) -> tuple[Any, str]:
+        """Return the input and the label that an output stands for: here each output is a label of the one input."""
+        return self.input, output
+
+
+@dataclass(frozen=True)
+class CounterfactualRow(Row):
+    """Two inputs of a classifier that differ in one concept only, and so have one label.
+
+    Its outputs are the two inputs, named by their classes: how likely the class is, is how likely the label is on its input.
+
+    Attributes:
+        counterfactual: The input of the other class.
+        shared_label: Label of both.
+    """
+
+    factual: str
+    alternative: str
+    counterfactual: Any
+    shared_label: str
+
+    def asks(self, output: str) -> tuple[Any, str]:
+        """Return the input and the label that an output, the name of a class, stands for."""
+        if output not in (self.factual, self.alternative):
+            raise DataError(f"unknown input {output!r}: the row has {self.factual!r} and {self.alternative!r}.")
+        return (self.input if output == self.factual else self.counterfactual), self.shared_label

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from itertools import combinations
 from typing import Any
 
@@ -125,7 +126,7 @@ def rows_digest(rows: Iterable[Row]) -> str:
     """Return the sha256 of the content of rows, in their order."""
     digest = hashlib.sha256()
     for row in rows:
-        values = (row.input, row.factual, row.alternative, row.factual_class, row.alternative_class)
+        values = [getattr(row, field.name) for field in fields(row)]
         digest.update("\x1f".join(map(str, values)).encode() + b"\x1e")
     return digest.hexdigest()
 

@@ -17,6 +17,8 @@ from .base import (
 )
 from .causal_lm import CausalLMObjective
 from .examples import examples_of, neutral_examples, other_examples, require_readable
+from .image_labels import ImageClassificationObjective, ImageConceptObjective
+from .labels import Labelled
 from .logits import evaluating, position_logits
 from .masked_lm import MaskedLMObjective
 from .registry import (
@@ -28,6 +30,7 @@ from .registry import (
     register_objective,
 )
 from .slots import TextObjective
+from .text_labels import TextClassificationObjective, TextConceptObjective
 
 __all__ = [
     "IGNORED",
@@ -36,12 +39,17 @@ __all__ = [
     "Batch",
     "CausalLMObjective",
     "Example",
+    "ImageClassificationObjective",
+    "ImageConceptObjective",
+    "Labelled",
     "MaskedLMObjective",
     "Objective",
     "PairBatch",
     "QualityItem",
     "Reading",
     "Sample",
+    "TextClassificationObjective",
+    "TextConceptObjective",
     "TextObjective",
     "batched",
     "evaluating",

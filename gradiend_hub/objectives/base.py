@@ -46,7 +46,8 @@ class Sample:
     """One input of a model: the label `labels[i]` is predicted at `positions[i]`.
 
     Attributes:
-        inputs: The model's arguments for this row alone, e.g. token ids as a tuple or an image as a tensor. Samples that
+        inputs: The model's arguments for this row alone, e.g. token ids as a tuple, or an image as a tensor or
+            as the bytes of its file. Samples that
             read the same logits share this very object.
         positions: Positions that are read, [S]; an objective without positions has (0,).
         labels: Output at each of them, [S].
@@ -66,10 +67,9 @@ class Sample:
         """Return everything that a gradient of the sample depends on, as bytes."""
         parts = [json.dumps([self.positions, self.labels]).encode()]
         for name, value in self.inputs.items():
-            data = (
-                value.cpu().contiguous().numpy().tobytes() if isinstance(value, Tensor) else json.dumps(value).encode()
-            )
-            parts += [name.encode(), data]
+            if isinstance(value, Tensor):
+                value = value.cpu().contiguous().numpy().tobytes()
+            parts += [name.encode(), value if isinstance(value, bytes) else json.dumps(value).encode()]
         return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
 
 
@@ -249,6 +249,9 @@ class Objective(ABC):
 
     auto_class: ClassVar[Any]
     """The transformers class that loads such models, e.g. `AutoModelForMaskedLM`."""
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that all its records have: by them it is chosen among the objectives of a model's head."""
 
     quality_name: ClassVar[str] = "quality"
     """How cards call the base model's loss relative to the edited model's."""

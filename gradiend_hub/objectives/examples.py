@@ -64,7 +64,8 @@ def require_readable(
         try:
             readings = objective.readings(row, fillers or {})
             ids = [
-                frozenset(i for reading in readings for i in reading.outputs[of]) for of in range(len(fillers or {}))
+                frozenset((n, i) for n, reading in enumerate(readings) for i in reading.outputs[of])
+                for of in range(len(fillers or {}))
             ]
             if len({*ids}) < len(ids):
                 alike.append(f"row {number} ({objective.show(row)[:60]!r})")

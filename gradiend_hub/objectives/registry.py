@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from torch import nn
@@ -11,7 +12,9 @@ from gradiend_hub.errors import BaseModelError, ConfigError
 from .base import Objective
 from .causal_lm import CausalLMObjective
 from .checks import behaviour_of
+from .image_labels import ImageClassificationObjective, ImageConceptObjective
 from .masked_lm import MaskedLMObjective
+from .text_labels import TextClassificationObjective, TextConceptObjective
 
 __all__ = [
     "OBJECTIVES",
@@ -41,7 +44,14 @@ def register_objective(objective: T) -> T:
     return objective
 
 
-for _objective in (MaskedLMObjective, CausalLMObjective):
+for _objective in (  # of one head, the first one is what data of unknown columns is for
+    MaskedLMObjective,
+    CausalLMObjective,
+    TextClassificationObjective,
+    TextConceptObjective,
+    ImageClassificationObjective,
+    ImageConceptObjective,
+):
     register_objective(_objective)
 
 
@@ -64,8 +74,14 @@ def fitting_objectives(architecture: str, config: Any) -> list[str]:
     return [name for name, objective in OBJECTIVES.items() if objective.fits(architecture, config)]
 
 
-def objective_name(model: nn.Module, configured: str | None = None) -> str:
+def objective_name(model: nn.Module, configured: str | None = None, columns: Collection[str] = ()) -> str:
     """Return the configured objective, or the one that the model's head stands for.
+
+    Args:
+        model: The base model.
+        configured: Name of the objective, if it is chosen already.
+        columns: Columns of the data, as far as they are known. Of several objectives of one head, the latest registered one
+            that has all its columns there is taken, and the first one if there is none.
 
     Raises:
         ConfigError: There is no objective of the configured name.
@@ -80,13 +96,15 @@ def objective_name(model: nn.Module, configured: str | None = None) -> str:
     else:
         raise BaseModelError(
             f"{type(model).__name__} has no head that an objective is known for ({', '.join(sorted(OBJECTIVES))}). Load the "
-            "base with AutoModelForMaskedLM or AutoModelForCausalLM, or name the objective in GradiendConfig."
+            "base with the head of its task, e.g. AutoModelForMaskedLM, AutoModelForCausalLM, "
+            "AutoModelForSequenceClassification or AutoModelForImageClassification."
         )
-    if set(names) == {MaskedLMObjective.name, CausalLMObjective.name}:  # XLM's one head serves both, as it was trained
+    if {MaskedLMObjective.name, CausalLMObjective.name} <= {*names}:  # XLM's one head serves both, as it was trained
         behaviour = behaviour_of(model)
         looks_ahead = behaviour is None or behaviour.looks_ahead
-        return MaskedLMObjective.name if looks_ahead else CausalLMObjective.name
-    return names[0]
+        unfit = CausalLMObjective.name if looks_ahead else MaskedLMObjective.name
+        names.remove(unfit)
+    return next((name for name in reversed(names) if {*OBJECTIVES[name].columns} <= {*columns}), names[0])
 
 
 def make_objective(

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import TextRow
 from gradiend_hub.data.casing import Casing
+from gradiend_hub.data.row import COLUMNS
 from gradiend_hub.errors import DataError
 
 from .base import IGNORED, Answer, Batch, Example, Objective, Sample
@@ -83,6 +84,7 @@ class TextObjective(Objective):
         name_or_path: How messages call the base model.
     """
 
+    columns = COLUMNS
     quality_name = "LM score"
     reads_right_context: bool
     """Return whether the text behind a token is read, too."""

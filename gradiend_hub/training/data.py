@@ -16,7 +16,7 @@ from gradiend_hub.objectives import Example, Objective, examples_of, other_examp
 from .args import GradiendTrainingArguments
 from .batches import TransitionDataset
 
-__all__ = ["CALIBRATION_ROWS", "Datasets", "MeasuredRows", "TrainingData", "read_measured", "records"]
+__all__ = ["CALIBRATION_ROWS", "Datasets", "MeasuredRows", "TrainingData", "columns_of", "read_measured", "records"]
 
 CALIBRATION_ROWS = 128
 """Training rows from which orientation and gain of a solution are read."""
@@ -127,6 +127,13 @@ class TrainingData:
             texts(given.neutral_train_dataset, "neutral_train_dataset")[:_FISHER_TEXTS],
             test,
         )
+
+
+def columns_of(dataset: Any) -> list[str]:
+    """Return the columns of a data set, as far as they can be known without reading from a stream; else none."""
+    named = getattr(dataset, "column_names", None)
+    first = dataset[0] if isinstance(dataset, Sequence) and not isinstance(dataset, str) and len(dataset) else None
+    return [str(name) for name in named or (first if isinstance(first, Mapping) else ())]
 
 
 def read_measured(

@@ -40,7 +40,7 @@ from .checkpoints import (
     training_key,
 )
 from .cost import predicted, seconds_of_the_rest
-from .data import Datasets, TrainingData
+from .data import Datasets, TrainingData, columns_of
 from .measuring import MeasuringTrainer, require_metric
 from .run import Reading, TrainingRun, as_direction, config_for
 from .saving import new_report, seed_records
@@ -97,7 +97,7 @@ class GradiendTrainer(MeasuringTrainer):
             require_writable(args.output_dir)
         self.base_model = base = _base(model, config, args)
         config = self.gradiend_config = config_for(config, base, args)
-        config.objective = objective_name(base, config.objective)
+        config.objective = objective_name(base, config.objective, columns_of(train_dataset))
         processor = _processor(base, config.objective) if processing_class is None else processing_class
         self.objective = make_objective(base, processor, name=config.objective, max_length=args.max_length)
         given = Datasets(

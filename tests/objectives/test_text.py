@@ -359,11 +359,24 @@ def test_objective_follows_the_head() -> None:
     assert objective_name(build("bert")) == "masked_lm"
     assert objective_name(build("gpt2")) == objective_name(build("llama")) == "causal_lm"
     assert objective_name(build("bert"), "causal_lm") == "causal_lm"
-    with pytest.raises(
-        BaseModelError, match="BertForSequenceClassification has no head that an objective is known for"
-    ):
-        objective_name(build("bert_classifier"))
-    with pytest.raises(ConfigError, match=r"Unknown objective 'nope'; expected one of \['causal_lm', 'masked_lm'"):
+    assert objective_name(build("bert_classifier")) == "text_classification"
+    assert objective_name(build("vit")) == "image_classification"
+    with pytest.raises(BaseModelError, match="CLIPTextModel has no head that an objective is known for"):
+        objective_name(build("clip_text"))
+
+
+def test_objective_follows_the_columns_of_the_data() -> None:
+    classifier, vit = build("bert_classifier"), build("vit")
+    assert objective_name(classifier, columns=["label", "text", "more"]) == "text_classification"
+    assert objective_name(classifier, columns=["label", "text", "counterfactual"]) == "text_concept"
+    assert (
+        objective_name(classifier, columns=["counterfactual"]) == "text_classification"
+    )  # what it lacks is said later
+    assert objective_name(vit, columns=["image", "counterfactual", "label"]) == "image_concept"
+    assert (
+        objective_name(classifier, "text_classification", ["label", "text", "counterfactual"]) == "text_classification"
+    )
+    with pytest.raises(ConfigError, match=r"Unknown objective 'nope'; expected one of \['causal_lm', "):
         objective_name(build("bert"), "nope")
 
 

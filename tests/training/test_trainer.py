@@ -486,7 +486,12 @@ def test_rows_that_cannot_be_used(masked: Any, causal: Any, pronouns: Any, tmp_p
 def test_other_things_that_cannot_work(masked: Any, causal: Any, pronouns: Any, tmp_path: Path) -> None:
     cases: tuple[tuple[Any, dict[str, Any], type[Exception], str], ...] = (
         (str(tmp_path / "gone"), {}, BaseModelError, "There is no base model at"),
-        (build("vit"), {"processing_class": "unused"}, BaseModelError, "has no head that an objective is known for"),
+        (
+            build("clip_text"),
+            {"processing_class": "unused"},
+            BaseModelError,
+            "has no head that an objective is known for",
+        ),
         (masked, {"processing_class": causal_tokenizer("byte_bpe")}, BaseModelError, "has no mask token"),
         (
             causal,

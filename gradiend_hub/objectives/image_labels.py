@@ -1,0 +1,139 @@
+"""Classifiers of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from gradiend_hub.data import Picture
+from gradiend_hub.errors import BaseModelError, DataError, first_line
+
+from .base import Batch
+from .labels import ConceptMixin, LabelObjective, label_names
+
+__all__ = ["ImageClassificationObjective", "ImageConceptObjective"]
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Mode of PIL's images by the number of channels that a model reads."""
+
+
+class ImageClassificationObjective(LabelObjective):
+    """A label direction of a classifier of images: the same image, another label.
+
+    Args:
+        processor: The base model's image processor.
+        labels: Names of the model's labels, in their order.
+        channels: Channels that the model reads.
+        name_or_path: How messages call the base model.
+    """
+
+    name = "image_classification"
+    task = "image-classification"
+    auto_class = AutoModelForImageClassification
+    columns: ClassVar[tuple[str, ...]] = ("image", "label")
+    column = "image"
+
+    def __init__(
+        self, processor: Any, *, labels: Sequence[str], channels: int = 3, name_or_path: str = "the base model"
+    ) -> None:
+        super().__init__(processor, labels=labels, name_or_path=name_or_path)
+        self.channels = channels
+
+    @classmethod
+    def fits(cls, architecture: str, config: Any) -> bool:
+        """Return whether a class has a head that labels images."""
+        known = {
+            name
+            for names in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
+            for name in ([names] if isinstance(names, str) else names)
+        }
+        return architecture in known or architecture.endswith("ForImageClassification")
+
+    @classmethod
+    def of_model(
+        cls, model: nn.Module, processor: Any, *, max_length: int | None = None
+    ) -> ImageClassificationObjective:
+        """Make the objective of a model.
+
+        Raises:
+            BaseModelError: The head gives no one label of several.
+        """
+        del max_length
+        config: Any = getattr(model, "config", None)
+        labels = label_names(config, type(model).__name__)
+        name = getattr(config, "name_or_path", "") or type(model).__name__
+        return cls(processor, labels=labels, channels=getattr(config, "num_channels", None) or 3, name_or_path=name)
+
+    @classmethod
+    def load_processor(cls, name_or_path: str, **hub: Any) -> Any:
+        """Load the image processor, the variant that needs no torchvision: both resize a little differently.
+
+        Raises:
+            BaseModelError: There is none.
+        """
+        newer = find_spec("transformers.image_processing_backends") is not None
+        variant: dict[str, Any] = {"backend": "pil"} if newer else {"use_fast": False}
+        try:
+            return AutoImageProcessor.from_pretrained(name_or_path, **variant, **hub)
+        except (OSError, ValueError) as error:
+            raise BaseModelError(
+                f"There is no image processor beside {name_or_path} ({first_line(error)}). Save it there, "
+                "processor.save_pretrained(FOLDER), or give it as processing_class."
+            ) from error
+
+    @property
+    def key(self) -> str:
+        """Name, and what the processor does."""
+        settings = self.processor.to_json_string() if hasattr(self.processor, "to_json_string") else ""
+        return f"{self.name}, {self.channels} channels, {settings}"
+
+    def read_input(self, value: Any) -> Picture:
+        """Check that it is an image, within the limits of `Picture`."""
+        return Picture.read(value)
+
+    def input_record(self, value: Picture) -> str:
+        """Return the image as a `data:` address."""
+        return value.uri()
+
+    def prepared(self, value: Picture) -> tuple[dict[str, Any], int]:
+        """Return the image file's bytes: pixels would take a hundred times the memory, so batches are made of them."""
+        return {"image": value.data}, 1
+
+    def collate_inputs(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Process the images: [B, channels, H, W].
+
+        Raises:
+            DataError: The processor cannot take an image, or leaves images of different sizes.
+        """
+        mode = MODES.get(self.channels, "RGB")
+        images = [Picture(row["image"]).open().convert(mode) for row in inputs]
+        try:
+            found: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise DataError(
+                f"The image processor of {self.name_or_path} cannot make one batch of {len(images)} images of the sizes "
+                f"{sorted({image.size for image in images})[:4]}: {error}"
+            ) from error
+        return {"pixel_values": found}
+
+    def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return log-probabilities of the labels: [B, 1, V], fp32 or wider."""
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        pixels = batch.inputs["pixel_values"].to(dtype)
+        return super().log_probs(model, Batch({"pixel_values": pixels}, batch.positions, batch.labels))
+
+    def named(self, inputs: Mapping[str, Any]) -> str:
+        """Return the image's name, by its content."""
+        return Picture(inputs["image"]).name
+
+
+class ImageConceptObjective(ConceptMixin, ImageClassificationObjective):
+    """A concept direction of a classifier of images: a counterfactual image, the same label."""
+
+    name = "image_concept"
+    columns = ("image", "counterfactual", "label")

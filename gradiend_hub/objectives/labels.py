@@ -1,0 +1,318 @@
+"""Classifiers with one label of several: S = 1, V = labels. What the inputs are is left to subclasses.
+
+Two meanings of a direction on such a model are told apart, each an objective of its own:
+
+* A **label direction** moves the decision: the input stays, and the other label takes the place of its own.
+* A **concept direction** moves what the decision depends on: the label stays, and a counterfactual input, which differs in
+  the concept only, takes the place of the other. The encoder reads the concept, and the dose of goal "debias" makes the
+  label as likely with the one as with the other.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gradiend_hub.data import CounterfactualRow, LabelRow
+from gradiend_hub.errors import BaseModelError, DataError
+
+from .base import Answer, Batch, Example, Objective, Sample
+
+__all__ = ["ConceptMixin", "LabelObjective", "Labelled"]
+
+PROMPTS_PER_CLASS = 3
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An input without the feature, and its label."""
+
+    input: Any
+    label: str
+
+
+class LabelObjective(Objective):
+    """A label direction: the same input, another label.
+
+    Args:
+        processor: The base model's tokenizer or image processor.
+        labels: Names of the model's labels, in their order.
+        name_or_path: How messages call the base model.
+    """
+
+    column: ClassVar[str]
+    """Column of the input."""
+
+    def __init__(self, processor: Any, *, labels: Sequence[str], name_or_path: str = "the base model") -> None:
+        super().__init__(processor, name_or_path=name_or_path)
+        self.labels = tuple(labels)
+
+    @classmethod
+    def of_model(cls, model: nn.Module, processor: Any, *, max_length: int | None = None) -> LabelObjective:
+        """Make the objective of a model.
+
+        Raises:
+            BaseModelError: The head gives no one label of several: it is for regression, or for several labels at a time.
+        """
+        del max_length
+        config: Any = getattr(model, "config", None)
+        name = getattr(config, "name_or_path", "") or type(model).__name__
+        return cls(processor, labels=label_names(config, type(model).__name__), name_or_path=name)
+
+    @property
+    def width(self) -> int:
+        """Number of labels."""
+        return len(self.labels)
+
+    # -- rows -----------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read_input(self, value: Any) -> Any:
+        """Check the input of a record. Raises `DataError`."""
+
+    @abstractmethod
+    def input_record(self, value: Any) -> Any:
+        """Return the JSON value that `read_input` makes this input of."""
+
+    def read(self, record: Mapping[str, Any]) -> LabelRow:
+        """Make a row of a record with the columns of the input, `label` and `alternative`.
+
+        Where a class has several labels, `factual_class` and `alternative_class` name the classes of the two; else each
+        label is a class. A model of two labels needs no `alternative`.
+        """
+        _require(record, (self.column, "label"))
+        label = self.label(record["label"])
+        if record.get("alternative") is None and len(self.labels) == 2:
+            other = self.labels[label == self.labels[0]]
+        else:
+            _require(record, ("alternative",))
+            other = self.label(record["alternative"], "alternative")
+        classes = (record.get("factual_class", label), record.get("alternative_class", other))
+        return LabelRow(self.read_input(record[self.column]), label, other, *map(_class_name, classes))
+
+    def record(self, row: Any) -> dict[str, Any]:
+        """Return the record that `read` reads back."""
+        classes = {"factual_class": row.factual_class, "alternative_class": row.alternative_class}
+        return {
+            self.column: self.input_record(row.input),
+            "label": row.factual,
+            "alternative": row.alternative,
+            **classes,
+        }
+
+    def label(self, value: Any, column: str = "label") -> str:
+        """Return the name of a label that a record gives by its name or number.
+
+        Raises:
+            DataError: There is no such label, or there are several, or a number that is none of a label.
+        """
+        if isinstance(value, str) and value in self.labels:
+            return value
+        some = ", ".join(self.labels[:12]) + (", …" if len(self.labels) > 12 else "")
+        if isinstance(value, (list, tuple)):
+            raise DataError(f"{column!r} holds several labels, {value!r:.80}: expected one of {some}.")
+        try:
+            number = -1 if isinstance(value, (bool, str)) else operator.index(value)
+        except TypeError:
+            number = -1
+        if 0 <= number < len(self.labels):
+            return self.labels[number]
+        raise DataError(
+            f"{column!r} must be a label of {self.name_or_path}, found {value!r:.80}. Expected one of {some}, or its number "
+            f"from 0 to {len(self.labels) - 1}."
+        )
+
+    def read_neutral(self, record: Mapping[str, Any]) -> Labelled:
+        """Make an item of a record with the columns of the input and `label`, the label that the input really has."""
+        _require(record, (self.column, "label"))
+        return Labelled(self.read_input(record[self.column]), self.label(record["label"]))
+
+    # -- samples --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prepared(self, value: Any) -> tuple[dict[str, Any], int]:
+        """Return the inputs of a sample for an input, and its cost."""
+
+    def sample(self, row: Any, output: str) -> Sample:
+        """Return the input of a row with an output's label."""
+        return self.samples(row, (output,))[0]
+
+    def samples(self, row: Any, outputs: Sequence[str]) -> list[Sample]:
+        """Return a sample for each of some outputs; those of one input share its tensors."""
+        inputs: dict[Any, tuple[dict[str, Any], int]] = {}
+        found = []
+        for output in outputs:
+            value, label = row.asks(output)
+            if value not in inputs:
+                inputs[value] = self.prepared(value)
+            found.append(self._sample(*inputs[value], label))
+        return found
+
+    def _sample(self, inputs: Mapping[str, Any], cost: int, label: str) -> Sample:
+        if label not in self.labels:
+            raise DataError(f"{label!r} is no label of {self.name_or_path}; it has {', '.join(self.labels[:12])}.")
+        return Sample(inputs, (0,), (self.labels.index(label),), cost)
+
+    def neutral_example(self, item: Labelled, rng: random.Random) -> Example | None:
+        """Return the item with its own label on both sides."""
+        sample = self._sample(*self.prepared(item.input), item.label)
+        return Example(sample, sample)
+
+    def other_example(self, row: Any, rng: random.Random, avoid: Sequence[str] = ()) -> Example | None:
+        """Return the row's input with a label that is none of the classes'."""
+        others = [label for label in self.labels if label not in {*avoid, row.factual, row.alternative}]
+        if not others:
+            return None
+        sample = self._sample(*self.prepared(row.input), rng.choice(others))
+        return Example(sample, sample)
+
+    def quality_samples(self, item: Labelled, rng: random.Random, draws: int = 1) -> list[Sample]:
+        """Return the item with its label: there is nothing else to score in it."""
+        return [self._sample(*self.prepared(item.input), item.label)]
+
+    def decisions(self, row: Any) -> dict[str, Sample]:
+        """Return the inputs of a row that the model decides on, by class, each with the label that it really has."""
+        return {row.factual_class: self.sample(row, row.factual)}
+
+    # -- batches --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def collate_inputs(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Make the model's arguments of the inputs of samples."""
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Make a batch of samples."""
+        labels = torch.tensor([sample.labels for sample in samples])
+        inputs = self.collate_inputs([sample.inputs for sample in samples])
+        return Batch(inputs, torch.zeros_like(labels), labels, tuple(samples))
+
+    def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return log-probabilities of the labels: [B, 1, V], fp32 or wider."""
+        return log_softmax(model(**batch.inputs).logits).unsqueeze(1)
+
+    # -- for people -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def named(self, inputs: Mapping[str, Any]) -> str:
+        """Return the input of a sample as text."""
+
+    def describe(self, sample: Sample) -> tuple[str, str]:
+        """Return the input as text, and the label."""
+        return self.named(sample.inputs), self.labels[sample.labels[0]]
+
+    def show(self, row: Any) -> str:
+        """Return the input and its label, or its class, in brackets."""
+        return f"{row.input} [{row.factual}]"
+
+    def prompts(self, rows: Sequence[Any]) -> list[Any]:
+        """Return a few different inputs of each class, alternately."""
+        groups: dict[str, list[Any]] = {}
+        for row in rows:
+            group = groups.setdefault(row.factual_class, [])
+            if len(group) < PROMPTS_PER_CLASS and row.input not in group and self.shown(row.input):
+                group.append(row.input)
+        turns = range(max(map(len, groups.values()), default=0))
+        return [group[turn] for turn in turns for group in groups.values() if turn < len(group)]
+
+    def shown(self, value: Any) -> bool:
+        """Return whether an input is short enough to be shown."""
+        return True
+
+    def complete(
+        self, model: nn.Module, inputs: Sequence[Any], *, top: int = 5, tokens: int = 16, hints: Sequence[str] = ()
+    ) -> list[Answer]:
+        """Return the likeliest labels of each of some inputs."""
+        if not inputs:
+            return []
+        device = next(model.parameters()).device
+        samples = [self._sample(*self.prepared(self.read_input(value)), self.labels[0]) for value in inputs]
+        chances = self.log_probs(model, self.collate(samples).to(device))[:, 0].exp()
+        best = chances.topk(min(top, self.width), dim=-1)
+        return [
+            Answer([(self.labels[i], chance) for i, chance in zip(numbers, values, strict=True)])
+            for numbers, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+
+class ConceptMixin(LabelObjective):
+    """A concept direction: a counterfactual input, the same label."""
+
+    def read(self, record: Mapping[str, Any]) -> CounterfactualRow:  # type: ignore[override]
+        """Make a row of a record with the columns of the input, `counterfactual`, `label` and the classes of both inputs."""
+        _require(record, (self.column, "counterfactual", "label", "factual_class", "alternative_class"))
+        first, second = (_class_name(record[name]) for name in ("factual_class", "alternative_class"))
+        if first == second:
+            raise DataError(f"both inputs are of the class {first!r}: expected one of each class.")
+        own, other = self.read_input(record[self.column]), self.read_input(record["counterfactual"])
+        if self.prepared(own)[0] == self.prepared(other)[0]:
+            raise DataError(
+                f"the model reads {self.column!r} and 'counterfactual' alike, so there is no difference to learn from: "
+                f"{str(own)[:80]!r}. Leave such rows out, or let them differ within the part that the model reads."
+            )
+        return CounterfactualRow(own, first, second, first, second, other, self.label(record["label"]))
+
+    def record(self, row: CounterfactualRow) -> dict[str, Any]:
+        """Return the record that `read` reads back."""
+        classes = {"factual_class": row.factual_class, "alternative_class": row.alternative_class}
+        inputs = {
+            self.column: self.input_record(row.input),
+            "counterfactual": self.input_record(row.counterfactual),
+        }
+        return {**inputs, "label": row.shared_label, **classes}
+
+    def other_example(self, row: Any, rng: random.Random, avoid: Sequence[str] = ()) -> Example | None:
+        """Return nothing: another label of the same input would say the same of the concept, with the other sign."""
+        return None
+
+    def decisions(self, row: Any) -> dict[str, Sample]:
+        """Return both inputs, each with the label that it really has."""
+        names = (row.factual, row.alternative)
+        return dict(zip(names, self.samples(row, names), strict=True))
+
+
+def label_names(config: Any, model: str) -> tuple[str, ...]:
+    """Return the names of a classifier's labels.
+
+    Raises:
+        BaseModelError: The head is for regression or for several labels at a time, or two labels have one name.
+    """
+    kind, count = getattr(config, "problem_type", None), int(getattr(config, "num_labels", 0) or 0)
+    if kind == "multi_label_classification":
+        raise BaseModelError(
+            f"{model} has a multi-label head (problem_type='multi_label_classification'): each label is decided by itself, "
+            "so none is likelier at another's cost. Expected a head that gives one label of several; choose such a model."
+        )
+    if kind == "regression" or count == 1:
+        raise BaseModelError(
+            f"{model} has a regression head (problem_type={kind!r}, num_labels={count}): it gives a number, and no "
+            "probabilities of labels. Expected a head that gives one label of several; choose such a model."
+        )
+    names = tuple(str(config.id2label[number]) for number in range(count))
+    if len({*names}) < len(names) or not names:
+        raise BaseModelError(
+            f"{model} has {len(names)} labels, of which some have one name: {names[:12]}. Rename them."
+        )
+    return names
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Return log-probabilities in fp32 or wider."""
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def _require(record: Mapping[str, Any], columns: Sequence[str]) -> None:
+    if missing := [name for name in columns if record.get(name) is None]:
+        raise DataError(f"column {missing} is missing or empty. Found the columns {sorted(map(str, record))}.")
+
+
+def _class_name(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"a class must be a non-empty text, found {value!r:.80}.")
+    return value
