@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from gradiend_hub.errors import BaseModelError, DataError
@@ -161,7 +161,8 @@ def _padding_matters(model: nn.Module, tokenizer: Any) -> bool:
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return False
-    size = len(tokenizer)
+    embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    size = min(len(tokenizer), getattr(embeddings, "num_embeddings", len(tokenizer)))
     long = [size // 3 + i for i in range(9)]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     device = next(model.parameters()).device
@@ -173,9 +174,9 @@ def _padding_matters(model: nn.Module, tokenizer: Any) -> bool:
     with evaluating(model), torch.no_grad():
         try:
             beside, alone = logits(long, long[:5])[1], logits(long[:5])[0]
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise BaseModelError(
-                f"{type(model).__name__} cannot label two texts of different lengths at once: {error} Set the id of its "
-                "padding token, model.config.pad_token_id = tokenizer.pad_token_id, in the checkpoint's config.json, too."
+                f"{type(model).__name__} cannot label two texts of different lengths at once: {error} If it does not know "
+                "its padding token, set model.config.pad_token_id = tokenizer.pad_token_id, in its config.json, too."
             ) from error
     return float((beside - alone).abs().max()) > TOLERANCE * max(float(alone.abs().max()), 1.0)
