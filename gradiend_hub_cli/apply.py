@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.data import read_rows, require_classes
+from gradiend_hub.data import require_classes
 from gradiend_hub.data.casing import Casing
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.measure import compared_strengths
@@ -63,12 +63,13 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
         styles = class_styles(model)
         results = []
         for text in texts:
-            said = {s: answer(model, objective, text, s, top=options.top, tokens=options.tokens) for s in strengths}
+            prompt = objective.prompt_of(text)
+            said = {s: answer(model, objective, prompt, s, top=options.top, tokens=options.tokens) for s in strengths}
             tables: list[Table] = []
             at: dict[float, dict[str, Any]] = {s: {"strength": s} for s in strengths}
             if any(found.outputs for found in said.values()):
                 at_slot = {s: [Guess(*pair) for pair in found.outputs] for s, found in said.items()}
-                classes = class_probabilities(model, objective, text, strengths)
+                classes = class_probabilities(model, objective, prompt, strengths)
                 tables += guesses_tables(at_slot, styles, classes, width=story.console.width)
                 for s, guesses_at in at_slot.items():
                     at[s]["guesses"] = [asdict(guess) for guess in guesses_at]
@@ -85,12 +86,12 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
 
 
 def answer(
-    model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int = 5, tokens: int = 0
+    model: GradiendModel, objective: Objective, prompt: Any, strength: float, *, top: int = 5, tokens: int = 0
 ) -> Answer:
-    """Return what the model says to a text at a strength."""
+    """Return what the model says to an input at a strength."""
     hints = [word for words in (model.active_peft_config.fillers or {}).values() for word in words]
     with model.strength_at(strength), torch.inference_mode():
-        return objective.complete(model.get_base_model(), [text], top=top, tokens=tokens, hints=hints)[0]
+        return objective.complete(model.get_base_model(), [prompt], top=top, tokens=tokens, hints=hints)[0]
 
 
 def guesses(model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int) -> list[Guess]:
@@ -99,20 +100,19 @@ def guesses(model: GradiendModel, objective: Objective, text: str, strength: flo
 
 
 def class_probabilities(
-    model: GradiendModel, objective: Objective, text: str, strengths: Sequence[float]
+    model: GradiendModel, objective: Objective, prompt: Any, strengths: Sequence[float]
 ) -> dict[float, dict[str, float]]:
-    """Return the probability of every class's words at the slot, all their tokens read, by strength and class.
+    """Return the probability of every class's outputs at an input, by strength and class: of words, all their tokens read.
 
-    There is none if the direction does not say which words its classes have.
+    There is none if the direction does not say which outputs its classes have, or one input alone does not tell them.
     """
     config = model.active_peft_config
     names = require_classes(config.feature_classes)
-    first, second = ((config.fillers or {}).get(name) for name in names)
-    if not first or not second:
+    outputs = {name: (config.fillers or {}).get(name) or [] for name in names}
+    row = objective.asked_row(prompt, outputs) if all(outputs.values()) else None
+    if row is None:
         return {}
-    classes = {"factual_class": names[0], "alternative_class": names[1]}
-    record: dict[str, object] = {"masked": text, "factual": first[0], "alternative": second[0], **classes}
-    probe = StrengthProbe(model, objective, read_rows([record], names, what="TEXT", need_both=False))
+    probe = StrengthProbe(model, objective, [row])
     return {s: probe.measure(s).probability[names[0]] for s in strengths}
 
 

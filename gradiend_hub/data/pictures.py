@@ -64,7 +64,12 @@ class Picture:
             DataError: It is none of these, or no image, or one beyond the limits.
         """
         picture = cls(_bytes_of(value))
-        picture.open()
+        try:
+            picture.open()
+        except DataError as error:
+            if isinstance(value, Path):
+                raise DataError(f"{value}: {error}") from error
+            raise
         return picture
 
     def open(self) -> Any:
@@ -87,8 +92,9 @@ class Picture:
         except (DataError, MemoryError):
             raise
         except Exception as error:  # every decoder has errors of its own
+            unknown = isinstance(error, image_module.UnidentifiedImageError)
             raise DataError(
-                f"this is no image that can be read: {first_line(error)}. Expected a whole file, of at most {MOST_PIXELS:,} "
+                f"this is no image that can be read: {'its format is unknown' if unknown else first_line(error)}. Expected a whole file, of at most {MOST_PIXELS:,} "
                 f"pixels, in one of the formats {', '.join(FORMATS)}."
             ) from error
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .report import (
         BenchmarkResult,
         Completion,
+        Decisions,
         EncoderReport,
         Encoding,
         LayerShare,
@@ -48,6 +49,7 @@ __all__ = [
     "BenchmarkResult",
     "Completion",
     "Continuation",
+    "Decisions",
     "EncoderReport",
     "Encoding",
     "EvaluationSettings",
@@ -111,6 +113,7 @@ __getattr__, __dir__ = attributes(
         "report": [
             "BenchmarkResult",
             "Completion",
+            "Decisions",
             "EncoderReport",
             "Encoding",
             "LayerShare",

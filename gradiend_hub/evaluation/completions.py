@@ -38,7 +38,7 @@ def complete(
         with model.strength_at(strength), evaluating(base), torch.inference_mode():
             said[str(float(strength))] = objective.complete(base, prompts, top=OUTPUTS, tokens=NEW_TOKENS, hints=hints)
     return [
-        Completion(str(prompt), {strength: _kept(answers[i]) for strength, answers in said.items()})
+        Completion(str(prompt), {s: _kept(answers[i]) for s, answers in said.items()}, objective.picture(prompt))
         for i, prompt in enumerate(prompts)
     ]
 

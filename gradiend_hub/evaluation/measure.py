@@ -29,6 +29,7 @@ from .calibration import (
 )
 from .completions import STRENGTHS, complete
 from .control import CONTROL_STRENGTHS, above_control, control_curves
+from .decisions import decide
 from .encoder import measure_encoder
 from .probe import StrengthProbe
 from .report import EncoderReport, SplitReport
@@ -118,6 +119,7 @@ def evaluate_direction(
         control=control,
         break_point=broken,
         completions=complete(model, objective, rows, sorted({*STRENGTHS, config.strength})),
+        decisions=decide(model, objective, rows, compared_strengths(config), batch_size=settings.batch_size),
         missing=_missing(model, rows, texts, measured, broken, choose_unit_for),
     )
 

@@ -19,6 +19,13 @@ from gradiend_hub.errors import ArtifactError, SchemaVersionError
 MOST_BYTES = 2**26
 """Largest report that is read."""
 
+MOST_PICTURE = 2**17
+"""Most letters of a picture in a report."""
+
+_PICTURE = Limit(
+    f"a picture as data:image/png;base64, of at most {MOST_PICTURE} letters",
+    lambda uri: len(uri) <= MOST_PICTURE and uri.startswith("data:image/png;base64,"),
+)
 _TWO = Limit("a list of two", lambda values: len(values) == 2)
 Interval = Annotated[list[float], _TWO]
 """[lower, upper] end of a 95 % interval."""
@@ -181,13 +188,35 @@ class Completion:
     """Text that a model writes at one slot, by strength.
 
     Attributes:
-        text: the text with `[MASK]` (masked models), or the beginning that is continued (causal models).
+        text: the text with `[MASK]` (masked models), the beginning that is continued (causal models), the text that is
+            labelled, or the name of the image.
         by_strength: strength as text ("-1.0", "0.0", …) to the likeliest fillers with their probabilities
-            `[[word, p], …]` (masked) or to the greedy continuation (causal).
+            `[[word, p], …]` (masked, classifiers) or to the greedy continuation (causal).
+        image: a small picture of the input, as a `data:` address; `None` for texts.
     """
 
     text: str
     by_strength: dict[str, list[Annotated[list[str | float], _TWO]] | str]
+    image: Annotated[str, _PICTURE] | None = None
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a classifier decides at one strength.
+
+    Attributes:
+        strength: in units of the recommended dose.
+        accuracy: share of the inputs of each class whose label is the likeliest one.
+        changed: share of the inputs that get another label than from the base model.
+        flipped: share of the counterfactual pairs whose two inputs get different labels; `None` where rows are no pairs.
+        intervals: 95 % intervals of "accuracy CLASS", "changed" and "flipped".
+    """
+
+    strength: float
+    accuracy: dict[str, float]
+    changed: float
+    flipped: float | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -203,6 +232,7 @@ class SplitReport:
         break_point: the nearest negative and positive strength at which the language-modelling score is under
             `strength.BREAK_QUALITY`; `None` on a side where that was not seen.
         completions: what the model writes at some strengths.
+        decisions: what a classifier decides at some strengths; empty for other models.
         missing: what could not be measured and why, in words.
     """
 
@@ -214,6 +244,7 @@ class SplitReport:
     break_point: Annotated[list[float | None], _TWO] | None = None
     completions: list[Completion] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    decisions: list[Decisions] = field(default_factory=list)
 
     def at(self, strength: float) -> StrengthPoint:
         """The measured point at `strength`."""

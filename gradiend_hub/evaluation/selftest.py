@@ -64,7 +64,7 @@ def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], 
     chosen: list[Row] = []
     for name in sorted({row.factual_class for row in rows}):
         of_class = [row for row in rows if row.factual_class == name]
-        chosen += sorted(of_class, key=lambda row: len(objective.show(row)))[:ROWS_PER_CLASS]
+        chosen += map(objective.small_row, sorted(of_class, key=lambda row: len(objective.show(row)))[:ROWS_PER_CLASS])
     encodings, probability = _measure(model, chosen, objective)
     probes = Probes(
         content_digests(Path(folder)),

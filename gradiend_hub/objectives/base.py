@@ -426,6 +426,29 @@ class Objective(ABC):
     def show(self, row: Any) -> str:
         """Return a row as one line of text, its factual output marked."""
 
+    def small_row(self, row: Any) -> Any:
+        """Return the row, or one like it that is small enough to travel with a direction."""
+        return row
+
+    def decisions(self, row: Any) -> dict[str, Sample]:
+        """Return the inputs of a row that a classifier decides on, by class, each with the label that it really has.
+
+        There are none where an output is no decision, e.g. a word of many that fit.
+        """
+        return {}
+
+    def asked_row(self, prompt: Any, outputs: Mapping[str, Sequence[Any]]) -> Any:
+        """Return a row that asks for the outputs of two classes at an input; `None` where an input alone cannot tell."""
+        return None
+
+    def prompt_of(self, text: str) -> Any:
+        """Return the input that a user names on a command line: by default the text itself."""
+        return text
+
+    def picture(self, prompt: Any) -> str | None:
+        """Return a small picture of an input, as a `data:` address; `None` where a text shows it."""
+        return None
+
     def prompts(self, rows: Sequence[Any]) -> list[Any]:
         """Return a few inputs of each class that show what a model says; none where there is nothing to show."""
         return []

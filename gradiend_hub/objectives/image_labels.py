@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -17,6 +19,12 @@ from .base import Batch
 from .labels import ConceptMixin, LabelObjective, label_names
 
 __all__ = ["ImageClassificationObjective", "ImageConceptObjective"]
+
+SHOWN_SIDE = 96
+"""Pixels of the longer side of an image that card and report show."""
+
+MOST_TRAVELLING = 24_000
+"""Most bytes of an image that travels with a direction as it is: a self-test has up to sixteen."""
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Mode of PIL's images by the number of channels that a model reads."""
@@ -126,6 +134,24 @@ class ImageClassificationObjective(LabelObjective):
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         pixels = batch.inputs["pixel_values"].to(dtype)
         return super().log_probs(model, Batch({"pixel_values": pixels}, batch.positions, batch.labels))
+
+    def small_row(self, row: Any) -> Any:
+        """Return the row with images of at most a few thousand pixels, if its own are large files."""
+        inputs = {name: getattr(row, name) for name in ("input", "counterfactual") if hasattr(row, name)}
+        small = {
+            name: picture.thumbnail(SHOWN_SIDE)
+            for name, picture in inputs.items()
+            if len(picture.data) > MOST_TRAVELLING
+        }
+        return replace(row, **small)
+
+    def prompt_of(self, text: str) -> Picture:
+        """Read the image file that a user names on a command line."""
+        return Picture.read(Path(text))
+
+    def picture(self, prompt: Picture) -> str:
+        """Return a thumbnail."""
+        return prompt.thumbnail(SHOWN_SIDE).uri()
 
     def named(self, inputs: Mapping[str, Any]) -> str:
         """Return the image's name, by its content."""

@@ -211,6 +211,11 @@ class LabelObjective(Objective):
         """Return the input and its label, or its class, in brackets."""
         return f"{row.input} [{row.factual}]"
 
+    def asked_row(self, prompt: Any, outputs: Mapping[str, Sequence[str]]) -> LabelRow | None:
+        """Return a row with the first label of each class for an input."""
+        (first, labels), (second, others) = outputs.items()
+        return LabelRow(self.read_input(prompt), labels[0], others[0], first, second)
+
     def prompts(self, rows: Sequence[Any]) -> list[Any]:
         """Return a few different inputs of each class, alternately."""
         groups: dict[str, list[Any]] = {}
@@ -270,6 +275,10 @@ class ConceptMixin(LabelObjective):
     def other_example(self, row: Any, rng: random.Random, avoid: Sequence[str] = ()) -> Example | None:
         """Return nothing: another label of the same input would say the same of the concept, with the other sign."""
         return None
+
+    def asked_row(self, prompt: Any, outputs: Mapping[str, Sequence[str]]) -> None:
+        """Return nothing: what the concept does shows on two inputs only."""
+        return
 
     def decisions(self, row: Any) -> dict[str, Sample]:
         """Return both inputs, each with the label that it really has."""

@@ -410,6 +410,11 @@ class TextObjective(Objective):
         """Return the text with the factual word in brackets."""
         return row.input.replace(SLOT, f"[{row.factual}]")
 
+    def asked_row(self, prompt: str, outputs: Mapping[str, Sequence[str]]) -> TextRow:
+        """Return a row with the first word of each class for the slot of a text."""
+        (first, words), (second, others) = outputs.items()
+        return TextRow.read(dict(zip(COLUMNS, (prompt, words[0], others[0], first, second), strict=True)))
+
     def prompts(self, rows: Sequence[TextRow]) -> list[str]:
         """Return short texts of rows with different beginnings, alternately of each class; there may be none."""
         groups: dict[str, list[str]] = {}

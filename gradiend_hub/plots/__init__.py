@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .encoder import plot_encodings, plot_outputs
 from .html import render_html, save_html
+from .pictures import plot_pictures
 from .save import FIGURES, can_draw, save_plots
 from .strength import plot_strength
 from .training import plot_layers, plot_training
@@ -17,6 +18,7 @@ __all__ = [
     "plot_encodings",
     "plot_layers",
     "plot_outputs",
+    "plot_pictures",
     "plot_strength",
     "plot_training",
     "render_html",

@@ -14,6 +14,7 @@ from gradiend_hub.evaluation import Report
 from gradiend_hub.lazy import require
 
 from .encoder import plot_encodings, plot_outputs
+from .pictures import pictured, plot_pictures
 from .strength import plot_strength
 from .style import quiet_glyphs, shown_split
 from .training import plot_layers, plot_training
@@ -25,7 +26,7 @@ __all__ = ["FIGURES", "can_draw", "save_plots"]
 
 logger = logging.getLogger(__name__)
 
-FIGURES = ("strength", "encodings", "fillers", "training", "layers")
+FIGURES = ("strength", "pictures", "encodings", "fillers", "training", "layers")
 """Names of the figures; each is saved as `NAME.png`."""
 
 _DPI = 130
@@ -79,6 +80,8 @@ def _drawable(report: Report, safe_band: Sequence[float] | None) -> dict[str, Ca
         split = shown_split(report)[1]
         if split.curve:
             figures["strength"] = partial(plot_strength, report, safe_band=safe_band)
+        if pictured(split):
+            figures["pictures"] = partial(plot_pictures, report)
         if split.encoder and split.encoder.encodings:
             figures["encodings"] = partial(plot_encodings, report)
         if split.encoder and split.encoder.outputs:

@@ -134,7 +134,7 @@ def save_artifact(folder: Path, run: TrainingRun, direction: Direction, report: 
         config = model.active_peft_config
         if report.splits:
             report.layers, report.dtype_loss = edit_account(model)
-            report.examples = [run.objective.record(row) for row in run.data.rows[:3]]
+            report.examples = [run.objective.record(run.objective.small_row(row)) for row in run.data.rows[:3]]
         report.save(folder)
         model.save_pretrained(folder)
         write_probes(folder, model, run.data.eval_rows or run.data.rows, run.objective)
