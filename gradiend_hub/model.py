@@ -32,6 +32,7 @@ from gradiend_hub.artifact.files import (
     CONFIG_FILE,
     HTML_FILE,
     PROBES_FILE,
+    REFERENCES_FILE,
     REPORT_FILE,
     WEIGHTS_FILE,
 )
@@ -674,7 +675,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         assets = self._folders[name] / ASSETS_FOLDER  # which the card shows
         if assets.is_dir() and not (folder / ASSETS_FOLDER).exists():
             shutil.copytree(assets, folder / ASSETS_FOLDER)
-        for companion in (REPORT_FILE, CARD_FILE, HTML_FILE, PROBES_FILE):
+        for companion in (REPORT_FILE, CARD_FILE, HTML_FILE, REFERENCES_FILE, PROBES_FILE):
             source, target = self._folders[name] / companion, folder / companion
             if source.is_file() and not target.exists():
                 shutil.copyfile(source, target)

@@ -22,14 +22,14 @@ from peft.utils.peft_types import PeftType, TaskType
 from gradiend_hub.errors import ArtifactError, ConfigError
 
 from .fields import DirectionFields, read_fields, require_classes
-from .files import ENCODER_FILE, PROBES_FILE, REPORT_FILE
+from .files import ENCODER_FILE, PROBES_FILE, REFERENCES_FILE, REPORT_FILE
 from .validation import Limit, is_number
 
 __all__ = ["GRADIEND", "GradiendConfig", "require_classes"]
 
 logger = logging.getLogger(__name__)
 
-COMPANION_FILES = (ENCODER_FILE, REPORT_FILE, PROBES_FILE)
+COMPANION_FILES = (ENCODER_FILE, REPORT_FILE, PROBES_FILE, REFERENCES_FILE)
 """Files beside the config that PEFT does not know; a save through plain PEFT takes them along."""
 
 

@@ -18,7 +18,15 @@ from safetensors import SafetensorError, safe_open
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
 from .config import GradiendConfig, require_classes
-from .files import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, SCHEMA_VERSION, WEIGHTS_FILE
+from .files import (
+    CONFIG_FILE,
+    ENCODER_FILE,
+    PROBES_FILE,
+    REFERENCES_FILE,
+    REPORT_FILE,
+    SCHEMA_VERSION,
+    WEIGHTS_FILE,
+)
 from .validation import read_as
 
 __all__ = ["STRENGTHS", "TOLERANCES", "Probes", "content_digests", "renew_digests"]
@@ -119,7 +127,7 @@ def content_digests(folder: Path) -> dict[str, str]:
     digests = {}
     config = GradiendConfig.from_pretrained(str(folder)).to_dict()
     digests[CONFIG_FILE] = _digest_json({name: v for name, v in config.items() if name not in _FREE_FIELDS})
-    for name in (WEIGHTS_FILE, ENCODER_FILE):
+    for name in (WEIGHTS_FILE, ENCODER_FILE, REFERENCES_FILE):
         if (folder / name).is_file():
             digests[name] = _digest_tensors(folder / name)
     if (folder / REPORT_FILE).is_file():

@@ -318,6 +318,26 @@ class BenchmarkResult:
     citation: str = ""
 
 
+@dataclass(frozen=True)
+class ReferenceReport:
+    """Figures by which similarities to other directions are judged, measured at training on whole vectors.
+
+    Measures are named "cosine", "spearman", "overlap 1000", "mass_overlap 1000" (of the 1000 largest entries), and so on.
+
+    Attributes:
+        rows: training rows behind them.
+        split_half: by measure, how alike the direction is learned from two halves of the rows: the ceiling of a similarity.
+        control: by measure, how alike the direction is to each of some directions of coin labels on the same rows.
+        gradient_cosine: cosine of the decoder and the plain class-mean gradient, at the decoder's coordinates; `None` where
+            the target is no difference of gradients.
+    """
+
+    rows: int
+    split_half: dict[str, float] = field(default_factory=dict)
+    control: dict[str, list[float]] = field(default_factory=dict)
+    gradient_cosine: float | None = None
+
+
 @dataclass
 class Report:
     """Everything that is known about a direction by measurement; `gradiend_report.json`.
@@ -347,6 +367,7 @@ class Report:
             class means reach 0.5, with opposite signs, and beyond chance; `None` when that is not known.
         verdict: why it does not count as learned, in words; empty where it does, or where that is not known.
         settings: how the strength unit was chosen: "quality_floor" and "goal"; empty in reports of version 0.1.
+        references: what similarities to other directions are judged by; `None` where it was not measured.
     """
 
     feature_classes: Annotated[list[str], _TWO]
@@ -374,6 +395,7 @@ class Report:
     converged: bool | None = None
     verdict: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    references: ReferenceReport | None = None
 
     def save(self, path: str | Path) -> None:
         """Write `gradiend_report.json` into a folder, or the file that a path ending in `.json` names."""

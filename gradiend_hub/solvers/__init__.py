@@ -10,10 +10,11 @@ from gradiend_hub.errors import ConfigError
 from .autoencoder import AutoencoderSolver
 from .base import Solution, Solver, calibrated, gain_of
 from .closed_form import ClassMeans, ClosedFormSolver
-from .damage_aware import DAMPINGS, UNMEASURED, damage_aware, effect_shares
+from .damage_aware import DAMPINGS, UNMEASURED, damage_aware, damping_weights, effect_shares
 from .report import Convergence, RunReport, SeedReport, convergence, seed_report
 from .ridge import RidgeSolver
 from .shard import Shard
+from .split_means import Contrasts, SplitMeans
 
 __all__ = [
     "DAMPINGS",
@@ -22,6 +23,7 @@ __all__ = [
     "AutoencoderSolver",
     "ClassMeans",
     "ClosedFormSolver",
+    "Contrasts",
     "Convergence",
     "RidgeSolver",
     "RunReport",
@@ -29,9 +31,11 @@ __all__ = [
     "Shard",
     "Solution",
     "Solver",
+    "SplitMeans",
     "calibrated",
     "convergence",
     "damage_aware",
+    "damping_weights",
     "effect_shares",
     "gain_of",
     "make_solver",

@@ -52,7 +52,7 @@ class AutoencoderSolver(Solver):
 
     needs_optimizer: ClassVar[bool] = True
     vectors: ClassVar[frozenset[str]] = frozenset(
-        {"encoder", "decoder", "decoder_bias", "target_means.means", "source_seen", "target_seen"}
+        {"encoder", "decoder", "decoder_bias", "target_means.means", "source_seen", "target_seen", "split_means.means"}
     )
 
     def __init__(

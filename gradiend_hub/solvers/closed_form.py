@@ -73,7 +73,9 @@ class ClosedFormSolver(Solver):
         shard: coordinates of this process; default: all.
     """
 
-    vectors: ClassVar[frozenset[str]] = frozenset({"source_means.means", "target_means.means", "spread"})
+    vectors: ClassVar[frozenset[str]] = frozenset(
+        {"source_means.means", "target_means.means", "spread", "split_means.means"}
+    )
 
     def __init__(self, size: int, shard: Shard | None = None) -> None:
         super().__init__(size, shard)

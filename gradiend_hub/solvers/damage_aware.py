@@ -23,6 +23,13 @@ UNMEASURED = 1.0
 """Damping where none can be compared: at most a few per cent of the effect from the best one on the bundled models."""
 
 
+def damping_weights(fisher: Tensor, damping: float) -> Tensor:
+    """Return F̄·damping/(F + damping·F̄), by which a decoder is made damage-aware: [n], in (0, 1]."""
+    if not damping > 0:
+        raise ConfigError(f"damping must be positive, found {damping}.")
+    return 1 / (1 + fisher / (damping * fisher.mean()).clamp(min=1e-38))
+
+
 def damage_aware(solution: Solution, fisher: Tensor, damping: float) -> Solution:
     """Divide a solution's decoder by F + damping·F̄, and rescale it so that ‖w_d‖ stays.
 
@@ -32,9 +39,7 @@ def damage_aware(solution: Solution, fisher: Tensor, damping: float) -> Solution
         fisher: F, [n]; F̄ is its mean.
         damping: positive; the larger, the closer to the plain decoder.
     """
-    if not damping > 0:
-        raise ConfigError(f"damping must be positive, found {damping}.")
-    weights = 1 / (1 + fisher / (damping * fisher.mean()).clamp(min=1e-38))
+    weights = damping_weights(fisher, damping)
     decoder = solution.decoder * weights
     scale = float(solution.decoder.norm() / decoder.norm().clamp(min=1e-38))
     return replace(solution, decoder=decoder * scale, decoder_bias=solution.decoder_bias * weights * scale)

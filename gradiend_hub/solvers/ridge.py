@@ -49,7 +49,7 @@ class RidgeSolver(Solver):
         ConfigError: a capacity below 6, where averaging could not make room.
     """
 
-    vectors: ClassVar[frozenset[str]] = frozenset({"bank", "target_means.means"})
+    vectors: ClassVar[frozenset[str]] = frozenset({"bank", "target_means.means", "split_means.means"})
 
     def __init__(
         self,

@@ -76,6 +76,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
         goal: "strengthen": strength 1 is the recommended dose. "debias": recommended is the strength at which both classes
             are equally likely.
         controls: random directions that each evaluation compares with.
+        comparable: measure on the same stream how alike the direction is from two halves of the rows, and directions of coin
+            labels, and keep what a comparison with other directions needs. It takes four vectors [n] of memory.
         max_length: longest input in tokens; default: what model and tokenizer allow.
         quality_floor: lowest language-modelling score, relative to the base model's, that the recommended strength may
             cost.
@@ -110,6 +112,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     final_density: float = field(default=1.0, metadata={"help": "Share of the coordinates that is kept in the end."})
     goal: Goal = field(default="strengthen", metadata={"help": "strengthen or debias."})
     controls: int = field(default=3, metadata={"help": "Random directions to compare with."})
+    comparable: bool = field(default=True, metadata={"help": "Keep what comparisons with others are judged by."})
     max_length: int | None = field(default=None, metadata={"help": "Longest input in tokens."})
     quality_floor: float = field(default=0.99, metadata={"help": "Lowest relative LM score of the recommended dose."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Use an output directory that is not empty."})

@@ -53,6 +53,7 @@ def training_key(run: TrainingRun) -> dict[str, str]:
     fields = {name: key[name] for name in ("base", "objective", "rows", "scope", "kept")}
     fields |= {"source": config.source, "target": config.target, "solver": args.solver, "runs": args.runs}
     fields["class means of the target"] = args.decoder != "solver" or args.solver != "autoencoder"
+    fields["comparable"] = args.comparable
     fields["state format"] = STATE_FORMAT
     return {name: str(value) for name, value in fields.items()}
 

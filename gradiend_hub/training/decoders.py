@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from gradiend_hub.gradients.importance import top_k
 from gradiend_hub.solvers import DAMPINGS, UNMEASURED, ClassMeans, Solution, damage_aware, effect_shares
 from gradiend_hub.solvers.base import LEVEL
 
-__all__ = ["DECODERS", "best_damped", "pruned", "with_mean_decoder"]
+__all__ = ["DECODERS", "best_damped", "chosen_damping", "pruned", "with_mean_decoder"]
 
 DECODERS = ("solver", "mean", "damage_aware")
 """Values of the argument `decoder`."""
@@ -77,10 +77,15 @@ def best_damped(
         return pruned(damage_aware(solution, fisher, damping), scope, effect_shares(solution, fisher, damping), density)
 
     if effect is None:
-        return candidate(UNMEASURED), {}
+        return candidate(chosen_damping({})), {}
     measured: dict[float, float] = {}
     for damping in DAMPINGS:
         measured[damping] = effect(*candidate(damping))
         if measured[damping] < max(measured.values()):
             break
-    return candidate(max(measured, key=lambda damping: (measured[damping], damping))), measured
+    return candidate(chosen_damping(measured)), measured
+
+
+def chosen_damping(measured: Mapping[float, float]) -> float:
+    """The damping of most effect, the larger one of equal ones; `UNMEASURED` where none was measured."""
+    return max(measured, key=lambda damping: (measured[damping], damping), default=UNMEASURED)

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.artifact.references import References
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
 from gradiend_hub.evaluation import Report
 from gradiend_hub.hub.publish import publish_folder
@@ -42,6 +43,7 @@ class PublishingTrainer(DirectionTrainer):
     report: Report
     _run: TrainingRun
     _key: dict[str, str]
+    _references: References | None
     _ended: bool
 
     @property
@@ -64,7 +66,7 @@ class PublishingTrainer(DirectionTrainer):
         direction = self.direction  # of all processes, whoever writes
         if self.args.should_save:
             with self._kept(f"The direction could not be saved in {folder}", into_output_dir=False):
-                save_artifact(folder, self._run, direction, self.report)
+                save_artifact(folder, self._run, direction, self.report, self._references)
             if self._ended and not self.args.keep_checkpoints:
                 remove_checkpoints(self.args.output_dir)
         if self.args.push_to_hub and not _internal_call:
@@ -84,7 +86,7 @@ class PublishingTrainer(DirectionTrainer):
     def _keep_direction(self) -> None:
         """Write the direction as it is now into the output directory, unless nothing is to be saved while training."""
         if self.args.should_save and self.args.save_strategy != "no":
-            save_direction(Path(self.args.output_dir), self._run, self.direction, self.report)
+            save_direction(Path(self.args.output_dir), self._run, self.direction, self.report, self._references)
 
     @contextmanager
     def _kept(self, doing: str, *, into_output_dir: bool = True) -> Iterator[None]:
@@ -111,7 +113,7 @@ class PublishingTrainer(DirectionTrainer):
         output_dir = Path(self.args.output_dir)
         for folder in ([output_dir] if into_output_dir else []) + [Path(tempfile.mkdtemp(prefix="gradiend-"))]:
             try:
-                save_direction(folder, self._run, self.direction, self.report)
+                save_direction(folder, self._run, self.direction, self.report, self._references)
             except Exception as error:  # the first error is the one to tell of
                 logger.warning("%s cannot hold the direction: %s", folder, first_line(error))
             else:

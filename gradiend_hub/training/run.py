@@ -13,22 +13,26 @@ from torch import Tensor, nn
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.fingerprint import Fingerprint
+from gradiend_hub.artifact.references import References
 from gradiend_hub.base_model import base_commit, base_name
 from gradiend_hub.data import Row
 from gradiend_hub.encoding import preactivations, reading_sign
 from gradiend_hub.evaluation import StrengthProbe, calibrate
 from gradiend_hub.evaluation.intervals import spread
+from gradiend_hub.evaluation.report import ReferenceReport
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Example, Objective, examples_of
 from gradiend_hub.progress import counted
 from gradiend_hub.solvers import (
     ClassMeans,
+    Contrasts,
     Convergence,
     SeedReport,
     Solution,
     calibrated,
     convergence,
+    damping_weights,
     gain_of,
     seed_report,
 )
@@ -36,7 +40,8 @@ from gradiend_hub.solvers.base import LEVEL
 
 from .args import GradiendTrainingArguments
 from .data import CALIBRATION_ROWS, TrainingData
-from .decoders import best_damped, pruned, with_mean_decoder
+from .decoders import best_damped, chosen_damping, pruned, with_mean_decoder
+from .references import references_of
 
 __all__ = ["Finished", "TrainingRun", "as_direction", "config_for"]
 
@@ -111,12 +116,14 @@ class Finished:
         solution, scope: the solution and its coordinates.
         effects: effect by damping where dampings were compared.
         judged: how it encodes the judging rows.
+        weights: factors [n] by which a damage-aware decoder was made of the plain one, in the scope of the training.
     """
 
     solution: Solution
     scope: Scope
     effects: dict[float, float]
     judged: Convergence
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +204,7 @@ class TrainingRun:
         """
         args, scope, solution = self.args, self.scope, read.solution
         effects: dict[float, float] = {}
+        weights: Tensor | None = None
         if args.decoder != "solver":
             assert target_means is not None
             solution = with_mean_decoder(solution, target_means)
@@ -208,6 +216,7 @@ class TrainingRun:
                 (solution, scope), effects = best_damped(
                     solution, scope, fisher, density=args.final_density, effect=effect
                 )
+            weights = damping_weights(fisher, chosen_damping(effects))
         else:
             solution, scope = pruned(solution, scope, solution.decoder.abs(), args.final_density)
         if scope is not self.scope:  # fewer coordinates make a smaller z
@@ -216,7 +225,15 @@ class TrainingRun:
         judged = convergence(read.h, read.labels)
         if judged.faults:
             solution = solution.quieter(max(LEAST_LEVEL, LEVEL * judged.correlation))
-        return Finished(solution, scope, effects, judged)
+        return Finished(solution, scope, effects, judged, weights)
+
+    def references(
+        self, direction: Direction, contrasts: Contrasts | None, weights: Tensor | None
+    ) -> tuple[References | None, ReferenceReport | None]:
+        """What a finished direction is compared with later; nothing where the rows were too few for two halves."""
+        if contrasts is None:
+            return None, None
+        return references_of(contrasts, direction, self.scope, self.config, weights)
 
     def effect(self, solution: Solution, scope: Scope) -> float:
         """Measure a solution's effect on some validation rows at the best dose that neutral text bears."""

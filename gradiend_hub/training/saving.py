@@ -17,9 +17,11 @@ from gradiend_hub.artifact.files import (
     ENCODER_FILE,
     HTML_FILE,
     PROBES_FILE,
+    REFERENCES_FILE,
     REPORT_FILE,
     WEIGHTS_FILE,
 )
+from gradiend_hub.artifact.references import References
 from gradiend_hub.cards import render_artifact
 from gradiend_hub.data import require_classes, rows_digest
 from gradiend_hub.evaluation import Report, edit_account
@@ -39,6 +41,7 @@ ARTIFACT_FILES = (
     ENCODER_FILE,
     REPORT_FILE,
     PROBES_FILE,
+    REFERENCES_FILE,
     CARD_FILE,
     HTML_FILE,
     f"{ASSETS_FOLDER}/*.png",
@@ -115,10 +118,13 @@ def _model(run: TrainingRun, direction: Direction) -> GradiendModel:
     return GradiendModel.from_direction(run.base_model, direction, run.config, processing_class=processor)
 
 
-def save_direction(folder: Path, run: TrainingRun, direction: Direction, report: Report) -> None:
+def save_direction(
+    folder: Path, run: TrainingRun, direction: Direction, report: Report, references: References | None = None
+) -> None:
     """Write a direction as it is, with the report so far: all that `GradiendModel.from_pretrained` needs."""
     folder.mkdir(parents=True, exist_ok=True)
     report.save(folder)
+    _save_references(folder, references)
     model = _model(run, direction)
     try:
         model.save_pretrained(folder)
@@ -126,7 +132,9 @@ def save_direction(folder: Path, run: TrainingRun, direction: Direction, report:
         model.unload()
 
 
-def save_artifact(folder: Path, run: TrainingRun, direction: Direction, report: Report) -> None:
+def save_artifact(
+    folder: Path, run: TrainingRun, direction: Direction, report: Report, references: References | None = None
+) -> None:
     """Write the direction, its probes, the report and what is rendered from it."""
     folder.mkdir(parents=True, exist_ok=True)
     model = _model(run, direction)
@@ -136,8 +144,17 @@ def save_artifact(folder: Path, run: TrainingRun, direction: Direction, report: 
             report.layers, report.dtype_loss = edit_account(model)
             report.examples = [run.objective.record(run.objective.small_row(row)) for row in run.data.rows[:3]]
         report.save(folder)
+        _save_references(folder, references)
         model.save_pretrained(folder)
         write_probes(folder, model, run.data.eval_rows or run.data.rows, run.objective)
     finally:
         model.unload()
     render_artifact(folder, config, report)
+
+
+def _save_references(folder: Path, references: References | None) -> None:
+    """Write what the direction is compared with; remove that of a former direction."""
+    if references is None:
+        (folder / REFERENCES_FILE).unlink(missing_ok=True)
+    else:
+        references.save(folder)

@@ -18,6 +18,7 @@ from transformers.integrations import CodeCarbonCallback
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.artifact.references import References
 from gradiend_hub.base_model import base_commit, base_name, load_base_model
 from gradiend_hub.data import require_classes
 from gradiend_hub.errors import ConfigError
@@ -28,7 +29,7 @@ from gradiend_hub.hub.names import hub_id
 from gradiend_hub.objectives import make_objective, objective_class, objective_name
 from gradiend_hub.progress import shown, tell
 from gradiend_hub.scope import refuse_peft_model
-from gradiend_hub.solvers import ClassMeans, Shard, Solver, make_solver
+from gradiend_hub.solvers import ClassMeans, Shard, Solver, SplitMeans, make_solver
 
 from .args import GradiendTrainingArguments
 from .checkpoints import (
@@ -117,6 +118,7 @@ class GradiendTrainer(MeasuringTrainer):
         self._observes_targets = False
         self.report = new_report(self._run)
         self._direction: Direction | None = None
+        self._references: References | None = None
         self._ended = False
         super().__init__(
             model=self._new_solver(args),
@@ -154,11 +156,15 @@ class GradiendTrainer(MeasuringTrainer):
         seeds, rates = zip(*args.runs, strict=True)
         relative = None if args.learning_rates is None else [rate / args.learning_rate for rate in rates]
         shard = Shard.of_process(self.scope.size)
-        with state_advised(self.scope, state_vectors=(12 if args.solver == "autoencoder" else 5) * len(seeds)):
+        with state_advised(
+            self.scope, state_vectors=(12 if args.solver == "autoencoder" else 5) * len(seeds) + 4 * args.comparable
+        ):
             solver = make_solver(args.solver, self.scope.size, seeds=seeds, rates=relative, shard=shard)
         if args.decoder != "solver" and args.solver == "autoencoder":  # the others keep these means for themselves
             solver.target_means = ClassMeans(shard)
             self._observes_targets = True
+        if args.comparable:
+            solver.split_means = SplitMeans(shard, len(self._run.data.dataset), args.row_seed)
         return solver.requires_grad_(False)  # derivatives are closed forms; nothing is to be wrapped for autograd
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -288,6 +294,8 @@ class GradiendTrainer(MeasuringTrainer):
         loss: Tensor = self.model.observe(source, target, label).mean()
         if self._observes_targets:
             self.model.target_means.observe(target, label)
+        if self.args.comparable:
+            self.model.split_means.observe(target, label, rows)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -305,7 +313,9 @@ class GradiendTrainer(MeasuringTrainer):
             if found.effects:
                 self.report.training["effect_by_damping"] = {str(damping): e for damping, e in found.effects.items()}
             self._judge(found.judged, of="validation rows" if self._run.is_judged_by_validation else "training rows")
-            self._direction = as_direction(found.solution, found.scope)
+            direction = self._direction = as_direction(found.solution, found.scope)
+            contrasts = self.model.split_means.contrasts() if self.args.comparable else None
+            self._references, self.report.references = self._run.references(direction, contrasts, found.weights)
         return self._direction
 
     def _best(self) -> Reading:
