@@ -223,7 +223,7 @@ def state_advised(scope: Scope, *, state_vectors: int) -> Iterator[None]:
         advice = memory_advice(scope, rows=1, activations=0, state_vectors=state_vectors, density=scope.density)
         raise TrainingError(
             f"Out of memory with {state_vectors} vectors of {scope.size:,} coordinates, of solver and optimizer. {advice} "
-            'Or keep fewer vectors: solver="closed_form", or num_runs=1.'
+            'Or keep fewer vectors: solver="closed_form", num_runs=1, or comparable=False.'
         ) from error
 
 

@@ -41,7 +41,7 @@ from gradiend_hub.solvers.base import LEVEL
 from .args import GradiendTrainingArguments
 from .data import CALIBRATION_ROWS, TrainingData
 from .decoders import best_damped, chosen_damping, pruned, with_mean_decoder
-from .references import references_of
+from gradiend_hub.comparison.references import references_of
 
 __all__ = ["Finished", "TrainingRun", "as_direction", "config_for"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.references import References
-from gradiend_hub.comparison.similarity import Sides
-from gradiend_hub.comparison.vectors import Frame, Vectors
+from .similarity import Sides
+from .vectors import Frame, Vectors
 from gradiend_hub.evaluation.report import ReferenceReport
 from gradiend_hub.gradients import Scope
 from gradiend_hub.solvers import Contrasts
