@@ -10,11 +10,12 @@ from torch import Tensor
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.references import References
-from .similarity import Sides
-from .vectors import Frame, Vectors
 from gradiend_hub.evaluation.report import ReferenceReport
 from gradiend_hub.gradients import Scope
 from gradiend_hub.solvers import Contrasts
+
+from .similarity import Sides
+from .vectors import Frame, Vectors
 
 __all__ = ["references_of"]
 

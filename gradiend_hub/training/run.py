@@ -15,6 +15,7 @@ from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.artifact.references import References
 from gradiend_hub.base_model import base_commit, base_name
+from gradiend_hub.comparison.references import references_of
 from gradiend_hub.data import Row
 from gradiend_hub.encoding import preactivations, reading_sign
 from gradiend_hub.evaluation import StrengthProbe, calibrate
@@ -41,7 +42,6 @@ from gradiend_hub.solvers.base import LEVEL
 from .args import GradiendTrainingArguments
 from .data import CALIBRATION_ROWS, TrainingData
 from .decoders import best_damped, chosen_damping, pruned, with_mean_decoder
-from gradiend_hub.comparison.references import references_of
 
 __all__ = ["Finished", "TrainingRun", "as_direction", "config_for"]
 
