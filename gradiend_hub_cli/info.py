@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gradiend_hub.artifact.fields import StoredFields, require_classes
+from gradiend_hub.artifact.fields import StoredFields, require_classes, stored_size
 from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.evaluation.shift import shifts
@@ -102,9 +102,6 @@ def describe(direction: str, *, revision: str | None = None) -> Description:
     measured = next((name for name in ("test", "eval", *splits) if name in splits), None)
     parameters = (config.parameters or {}).values()
     weights = [math.prod(spec["shape"]) for spec in parameters]
-    entries = [
-        size if spec["entries"] is None else spec["entries"] for spec, size in zip(parameters, weights, strict=True)
-    ]
     sizes = {path.name: path.stat().st_size for path in sorted(found.folder.iterdir()) if path.is_file()}
     split = splits[measured] if measured else None
     return Description(
@@ -113,7 +110,7 @@ def describe(direction: str, *, revision: str | None = None) -> Description:
         config,
         len(weights),
         sum(weights),
-        sum(entries),
+        sum(map(stored_size, parameters)),
         sizes,
         measured,
         split,

@@ -2,17 +2,23 @@
 
 The sum is taken in fp32 (fp64 for an fp64 model), in the order of the parts, and rounded once. Merged or not, the same
 bits come out, and undoing gives the base model's bits. Nothing here knows modules.
+
+A low-rank Δ is a matrix product, so its last bits are those of the device's order of sums; it is formed in the same pieces
+wherever it is used, so that on one device they are always the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from gradiend_hub.artifact.direction import combine, sum_sparse
+from gradiend_hub.artifact.low_rank import Block, Factors, Form
+from gradiend_hub.artifact.parameter import ParameterDirection, combine, sum_sparse
+from gradiend_hub.artifact.storage import index_dtype
 
 __all__ = ["Changes", "Originals", "Part", "changes", "edited", "sum_dtype", "total_delta", "union"]
 
@@ -21,18 +27,39 @@ BLOCK = 1 << 17
 
 
 class Part(NamedTuple):
-    """One adapter's share of a sum: `Δ = c_w·weight + c_b·bias` at flat `indices` (everywhere if `None`)."""
+    """One adapter's share of a sum: `Δ = c_w·weight + c_b·bias`.
+
+    At flat `indices`, everywhere if `None`; or a matrix product, if weight and bias are the factors of a `form`.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     indices: torch.Tensor | None
     c_w: float
     c_b: float
+    form: Form | None = None
+
+    def factors(self, dtype: torch.dtype) -> Factors:
+        """Δ of a low-rank part by its factors, in fresh tensors."""
+        assert self.form is not None
+        vectors = ((self.weight, self.c_w), (self.bias, self.c_b))
+        given = [(vector, c) for vector, c in vectors if vector is not None and c != 0] or [(self.weight, 0.0)]
+        return Factors.joined([self.form.factors(vector.to(dtype)) * c for vector, c in given])
 
     def delta(self, dtype: torch.dtype) -> torch.Tensor:
-        """Δ of the stored entries, `[k]`."""
+        """Δ of the stored entries, `[k]`; of all elements, if it is low-rank."""
+        if self.form is not None:
+            return self.factors(dtype).dense().view(-1)
         bias = None if self.bias is None else self.bias.to(dtype)
         return combine(self.weight.to(dtype), bias, self.c_w, self.c_b)
+
+    @torch.no_grad()
+    def direction(self, shape: tuple[int, ...]) -> ParameterDirection:
+        """Δ as a decoder without a bias, fp32 on the CPU, in the form that it has."""
+        if self.form is not None:
+            return ParameterDirection(shape, self.factors(torch.float32).to("cpu").short())
+        indices = None if self.indices is None else self.indices.to(index_dtype(math.prod(shape))).cpu()
+        return ParameterDirection(shape, self.delta(torch.float32).cpu(), indices=indices)
 
     def tensors(self) -> list[torch.Tensor]:
         """Its vectors."""
@@ -58,6 +85,31 @@ def total_delta(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> tuple[
         total = delta if total is None else total + delta
     assert total is not None
     return None, total
+
+
+def delta_pieces(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Σ Δ_i piece by piece, as `(flat place, values)`; no part is sparse, and no tensor is as large as the parameter."""
+    products = {number: part.factors(dtype) for number, part in enumerate(parts) if part.form is not None}
+    if len({factors.form.matrix for factors in products.values()}) > 1:  # a stack and a matrix: rare
+        yield slice(0, numel), total_delta(parts, numel, dtype)[1]
+        return
+    first = next(iter(products.values()), None)
+    places = first.blocks() if first is not None else (Block(0, slice(0), p) for p in _flat_pieces(numel))
+    for place in places:
+        total = None
+        for number, part in enumerate(parts):
+            if number in products:
+                delta = products[number].block(place).view(-1)
+            else:
+                bias = None if part.bias is None else part.bias[place.flat]
+                delta = part._replace(weight=part.weight[place.flat], bias=bias).delta(dtype)
+            total = delta if total is None else total + delta
+        assert total is not None
+        yield place.flat, total
+
+
+def _flat_pieces(numel: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, numel, BLOCK))
 
 
 def rounded(values: torch.Tensor, delta: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -152,13 +204,8 @@ class Originals:
             return self.restore(parameter)
         if all(part.indices is None for part in parts) and parameter.is_contiguous():
             target = parameter.detach().view(-1)
-            for start in range(0, target.numel(), BLOCK):
-                block = slice(start, start + BLOCK)
-                cut = [
-                    part._replace(weight=part.weight[block], bias=None if part.bias is None else part.bias[block])
-                    for part in parts
-                ]
-                rounded(self.values[block], total_delta(cut, BLOCK, dtype)[1], out=target[block])
+            for piece, delta in delta_pieces(parts, target.numel(), dtype):
+                rounded(self.values[piece], delta, out=target[piece])
             return None
         indices, delta = total_delta(parts, parameter.numel(), dtype)
         if delta.numel() == self.values.numel():

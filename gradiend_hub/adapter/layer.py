@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from gradiend_hub.artifact.direction import ParameterDirection
+from gradiend_hub.artifact.fields import stored_size
+from gradiend_hub.artifact.low_rank import Form
+from gradiend_hub.artifact.parameter import ParameterDirection
 from gradiend_hub.artifact.storage import check_indices, index_dtype, peak, sidecar_name
 from gradiend_hub.errors import ArtifactError, EditError
 
@@ -52,9 +54,10 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         hooks: Those of the model, shared by its side-cars.
 
     Attributes:
-        gradiend_weight: Decoder weights by adapter, `[k]` (k = all elements if dense).
+        gradiend_weight: Decoder weights by adapter, `[k]` (k = all elements if dense, those of both factors if low-rank).
         gradiend_bias: Decoder biases by adapter, `[k]`.
-        gradiend_indices: Sorted flat positions by adapter, `[k]`; absent if dense.
+        gradiend_indices: Sorted flat positions by adapter, `[k]`; absent if not sparse.
+        forms: Form of the factors by adapter; `None` if not low-rank.
         adapters: What the side-cars of an adapter share, by adapter, in the order in which they were added.
         scaling: Factor of an adapter's strength in this layer, by adapter: PEFT's scale.
         in_features, out_features: Sizes of the owner's input and output; `None` if it is not like a linear layer.
@@ -66,7 +69,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     merged_adapters: list[str]
 
     adapter_layer_names = ("gradiend_weight", "gradiend_bias")
-    other_param_names = ("gradiend_indices", "adapters", "scaling", "_peaks")
+    other_param_names = ("gradiend_indices", "forms", "adapters", "scaling", "_peaks")
 
     def __init__(self, site: Site, hooks: ForwardHooks) -> None:
         super().__init__()
@@ -74,6 +77,7 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.gradiend_indices = BufferDict(persistent=True)
         self.adapters: dict[str, AttachedDirection] = {}
         self.scaling: dict[str, float] = {}
+        self.forms: dict[str, Form | None] = {}
         self._peaks: dict[str, tuple[float, float]] = {}  # largest |w_d| and |b_d| of the adapters that were checked
         self.merged_adapters = []
         self._active_adapter: list[str] = []
@@ -157,18 +161,26 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------------ its values
 
-    def attach(self, adapter_name: str, attached: AttachedDirection) -> None:
-        """Take note of an adapter; its values come by `make_room` or `fill`."""
+    def attach(self, adapter_name: str, attached: AttachedDirection, spec: Mapping[str, Any]) -> None:
+        """Take note of an adapter and of its stored form; its values come by `make_room` or `fill`."""
         self.adapters[adapter_name] = attached
-        self.scaling[adapter_name] = 1.0
+        self.scaling[adapter_name], self.forms[adapter_name] = 1.0, Form.of(spec)
 
-    def make_room(self, adapter_name: str, entries: int | None, device: torch.device) -> None:
-        """Make room for an adapter: zeros in fp32, and the first `entries` positions (all if `None`)."""
-        size = self.shape.numel() if entries is None else entries
-        self.gradiend_weight[adapter_name] = nn.Parameter(torch.zeros(size, device=device))
+    def make_room(self, adapter_name: str, spec: Mapping[str, Any], device: torch.device) -> None:
+        """Make room for an adapter: zeros in fp32, and the first positions if it is sparse.
+
+        Of factors, b is zero and a random, as a LoRA's: both zero could not learn.
+        """
+        size, form = stored_size(spec), self.forms[adapter_name]
+        stores = [self.gradiend_weight]
         if self.adapters[adapter_name].config.has_bias:
-            self.gradiend_bias[adapter_name] = nn.Parameter(torch.zeros(size, device=device))
-        if entries is not None:
+            stores.append(self.gradiend_bias)
+        for store in stores:
+            values = torch.zeros(size, device=device)
+            if form is not None and not values.is_meta:
+                nn.init.kaiming_uniform_(form.factors(values).a, a=math.sqrt(5))
+            store[adapter_name] = nn.Parameter(values)
+        if spec["entries"] is not None:
             positions = torch.arange(size, dtype=index_dtype(self.shape.numel()), device=device)
             self.gradiend_indices[adapter_name] = positions
 
@@ -180,10 +192,10 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             values: Its values.
             peaks: Largest absolute value of weight and bias.
         """
-        bias = values.decoder_bias
+        weight, bias, _ = values.flat()
         if bias is None and self.adapters[adapter_name].config.has_bias:
-            bias = torch.zeros_like(values.decoder)
-        for store, tensor in ((self.gradiend_weight, values.decoder), (self.gradiend_bias, bias)):
+            bias = torch.zeros_like(weight)
+        for store, tensor in ((self.gradiend_weight, weight), (self.gradiend_bias, bias)):
             if tensor is not None:
                 store[adapter_name] = nn.Parameter(tensor.to(self.device), requires_grad=False)
         if values.indices is not None:
@@ -207,15 +219,29 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             stores["gradiend_indices"]._buffers.get(adapter_name),
         )
 
+    def direction_of(self, adapter_name: str) -> ParameterDirection:
+        """The decoder of one adapter, fp32 on the CPU."""
+        weight, bias, indices = (None if x is None else x.detach().cpu() for x in self.values(adapter_name))
+        assert weight is not None
+        bias, form, shape = None if bias is None else bias.float(), self.forms[adapter_name], tuple(self.shape)
+        if form is None:
+            return ParameterDirection(shape, weight.float(), bias, indices=indices)
+        return ParameterDirection(shape, form.factors(weight.float()), None if bias is None else form.factors(bias))
+
     def checked(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
+        self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor | None, indices: torch.Tensor | None
     ) -> tuple[float, float]:
-        """Check a stranger's values, and measure how large weight and bias are.
+        """Check a stranger's values, and measure how large weight and bias are (of factors: the most they can be).
 
         Raises:
             ArtifactError: If a value is NaN or infinite, or the indices are not sorted, unique and in range.
         """
-        peaks = (peak(weight), 0.0 if bias is None else peak(bias))
+        form = self.forms[adapter_name]
+
+        def largest(values: torch.Tensor) -> float:
+            return peak(values) if form is None else form.factors(values.detach().float()).bound()
+
+        peaks = (largest(weight), 0.0 if bias is None else largest(bias))
         if not all(map(math.isfinite, peaks)):
             raise ArtifactError(f"The direction of {self.site.name} holds NaN or infinite values; it is unusable.")
         if indices is not None:
@@ -241,14 +267,14 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             if not (learning or torch.compiler.is_compiling()):  # Dynamo cannot branch on values
                 # transformers' loader and optimizers write values without telling us.
                 if name not in self._peaks or weight.requires_grad:
-                    self._peaks[name] = self.checked(weight, bias, indices)
+                    self._peaks[name] = self.checked(name, weight, bias, indices)
                 largest = abs(c_w) * self._peaks[name][0] + abs(c_b) * self._peaks[name][1]
                 if not largest <= _largest_edit(self.dtype):
                     raise EditError(
                         f"At strength {self.strength[name]} the direction {name!r} would change {self.site.name} by up "
                         f"to {largest:.3g}, beyond the numbers of its type. Use a smaller strength."
                     )
-            parts.append(Part(weight, bias, indices, c_w, c_b))
+            parts.append(Part(weight, bias, indices, c_w, c_b, self.forms[name]))
         return parts
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:

@@ -78,7 +78,7 @@ class AdapterState:
                         mapped |= dict.fromkeys((f"{path}.{kind}.{adapter_name}" for path in paths), values[kind])
                 weight, bias, indices = (values.get(kind) for kind in VALUE_NAMES)
                 assert weight is not None
-                peaks[layer] = layer.checked(weight, bias, indices)
+                peaks[layer] = layer.checked(adapter_name, weight, bias, indices)
             if stored:
                 raise ArtifactError(
                     f"adapter_model.safetensors holds {len(stored)} tensors that its configuration does not name, e.g. "

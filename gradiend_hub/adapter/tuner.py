@@ -15,11 +15,10 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from gradiend_hub.artifact.config import GradiendConfig, check_strength
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.fingerprint import Fingerprint
-from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError, EditError
 from gradiend_hub.scope import select_parameters
 
-from .arithmetic import Part, total_delta
+from .arithmetic import Part
 from .attached import AttachedDirection
 from .layer import GradiendLayer, gradiend_layers
 from .quantized import make_layer, refuse_quantized
@@ -85,8 +84,8 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         trainable = adapter_name in self.active_adapters and not config.inference_mode
         for name, spec in specs.items():
             layer = self._sidecar(sites[name], known, hooks)
-            layer.attach(adapter_name, attached)
-            layer.make_room(adapter_name, spec["entries"], torch.device("meta") if low_cpu_mem_usage else layer.device)
+            layer.attach(adapter_name, attached, spec)
+            layer.make_room(adapter_name, spec, torch.device("meta") if low_cpu_mem_usage else layer.device)
             layer.set_requires_grad(adapter_name, requires_grad=trainable)
             layer._active_adapter = list(self.active_adapters)
             layer.watch()
@@ -309,14 +308,7 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
 
     def direction_of(self, adapter_name: str) -> Direction:
         """The decoder of one adapter, fp32 on the CPU, under the model's parameter names."""
-        parameters = {}
-        for layer in self._layers_of(adapter_name):
-            weight, bias, indices = (None if x is None else x.detach().cpu() for x in layer.values(adapter_name))
-            assert weight is not None
-            parameters[layer.site.name] = ParameterDirection(
-                tuple(layer.shape), weight.float(), None if bias is None else bias.float(), indices=indices
-            )
-        return Direction(parameters)
+        return Direction({layer.site.name: layer.direction_of(adapter_name) for layer in self._layers_of(adapter_name)})
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
@@ -355,17 +347,17 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         parameters: dict[str, ParameterDirection] = {}
         originals: dict[str, Fingerprint] = {}
         for layer in self.layers:
-            parts = [
-                part._replace(c_w=part.c_w * weight, c_b=part.c_b * weight)
-                for name, weight in zip(adapters, weights, strict=True)
-                for part in layer.parts([name])
+            name = layer.site.name
+            shares = [
+                part._replace(c_w=part.c_w * weight, c_b=part.c_b * weight).direction(tuple(layer.shape))
+                for adapter, weight in zip(adapters, weights, strict=True)
+                for part in layer.parts([adapter])
             ]
-            if not parts:
+            if not shares:
                 continue
-            name, numel = layer.site.name, layer.shape.numel()
-            indices, delta = total_delta(parts, numel, torch.float32)
-            indices = None if indices is None else indices.to(index_dtype(numel)).cpu()
-            parameters[name] = ParameterDirection(tuple(layer.shape), delta.detach().cpu(), indices=indices)
+            parameters[name] = shares[0]
+            for share in shares[1:]:
+                parameters[name] = parameters[name].plus(name, share)
             if layer.site.quantized is None:
                 originals[name] = Fingerprint.of({name: layer.original()})
         if not parameters:

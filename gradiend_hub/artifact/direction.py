@@ -1,4 +1,4 @@
-"""`Direction`: what training results in. Named encoder and decoder vectors, sparse or dense, and their arithmetic.
+"""`Direction`: what training results in. Named encoder and decoder vectors (dense, sparse, low-rank), and their arithmetic.
 
 Nothing here knows PEFT, modules or training.
 """
@@ -6,10 +6,10 @@ Nothing here knows PEFT, modules or training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,134 +17,19 @@ from gradiend_hub.errors import ArtifactError, ConfigError
 
 from .files import ENCODER_FILE, WEIGHTS_FILE
 from .fingerprint import Fingerprint
+from .low_rank import Factors
+from .parameter import Importance, ParameterDirection, Values
 from .storage import (
     ENCODER_BIAS_KEY,
     ENCODER_KEY,
     FINGERPRINT_KEY,
     StoredForm,
     StoredVectors,
-    check_indices,
-    index_dtype,
-    peak,
     vector_key,
     write,
 )
 
-__all__ = ["Direction", "ParameterDirection"]
-
-BLOCK = 1 << 20
-"""Elements that are widened to fp64 at a time."""
-
-Importance = Literal["decoder", "encoder", "decoder_bias", "decoder_sum"]
-
-
-def combine(weight: torch.Tensor, bias: torch.Tensor | None, c_w: float, c_b: float) -> torch.Tensor:
-    """`c_w·w_d + c_b·b_d`, elementwise, each step rounded once so that every device gives the same bits."""
-    scaled = weight * c_w
-    return scaled if bias is None else scaled + bias * c_b
-
-
-def sum_sparse(parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of sparse vectors `(indices, values)`: sorted union of the indices, and the summed values."""
-    indices, values = zip(*parts, strict=True)
-    union, inverse = torch.unique(torch.cat([i.long() for i in indices]), return_inverse=True)
-    total = torch.zeros(len(union), dtype=values[0].dtype, device=values[0].device)
-    start = 0
-    for value in values:  # one vector after the other, so that the order of the sum is fixed
-        total.index_add_(0, inverse[start : start + len(value)], value)
-        start += len(value)
-    return union, total
-
-
-@dataclass(frozen=True, eq=False)
-class ParameterDirection:
-    """The part of a direction that belongs to one parameter.
-
-    Attributes:
-        shape: Shape of the parameter.
-        decoder: Decoder weights `w_d`, fp32 `[k]`.
-        decoder_bias: Decoder biases `b_d`, fp32 `[k]`, or `None` for zeros.
-        encoder: Encoder weights `w_e`, fp32 `[k]`, or `None` if they were not kept.
-        indices: Flat positions of the k entries, sorted and unique, int32 (int64 beyond 2³¹−1 elements) `[k]`; `None`
-            if the parameter is dense and k is its number of elements.
-    """
-
-    shape: tuple[int, ...]
-    decoder: torch.Tensor
-    decoder_bias: torch.Tensor | None = None
-    encoder: torch.Tensor | None = None
-    indices: torch.Tensor | None = None
-
-    @property
-    def numel(self) -> int:
-        """Elements of the parameter."""
-        return math.prod(self.shape)
-
-    @property
-    def entries(self) -> int:
-        """Stored entries k."""
-        return self.decoder.numel()
-
-    def spec(self) -> dict[str, Any]:
-        """Shape and number of entries, as `GradiendConfig.parameters` records them."""
-        return {"shape": list(self.shape), "entries": None if self.indices is None else self.entries}
-
-    def delta(self, c_w: float, c_b: float) -> torch.Tensor:
-        """`c_w·w_d + c_b·b_d` of the stored entries, fp32 `[k]`."""
-        return combine(self.decoder, self.decoder_bias, c_w, c_b)
-
-    def dense(self, values: torch.Tensor) -> torch.Tensor:
-        """Values `[k]` of the stored entries as a tensor of the parameter's shape, zero elsewhere."""
-        if self.indices is None:
-            return values.view(self.shape)
-        flat = torch.zeros(self.numel, dtype=values.dtype, device=values.device)
-        return flat.index_copy_(0, self.indices.long(), values).view(self.shape)
-
-    def peaks(self, name: str) -> tuple[float, float]:
-        """Check the vectors, and measure the largest `|w_d|` and `|b_d|`.
-
-        Raises:
-            ArtifactError: Naming the parameter and what is wrong with it: sizes, types, values that are not finite, or
-                indices that are not sorted, unique and in range.
-        """
-        size = self.numel if self.indices is None else self.indices.numel()
-        found = []
-        for kind, values in (("decoder", self.decoder), ("decoder_bias", self.decoder_bias), ("encoder", self.encoder)):
-            if values is not None and (values.dtype != torch.float32 or values.shape != (size,)):
-                raise ArtifactError(
-                    f"{kind} of {name}: expected float32 [{size}], found {values.dtype} {list(values.shape)}."
-                )
-            found.append(0.0 if values is None else peak(values))
-            if not math.isfinite(found[-1]):
-                raise ArtifactError(f"{kind} of {name} holds NaN or infinite values; the direction is unusable.")
-        if self.indices is not None:
-            check_indices(name, self.indices, self.numel)
-        return found[0], found[1]
-
-    def inner(self, other: ParameterDirection, c_w: float = 1.0, c_b: float = 1.0) -> float:
-        """Inner product of two edits `c_w·w_d + c_b·b_d` of one parameter, summed in fp64; nothing is made dense."""
-        mine, theirs = self.delta(c_w, c_b), other.delta(c_w, c_b)
-        if self.indices is not None and other.indices is not None:
-            places = torch.searchsorted(self.indices, other.indices).clamp_max(max(len(mine) - 1, 0))
-            common = self.indices[places] == other.indices if len(mine) else places.bool()
-            mine, theirs = mine[places[common]], theirs[common]
-        elif self.indices is not None:
-            theirs = theirs[self.indices.long()]
-        elif other.indices is not None:
-            mine = mine[other.indices.long()]
-        pieces = zip(mine.split(BLOCK), theirs.split(BLOCK), strict=True)
-        return math.fsum(float(torch.dot(a.double(), b.double())) for a, b in pieces)
-
-    def _select(self, positions: torch.Tensor) -> ParameterDirection:
-        """Keep the entries at sorted positions (of the k stored ones)."""
-        indices = positions if self.indices is None else self.indices.long()[positions]
-        return replace(
-            self,
-            decoder=self.decoder[positions],
-            decoder_bias=None if self.decoder_bias is None else self.decoder_bias[positions],
-            encoder=None if self.encoder is None else self.encoder[positions],
-            indices=indices.to(index_dtype(self.numel)),
-        )
+__all__ = ["Direction", "EnergyKept", "Factors", "ParameterDirection"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +70,8 @@ class Direction:
         """The value of `GradiendConfig.parameters` that describes this direction."""
         return {name: part.spec() for name, part in self.parameters.items()}
 
-    def delta(self, c_w: float = 1.0, c_b: float = 1.0) -> dict[str, torch.Tensor]:
-        """`Δ = c_w·w_d + c_b·b_d` of the stored entries: parameter name to fp32 `[k]`."""
+    def delta(self, c_w: float = 1.0, c_b: float = 1.0) -> dict[str, Values]:
+        """`Δ = c_w·w_d + c_b·b_d` by parameter name: fp32 `[k]` of the stored entries, or factors."""
         return {name: part.delta(c_w, c_b) for name, part in self.parameters.items()}
 
     def norm(self, c_w: float = 1.0, c_b: float = 1.0) -> float:
@@ -196,7 +81,7 @@ class Direction:
     def inner(self, other: Direction, c_w: float = 1.0, c_b: float = 1.0) -> float:
         """Inner product of two edits `Δ = c_w·w_d + c_b·b_d`, over the parameters that both touch, summed in fp64.
 
-        Sparse vectors stay sparse, and one parameter at a time is read of directions that are streamed.
+        Nothing is made dense, and one parameter at a time is read of directions that are streamed.
 
         Args:
             other: A direction of the same base model; its names may lack the backbone's prefix, or have it.
@@ -264,20 +149,12 @@ class Direction:
 
     def __mul__(self, factor: float) -> Direction:
         """Scale the decoder; what is read (the encoder) stays."""
-        parts = {
-            name: replace(
-                part,
-                decoder=part.decoder * factor,
-                decoder_bias=None if part.decoder_bias is None else part.decoder_bias * factor,
-            )
-            for name, part in self.parameters.items()
-        }
-        return replace(self, parameters=parts)
+        return replace(self, parameters={name: part.scaled(factor) for name, part in self.parameters.items()})
 
     __rmul__ = __mul__
 
     def __add__(self, other: Direction) -> Direction:
-        """Sum of two decoders, entry by entry; sparse parts stay sparse. The sum has no encoder."""
+        """Sum of two decoders; sparse parts stay sparse, and low-rank ones low-rank. The sum has no encoder."""
         names = dict.fromkeys([*self.parameters, *other.parameters])
         parts = {}
         for name in names:
@@ -287,7 +164,7 @@ class Direction:
                 assert only is not None
                 parts[name] = replace(only, encoder=None)
             else:
-                parts[name] = _add(name, mine, theirs)
+                parts[name] = mine.plus(name, theirs)
         return Direction(parts, fingerprint=self.fingerprint if self.fingerprint is not None else other.fingerprint)
 
     def to_sparse(
@@ -310,7 +187,7 @@ class Direction:
         keep = max(1, round(density * self.numel)) if density is not None else int(entries or 0)
         if keep < 1:
             raise ConfigError(f"entries must be at least 1, found {entries}.")
-        scores = [_importance(name, part, by) for name, part in self.parameters.items()]
+        scores = [part.importance(name, by) for name, part in self.parameters.items()]
         joined = torch.cat(scores)
         kept = torch.zeros(joined.numel(), dtype=torch.bool)
         kept[torch.topk(joined, min(keep, joined.numel()), sorted=False).indices] = True
@@ -319,9 +196,36 @@ class Direction:
         for (name, part), mask in zip(self.parameters.items(), masks, strict=True):
             positions = mask.nonzero().squeeze(1)
             if positions.numel():
-                parts[name] = part._select(positions)
+                parts[name] = part.select(positions)
         fingerprint = self.fingerprint.only(parts) if self.fingerprint is not None else None
         return replace(self, parameters=parts, fingerprint=fingerprint)
+
+    def to_rank(self, rank: int) -> Direction:
+        """The nearest direction whose matrices are of this rank: decoder, its bias and the encoder each by its own factors.
+
+        Low-rank parts whose rank is no larger, vectors, and matrices that would be no shorter stay as they are. One
+        parameter at a time is made dense. `energy_kept` says what is lost.
+
+        Raises:
+            ConfigError: If the rank is above the smaller side of every matrix, or below 1.
+        """
+        sides = [min(part.matrix(rank)[-2:]) for part in self.parameters.values() if len(part.shape) > 1]
+        if not 1 <= rank <= max(sides, default=0):
+            expected = (
+                f"1…{max(sides)}, the smaller side of the largest matrix" if sides else "a direction with a matrix"
+            )
+            raise ConfigError(f"to_rank: expected {expected}, found {rank}.")
+        return replace(self, parameters={name: part.to_rank(rank) for name, part in self.parameters.items()})
+
+    def energy_kept(self, cut: Direction, c_w: float = 1.0, c_b: float = 1.0) -> EnergyKept:
+        """Share of `‖Δ‖²` that is left in `cut`, which `to_rank` or `to_sparse` made of this direction."""
+        names = {mine: theirs for theirs, mine in self._pairs(cut).items()}
+        kept = {name: cut.parameters[names[name]] if name in names else None for name in self.parameters}
+        squares = {name: part.inner(part, c_w, c_b) for name, part in self.parameters.items()}
+        rest = {name: 0.0 if part is None else part.inner(part, c_w, c_b) for name, part in kept.items()}
+        total = math.fsum(squares.values())
+        by_parameter = {name: rest[name] / square if square else 1.0 for name, square in squares.items()}
+        return EnergyKept(math.fsum(rest.values()) / total if total else 1.0, by_parameter)
 
     # ------------------------------------------------------------------------------------------------------ files
 
@@ -337,14 +241,14 @@ class Direction:
         weights: dict[str, torch.Tensor] = {}
         encoder: dict[str, torch.Tensor] = {}
         for name, part in self.parameters.items():
-            weights[vector_key(name, "weight")] = part.decoder.to(value_type)
+            decoder, bias, coder = part.flat()
+            weights[vector_key(name, "weight")] = decoder.to(value_type)
             if self.has_bias:
-                bias = part.decoder_bias if part.decoder_bias is not None else torch.zeros_like(part.decoder)
-                weights[vector_key(name, "bias")] = bias.to(value_type)
+                weights[vector_key(name, "bias")] = (torch.zeros_like(decoder) if bias is None else bias).to(value_type)
             if part.indices is not None:
                 weights[vector_key(name, "indices")] = part.indices
-            if part.encoder is not None and self.has_encoder:
-                encoder[ENCODER_KEY + name] = part.encoder.to(value_type)
+            if coder is not None and self.has_encoder:
+                encoder[ENCODER_KEY + name] = coder.to(value_type)
         if self.has_encoder:
             encoder[ENCODER_BIAS_KEY] = torch.tensor([self.encoder_bias], dtype=torch.float64)
         metadata = {}
@@ -399,13 +303,20 @@ class StoredParameters(Mapping[str, ParameterDirection]):
         self._specs, self._vectors = specs, vectors
 
     def __getitem__(self, name: str) -> ParameterDirection:
-        return ParameterDirection(tuple(self._specs[name]["shape"]), **self._vectors(name)._asdict())
+        return ParameterDirection.stored(self._specs[name], *self._vectors(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)
 
     def __len__(self) -> int:
         return len(self._specs)
+
+
+class EnergyKept(NamedTuple):
+    """Shares of `‖Δ‖²` that a shorter form keeps: of all, and by parameter (1 where there was nothing to keep)."""
+
+    total: float
+    by_parameter: dict[str, float]
 
 
 def _same_shape(name: str, one: ParameterDirection, other: ParameterDirection) -> ParameterDirection:
@@ -415,32 +326,3 @@ def _same_shape(name: str, one: ParameterDirection, other: ParameterDirection) -
             f"Cannot align directions: {name} is {list(one.shape)} in one, {list(other.shape)} in the other."
         )
     return other
-
-
-def _add(name: str, mine: ParameterDirection, theirs: ParameterDirection) -> ParameterDirection:
-    if mine.shape != theirs.shape:
-        raise ConfigError(
-            f"Cannot add directions: {name} is {list(mine.shape)} in one, {list(theirs.shape)} in the other."
-        )
-    with_bias = mine.decoder_bias is not None or theirs.decoder_bias is not None
-
-    def biases(part: ParameterDirection) -> torch.Tensor:
-        return part.decoder_bias if part.decoder_bias is not None else torch.zeros_like(part.decoder)
-
-    if mine.indices is not None and theirs.indices is not None:
-        pair = (mine.indices, theirs.indices)
-        union, decoder = sum_sparse(zip(pair, (mine.decoder, theirs.decoder), strict=True))
-        bias = sum_sparse(zip(pair, (biases(mine), biases(theirs)), strict=True))[1] if with_bias else None
-        return ParameterDirection(mine.shape, decoder, bias, None, union.to(index_dtype(mine.numel)))
-    dense = (mine.dense(mine.decoder) + theirs.dense(theirs.decoder)).flatten()
-    dense_bias = (mine.dense(biases(mine)) + theirs.dense(biases(theirs))).flatten() if with_bias else None
-    return ParameterDirection(mine.shape, dense, dense_bias)
-
-
-def _importance(name: str, part: ParameterDirection, by: Importance) -> torch.Tensor:
-    if by == "decoder_sum":
-        return part.delta(1.0, 1.0).abs()
-    values = {"decoder": part.decoder, "encoder": part.encoder, "decoder_bias": part.decoder_bias}.get(by)
-    if values is None:
-        raise ConfigError(f"to_sparse(by={by!r}): {name} has no such values.")
-    return values.abs()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -41,7 +41,21 @@ def require_classes(feature_classes: Sequence[str] | None) -> tuple[str, str]:
     return feature_classes[0], feature_classes[1]
 
 
-class StoredTensor(TypedDict):
+def matrix_shape(shape: Sequence[int], stacked: bool = False) -> tuple[int, ...]:
+    """A parameter as a matrix `(o, i)`, or `(E, o, i)` if its first dimension counts matrices; the last ones are joined."""
+    lead = 2 if stacked else 1
+    return (*shape[:lead], math.prod(shape[lead:]))
+
+
+def stored_size(spec: Mapping[str, Any]) -> int:
+    """Numbers of each stored vector of a parameter, by its `StoredTensor`."""
+    if (rank := spec.get("rank")) is not None:
+        *stack, rows, columns = matrix_shape(spec["shape"], bool(spec.get("stacked")))
+        return math.prod(stack) * int(rank) * (rows + columns)
+    return int(math.prod(spec["shape"]) if spec["entries"] is None else spec["entries"])
+
+
+class StoredValues(TypedDict):
     """Shape of a parameter in scope, and how many of its entries are stored; `None` for all of them (dense)."""
 
     shape: Annotated[
@@ -50,6 +64,16 @@ class StoredTensor(TypedDict):
         Limit(f"a shape of at most {MAX_ELEMENTS} elements", lambda shape: math.prod(shape) <= MAX_ELEMENTS),
     ]
     entries: Annotated[int, at_least(1)] | None
+
+
+class StoredTensor(StoredValues, total=False):
+    """The same, or the rank of a matrix that is stored by its factors: one for decoder, its bias and encoder.
+
+    With `stacked`, the first dimension counts matrices (the experts of a layer), and each has factors of its own.
+    """
+
+    rank: Annotated[int, at_least(1)] | None
+    stacked: bool
 
 
 Name = Annotated[str, FILLED]
@@ -122,8 +146,29 @@ class DirectionFields:
                 raise ConfigError(
                     f"GradiendConfig.parameters[{name!r}].entries: expected None or 1…{numel}, found {spec['entries']}."
                 )
+            _check_rank(f"GradiendConfig.parameters[{name!r}]", spec)
         if self.decoder_sign is None:
             self.decoder_sign = decoder_sign(self.source, self.target)
+
+
+def _check_rank(where: str, spec: dict[str, Any]) -> None:
+    """Refuse factors of what is no matrix, or that are larger than it has sides.
+
+    Raises:
+        ConfigError: naming what was expected.
+    """
+    rank, shape, stacked = spec.get("rank"), spec["shape"], bool(spec.get("stacked"))
+    if rank is None:
+        if stacked:
+            raise ConfigError(f"{where}.stacked: expected a rank beside it, found none.")
+        return
+    if spec["entries"] is not None:
+        raise ConfigError(f"{where}: expected a rank or a number of entries, found rank {rank} and {spec['entries']}.")
+    if len(shape) < 2 + stacked:
+        kind = "a stack of matrices" if stacked else "a matrix"
+        raise ConfigError(f"{where}.rank: expected the shape of {kind} beside it, found {shape}. Store it dense.")
+    if rank > (most := min(matrix_shape(shape, stacked)[-2:])):
+        raise ConfigError(f"{where}.rank: expected 1…{most}, the smaller side of {shape}, found {rank}.")
 
 
 @dataclass

@@ -20,9 +20,19 @@ from safetensors.torch import save_file
 
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
+from .fields import stored_size
 from .files import ENCODER_FILE, WEIGHTS_FILE
 
-__all__ = ["StoredForm", "StoredVectors", "Vectors", "check_indices", "index_dtype", "peak", "read_encoder", "write"]
+__all__ = [
+    "StoredForm",
+    "StoredVectors",
+    "Vectors",
+    "check_indices",
+    "index_dtype",
+    "peak",
+    "read_encoder",
+    "write",
+]
 
 SIDECAR = "rewrite_"
 """First part of the name of the module that carries one parameter's direction; free of the prefix `gradiend_`."""
@@ -43,7 +53,7 @@ class StoredForm(Protocol):
 
 
 class Vectors(NamedTuple):
-    """Stored vectors of one parameter."""
+    """Stored vectors of one parameter, flat: entries, or the factors of a matrix one after the other (`Form`)."""
 
     decoder: torch.Tensor
     decoder_bias: torch.Tensor | None
@@ -157,7 +167,7 @@ def read_encoder(path: Path, form: StoredForm) -> Encoder:
         has_vectors = any(key.startswith(ENCODER_KEY) for key in found)
         if has_vectors:
             code = DTYPE_CODES[form.dtype]
-            expected |= {ENCODER_KEY + name: (code, _stored_size(spec)) for name, spec in parameters.items()}
+            expected |= {ENCODER_KEY + name: (code, stored_size(spec)) for name, spec in parameters.items()}
             expected[ENCODER_BIAS_KEY] = ("F64", 1)
         _compare_headers(path, file, expected)
         return Encoder(
@@ -173,7 +183,7 @@ def _decoder_form(form: StoredForm) -> dict[str, Expected]:
     """Keys of `adapter_model.safetensors`, with their types and sizes."""
     expected: dict[str, Expected] = {}
     for name, spec in (form.parameters or {}).items():
-        values = (DTYPE_CODES[form.dtype], _stored_size(spec))
+        values = (DTYPE_CODES[form.dtype], stored_size(spec))
         expected[vector_key(name, "weight")] = values
         if form.has_bias:
             expected[vector_key(name, "bias")] = values
@@ -181,10 +191,6 @@ def _decoder_form(form: StoredForm) -> dict[str, Expected]:
             integers = "I32" if index_dtype(math.prod(spec["shape"])) == torch.int32 else "I64"
             expected[vector_key(name, "indices")] = (integers, spec["entries"])
     return expected
-
-
-def _stored_size(spec: dict[str, Any]) -> int:
-    return int(math.prod(spec["shape"]) if spec["entries"] is None else spec["entries"])
 
 
 def _opened(path: Path) -> Any:

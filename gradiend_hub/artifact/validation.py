@@ -124,9 +124,9 @@ def check(kind: Any, value: Any, where: str) -> Any:
     if is_dataclass(kind) and isinstance(kind, type) and not isinstance(value, kind):
         return _object(kind, value, where)
     if is_typeddict(kind):
-        if not isinstance(value, dict) or set(value) != set(_hints(kind)):
+        if not (isinstance(value, dict) and kind.__required_keys__ <= value.keys() <= _hints(kind).keys()):
             raise _Mismatch(where, _described(kind), _shown(value))
-        return {name: check(of, value[name], f"{where}.{name}") for name, of in _hints(kind).items()}
+        return {n: check(of, value[n], f"{where}.{n}") for n, of in _hints(kind).items() if n in value}
     if origin in (list, tuple, Sequence) and isinstance(value, list if origin is list else Sequence):
         if not isinstance(value, (str, bytes)):
             return [check(args[0], item, f"{where}[{number}]") for number, item in enumerate(value)]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.artifact.parameter import Values
 from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.model import GradiendModel
 
@@ -28,8 +30,8 @@ _NAME = "random_control"
 def random_direction(model: GradiendModel, seed: int) -> Direction:
     """A direction that changes as many entries of each parameter as the active one, by as much (‖Δ‖ at +1 and at −1).
 
-    Where the active direction is sparse, the entries are drawn anew. It has no encoder. Apply it with a config whose
-    `feature_factor` and `decoder_sign` are 1.
+    Where the active direction is sparse, the entries are drawn anew; where it is low-rank, factors of the same rank. It
+    has no encoder. Apply it with a config whose `feature_factor` and `decoder_sign` are 1.
     """
     config, direction = model.active_peft_config, model.direction
     generator = np.random.default_rng(seed)
@@ -44,12 +46,26 @@ def random_direction(model: GradiendModel, seed: int) -> Direction:
         if part.decoder_bias is None:
             parts[name] = ParameterDirection(part.shape, up, indices=indices)
         else:  # Δ(±1) = b ± w
-            parts[name] = ParameterDirection(part.shape, (up - down) / 2, (up + down) / 2, indices=indices)
+            half = [_half_sum(up, down, sign) for sign in (-1, 1)]
+            parts[name] = ParameterDirection(part.shape, half[0], half[1], indices=indices)
     return Direction(parts)
 
 
-def _like(delta: Tensor, generator: np.random.Generator) -> Tensor:
-    """Gaussian values of the same number and norm as `delta` [k], fp32."""
+def _half_sum(up: Values, down: Values, sign: int) -> Values:
+    if isinstance(up, Factors) and isinstance(down, Factors):
+        return Factors.joined([up * 0.5, down * (0.5 * sign)]).short()
+    assert isinstance(up, Tensor) and isinstance(down, Tensor)
+    return (up + sign * down) / 2
+
+
+def _like(delta: Values, generator: np.random.Generator) -> Values:
+    """Gaussian values of the same number and norm as `delta` [k], or factors of the same rank and norm, fp32."""
+    if isinstance(delta, Factors):
+        shapes = delta.b.shape, delta.a.shape
+        b, a = (torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)) for shape in shapes)
+        factors = Factors(b, a)
+        size, wanted = (math.sqrt(max(one.inner(one), 0.0)) for one in (factors, delta))
+        return factors * (wanted / max(size, math.ulp(0.0)))
     drawn = torch.from_numpy(generator.standard_normal(len(delta), dtype=np.float32))
     norm = float(delta.double().norm())
     return drawn * (norm / max(float(drawn.double().norm()), math.ulp(0.0)))

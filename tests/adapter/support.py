@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.fields import matrix_shape
 from gradiend_hub.artifact.fingerprint import Fingerprint
+from gradiend_hub.artifact.low_rank import Factors, Form
 from gradiend_hub.model import GradiendModel
 
 CLASSES = ["3SG", "3PL"]
@@ -40,11 +43,18 @@ def random_direction(
     share: float = 0.1,
     bias: bool = True,
 ) -> Direction:
-    """A direction over every parameter: `storage` is "dense", "sparse", or "mixed" (they alternate)."""
+    """A direction over every parameter: `storage` is "dense", "sparse", "low rank", or "mixed" (they alternate).
+
+    Low-rank matrices have rank 2, or less; three dimensions are a stack of matrices. Vectors are dense instead.
+    """
     generator = torch.Generator().manual_seed(seed)
     parameters = {}
     for position, (name, parameter) in enumerate(model.named_parameters()):
-        sparse = storage == "sparse" or (storage == "mixed" and position % 2 == 1)
+        form = storage if storage != "mixed" else ("dense", "sparse", "low rank")[position % 3]
+        if form == "low rank" and parameter.ndim > 1:
+            parameters[name] = random_factors(parameter.shape, generator, scale, bias)
+            continue
+        sparse = form == "sparse"
         size = max(1, int(share * parameter.numel())) if sparse else parameter.numel()
         indices = torch.randperm(parameter.numel(), generator=generator)[:size].sort().values.int() if sparse else None
 
@@ -55,6 +65,27 @@ def random_direction(
             tuple(parameter.shape), values(), values() if bias else None, values(), indices
         )
     return Direction(parameters, encoder_bias=0.25, fingerprint=Fingerprint.of(dict(model.named_parameters())))
+
+
+def random_factors(
+    shape: torch.Size, generator: torch.Generator, scale: float, bias: bool, rank: int = 2
+) -> ParameterDirection:
+    """A low-rank part, whose factors are multiples of a power of two: products with such numbers are exact."""
+    stacked = len(shape) == 3
+    form = Form(matrix_shape(shape, stacked), min(rank, *matrix_shape(shape, stacked)[-2:]))
+    step = 2.0 ** round(math.log2(scale) / 2) / 8
+
+    def factors() -> Factors:
+        size = sum(map(math.prod, form.shapes))
+        return form.factors(step * torch.randint(-12, 13, (size,), generator=generator))
+
+    return ParameterDirection(tuple(shape), factors(), factors() if bias else None, factors())
+
+
+def dense_edit(part: ParameterDirection, c_w: float, c_b: float) -> torch.Tensor:
+    """`c_w·w_d + c_b·b_d` of a low-rank part: a product of matrices, flat."""
+    vectors = [(part.decoder, c_w)] + [(part.decoder_bias, c_b)] * (part.decoder_bias is not None)
+    return (torch.cat([v.b * c for v, c in vectors], -1) @ torch.cat([v.a for v, _ in vectors], -2)).flatten()
 
 
 def config_for(direction: Direction, base: nn.Module | None = None, **fields: Any) -> GradiendConfig:
@@ -86,9 +117,12 @@ def edited(base: nn.Module, edits: Sequence[tuple[Direction, float, float]]) -> 
                 part = direction.parameters.get(name)
                 if part is None or (c_w == 0 and c_b == 0):
                     continue
-                values = part.decoder * c_w
-                if part.decoder_bias is not None:
-                    values = values + part.decoder_bias * c_b
+                if isinstance(part.decoder, Factors):
+                    values = dense_edit(part, c_w, c_b)
+                else:
+                    values = part.decoder * c_w
+                    if part.decoder_bias is not None:
+                        values = values + part.decoder_bias * c_b
                 where = slice(None) if part.indices is None else part.indices.long()
                 total[where] += values
                 touched[where] = True

@@ -53,6 +53,7 @@ def directions(net: nn.Module) -> dict[str, Direction]:
         "dense": random_direction(net, "dense", seed=1),
         "sparse": random_direction(net, "sparse", seed=2, share=0.3),
         "mixed": random_direction(net, "mixed", seed=3, share=0.3, bias=False),
+        "low rank": random_direction(net, "low rank", seed=5),
         "few": Direction({"norm.bias": few.parameters["norm.bias"]}),
     }
 
