@@ -682,6 +682,27 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
                 if companion == PROBES_FILE:
                     _renew_probes(folder)
 
+    def to_lora(
+        self, folder: str | Path, *, rank: int | None = None, strength: float = 1.0, adapter_name: str | None = None
+    ) -> Any:
+        """Write a direction as a LoRA for readers without this package; `gradiend_hub.export.to_lora` has the rest.
+
+        Args:
+            folder: Where to write.
+            rank: Largest rank; by default that of the direction, or 8 if it is dense or sparse.
+            strength: Strength that the scale 1 of the LoRA is to stand for.
+            adapter_name: The direction; by default the active one.
+
+        Returns:
+            A `gradiend_hub.export.LoraExport`: what was written, and what a LoRA has no place for.
+        """
+        from .export import to_lora
+
+        name = adapter_name or self._only_active()
+        self._require_loaded(name)
+        parts = self._direction(name), self.peft_config[name], self.get_base_model()
+        return to_lora(*parts, folder, rank=rank, strength=strength)
+
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Publish the active direction in one commit; arguments as of `gradiend_hub.hub.publish.publish_folder`.
 

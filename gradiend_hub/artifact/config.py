@@ -122,7 +122,8 @@ class GradiendConfig(DirectionFields, PeftConfig):  # type: ignore[misc]
         layers: Transformer layers of the scope, e.g. `"8-11"` or `"0,2,4"`.
         density: Share of the entries in scope that the direction keeps, in (0, 1].
         parameters: Stored tensors: parameter name to `{"shape": [...], "entries": int | None}`, where `entries` is
-            the number of stored entries, or `None` for all of them (dense).
+            the number of stored entries, or `None` for all of them (dense). With `"rank": r`, a matrix is stored by
+            its factors, and with `"stacked": True` each of the matrices that the first dimension counts.
         has_bias: Whether the decoder's bias vector is stored beside its weight vector.
         dtype: Type of the stored values: `"float32"`, `"float16"` or `"bfloat16"`.
         decoder_sign: Sign of the decoder weight that makes the first class likelier, +1 or -1; by default computed

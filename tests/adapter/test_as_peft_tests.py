@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gradiend_hub.adapter import gradiend_layers
 from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
@@ -95,8 +96,9 @@ def test_type_of_the_values(base: nn.Module, tmp_path: Path, dtype: torch.dtype,
         )
     assert {p.requires_grad for name, p in fresh.named_parameters() if "weight.default" in name} == {True}
     for part in direction.parameters.values():
-        part.decoder.copy_(part.decoder.to(expected))
-        part.decoder_bias.copy_(part.decoder_bias.to(expected))
+        for values in (part.decoder, part.decoder_bias):
+            for tensor in (values.b, values.a) if isinstance(values, Factors) else (values,):
+                tensor.copy_(tensor.to(expected))
     reference = output(edited(base, [(direction, 1.0, 1.0)]).requires_grad_(False), "bert", dtype)
     for model in (loaded, sparing):
         assert torch.equal(output(model, "bert", dtype), reference)

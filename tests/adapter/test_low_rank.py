@@ -45,9 +45,7 @@ def learned(model: nn.Module, rank: int = 3, *, bias: bool = False) -> Direction
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_edit_is_the_product_rounded_once(
-    dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_edit_is_the_product_rounded_once(dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Merged and unmerged, in pieces and whole: W + σΔ, to the last bits of a product of matrices; undone to the bit."""
     monkeypatch.setattr(low_rank, "BLOCK", {"cpu": 40})
     monkeypatch.setattr(arithmetic, "BLOCK", 40)

@@ -86,7 +86,10 @@ def test_beside_the_weight(kind: type, tmp_path: Path, caplog: pytest.LogCapture
         model.set_strength(strength)
         expected = output(edited(dense, [(direction, *config_for(direction).coefficients(strength))]), "bert")
         torch.testing.assert_close(output(model, "bert"), expected, atol=1e-5, rtol=1e-4)
-    assert model.receipt.entries == direction.entries
+    deltas = [
+        part.dense(part.delta(*config_for(direction).coefficients(-0.5))) for part in direction.parameters.values()
+    ]
+    assert model.receipt.entries == sum(int(delta.count_nonzero()) for delta in deltas)
     with model.strength_at(0.0):
         assert torch.equal(output(model, "bert"), plain)
     with model.disable_adapter():

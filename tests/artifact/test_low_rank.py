@@ -238,7 +238,7 @@ def test_impossible_forms(tmp_path: Path, name: str) -> None:
     direction = make()
     spec = direction.spec()
     damaged(spec, name)
-    with pytest.raises(ConfigError, match="GradiendConfig.parameters"):
+    with pytest.raises(ConfigError, match=r"GradiendConfig\.parameters"):
         GradiendConfig(feature_classes=["a", "b"], parameters=spec, has_bias=True)
     config(direction).save_pretrained(str(tmp_path))
     raw = json.loads((tmp_path / CONFIG_FILE).read_text())

@@ -1,0 +1,245 @@
+"""A direction as a plain LoRA: PEFT, transformers, vLLM and llama.cpp's converter load it without this package.
+
+What these read was looked up in PEFT 0.21, in vLLM up to 0.27 (`vllm/lora/peft_helper.py`, `vllm/config/lora.py`) and in
+llama.cpp's `convert_lora_to_gguf.py` of 2026:
+
+* every module has the one rank of the configuration (vLLM and llama.cpp scale by `lora_alpha / r` of it and know no
+  `rank_pattern`), so shorter factors are filled up with zeros, and alpha is the rank: scale 1 is the exported strength;
+* no bias terms, no `modules_to_save`, no norms (vLLM refuses them);
+* `r` up to vLLM's `--max-lora-rank`, which is one of 1, 8, 16, 32, 64, 128, 256, 320 and 512, and 16 by default;
+* no embeddings, and nothing that is tied to them: a LoRA beside one use of a tied matrix leaves the other one as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft.utils.peft_types import TaskType
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers.pytorch_utils import Conv1D
+
+from gradiend_hub.adapter.sites import Site, SiteMap, resolve_names
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.artifact.storage import KEY_PREFIX, write
+from gradiend_hub.errors import ConfigError
+
+__all__ = ["LORA_FOLDER", "LoraExport", "Loras", "as_loras", "to_lora", "write_loras"]
+
+DEFAULT_RANK = 8
+"""Rank of what is not low-rank already."""
+LORA_FOLDER = "lora"
+"""Folder of an artifact that holds its LoRA."""
+SIGNS = {1: "plus", -1: "minus"}
+TASKS = {"causal_lm": TaskType.CAUSAL_LM.value, "seq2seq_lm": TaskType.SEQ_2_SEQ_LM.value}
+
+
+@dataclass(frozen=True)
+class LoraExport:
+    """What was written.
+
+    Attributes:
+        folders: One folder if Δ is odd in the strength, so that scale −1 is the opposite; else "plus" and "minus".
+        strength: Strength that scale 1 stands for.
+        rank: Rank of every module.
+        modules: Number of modules.
+        energy: Share of `‖Δ‖²` that the LoRA holds (the lower one of both signs).
+        left_out: Parameters that it has no place for, and why.
+    """
+
+    folders: list[Path]
+    strength: float
+    rank: int
+    modules: int
+    energy: float
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Loras:
+    """What LoRAs hold of a direction.
+
+    Attributes:
+        deltas: Δ by sign of the strength (+1 alone if Δ is odd in it), and by name of the weight in the base model, whose
+            orientation it has.
+        shapes: Shape of each of these weights.
+        turned: Those that are stored transposed (`Conv1D`).
+        energy: As `LoraExport`.
+        left_out: As `LoraExport`.
+    """
+
+    deltas: dict[int, dict[str, Factors]]
+    shapes: dict[str, tuple[int, ...]]
+    turned: set[str]
+    energy: float
+    left_out: dict[str, str]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of all."""
+        return max(delta.rank for deltas in self.deltas.values() for delta in deltas.values())
+
+    def direction(self) -> tuple[Direction, dict[str, Any]]:
+        """The same as a direction, and fields of a configuration with which its strength 1 is the scale 1 of the LoRAs."""
+        plus, minus = self.deltas[1], self.deltas.get(-1)
+        if minus is None:
+            parts = {name: ParameterDirection(self.shapes[name], delta) for name, delta in plus.items()}
+        else:  # Δ(±1) = b ± w
+            parts = {
+                name: ParameterDirection(
+                    self.shapes[name],
+                    Factors.joined([delta * 0.5, minus[name] * -0.5]).short(),
+                    Factors.joined([delta * 0.5, minus[name] * 0.5]).short(),
+                )
+                for name, delta in plus.items()
+            }
+        fields = {"decoder_sign": 1, "strength_unit": 1.0, "feature_factor": 1.0, "target": "diff"}
+        return Direction(parts), {**fields, "has_bias": minus is not None, "parameters": None, "dtype": "float32"}
+
+
+def to_lora(
+    direction: Direction,
+    config: GradiendConfig,
+    base_model: nn.Module,
+    folder: str | Path,
+    *,
+    rank: int | None = None,
+    strength: float = 1.0,
+) -> LoraExport:
+    """Write a direction as one LoRA, or, if its decoder has a bias, as one for each sign (`plus/` and `minus/`).
+
+    Args:
+        direction: The direction; it may be streamed.
+        config: Its configuration.
+        base_model: Its base model, for the kinds of its modules; values are not read (it may be on the meta device).
+        folder: Where to write.
+        rank: Largest rank; by default that of the direction, or 8 if it is dense or sparse.
+        strength: Strength that the scale 1 of the LoRA is to stand for.
+
+    Raises:
+        ConfigError: If the rank is impossible, the strength zero, or no parameter has a place in a LoRA.
+        BaseModelMismatchError: If the base model lacks a parameter.
+    """
+    return write_loras(
+        as_loras(direction, config, base_model, rank=rank, strength=strength), config, base_model, folder, strength
+    )
+
+
+def write_loras(
+    loras: Loras, config: GradiendConfig, base_model: nn.Module, folder: str | Path, strength: float = 1.0
+) -> LoraExport:
+    """Write what `as_loras` has cut; arguments as of `to_lora`."""
+    folders = []
+    for sign, deltas in loras.deltas.items():
+        place = Path(folder) if len(loras.deltas) == 1 else Path(folder, SIGNS[sign])
+        place.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, Tensor] = {}
+        for name, delta in deltas.items():
+            b, a = pad(delta.b, (0, loras.rank - delta.rank)), pad(delta.a, (0, 0, 0, loras.rank - delta.rank))
+            if name in loras.turned:
+                b, a = a.T, b.T
+            module = KEY_PREFIX + name.removesuffix(".weight")
+            tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+        write(tensors, place / WEIGHTS_FILE, {"format": "pt"})
+        fields = _lora_config(config, loras, base_model)
+        (place / CONFIG_FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        folders.append(place)
+    return LoraExport(folders, strength, loras.rank, len(loras.shapes), loras.energy, loras.left_out)
+
+
+def _lora_config(config: GradiendConfig, loras: Loras, base_model: nn.Module) -> dict[str, Any]:
+    """The fields that every version of PEFT, vLLM and llama.cpp's converter know; all others have their defaults there."""
+    mapping = {"base_model_class": type(base_model).__name__, "parent_library": type(base_model).__module__}
+    task = TASKS.get(config.objective or "")
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "revision": config.revision,
+        "task_type": task,
+        "auto_mapping": None if task else config.auto_mapping or mapping,
+        "r": loras.rank,
+        "lora_alpha": loras.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": loras.turned == loras.shapes.keys(),
+        "inference_mode": True,
+        "target_modules": _target_modules([name.removesuffix(".weight") for name in loras.shapes], base_model),
+    }
+
+
+def _target_modules(targets: list[str], base_model: nn.Module) -> list[str]:
+    """The last parts of the modules' names (`q_proj`), which is what one expects there; the whole names where modules that
+    are not targets end alike."""
+    endings = {name.rpartition(".")[2] for name in targets}
+    named = {name for name, _ in base_model.named_modules() if name.rpartition(".")[2] in endings}
+    return sorted(endings) if named == set(targets) else sorted(targets)
+
+
+# -------------------------------------------------------------------------------------------------------------- cutting
+
+
+def as_loras(
+    direction: Direction,
+    config: GradiendConfig,
+    base_model: nn.Module,
+    *,
+    rank: int | None = None,
+    strength: float = 1.0,
+) -> Loras:
+    """Cut a direction to what LoRAs hold; arguments and errors as of `to_lora`."""
+    if strength == 0 or not math.isfinite(strength):
+        raise ConfigError(f"A LoRA stands for a strength other than 0, found {strength}.")
+    sites = SiteMap(base_model)
+    names = resolve_names(base_model, direction.parameters, sites.parameters)
+    reasons = {name: _left_out(sites[name]) for name in names.values()}
+    shapes = {name: tuple(sites.parameters[name].shape) for name, why in reasons.items() if why is None}
+    left_out = {name: why for name, why in reasons.items() if why is not None}
+    if not shapes:
+        some = ", ".join(f"{name} ({why})" for name, why in list(left_out.items())[:3])
+        raise ConfigError(
+            f"No parameter of this direction has a place in a LoRA, which holds weights of linear layers: {some}. "
+            "Merge the direction into its base model instead: gradiend-hub merge."
+        )
+    most = max(min(shape) for shape in shapes.values())
+    if rank is not None and not 1 <= rank <= most:
+        raise ConfigError(f"rank: expected 1…{most}, the smaller side of the largest weight, found {rank}.")
+    odd = not any(part.inner(part, 0.0, 1.0) for part in direction.parameters.values() if part.decoder_bias is not None)
+    coefficients = {sign: config.coefficients(sign * strength) for sign in ((1,) if odd else (1, -1))}
+    deltas: dict[int, dict[str, Factors]] = {sign: {} for sign in coefficients}
+    squares, held = dict.fromkeys(coefficients, 0.0), dict.fromkeys(coefficients, 0.0)
+    for stored, name in names.items():
+        part = direction.parameters[stored]
+        for sign, (c_w, c_b) in coefficients.items():
+            squares[sign] += part.inner(part, c_w, c_b)
+            if name in shapes:
+                delta = part.delta(c_w, c_b)
+                cut = deltas[sign][name] = _cut(delta if isinstance(delta, Factors) else part.dense(delta), rank)
+                held[sign] += cut.inner(cut)
+    energy = min(held[sign] / square if square else 1.0 for sign, square in squares.items())
+    turned = {name for name in shapes if isinstance(sites[name].owner, Conv1D)}
+    return Loras(deltas, shapes, turned, energy, left_out)
+
+
+def _cut(delta: Factors | Tensor, rank: int | None) -> Factors:
+    if isinstance(delta, Factors):
+        return delta.short() if rank is None else delta.to_rank(min(rank, *delta.form.matrix))
+    return Factors.nearest(delta, min(rank or DEFAULT_RANK, *delta.shape))
+
+
+def _left_out(site: Site) -> str | None:
+    """Why a LoRA has no place for a parameter; `None` if it has."""
+    if site.leaf != "weight" or not isinstance(site.owner, (nn.Linear, Conv1D)):
+        if site.quantized is not None:
+            return None
+        kind = type(site.owner).__name__
+        return f"a {site.leaf} of {kind}" if site.leaf != "weight" else f"no linear layer but {kind}"
+    if len(site.slots) > 1:
+        return "tied to another module's"
+    return None

@@ -1,0 +1,1 @@
+"""Directions for programs that know nothing of this package."""
