@@ -79,6 +79,11 @@ class ParameterDirection:
         return self.decoder.numel()
 
     @property
+    def values(self) -> Tensor:
+        """Decoder weights of the stored entries, fp32 `[k]`; of all elements, formed now, if it is low-rank."""
+        return self.dense(self.decoder).flatten() if isinstance(self.decoder, Factors) else self.decoder
+
+    @property
     def rank(self) -> int | None:
         """Rank that a file has room for: the largest of its vectors'; `None` if it is not low-rank."""
         ranks = [values.rank for values in self._vectors().values() if isinstance(values, Factors)]

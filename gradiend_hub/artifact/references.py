@@ -138,7 +138,7 @@ def _flat(vector: Direction, starts: Mapping[str, int]) -> tuple[torch.Tensor, t
         if (part := vector.parameters.get(name)) is not None:
             assert part.indices is not None, "references are sparse"
             places.append(part.indices.long() + starts[name])
-            values.append(part.decoder)
+            values.append(part.values)
     return torch.cat(places or [torch.zeros(0, dtype=torch.int64)]), torch.cat(values or [torch.zeros(0)])
 
 

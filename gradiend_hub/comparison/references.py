@@ -98,7 +98,7 @@ def _gradient(
         whole = gradient.parameters[name]
         assert part.indices is not None
         at = part.indices if whole.indices is None else torch.searchsorted(whole.indices, part.indices)
-        parts[name] = ParameterDirection(part.shape, whole.decoder[at.long()], indices=part.indices)
+        parts[name] = ParameterDirection(part.shape, whole.values[at.long()], indices=part.indices)
     short = Direction(parts)
     left = sign * direction.inner(short, 1.0, 0.0)
     # what the direction does to its own feature is right, whatever the entries that were left out would add
@@ -108,11 +108,11 @@ def _gradient(
 def _norm_within(gradient: Direction, direction: Direction) -> float:
     """Norm of a gradient at the coordinates that a direction has."""
     ones = {
-        name: ParameterDirection(part.shape, torch.ones_like(part.decoder), indices=part.indices)
+        name: ParameterDirection(part.shape, torch.ones_like(part.values), indices=part.indices)
         for name, part in direction.parameters.items()
     }
     squares = {
-        name: ParameterDirection(part.shape, part.decoder.square(), indices=part.indices)
+        name: ParameterDirection(part.shape, part.values.square(), indices=part.indices)
         for name, part in gradient.parameters.items()
     }
     return math.sqrt(Direction(ones).inner(Direction(squares)))
@@ -134,6 +134,6 @@ def _figures(one: Direction, others: list[Direction]) -> dict[str, list[float]]:
 def _spearman(one: Direction, other: Direction) -> float:
     """Spearman's correlation of two dense vectors, on some coordinates."""
     step = max(1, one.numel // RANKED)
-    values = [torch.cat([p.decoder[::step] for p in d.parameters.values()]) for d in (one, other)]
+    values = [torch.cat([p.values[::step] for p in d.parameters.values()]) for d in (one, other)]
     ranks = torch.stack([v.argsort().argsort().double() for v in values])
     return float(torch.corrcoef(ranks)[0, 1])

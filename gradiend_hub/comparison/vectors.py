@@ -204,13 +204,13 @@ def _csr(parts: Sequence[ParameterDirection | None], chosen: Sequence[int]) -> A
     rows = [part for i in chosen if (part := parts[i]) is not None and part.indices is not None]
     lengths = [0, *(part.decoder.numel() for part in rows)]
     indices = np.concatenate([part.indices.numpy() for part in rows if part.indices is not None])
-    values = np.concatenate([part.decoder.numpy() for part in rows]).astype(np.float64)
+    values = np.concatenate([part.values.numpy() for part in rows]).astype(np.float64)
     return sparse.csr_matrix((values, indices, np.cumsum(lengths)), shape=(len(rows), rows[0].numel))
 
 
 def _dense_products(left: Sequence[ParameterDirection | None], right: Sequence[ParameterDirection | None]) -> Array:
     def block(parts: Sequence[ParameterDirection | None], start: int) -> torch.Tensor:
-        return torch.stack([part.decoder[start : start + BLOCK] for part in parts if part is not None]).double()
+        return torch.stack([part.values[start : start + BLOCK] for part in parts if part is not None]).double()
 
     first = left[0]
     assert first is not None
@@ -228,8 +228,7 @@ def _dense_products(left: Sequence[ParameterDirection | None], right: Sequence[P
 
 def values_of(part: ParameterDirection) -> tuple[Places | None, np.ndarray[Any, Any]]:
     """Flat places (`None` for all) and values of a part; a low-rank one's are computed."""
-    values = part.decoder if isinstance(part.decoder, torch.Tensor) else part.dense(part.decoder).flatten()
-    return None if part.indices is None else part.indices.long().numpy(), values.numpy()
+    return None if part.indices is None else part.indices.long().numpy(), part.values.numpy()
 
 
 @dataclass(frozen=True)
