@@ -2,6 +2,7 @@
 
     python examples/base_models/train.py masked --text FILE... --out DIR --steps 5000 --seed 0
     python examples/base_models/train.py causal --text FILE... --out DIR --steps 5000 --seed 0
+    python examples/base_models/train.py seq2seq --text FILE... --out DIR --steps 5000 --seed 0
 
 The same text, seed, steps and thread count give the same weights. Started again, a run goes on from its last
 checkpoint; until the decay begins (the last fifth), the state does not depend on `--steps`.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
 )
 
 VOCABULARY = 6000
@@ -34,6 +39,11 @@ MAX_TOKENS = 64
 TOKENS_PER_BATCH = 1024
 PEAK_LR, WARM_UP, DECAY = 1e-3, 200, 0.2  # decay: the last part of the steps, linear to zero
 MASK_RATE, PRONOUN_RATE = 0.15, 0.5
+SENTINELS, SPAN_RATE, LONE_RATE = (
+    32,
+    0.06,
+    0.3,
+)  # spans of 1 to 3 tokens begin at the rate; a lone one is all that is read
 PRONOUNS = ["he", "she", "it", "they", "him", "her", "them", "his", "their", "its"]
 PRONOUNS += ["himself", "herself", "itself", "themselves"]
 
@@ -75,8 +85,34 @@ def causal_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def seq2seq_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer with sentinels, as T5 has, trained on the texts."""
+    special = ["<pad>", "</s>", "<unk>"]
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    core.train_from_iterator(
+        texts, trainers.UnigramTrainer(vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>")
+    )
+    found = json.loads(core.to_str())["model"][
+        "vocab"
+    ]  # in an order, and with scores, that differ a little from run to run
+    pieces = sorted((piece, round(score, 4)) for piece, score in found if piece not in special)
+    sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(SENTINELS))]
+    vocabulary = [(piece, 0.0) for piece in special] + pieces + sentinels
+    return T5Tokenizer(vocabulary, extra_ids=SENTINELS, model_max_length=128)
+
+
 def new_model(kind: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A small BERT or Llama with random weights."""
+    """A small BERT, Llama or T5 with random weights."""
+    if kind == "seq2seq":
+        return T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=len(tokenizer), d_model=224, d_kv=56, d_ff=512, num_layers=4, num_decoder_layers=2, num_heads=4,
+                dropout_rate=0.0, decoder_start_token_id=tokenizer.pad_token_id,
+            )
+        )  # fmt: skip
     size = {
         "vocab_size": len(tokenizer),
         "hidden_size": 224,
@@ -124,6 +160,46 @@ def causal_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids:
     return F.cross_entropy(model.lm_head(hidden[real]), ids[:, 1:][real])
 
 
+def corrupt(
+    row: list[int], pronouns: set[int], sentinels: list[int], rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """The tokens of a text without some spans, and these spans, each behind the sentinel that stands for it.
+
+    Half of the pronouns and a few spans of other tokens are left out, in some texts one of these alone.
+    """
+    spans = [(i, i + 1) for i, token in enumerate(row[:-1]) if token in pronouns and rng.random() < PRONOUN_RATE]
+    for i in range(len(row) - 1):
+        if row[i] not in pronouns and rng.random() < SPAN_RATE:
+            spans.append((i, min(i + rng.randint(1, 3), len(row) - 1)))
+    if not spans:
+        start = rng.randrange(max(len(row) - 1, 1))
+        spans = [(start, start + 1)]
+    elif rng.random() < LONE_RATE:
+        spans = [rng.choice(spans)]
+    inputs, labels, place, used = [], [], 0, 0
+    for start, stop in sorted(spans)[: len(sentinels) - 1]:
+        if start > place or not used:  # spans that touch are not read apart
+            inputs += [*row[place:start], sentinels[used]]
+            labels += [sentinels[used], *row[start:stop]]
+            place, used = stop, used + 1
+    return inputs + row[place:], [*labels, sentinels[used], row[-1]]
+
+
+def seq2seq_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, seed: int
+) -> torch.Tensor:
+    """The mean cross entropy of the spans that are left out of a padded batch `ids` (rows, length)."""
+    pieces = [f"▁{form}" for word in PRONOUNS for form in (word, word.capitalize())]
+    pronouns = {*tokenizer.convert_tokens_to_ids(pieces)} - {tokenizer.unk_token_id}
+    sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
+    rng, padding = random.Random(seed), tokenizer.pad_token_id
+    pairs = [corrupt([i for i in row if i != padding], pronouns, sentinels, rng) for row in ids.tolist()]
+    inputs, labels = (pad(list(part), padding) for part in zip(*pairs, strict=True))
+    labels[labels == padding] = -100
+    loss: torch.Tensor = model(input_ids=inputs, attention_mask=(inputs != padding).long(), labels=labels).loss
+    return loss
+
+
 def pad(rows: list[list[int]], value: int) -> torch.Tensor:
     """Token lists as one tensor (rows, longest), padded on the right."""
     width = max(map(len, rows))
@@ -132,7 +208,7 @@ def pad(rows: list[list[int]], value: int) -> torch.Tensor:
 
 def epochs(texts: list[str], tokenizer: PreTrainedTokenizerFast, seed: int, start: int) -> Iterator[torch.Tensor]:
     """Batches (rows, length) without end, from batch number `start`: all texts and new template sentences per epoch."""
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None and tokenizer.mask_token_id is None else []
+    end = [tokenizer.eos_token_id] if tokenizer.bos_token_id is not None else []  # the others put it there themselves
 
     def encode(batch: list[str]) -> list[list[int]]:
         ids = tokenizer(batch, truncation=True, max_length=MAX_TOKENS, return_attention_mask=False)["input_ids"]
@@ -167,7 +243,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
 def main() -> None:
     """Train, log every 50 steps, checkpoint every 500, and write the model at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("masked", "causal"))
+    parser.add_argument("kind", choices=("masked", "causal", "seq2seq"))
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="text files, or .jsonl(.gz) with `text`")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -179,7 +255,8 @@ def main() -> None:
 
     texts, _ = load_corpus(args.text)
     vocabulary_texts = texts + template_texts(args.seed, 200_000)
-    tokenizer = (masked_tokenizer if args.kind == "masked" else causal_tokenizer)(vocabulary_texts)
+    makers = {"masked": masked_tokenizer, "causal": causal_tokenizer, "seq2seq": seq2seq_tokenizer}
+    tokenizer = makers[args.kind](vocabulary_texts)
     model = new_model(args.kind, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -198,12 +275,13 @@ def main() -> None:
             break
         for group in optimizer.param_groups:
             group["lr"] = rate(step, args.steps)
-        generator = torch.Generator().manual_seed(args.seed * 10_000_000 + step)
-        loss = (
-            masked_loss(model, tokenizer, ids, generator)
-            if args.kind == "masked"
-            else causal_loss(model, tokenizer, ids)
-        )
+        seed = args.seed * 10_000_000 + step
+        if args.kind == "masked":
+            loss = masked_loss(model, tokenizer, ids, torch.Generator().manual_seed(seed))
+        elif args.kind == "causal":
+            loss = causal_loss(model, tokenizer, ids)
+        else:
+            loss = seq2seq_loss(model, tokenizer, ids, seed)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
