@@ -600,7 +600,9 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         from .objectives import make_objective
 
         config, base = self.active_peft_config, self.get_base_model()
-        objective = make_objective(base, processing_class or self.tokenizer, name=config.objective)
+        objective = make_objective(
+            base, processing_class or self.tokenizer, name=config.objective, options=config.objective_options
+        )
         with self.strength_at(0.0):
             return encode_rows(base, objective, self.direction, config, rows, batch_size=batch_size)
 

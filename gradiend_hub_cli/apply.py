@@ -58,7 +58,10 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
             model = GradiendModel.from_pretrained(
                 direction, base_model=options.base, revision=options.revision, strength=0.0
             )
-        objective = make_objective(model.get_base_model(), model.tokenizer, name=model.active_peft_config.objective)
+        config = model.active_peft_config
+        objective = make_objective(
+            model.get_base_model(), model.tokenizer, name=config.objective, options=config.objective_options
+        )
         strengths = options.strengths or compared_strengths(model.active_peft_config)
         styles = class_styles(model)
         results = []

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, REPORTS_FOLDER, WEIGHTS_FILE
-from gradiend_hub.data import Row, read_rows, read_texts, require_classes
+from gradiend_hub.data import Row, read_neutral, read_rows, require_classes
 from gradiend_hub.data.loading import Source as DataSource
 from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError
@@ -25,6 +26,7 @@ from gradiend_hub.evaluation.benchmarks import Benchmark
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
+from gradiend_hub.objectives import make_objective
 from gradiend_hub.plots import can_draw, save_html, save_plots
 
 from .console import Story, on_interrupt
@@ -149,10 +151,22 @@ def _model(request: Request, found: ResolvedRepo) -> GradiendModel:
         )
 
 
-def _data(request: Request, model: GradiendModel) -> tuple[list[Row], list[str]]:
-    classes = require_classes(model.active_peft_config.feature_classes)
-    rows = read_rows(_load(request.data, "--data"), classes, what="--data", need_both=False)
-    return rows, read_texts(_load(request.neutral, "--neutral"), what="--neutral") if request.neutral else []
+def _data(request: Request, model: GradiendModel) -> tuple[list[Row], list[Any]]:
+    config = model.active_peft_config
+    objective = make_objective(
+        model.get_base_model(), model.tokenizer, name=config.objective, options=config.objective_options
+    )
+    rows = read_rows(
+        _load(request.data, "--data"),
+        require_classes(config.feature_classes),
+        read=objective.read,
+        prepare=partial(objective.prepare, what="--data"),
+        what="--data",
+        need_both=False,
+    )
+    if not request.neutral:
+        return rows, []
+    return rows, read_neutral(_load(request.neutral, "--neutral"), objective.read_neutral, what="--neutral")
 
 
 def _load(source: Source, what: str) -> Iterator[dict[str, object]]:

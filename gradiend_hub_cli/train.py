@@ -211,7 +211,7 @@ def _show(trainer: GradiendTrainer, url: str | None, story: Story) -> dict[str, 
     else:
         story.show(f"\nWhat each strength changes ({name} split):")
         story.show(curve_table(splits[name], trainer.report.feature_classes))
-    attempt = shlex.join([*program(), "apply", str(folder), "TEXT WITH [MASK]"])
+    attempt = shlex.join([*program(), "apply", str(folder), trainer.objective.asks])
     story.show(f"\ncard    {folder / CARD_FILE}\ntry it  {attempt}", soft_wrap=True)
     return {
         "folder": folder,

@@ -112,6 +112,8 @@ class GradiendConfig(DirectionFields, PeftConfig):  # type: ignore[misc]
         fillers: Words of each class that may fill the slot, e.g. `{"3SG": ["he", "she"], "3PL": ["they"]}`.
         objective: How an example becomes a slot with two losses, e.g. `"masked_lm"`; `None` takes the one that fits
             the base model's head.
+        objective_options: Options of the objective, e.g. `{"per_token": False}` of `"preference"`; the trainer adds those
+            that it finds in the rows.
         source: Gradient that the encoder reads: `"alternative"`, `"factual"` or `"diff"`. The factual gradient vanishes
             where the model is right already, so that such rows cannot be told apart by it (on the bundled masked
             model, accuracy 1.00 where the factual word has a probability below 0.8, and 0.46 above).

@@ -100,6 +100,7 @@ class DirectionFields:
     feature_classes: Classes | None = None
     fillers: dict[Name, Words] | None = None
     objective: Name | None = None
+    objective_options: dict[Name, bool | int | float | str] | None = None
     source: Gradient = "alternative"
     target: Gradient = "diff"
     scope: list[Name] | str | None = None

@@ -107,6 +107,7 @@ def render_card(folder: str | Path, config: GradiendConfig | None = None, report
         split_name=name,
         split=split,
         prompt=_prompt(split),
+        probability=_probability(config),
         row=_row(report) if report and (folder / ENCODER_FILE).is_file() else None,
         compared=compared,
         caveats=caveats(report, name, split) if report and name and split else [],
@@ -264,6 +265,12 @@ def _task(config: GradiendConfig) -> str | None:
     """The Hub's name of what a model of the direction's objective does; `None` for an objective that is not known here."""
     objective = OBJECTIVES.get(config.objective or "")
     return objective.task if objective else None
+
+
+def _probability(config: GradiendConfig) -> str:
+    """What the probability of a class is, beside the outputs that are summed up, in the objective's words."""
+    objective = OBJECTIVES.get(config.objective or "")
+    return objective.probability_note if objective else ""
 
 
 def _prompt(split: SplitReport | None) -> str:

@@ -33,6 +33,11 @@ class Row:
     factual_class: str
     alternative_class: str
 
+    @property
+    def group(self) -> Any:
+        """What rows that depend on each other have in common, e.g. their prompt; `None` where each is for itself."""
+        return None
+
     def label(self, feature_classes: Sequence[str], source: str) -> float:
         """Return the training label: +1 if the output that gives the source gradient is of the first class, else −1.
 

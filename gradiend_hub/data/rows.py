@@ -23,6 +23,7 @@ def read_rows(
     feature_classes: Sequence[str] | None,
     *,
     read: Callable[[Mapping[str, Any]], Row] = TextRow.read,
+    prepare: Callable[[list[Any]], list[Any]] | None = None,
     what: str = "dataset",
     need_both: bool = True,
 ) -> list[Any]:
@@ -32,6 +33,7 @@ def read_rows(
         dataset: The records.
         feature_classes: The two classes that rows may name; `None` for any.
         read: Makes a row of a record: `Objective.read`; by default text with a slot.
+        prepare: Makes the rows to use of those that were read: `Objective.prepare`; by default they are used as they are.
         what: How messages call the data.
         need_both: Whether each class must have a row.
 
@@ -52,6 +54,8 @@ def read_rows(
             raise DataError(f"{what}, row {number}: {error}") from error
     if not rows:
         raise DataError(f"{what} has no rows.")
+    if prepare is not None:
+        rows = prepare(rows)
     if feature_classes is not None:
         _check_classes(rows, feature_classes, what, need_both)
         same = [number for number, row in enumerate(rows) if row.factual == row.alternative] if need_both else []

@@ -198,7 +198,7 @@ def measure_encoder(
             for part, source in parts
         )
     h = sign * h
-    words = [str(row.factual) for row in rows]
+    words = [str(row.factual) for row in rows] if config.fillers else None
     labels = torch.tensor([row.label(classes, "factual") for row in rows])
     report = encoder_report(
         h,
@@ -207,7 +207,7 @@ def measure_encoder(
         neutral,
         other=other,
         words=words,
-        trained_words=trained_words,
+        trained_words=trained_words if words else None,
         casing=Casing(config.fillers),
         groups=groups_of(rows),
         seed=seed,

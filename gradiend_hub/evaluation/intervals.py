@@ -25,9 +25,13 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def groups_of(rows: Sequence[Row]) -> Numbers:
-    """Number of the template or document of each row, [N]; of rows that are no texts, each is its own."""
+    """Number of the template or document of each row, [N]; of other rows, of those of one `group`."""
     texts = [row for row in rows if isinstance(row, TextRow)]
-    return np.array(row_groups(texts)) if len(texts) == len(rows) else np.arange(len(rows))
+    if len(texts) == len(rows):
+        return np.array(row_groups(texts))
+    numbers: dict[Any, int] = {}
+    named = [(i,) if row.group is None else row.group for i, row in enumerate(rows)]
+    return np.array([numbers.setdefault(name, len(numbers)) for name in named])
 
 
 def mean_error(values: Array, groups: Numbers | None = None) -> tuple[float, int]:

@@ -115,24 +115,37 @@ class Part:
         """
         device = next(model.parameters()).device
         read = [self._class_probabilities(model, *batch, device) for batch in self.row_batches]
-        classes = self.row_batches[0][1].shape[1] if read else 2
-        probability = torch.zeros(len(self.items), classes, dtype=torch.float64)
-        if read:
-            probability.index_add_(0, self.places, torch.cat(read).cpu())
+        chances = (
+            self._of_items(torch.cat(read).cpu()) if read else torch.zeros(len(self.items), 2, dtype=torch.float64)
+        )
+        probability = chances.softmax(-1) if self.objective.relative else chances.exp()
         scored = [self._score(model, number, device) for number in range(len(self.quality_batches))]
         nll, correct, kl = (torch.cat(of) for of in zip(*scored, strict=True)) if scored else [torch.empty(0)] * 3
-        values = Values(*(of.double().cpu().numpy() for of in (probability, nll, correct, kl)))
+        readings = {name: of.double().numpy() for name, of in self.objective.row_readings(chances).items()}
+        whole = [of.double().cpu().numpy() for of in (probability, nll, correct, kl)]
+        values = Values(whole[0], whole[1], whole[2], whole[3], readings)
         self._check_finite(strength, values)
         return values
 
     def _class_probabilities(self, model: nn.Module, batch: Batch, outputs: Tensor, device: torch.device) -> Tensor:
-        """Sum the probabilities of each class's outputs: [B, C] of their ids [B, C, W, K] (−1 where there are fewer)."""
+        """Return log P of each class's outputs together: [B, C] of their ids [B, C, W, K] (−1 where there are fewer)."""
         rows, classes, count, length = outputs.shape
         ids = outputs.to(device).movedim(3, 1).flatten(2)  # [B, K, C·W]
         log_probs = self.objective.log_probs(model, batch.to(device))[:, :length]
         of_ids = log_probs.gather(2, ids.clamp(min=0)).double() * (ids >= 0)
-        chances: Tensor = of_ids.sum(1).exp() * (ids[:, 0] >= 0)
-        return chances.view(rows, classes, count).sum(-1)
+        chances = of_ids.sum(1)
+        if self.objective.per_token:
+            chances = chances / (ids >= 0).sum(1).clamp(min=1)
+        chances = chances.masked_fill(ids[:, 0] < 0, -math.inf)
+        return chances.view(rows, classes, count).logsumexp(-1)
+
+    def _of_items(self, chances: Tensor) -> Tensor:
+        """Add up the probabilities of readings by their items: log P [readings, C] → [items, C]."""
+        found = chances.new_full((len(self.items), chances.shape[1]), -math.inf)
+        places = self.places.unsqueeze(1).expand_as(chances)
+        highest = found.scatter_reduce(0, places, chances, "amax").nan_to_num(neginf=0.0)
+        total = torch.zeros_like(found).index_add_(0, self.places, (chances - highest[self.places]).exp())
+        return highest + total.log()
 
     def _score(self, model: nn.Module, number: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return nll and rank of every scored label of a batch, and KL(base‖edited) of the compared ones."""

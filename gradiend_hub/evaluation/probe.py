@@ -71,8 +71,8 @@ class StrengthProbe:
         self.classes = require_classes(model.active_peft_config.feature_classes)
         if not rows:
             raise DataError("No rows: class probabilities need rows of at least one class.")
-        fillers = model.active_peft_config.fillers
-        words = {c: fillers[c] for c in self.classes if c in fillers} if fillers else {}
+        fillers = model.active_peft_config.fillers or {}
+        words = {c: fillers.get(c, []) for c in self.classes}
         rows_of = [
             Item(number, self.classes.index(row.factual_class), int(group), objective.readings(row, words))
             for number, (row, group) in enumerate(zip(rows, groups_of(rows), strict=True))
@@ -181,9 +181,9 @@ class StrengthProbe:
         if not self._done(dose):
             self._extend(dose)
         parts = self._read[_key(dose)]
-        return Values(
-            *(np.concatenate([getattr(p, name) for p in parts]) for name in ("probability", "nll", "correct", "kl"))
-        )
+        whole = [np.concatenate([getattr(p, n) for p in parts]) for n in ("probability", "nll", "correct", "kl")]
+        readings = {name: np.concatenate([p.readings[name] for p in parts]) for name in parts[0].readings}
+        return Values(whole[0], whole[1], whole[2], whole[3], readings)
 
     def _done(self, dose: float) -> int:
         return len(self._read.get(_key(dose), ()))

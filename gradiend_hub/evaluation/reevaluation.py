@@ -58,7 +58,7 @@ def reevaluate(
     config, base = model.active_peft_config, model.get_base_model()
     classes = require_classes(config.feature_classes)
     tokenizer = tokenizer or model.tokenizer
-    objective = make_objective(base, tokenizer, name=config.objective)
+    objective = make_objective(base, tokenizer, name=config.objective, options=config.objective_options)
     counts = Counter(row.factual_class for row in rows)
     report = Report(
         feature_classes=list(classes),

@@ -138,7 +138,10 @@ class StrengthPoint:
         quality: the base model's nll divided by this nll; 1 is undamaged.
         quality_low: lower end of its one-sided 95 % interval (paired over the same tokens).
         kl: mean KL(base‖edited) of the whole next-word distribution per scored token, in nats.
-        intervals: 95 % intervals of "d on c" (the probability of d's words on c's rows), "nll", "quality" and "kl".
+        intervals: 95 % intervals of "d on c" (the probability of d's words on c's rows), "nll", "quality", "kl", and of
+            the `readings`.
+        readings: other figures of the rows, by name, as the objective has them, e.g. the share of pairs whose completion of
+            the first class is the likelier one.
     """
 
     strength: float
@@ -149,6 +152,7 @@ class StrengthPoint:
     quality_low: float | None = field(metadata={"formerly": "lm_score_low"})
     kl: float | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
+    readings: dict[str, float] = field(default_factory=dict)
 
     def reading(self, wanted: str, other: str) -> Estimate:
         """The mean probability of the words of class `wanted` on rows whose factual class is `other`."""

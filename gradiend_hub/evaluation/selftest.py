@@ -130,7 +130,8 @@ def verify(model: GradiendModel, folder: str | Path) -> Verification:
     if probes.dtype != dtype:
         finer = TOLERANCES[probes.dtype] <= TOLERANCES[dtype]
         checks.append(Check("weights (see --dtype)", probes.dtype, dtype, finer))
-    objective = make_objective(base, model.tokenizer, name=model.active_peft_config.objective)
+    config = model.active_peft_config
+    objective = make_objective(base, model.tokenizer, name=config.objective, options=config.objective_options)
     classes = require_classes(model.active_peft_config.feature_classes)
     try:
         rows = read_rows(probes.rows, classes, read=objective.read, what="the self-test")

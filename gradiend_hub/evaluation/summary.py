@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,12 +34,14 @@ class Values:
         nll: negative log-likelihood of each scored token: [tokens].
         correct: whether it is ranked first: [tokens].
         kl: KL(base‖edited) of the compared tokens: [≤ tokens].
+        readings: other values of each row, by name: [rows].
     """
 
     probability: Array
     nll: Array
     correct: Array
     kl: Array
+    readings: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,11 @@ class Summary:
             if f"{c} on {c}" in self.figures
         }
         intervals = {n: clamp(f.interval, 0.0, 1.0) for n, f in self.figures.items() if " on " in n}
+        others = {n: f for n, f in self.figures.items() if " on " not in n and n not in ("nll", "accuracy", "kl")}
+        readings = {n: f.mean for n, f in others.items()}
+        intervals |= {n: f.interval for n, f in others.items()}
         if self.rise is None:
-            return StrengthPoint(strength, chances, None, None, None, None, intervals=intervals)
+            return StrengthPoint(strength, chances, None, None, None, None, intervals=intervals, readings=readings)
         nll, accuracy, kl = (self.figures[name] for name in ("nll", "accuracy", "kl"))
         before, rise = self.before, self.rise
         low, high = rise.interval
@@ -192,6 +197,7 @@ class Summary:
             quality_low=before / (before + upper_bound(rise.mean, rise.error, rise.freedom)),
             kl=max(0.0, kl.mean),
             intervals=intervals,
+            readings=readings,
         )
 
 
@@ -215,6 +221,8 @@ def summarise(values: Values, items: Items, base: Summary | None = None, other: 
         for d, word_class in enumerate(items.classes if len(groups) else ()):
             key = f"{word_class} on {name}"
             figures[key] = figure(key, values.probability[read == of, d], groups)
+    for name, of_rows in values.readings.items():
+        figures[name] = figure(name, of_rows, items.row_group)
     if not len(values.nll):
         return Summary(figures)
     figures["nll"] = nll = figure("nll", values.nll, items.text)

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradiend_hub.errors import first_line
-from gradiend_hub.objectives import Batch, Objective, Sample, batched, evaluating, output_nll
+from gradiend_hub.objectives import Batch, Objective, Sample, batched, evaluating
 from gradiend_hub.progress import progress, tell
 from gradiend_hub.scope import actual_names
 
@@ -120,4 +120,4 @@ class _SlotLoss(nn.Module):
         self.objective = objective
 
     def forward(self, slots: Batch) -> Tensor:
-        return output_nll(self.objective.log_probs(self.model, slots), slots.labels)
+        return self.objective.nll(self.objective.log_probs(self.model, slots), slots.labels)

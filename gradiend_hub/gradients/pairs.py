@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradiend_hub.errors import ConfigError, TrainingError
-from gradiend_hub.objectives import Batch, Objective, PairBatch, output_nll
+from gradiend_hub.objectives import Batch, Objective, PairBatch
 from gradiend_hub.scope import Scope, names_of
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def slot_losses(model: nn.Module, objective: Objective, batch: PairBatch, gradie
 
 
 def _losses(model: nn.Module, objective: Objective, slots: Batch) -> Tensor:
-    return output_nll(objective.log_probs(model, slots), slots.labels)
+    return objective.nll(objective.log_probs(model, slots), slots.labels)
 
 
 def read_pair(

@@ -21,6 +21,7 @@ from .image_labels import ImageClassificationObjective, ImageConceptObjective
 from .labels import Labelled
 from .logits import evaluating, position_logits
 from .masked_lm import MaskedLMObjective
+from .preference import PreferenceObjective, own_replies
 from .registry import (
     OBJECTIVES,
     fitting_objectives,
@@ -45,6 +46,7 @@ __all__ = [
     "MaskedLMObjective",
     "Objective",
     "PairBatch",
+    "PreferenceObjective",
     "QualityItem",
     "Reading",
     "Sample",
@@ -61,6 +63,7 @@ __all__ = [
     "objective_name",
     "other_examples",
     "output_nll",
+    "own_replies",
     "position_logits",
     "register_objective",
     "require_readable",

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from gradiend_hub.data import Row
-from gradiend_hub.errors import DataError
+from gradiend_hub.data import Row, class_fillers
+from gradiend_hub.errors import ConfigError, DataError
 
 __all__ = [
     "IGNORED",
@@ -253,6 +253,18 @@ class Objective(ABC):
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns that all its records have: by them it is chosen among the objectives of a model's head."""
 
+    relative: ClassVar[bool] = False
+    """Whether the probability of a class at a row is its share of those of both, e.g. of two long completions."""
+
+    per_token: bool = False
+    """Whether −log P of an output is divided by its number of positions."""
+
+    asks: ClassVar[str] = "TEXT WITH [MASK]"
+    """What `complete` takes, in the words of a command's help."""
+
+    probability_note: ClassVar[str] = ""
+    """What cards say about the probability of a class at a row, where it is not the outputs' own."""
+
     quality_name: ClassVar[str] = "quality"
     """How cards call the base model's loss relative to the edited model's."""
 
@@ -279,6 +291,27 @@ class Objective(ABC):
         """Load what prepares a model's inputs; `None` if nothing is needed."""
         return None
 
+    @classmethod
+    def reads_columns(cls, columns: Collection[str]) -> bool:
+        """Return whether data with these columns can be its own; of several objectives of one head, that one is chosen."""
+        return {*cls.columns} <= {*columns}
+
+    def configure(self, **options: Any) -> None:
+        """Set what `GradiendConfig.objective_options` says.
+
+        Raises:
+            ConfigError: There is no such option, or a value is unusable.
+        """
+        if options:
+            raise ConfigError(
+                f"The objective {self.name!r} has no option {sorted(options)[0]!r}: see objective_options."
+            )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options as they are, which `configure` takes back and a direction's configuration keeps."""
+        return {}
+
     @property
     def key(self) -> str:
         """Everything that decides what a row's gradient is, beside weights and samples."""
@@ -291,6 +324,22 @@ class Objective(ABC):
     @abstractmethod
     def record(self, row: Any) -> dict[str, Any]:
         """Return the record of JSON values that `read` makes this row of."""
+
+    def prepare(self, rows: Sequence[Any], *, what: str = "dataset") -> list[Any]:
+        """Return the rows to learn from or to measure in place of those that were read, e.g. both transitions of a pair.
+
+        Args:
+            rows: What `read` made.
+            what: How messages call the data.
+
+        Raises:
+            DataError: Too many rows are unusable.
+        """
+        return list(rows)
+
+    def fillers(self, rows: Sequence[Any], classes: Sequence[str]) -> dict[str, list[str]]:
+        """Return the outputs of each class that are read at every row; none where each row has its own."""
+        return class_fillers(rows, classes)
 
     # -- rows and neutral items as samples ----------------------------------------------------------------------------
 
@@ -333,7 +382,7 @@ class Objective(ABC):
         Raises:
             DataError: An output cannot be read at this row.
         """
-        if not classes:
+        if not any(classes.values()):
             raise DataError("The direction's config names no fillers, so class probabilities cannot be read.")
         written = self.spelling(row, classes)
         named = list(dict.fromkeys((of, written(o)) for of, names in enumerate(classes.values()) for o in names))
@@ -346,6 +395,10 @@ class Objective(ABC):
             if sample.labels not in reading.outputs[of]:
                 reading.outputs[of].append(sample.labels)
         return readings
+
+    def row_readings(self, chances: Tensor) -> dict[str, Tensor]:
+        """Return further figures of each row, [rows], by name, of log P of both classes, [rows, 2]; by default none."""
+        return {}
 
     def read_neutral(self, record: Mapping[str, Any]) -> Any:
         """Make an item without the feature of a record: by default a text in the column `text`."""
@@ -414,7 +467,12 @@ class Objective(ABC):
         """Return −log P of the factual and of the alternative output, each [B]; one forward when inputs are equal."""
         factual = self.log_probs(model, batch.factual)
         alternative = factual if batch.shared else self.log_probs(model, batch.alternative)
-        return output_nll(factual, batch.factual.labels), output_nll(alternative, batch.alternative.labels)
+        return self.nll(factual, batch.factual.labels), self.nll(alternative, batch.alternative.labels)
+
+    def nll(self, log_probs: Tensor, labels: Tensor) -> Tensor:
+        """Return −log P of each row's output, [B], of log-probabilities [B, S, V] at its positions and its labels [B, S]."""
+        total = output_nll(log_probs, labels)
+        return total / (labels != IGNORED).sum(-1) if self.per_token else total
 
     # -- for people -----------------------------------------------------------------------------------------------------
 

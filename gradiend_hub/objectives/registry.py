@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
@@ -14,6 +14,7 @@ from .causal_lm import CausalLMObjective
 from .checks import behaviour_of
 from .image_labels import ImageClassificationObjective, ImageConceptObjective
 from .masked_lm import MaskedLMObjective
+from .preference import PreferenceObjective
 from .text_labels import TextClassificationObjective, TextConceptObjective
 
 __all__ = [
@@ -47,6 +48,7 @@ def register_objective(objective: T) -> T:
 for _objective in (  # of one head, the first one is what data of unknown columns is for
     MaskedLMObjective,
     CausalLMObjective,
+    PreferenceObjective,
     TextClassificationObjective,
     TextConceptObjective,
     ImageClassificationObjective,
@@ -104,11 +106,16 @@ def objective_name(model: nn.Module, configured: str | None = None, columns: Col
         looks_ahead = behaviour is None or behaviour.looks_ahead
         unfit = CausalLMObjective.name if looks_ahead else MaskedLMObjective.name
         names.remove(unfit)
-    return next((name for name in reversed(names) if {*OBJECTIVES[name].columns} <= {*columns}), names[0])
+    return next((name for name in reversed(names) if OBJECTIVES[name].reads_columns(columns)), names[0])
 
 
 def make_objective(
-    model: nn.Module, processor: Any, *, name: str | None = None, max_length: int | None = None
+    model: nn.Module,
+    processor: Any,
+    *,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
 ) -> Objective:
     """Make the objective of a model with what prepares its inputs.
 
@@ -116,10 +123,13 @@ def make_objective(
         model: The base model.
         processor: Its tokenizer or image processor.
         name: Name of the objective; by default the one that the model's head stands for.
+        options: Its options, as in `GradiendConfig.objective_options`.
         max_length: Longest input in tokens; by default what tokenizer and model can read.
 
     Raises:
-        ConfigError: There is no objective of that name.
+        ConfigError: There is no objective of that name, or an option that it does not have.
         BaseModelError: The model has no head for it, or reads its input in another way.
     """
-    return objective_class(objective_name(model, name)).of_model(model, processor, max_length=max_length)
+    objective = objective_class(objective_name(model, name)).of_model(model, processor, max_length=max_length)
+    objective.configure(**(options or {}))
+    return objective

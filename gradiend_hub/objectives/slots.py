@@ -11,7 +11,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class TextObjective(Objective):
         name_or_path: How messages call the base model.
     """
 
-    columns = COLUMNS
+    columns: ClassVar[tuple[str, ...]] = COLUMNS
     quality_name = "LM score"
     reads_right_context: bool
     """Return whether the text behind a token is read, too."""
@@ -218,7 +218,10 @@ class TextObjective(Objective):
             DataError: No slot, a token that the word shares with letters beside it, or a word that the tokenizer cannot
                 write.
         """
-        before, after = self.split_at_slot(masked)
+        return self.fill_between(*self.split_at_slot(masked), word)
+
+    def fill_between(self, before: str, after: str, word: str) -> Filled:
+        """`fill` of the text between two others."""
         text, low, high = before + word + after, len(before), len(before) + len(word)
         encoded = self.encode(text)
         own = [
@@ -234,7 +237,7 @@ class TextObjective(Objective):
             side, place = ("before", "before") if text[first:low].strip() else ("behind", "behind")
             raise DataError(
                 f"The tokenizer of {self.name_or_path} merges {word!r} with the letters {side} it into one token, so the "
-                f"filler has no token of its own here. Put a space {place} the slot: {masked[:80]!r}."
+                f"filler has no token of its own here. Put a space {place} the slot: {(before + SLOT + after)[:80]!r}."
             )
         # " they" is one token or a space and its letters, as the vocabulary has it: the space is the word's in either case
         if start and first == low and encoded.spans[start - 1] == (low - 1, low) and text[low - 1] == " ":

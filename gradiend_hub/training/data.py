@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradiend_hub.artifact.config import GradiendConfig
-from gradiend_hub.data import Row, class_fillers, read_neutral, read_rows, require_classes, require_distinct
+from gradiend_hub.data import Row, read_neutral, read_rows, require_classes, require_distinct
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.objectives import Example, Objective, examples_of, other_examples, require_readable
 
@@ -95,10 +96,13 @@ class TrainingData:
             )
         taken = records(given.train_dataset, "train_dataset", needed)
         read = f" (the first {len(taken):,} rows of a stream)" if isinstance(taken, list) else ""
-        rows = read_rows(taken, classes, read=objective.read, what=f"train_dataset{read}")
+        what = f"train_dataset{read}"
+        prepare = partial(objective.prepare, what=what)
+        rows = read_rows(taken, classes, read=objective.read, prepare=prepare, what=what)
         examples = examples_of(objective, rows, what="train_dataset")
-        fillers = config.fillers or class_fillers(rows, classes)
+        fillers = config.fillers or objective.fillers(rows, classes)
         require_distinct(fillers)
+        fillers = {name: list(fillers.get(name, ())) for name in classes}
         identity = _identity_examples(objective, rows, fillers, args)
         require_readable(objective, rows[:1], fillers, what="train_dataset")
 
@@ -140,7 +144,8 @@ def read_measured(
     dataset: Any, objective: Objective, classes: Sequence[str], fillers: Mapping[str, Sequence[str]], *, what: str
 ) -> list[Row]:
     """Read rows to measure a direction on, and check that the objective reads them and the words of both classes."""
-    rows = read_rows(records(dataset, what), classes, read=objective.read, what=what)
+    prepare = partial(objective.prepare, what=what)
+    rows = read_rows(records(dataset, what), classes, read=objective.read, prepare=prepare, what=what)
     examples_of(objective, rows, what=what)
     require_readable(objective, rows, fillers, what=what)
     return rows

@@ -100,12 +100,15 @@ class GradiendTrainer(MeasuringTrainer):
         config = self.gradiend_config = config_for(config, base, args)
         config.objective = objective_name(base, config.objective, columns_of(train_dataset))
         processor = _processor(base, config.objective) if processing_class is None else processing_class
-        self.objective = make_objective(base, processor, name=config.objective, max_length=args.max_length)
+        self.objective = make_objective(
+            base, processor, name=config.objective, options=config.objective_options, max_length=args.max_length
+        )
         given = Datasets(
             train_dataset, eval_dataset, neutral_dataset, neutral_train_dataset, test_dataset, test_neutral_dataset
         )
         data = TrainingData.read(given, self.objective, config, args)
-        config.fillers = data.fillers
+        config.fillers = data.fillers if any(data.fillers.values()) else None
+        config.objective_options = self.objective.options or None  # some are found in the rows
         _name_the_base(base, config, args)
         if args.decoder == "damage_aware" and not data.fisher_texts:
             raise ConfigError('decoder="damage_aware" needs neutral_train_dataset: sentences that no evaluation reads.')
