@@ -16,6 +16,7 @@ from .base import (
     output_nll,
 )
 from .causal_lm import CausalLMObjective
+from .cloze import ClozeObjective
 from .examples import examples_of, neutral_examples, other_examples, require_readable
 from .image_labels import ImageClassificationObjective, ImageConceptObjective
 from .labels import Labelled
@@ -39,6 +40,7 @@ __all__ = [
     "Answer",
     "Batch",
     "CausalLMObjective",
+    "ClozeObjective",
     "Example",
     "ImageClassificationObjective",
     "ImageConceptObjective",

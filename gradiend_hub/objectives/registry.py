@@ -12,6 +12,7 @@ from gradiend_hub.errors import BaseModelError, ConfigError
 from .base import Objective
 from .causal_lm import CausalLMObjective
 from .checks import behaviour_of
+from .cloze import ClozeObjective
 from .image_labels import ImageClassificationObjective, ImageConceptObjective
 from .masked_lm import MaskedLMObjective
 from .preference import PreferenceObjective
@@ -48,6 +49,7 @@ def register_objective(objective: T) -> T:
 for _objective in (  # of one head, the first one is what data of unknown columns is for
     MaskedLMObjective,
     CausalLMObjective,
+    ClozeObjective,
     PreferenceObjective,
     TextClassificationObjective,
     TextConceptObjective,
