@@ -31,6 +31,7 @@ from .registry import (
     objective_name,
     register_objective,
 )
+from .seq2seq import Seq2SeqObjective
 from .slots import TextObjective
 from .text_labels import TextClassificationObjective, TextConceptObjective
 
@@ -52,6 +53,7 @@ __all__ = [
     "QualityItem",
     "Reading",
     "Sample",
+    "Seq2SeqObjective",
     "TextClassificationObjective",
     "TextConceptObjective",
     "TextObjective",

@@ -53,7 +53,7 @@ class CausalLMObjective(TextObjective):
                 "objective='masked_lm'."
             )
 
-    def slot(self, masked: str, filled: Filled, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def slot(self, masked: str, filled: Filled, longest: int) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
         """Keep the text before the word, and all but the last of the word's tokens."""
         start = filled.encoded.ids[: filled.encoded.start]
         before = filled.encoded.ids[len(start) : filled.start]
@@ -65,7 +65,7 @@ class CausalLMObjective(TextObjective):
         room = self.max_length - len(start) - longest + 1  # the last token is never read
         prefix = (*start, *before[max(0, len(before) - room) :])
         last = len(prefix) - 1
-        return (*prefix, *filled.word[:-1]), tuple(range(last, last + len(filled.word)))
+        return {"input_ids": (*prefix, *filled.word[:-1])}, tuple(range(last, last + len(filled.word)))
 
     def readable(self, encoded: Encoded) -> list[int]:
         """Leave the very first token out: there is nothing before it that it could be predicted from."""

@@ -87,8 +87,8 @@ class ClozeObjective(CausalLMObjective):
     def _joint(self, masked: str, filled: Filled, longest: int) -> Sample:
         right = self._right(filled)
         whole = Filled(filled.encoded, filled.start, filled.stop + len(right))
-        ids, positions = self.slot(masked, whole, longest)
-        return Sample({"input_ids": ids}, positions, whole.word, len(ids))
+        inputs, positions = self.slot(masked, whole, longest)
+        return Sample(inputs, positions, whole.word, len(inputs["input_ids"]))
 
     def _token_with_right(self, encoded: Encoded, place: int) -> Sample:
         stop = place + 1 + len(self._right(Filled(encoded, place, place + 1)))

@@ -59,7 +59,7 @@ class MaskedLMObjective(TextObjective):
                 "load the base with AutoModelForMaskedLM."
             )
 
-    def slot(self, masked: str, filled: Filled, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def slot(self, masked: str, filled: Filled, longest: int) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
         """Put a mask in the place of each token of the word."""
         ids, positions = filled.encoded.ids, tuple(range(filled.start, filled.stop))
         length = len(ids) - len(positions) + longest
@@ -69,7 +69,7 @@ class MaskedLMObjective(TextObjective):
                 f"{self.max_length}: truncation could cut the slot off. Shorten the text around the slot: {masked[:80]!r}."
             )
         mask = self.tokenizer.mask_token_id
-        return tuple(mask if i in positions else token for i, token in enumerate(ids)), positions
+        return {"input_ids": tuple(mask if i in positions else token for i, token in enumerate(ids))}, positions
 
     def token_sample(self, encoded: Encoded, places: Sequence[int]) -> Sample:
         """Mask the tokens at some places."""

@@ -187,10 +187,10 @@ class PreferenceObjective(CausalLMObjective):
 
     def _sample(self, prompt: Text, completion: Text) -> Sample:
         filled = self.filled(prompt, completion)
-        ids, positions = self.slot(str(prompt), filled, len(filled.word))
-        if len(ids) > self.max_length or positions[0] < 0:
+        inputs, positions = self.slot(str(prompt), filled, len(filled.word))
+        if len(ids := inputs["input_ids"]) > self.max_length or positions[0] < 0:
             raise DataError(f"a completion of {len(filled.word)} tokens is longer than {self.name_or_path} reads.")
-        return Sample({"input_ids": ids}, positions, filled.word, len(ids))
+        return Sample(inputs, positions, filled.word, len(ids))
 
     def readings(self, row: Any, classes: Mapping[str, Sequence[Any]]) -> list[Reading]:
         """Return the row's two completions, or the short answers of the classes, if there are any."""

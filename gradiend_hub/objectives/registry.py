@@ -16,6 +16,7 @@ from .cloze import ClozeObjective
 from .image_labels import ImageClassificationObjective, ImageConceptObjective
 from .masked_lm import MaskedLMObjective
 from .preference import PreferenceObjective
+from .seq2seq import Seq2SeqObjective
 from .text_labels import TextClassificationObjective, TextConceptObjective
 
 __all__ = [
@@ -51,6 +52,7 @@ for _objective in (  # of one head, the first one is what data of unknown column
     CausalLMObjective,
     ClozeObjective,
     PreferenceObjective,
+    Seq2SeqObjective,
     TextClassificationObjective,
     TextConceptObjective,
     ImageClassificationObjective,

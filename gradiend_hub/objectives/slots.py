@@ -279,17 +279,17 @@ class TextObjective(Objective):
         """
         filled = [self.fill(row.input, word) for word in outputs]
         longest = max(len(found.word) for found in filled)
-        inputs: dict[tuple[int, ...], dict[str, Any]] = {}
+        known: dict[Any, dict[str, tuple[int, ...]]] = {}
         samples = []
         for found in filled:
-            ids, positions = self.slot(row.input, found, longest)
-            shared = inputs.setdefault(ids, {"input_ids": ids})
-            samples.append(Sample(shared, positions, found.word, len(ids)))
+            inputs, positions = self.slot(row.input, found, longest)
+            shared = known.setdefault(tuple(inputs.values()), inputs)
+            samples.append(Sample(shared, positions, found.word, sum(map(len, shared.values()))))
         return samples
 
     @abstractmethod
-    def slot(self, masked: str, filled: Filled, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the token ids that are read and the positions from which the word is predicted.
+    def slot(self, masked: str, filled: Filled, longest: int) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+        """Return the token ids of the model's inputs, by name, and the positions from which the word is predicted.
 
         Args:
             masked: The text, for messages.
