@@ -88,18 +88,25 @@ def total_delta(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> tuple[
 
 
 def delta_pieces(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Σ Δ_i piece by piece, as `(flat place, values)`; no part is sparse, and no tensor is as large as the parameter."""
+    """Σ Δ_i piece by piece, as `(flat place, values)`; the next piece may overwrite the values of the last one.
+
+    No part is sparse, and no tensor is as large as the parameter.
+    """
     products = {number: part.factors(dtype) for number, part in enumerate(parts) if part.form is not None}
     if len({factors.form.matrix for factors in products.values()}) > 1:  # a stack and a matrix: rare
         yield slice(0, numel), total_delta(parts, numel, dtype)[1]
         return
     first = next(iter(products.values()), None)
-    places = first.blocks() if first is not None else (Block(0, slice(0), p) for p in _flat_pieces(numel))
+    places = list(first.blocks() if first is not None else _flat_pieces(numel))
+    # one piece of memory for all products: fresh memory is slow memory
+    room = max((place.flat.stop - place.flat.start for place in places), default=0) if first is not None else 0
+    rooms = {number: factors.b.new_empty(room) for number, factors in products.items()}
     for place in places:
         total = None
         for number, part in enumerate(parts):
             if number in products:
-                delta = products[number].block(place).view(-1)
+                delta = rooms[number][: place.flat.stop - place.flat.start]
+                products[number].block(place, out=delta.view(-1, products[number].a.shape[-1]))
             else:
                 bias = None if part.bias is None else part.bias[place.flat]
                 delta = part._replace(weight=part.weight[place.flat], bias=bias).delta(dtype)
@@ -108,8 +115,8 @@ def delta_pieces(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> Itera
         yield place.flat, total
 
 
-def _flat_pieces(numel: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, numel, BLOCK))
+def _flat_pieces(numel: int) -> Iterator[Block]:
+    return (Block(0, slice(0), slice(start, min(start + BLOCK, numel))) for start in range(0, numel, BLOCK))
 
 
 def rounded(values: torch.Tensor, delta: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -176,10 +176,11 @@ class GradiendLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if self.adapters[adapter_name].config.has_bias:
             stores.append(self.gradiend_bias)
         for store in stores:
-            values = torch.zeros(size, device=device)
+            # Memory that is not touched yet: with PEFT's low_cpu_mem_usage it is swapped for the meta device right here.
+            store[adapter_name] = nn.Parameter(torch.empty(size, device=device))
+            values = store[adapter_name].detach().zero_()
             if form is not None and not values.is_meta:
                 nn.init.kaiming_uniform_(form.factors(values).a, a=math.sqrt(5))
-            store[adapter_name] = nn.Parameter(values)
         if spec["entries"] is not None:
             positions = torch.arange(size, dtype=index_dtype(self.shape.numel()), device=device)
             self.gradiend_indices[adapter_name] = positions

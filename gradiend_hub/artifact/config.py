@@ -6,10 +6,11 @@ made, whether it comes from a user or from a stranger's file.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any
@@ -198,8 +199,12 @@ class GradiendConfig(DirectionFields, PeftConfig):  # type: ignore[misc]
 
     def replaced(self, **fields: Any) -> GradiendConfig:
         """A copy with other values in some fields, checked; it comes from where this one comes from."""
-        result = replace(self, **fields)
-        result.origin = self.origin
+        result = copy.copy(self)
+        # what stays as it is was checked, and checking a large model's parameters takes longer than editing them
+        changed = {name: value for name, value in fields.items() if getattr(self, name) != value}
+        for name, value in changed.items():
+            setattr(result, name, value)
+        result.check(changed, **_KINDS)
         return result
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -120,10 +120,11 @@ class DirectionFields:
     gradiend_version: str | None = None
     transformers_version: str | None = None
 
-    def check(self, **kinds: Any) -> None:
+    def check(self, names: Collection[str] | None = None, **kinds: Any) -> None:
         """Check all values, and compute the decoder's sign if it is not given.
 
         Args:
+            names: fields to check, if the others were checked before.
             kinds: types of fields that are annotated elsewhere.
 
         Raises:
@@ -136,13 +137,13 @@ class DirectionFields:
                 "Update it: pip install -U gradiend-hub"
             )
         # code reads `parameters` as plain dictionaries
-        check_fields(self, "GradiendConfig.", parameters=Stored | None, **kinds)
+        check_fields(self, "GradiendConfig.", names, parameters=Stored | None, **kinds)
         if self.feature_classes is not None and (strange := {*(self.fillers or {})} - {*self.feature_classes}):
             raise ConfigError(
                 f"GradiendConfig.fillers: expected the names of feature_classes {self.feature_classes} as keys, found "
                 f"{sorted(strange)[0]!r}."
             )
-        for name, spec in (self.parameters or {}).items():
+        for name, spec in ((self.parameters if names is None or "parameters" in names else None) or {}).items():
             if (spec["entries"] or 0) > (numel := math.prod(spec["shape"])):
                 raise ConfigError(
                     f"GradiendConfig.parameters[{name!r}].entries: expected None or 1…{numel}, found {spec['entries']}."

@@ -15,7 +15,7 @@ import difflib
 import json
 import sys
 import types
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -93,12 +93,13 @@ def read_as(kind: type[T], value: Any, where: str = "report") -> T:
     return result
 
 
-def check_fields(section: Any, where: str, **kinds: Any) -> None:
+def check_fields(section: Any, where: str, names: Collection[str] | None = None, **kinds: Any) -> None:
     """Check the value of every field of a dataclass object.
 
     Args:
         section: the object, just made.
         where: what the messages begin with, e.g. "GradiendConfig.".
+        names: the fields to check; all of them by default.
         kinds: types of fields that are annotated elsewhere, and not as strictly.
 
     Raises:
@@ -106,7 +107,7 @@ def check_fields(section: Any, where: str, **kinds: Any) -> None:
     """
     made: Any = type(section)
     hints = {**_hints(made), **kinds}
-    for field in fields(section):
+    for field in (field for field in fields(section) if names is None or field.name in names):
         check(hints[field.name], getattr(section, field.name), f"{where}{field.name}")
 
 
