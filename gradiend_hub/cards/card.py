@@ -219,9 +219,10 @@ def _metadata(config: GradiendConfig, report: Report | None) -> ModelCardData:
     ]
     extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_id else {}
     known = report.data if report else {}
+    parents = [name for parent in (report.parents if report else []) if (name := hub_id(parent.direction))]
     return ModelCardData(
         library_name="peft",
-        base_model=base_id,
+        base_model=[base_id, *parents] if base_id and parents else base_id,
         datasets=known.get("datasets"),
         language=known.get("language"),
         license=known.get("license"),

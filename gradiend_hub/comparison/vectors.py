@@ -139,6 +139,11 @@ class Vectors:
         """The parts of all vectors that belong to one parameter."""
         return [self.part(number, name) for number in range(len(self))]
 
+    def single(self, number: int) -> Vectors:
+        """One of the vectors."""
+        biases = None if self._biases is None else [self._biases[number]]
+        return Vectors(self.frame, [self._directions[number]], [self._factors[number]], self.of, biases)
+
     def touched(self, number: int) -> frozenset[str]:
         """Names of the parameters that a vector has values for."""
         return frozenset(self._names[number])

@@ -342,6 +342,22 @@ class ReferenceReport:
     gradient_cosine: float | None = None
 
 
+@dataclass(frozen=True)
+class Parent:
+    """A direction that a combination is made of.
+
+    Attributes:
+        direction: its repository, or the name of its folder, and `revision` its commit.
+        weight: its strength in the sum.
+        feature_classes: its classes.
+    """
+
+    direction: str
+    revision: str | None
+    weight: float
+    feature_classes: list[str]
+
+
 @dataclass
 class Report:
     """Everything that is known about a direction by measurement; `gradiend_report.json`.
@@ -372,6 +388,7 @@ class Report:
         verdict: why it does not count as learned, in words; empty where it does, or where that is not known.
         settings: how the strength unit was chosen: "quality_floor" and "goal"; empty in reports of version 0.1.
         references: what similarities to other directions are judged by; `None` where it was not measured.
+        parents: the directions that a combination is made of; empty for one that was trained.
     """
 
     feature_classes: Annotated[list[str], _TWO]
@@ -400,6 +417,7 @@ class Report:
     verdict: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     references: ReferenceReport | None = None
+    parents: list[Parent] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
         """Write `gradiend_report.json` into a folder, or the file that a path ending in `.json` names."""

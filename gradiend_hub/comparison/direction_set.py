@@ -1,0 +1,462 @@
+"""`DirectionSet`: several directions of one base model, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.base_model import check_base_model, load_base_model, load_recorded_base, original_parameters
+from gradiend_hub.errors import ConfigError
+
+from .checkpoints import Drift, Mixture, along, changed, decompose
+from .clusters import Clusters, average_linkage
+from .combining import Combination, check_weights, combined, conflicts, described_sum, projected
+from .effects import measure_effects
+from .encodings import CrossEncodings, Encoder, encode_all
+from .judging import controls_of, judged_effects, judged_similarity
+from .members import Member, named_sources, read_member, require_one_base
+from .parts import parts_of
+from .rows import Records, SetRows, measured_references
+from .similarity import MEASURES, Sides, similarity
+from .tables import Matrix, Profile
+from .vectors import Array, Frame, Of, Vectors, products
+
+__all__ = ["DirectionSet"]
+
+
+class DirectionSet:
+    """Directions of one base model, by name. Nothing is loaded but what a comparison needs.
+
+    Args:
+        members: the directions.
+        base_model: their base model, or where it is; by default the one that the first direction names, loaded when it is
+            needed.
+        allow_related: accept directions of a fine-tuned relative.
+        processing_class: the base model's tokenizer (or image processor); default: the one beside the base model.
+
+    Raises:
+        ConfigError: No directions, or two of one name.
+        BaseModelMismatchError: Two are of different base models, or nothing says that they are of one.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        base_model: nn.Module | str | Path | None = None,
+        *,
+        allow_related: bool = False,
+        processing_class: Any = None,
+    ) -> None:
+        names = [member.name for member in members]
+        if not names:
+            raise ConfigError("There are no directions to compare; name at least one folder or repository.")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"Two directions are called {twice[0]!r}; give each a name of its own.")
+        self.members, self._base, self.allow_related = tuple(members), base_model, allow_related
+        self.processing_class = processing_class
+        self.notes: tuple[str, ...] = ()
+        if isinstance(base_model, nn.Module):
+            for member in members:
+                check_base_model(base_model, member.direction, allow_related=allow_related)
+        else:
+            self.notes = tuple(require_one_base(members, allow_related=allow_related))
+        self.frame = Frame.of([member.shapes for member in members])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directions: Sequence[str | Path] | Mapping[str, str | Path],
+        base_model: nn.Module | str | Path | None = None,
+        *,
+        allow_related: bool = False,
+        processing_class: Any = None,
+        **hub: Any,
+    ) -> DirectionSet:
+        """Read directions from folders or the Hub.
+
+        Args:
+            directions: folders, repositories `USER/NAME`, or folders in one, `USER/NAME/FOLDER`; a mapping gives them names
+                of your own. Otherwise each is called by the last part of its path that tells it from the others.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            ArtifactError: A direction is missing, or a file of it is unusable.
+        """
+        members = [read_member(name, source, **hub) for name, source in named_sources(directions).items()]
+        return cls(members, base_model, allow_related=allow_related, processing_class=processing_class)
+
+    @classmethod
+    def from_directions(
+        cls, directions: Mapping[str, tuple[Direction, GradiendConfig]], base_model: Any = None, **options: Any
+    ) -> DirectionSet:
+        """Compare directions that are in memory; options as of the class."""
+        return cls([_in_memory(name, *given) for name, given in directions.items()], base_model, **options)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the directions."""
+        return tuple(member.name for member in self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, name: str) -> Member:
+        found = next((member for member in self.members if member.name == name), None)
+        if found is None:
+            raise ConfigError(f"There is no direction {name!r} in this set; it has {', '.join(self.names)}.")
+        return found
+
+    def __repr__(self) -> str:
+        return f"DirectionSet({', '.join(self.names)})"
+
+    # ------------------------------------------------------------------------------------------- from the artifacts alone
+
+    def similarity(
+        self,
+        measure: str = "cosine",
+        *,
+        of: Of = "decoder",
+        top_k: int | float = 1000,
+        by: str | None = None,
+    ) -> Matrix | Profile:
+        """How alike the directions are, oriented so that each raises its first class.
+
+        Args:
+            measure: "cosine" (signed), "overlap" or "mass_overlap" of the largest entries, "spearman", or "fisher_cosine":
+                the cosine in the metric of the Fisher information that damage-aware directions carry.
+            of: decoder or encoder weights.
+            top_k: number of largest entries, or their share.
+            by: a table for each "layer" or "component".
+
+        Returns:
+            The table, with the null of coin directions and the ceiling of split halves; with `by`, one for each part.
+
+        Raises:
+            ConfigError: An unknown measure, or one that these directions do not allow; the message says which they do.
+        """
+        if measure not in MEASURES or of not in ("decoder", "encoder"):
+            known = ", ".join(MEASURES)
+            raise ConfigError(
+                f"similarity: expected one of {known}, of 'decoder' or 'encoder'; found {measure!r}, {of!r}."
+            )
+        if measure == "fisher_cosine":
+            return self._fisher_cosine(of, by)
+        sides = Sides(self._oriented(of))
+        if by is None:
+            return self._similarity(sides, measure, of, top_k, None)
+        parts = parts_of(self.frame.shapes, by)
+        return Profile(by, {part: self._similarity(sides, measure, of, top_k, names) for part, names in parts.items()})
+
+    def predicted_effects(self) -> Matrix:
+        """Predict from the artifacts alone what each direction at strength 1 does to each feature.
+
+        [i, j] is the change of the mean log-odds of j's first class over its second, to first order, when i is applied.
+        """
+        return self._predicted(range(len(self)))
+
+    def clusters(self, measure: str = "cosine", *, absolute: bool = False, **options: Any) -> Clusters:
+        """Group the directions by average linkage; options as of `similarity`."""
+        table = self.similarity(measure, **options)
+        if isinstance(table, Profile):
+            raise ConfigError("clusters: leave out `by`, which gives several tables.")
+        return average_linkage(table, absolute=absolute)
+
+    def decompose(self, direction: str | Path | tuple[Direction, GradiendConfig], **hub: Any) -> Mixture:
+        """Take another direction apart into those of the set (least squares of the edits at strength 1).
+
+        Args:
+            direction: folder, repository, or direction and configuration.
+            hub: as of `from_pretrained`.
+        """
+        given = direction if isinstance(direction, tuple) else None
+        other = _in_memory("it", *given) if given else read_member("it", str(direction), **hub)
+        require_one_base([*self.members, replace(other, name=str(direction)[:60])], allow_related=self.allow_related)
+        frame = Frame.of([self.frame.shapes, other.shapes])
+        controls, _ = controls_of(self.members)
+        return decompose(
+            self.names,
+            _edits(frame, self.members),
+            _edits(frame, [other]),
+            Vectors(frame, controls, [1.0] * len(controls)) if controls else None,
+        )
+
+    def combine(
+        self,
+        weights: Mapping[str, float],
+        *,
+        orthogonal: bool = False,
+        density: float | None = None,
+        rank: int | None = None,
+    ) -> Combination:
+        """Add directions, each at a strength, as `GradiendModel.add_weighted_adapter` does, bit for bit.
+
+        Args:
+            weights: strength of each part.
+            orthogonal: take from each part what moves the features of the others.
+            density: share of the entries to keep of the sum.
+            rank: largest rank of the matrices of the sum.
+
+        Returns:
+            Direction and conflict report; its `save_pretrained` writes the sum as an artifact.
+
+        Raises:
+            ConfigError: An unknown name, no weight but 0, or `orthogonal` for a direction whose gradient is not known.
+        """
+        check_weights(weights, self.names)
+        chosen = [self.names.index(name) for name in weights]
+        members = [self.members[i] for i in chosen]
+        effects = self._predicted(chosen)
+        coefficients: Array = np.eye(len(members))
+        if orthogonal:
+            if missing := [member.name for member in members if member.name not in effects.columns]:
+                raise ConfigError(
+                    f"combine: orthogonal=True needs the gradient of each part, and that of {missing[0]} is not known. "
+                    "Combine without it, or call measure_references first."
+                )
+            own = [effects.columns.index(member.name) for member in members]
+            coefficients = projected(members, effects.values[:, own])
+        direction = combined(members, list(weights.values()), coefficients.tolist())
+        report = conflicts(members, weights, coefficients, effects, _edits(self.frame, members), orthogonal=orthogonal)
+        if density is not None:
+            direction = direction.to_sparse(density)
+        if rank is not None:
+            direction = direction.to_rank(rank)
+        return Combination(direction, report, *described_sum(members, weights, direction))
+
+    # ------------------------------------------------------------------------------------------------ with the base model
+
+    @cached_property
+    def base_model(self) -> nn.Module:
+        """The base model, loaded at the first use."""
+        if isinstance(self._base, nn.Module):
+            return self._base
+        model = load_recorded_base(self.members[0].config, self._base)
+        for member in self.members:
+            check_base_model(model, member.direction, allow_related=self.allow_related)
+        return model
+
+    @cached_property
+    def _rows(self) -> SetRows:
+        return SetRows(self.members, self.base_model, self.processing_class)
+
+    def cross_encodings(self, rows: Records | None = None) -> CrossEncodings:
+        """Read every feature's rows by every direction's encoder.
+
+        Args:
+            rows: records by the name of the direction whose feature they are of; default: the probes that travel along.
+
+        Raises:
+            ConfigError: No direction has an encoder, or no rows are at hand.
+        """
+        found = self._rows.read(rows)
+        able = [member for member in self.members if member.reader is not None]
+        if not able:
+            raise ConfigError(
+                "cross_encodings: none of these directions has an encoder. Similarities of decoders, predicted and measured "
+                "effects need none."
+            )
+        encoders = [Encoder(self._on_base(m.reader), m.config.source) for m in able if m.reader is not None]
+        examples = [example for _, some in found.values() for example in some]
+        h = encode_all(self.base_model, self._rows.objective, encoders, examples)
+        without = [member.name for member in self.members if member.reader is None]
+        pairs = [(name, row) for name, (some, _) in found.items() for row in some]
+        return CrossEncodings(
+            tuple(member.name for member in able),
+            tuple(name for name, _ in pairs),
+            tuple(row for _, row in pairs),
+            np.array([1.0 if row.factual_class == self[name].classes[0] else -1.0 for name, row in pairs]),
+            h,
+            {member.name: member.classes for member in able},
+            ((f"Without an encoder: {', '.join(without)}.",) if without else ()) + self._rows.notes,
+        )
+
+    def measured_effects(self, rows: Records | None = None, *, strength: float = 1.0) -> Matrix:
+        """Apply each direction, and read the change of each feature's log-odds; [i, j] as in `predicted_effects`.
+
+        Args:
+            rows: as of `cross_encodings`.
+        """
+        found = self._rows.read(rows)
+        members = [replace(member, direction=_loaded(member.direction)) for member in self.members]
+        values, errors = measure_effects(
+            self.base_model,
+            self._rows.objective,
+            members,
+            found,
+            {member.name: member.classes for member in self.members},
+            strength=strength,
+            processor=self._rows.objective.processor,
+        )
+        counts = {len(examples) for _, examples in found.values()}
+        note = f"Means over {min(counts)}…{max(counts)} rows; standard errors up to {np.nanmax(errors, initial=0):.2f}."
+        name = f"measured change of log-odds at strength {strength:+g}"
+        return Matrix(name, self.names, tuple(found), values, notes=(note, *self._unmeasured(), *self._rows.notes))
+
+    def measure_references(self, rows: Records, *, batch_size: int = 16) -> DirectionSet:
+        """Measure null and ceiling of directions that do not carry them, as a training does, from rows of each feature.
+
+        Args:
+            rows: records by the name of the direction whose feature they are of.
+
+        Returns:
+            The set with these references.
+        """
+        found = self._rows.read(rows)
+        members = [
+            measured_references(member, self.base_model, self._rows.objective, *found[member.name], batch_size)
+            if member.name in found
+            else member
+            for member in self.members
+        ]
+        return DirectionSet(
+            members, self.base_model, allow_related=self.allow_related, processing_class=self.processing_class
+        )
+
+    def compare_checkpoint(self, checkpoint: str | Path | nn.Module) -> Drift:
+        """How a fine-tune of the base model has moved along the directions.
+
+        Args:
+            checkpoint: folder or id of a checkpoint of the same architecture, or the model.
+
+        Raises:
+            BaseModelMismatchError: It lacks a parameter, or has it in another shape.
+            ConfigError: It has the base model's own weights.
+        """
+        called = str(checkpoint) if isinstance(checkpoint, (str, Path)) else type(checkpoint).__name__
+        model = checkpoint if isinstance(checkpoint, nn.Module) else load_base_model(checkpoint)
+        change, base_norm = changed(original_parameters(self.base_model), model, self.frame, called)
+        edits, one = _edits(self.frame, self.members), Vectors(self.frame, [change], [1.0])
+        mixture = decompose(self.names, edits, one, None)
+        controls, _ = controls_of(self.members)
+        null = None
+        if controls:
+            reached = Sides(one, Vectors(self.frame, controls, [1.0] * len(controls))).cosine()[0]
+            null = float(np.quantile(np.abs(reached), 0.95, method="higher"))
+        known, gradients = self._gradients()
+        effects = products(one, gradients)[0] if known else np.zeros(0)
+        norm = change.norm()
+        return Drift(
+            mixture.cosine,
+            null,
+            mixture.coefficients,
+            along(effects, [self.names[i] for i in known]),
+            mixture.explained,
+            norm,
+            norm / base_norm if base_norm else float("nan"),
+            len(change.parameters),
+        )
+
+    # --------------------------------------------------------------------------------------------------------------- parts
+
+    def _oriented(self, of: Of) -> Vectors:
+        """Vectors that point to where the first class becomes likelier."""
+        if of == "decoder":
+            return Vectors(self.frame, [m.direction for m in self.members], [float(m.sign) for m in self.members])
+        if missing := [member.name for member in self.members if member.reader is None]:
+            raise ConfigError(
+                f"similarity(of='encoder'): {', '.join(missing)} has no encoder. That of decoders, predicted and measured "
+                "effects stay possible."
+            )
+        # along an encoder's weights the loss of the first class's word rises, whatever the source
+        return Vectors(self.frame, [m.reader for m in self.members if m.reader], [-1.0] * len(self), "encoder")
+
+    def _similarity(
+        self, sides: Sides, measure: str, of: Of, top_k: int | float, names: Sequence[str] | None
+    ) -> Matrix:
+        values = similarity(sides, measure, top_k, names)
+        apart = self._disjoint(sides.left)
+        notes = [*self.notes]
+        if apart.any() and names is None:
+            values = np.where(apart, 0.0, values)
+            i, j = (int(k) for k in np.argwhere(apart)[0])
+            notes.append(f"{self.names[i]} and {self.names[j]} share no parameter, which is a similarity of 0.")
+        name = f"{measure} of {of}s" + (f", the largest {top_k}" if measure.endswith("overlap") else "")
+        if of == "encoder":
+            notes.append("Null and ceiling of encoders are not measured.")
+            return Matrix(name, self.names, self.names, values, notes=tuple(notes), symmetric=True)
+        judged = judged_similarity(self.members, sides.left, measure, top_k, names)
+        notes += judged.notes
+        return Matrix(name, self.names, self.names, values, judged.null, judged.ceiling, tuple(notes), symmetric=True)
+
+    def _disjoint(self, vectors: Vectors) -> Any:
+        touched = [vectors.touched(i) for i in range(len(vectors))]
+        return np.array([[not (one & other) for other in touched] for one in touched])
+
+    def _fisher_cosine(self, of: Of, by: str | None) -> Matrix:
+        known, gradients = self._gradients()
+        plain = [m.name for i, m in enumerate(self.members) if i not in known or not m.is_damage_aware]
+        if of != "decoder" or by is not None or plain:
+            reason = f"{plain[0]} carries none" if plain else "it is that of whole decoders"
+            raise ConfigError(
+                "similarity('fisher_cosine') needs the Fisher information that damage-aware directions carry with their "
+                f"gradient, and {reason}. The other measures stay possible."
+            )
+        # the decoder is F⁻¹ times the gradient, so that ⟨d_i, F d_j⟩ = ⟨d_i, g_j⟩
+        inner = products(self._oriented("decoder"), gradients)
+        scale = np.sqrt(np.abs(np.outer(np.diag(inner), np.diag(inner))))
+        values = np.clip((inner + inner.T) / 2 / np.where(scale > 0, scale, np.nan), -1, 1)
+        judged = judged_similarity(self.members, self._oriented("decoder"), "fisher_cosine", 1000)
+        notes = (*self.notes, "Null and ceiling in this metric are not measured.", *judged.notes)
+        return Matrix("fisher_cosine of decoders", self.names, self.names, values, notes=notes, symmetric=True)
+
+    def _gradients(self) -> tuple[list[int], Vectors]:
+        """Numbers of the directions whose gradient is known, and these gradients."""
+        found = [(i, gradient) for i, m in enumerate(self.members) if (gradient := m.gradient) is not None]
+        directions, factors = [g for _, (g, _) in found], [f for _, (_, f) in found]
+        return [i for i, _ in found], Vectors(self.frame, directions, factors)
+
+    def _predicted(self, chosen: Sequence[int]) -> Matrix:
+        """Predicted effects of some directions on all features whose gradient is known."""
+        known, gradients = self._gradients()
+        edits = _edits(self.frame, self.members)
+        every = products(edits, gradients)
+        columns = tuple(self.names[i] for i in known)
+        judged = judged_effects(self.members, self.frame, edits, gradients, known, every)
+        unknown = [name for name in self.names if name not in columns]
+        notes = [*self.notes, *self._unmeasured(), *judged.notes]
+        if unknown:
+            notes.append(
+                f"The gradient of {', '.join(unknown)} is not known, so effects on it are not predicted; similarities and "
+                "measured effects stay possible."
+            )
+        rows = list(chosen)
+        return Matrix(
+            "predicted change of log-odds at strength +1",
+            tuple(self.names[i] for i in rows),
+            columns,
+            every[rows],
+            None if judged.null is None else judged.null[rows],
+            None if judged.ceiling is None else judged.ceiling[rows],
+            tuple(notes),
+        )
+
+    def _unmeasured(self) -> list[str]:
+        names = [m.name for m in self.members if m.report is None or not (m.report.splits or m.report.parents)]
+        return [f"Unmeasured, so that strength 1 is no calibrated dose: {', '.join(names)}."] if names else []
+
+    def _on_base(self, direction: Direction) -> Direction:
+        """A direction under the base model's parameter names, in memory."""
+        names = check_base_model(self.base_model, direction, allow_related=self.allow_related)
+        return direction.renamed(names)
+
+
+def _edits(frame: Frame, members: Sequence[Member]) -> Vectors:
+    """Edits at strength 1."""
+    weights, biases = zip(*(member.config.coefficients(1.0) for member in members), strict=True)
+    return Vectors(frame, [member.direction for member in members], weights, with_bias=biases)
+
+
+def _loaded(direction: Direction) -> Direction:
+    return replace(direction, parameters=dict(direction.parameters))
+
+
+def _in_memory(name: str, direction: Direction, config: GradiendConfig) -> Member:
+    return Member(name, direction, config, direction if direction.has_encoder else None)

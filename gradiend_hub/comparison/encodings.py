@@ -1,0 +1,152 @@
+"""What every direction's encoder reads from every feature's rows: one backward pass a row serves all directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import mannwhitneyu
+from torch import Tensor, nn
+
+from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.data import Row
+from gradiend_hub.encoding import reading_sign
+from gradiend_hub.gradients import GradientReader, Scope
+from gradiend_hub.gradients.pairs import read_pair
+from gradiend_hub.objectives import Example, Objective
+from gradiend_hub.progress import progress
+
+from .tables import Matrix
+from .vectors import Array
+
+__all__ = ["CrossEncodings", "Encoder", "encode_all"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder of a set: w_e by parameter name of the base model, b_e, and which gradient it reads."""
+
+    direction: Direction
+    source: str
+
+
+@dataclass(frozen=True)
+class CrossEncodings:
+    """Feature values of all directions on the rows of all features.
+
+    Attributes:
+        directions: names of the directions that have an encoder.
+        features: name of the feature that each row belongs to, [N].
+        rows: the rows, [N].
+        labels: +1 where the row's word is of its feature's first class, else −1, [N].
+        h: feature values, [directions, N]; positive where the word in the text is of the direction's first class.
+        pairs: feature classes of each direction, first one first.
+        notes: what is missing.
+    """
+
+    directions: tuple[str, ...]
+    features: tuple[str, ...]
+    rows: tuple[Row, ...]
+    labels: Array
+    h: Array
+    pairs: Mapping[str, tuple[str, str]]
+    notes: tuple[str, ...] = ()
+
+    def means(self) -> Matrix:
+        """Mean h of every direction on every transition f → c, factual to alternative class: [directions, transitions]."""
+        named = [f"{row.factual_class}→{row.alternative_class}" for row in self.rows]
+        columns = tuple(dict.fromkeys(named))
+        chosen = [np.array([name == column for name in named]) for column in columns]
+        values = np.stack([self.h[:, where].mean(1) for where in chosen], 1)
+        return Matrix("mean feature value", self.directions, columns, values, notes=self.notes)
+
+    def auc(self) -> Matrix:
+        """Area under the ROC curve of every direction on every feature's rows; 0.5 reads nothing: [directions, features]."""
+        columns = tuple(dict.fromkeys(self.features))
+        values = np.full((len(self.directions), len(columns)), np.nan)
+        for j, column in enumerate(columns):
+            of = np.array([name == column for name in self.features])
+            up, down = of & (self.labels > 0), of & (self.labels < 0)
+            if up.any() and down.any():
+                for i, h in enumerate(self.h):
+                    values[i, j] = mannwhitneyu(h[up], h[down]).statistic / (up.sum() * down.sum())
+        return Matrix("AUC", self.directions, columns, values, notes=self.notes)
+
+    def anchors(self) -> Matrix:
+        """Mean h on the rows of each class, over the directions of each class, turned so that a perfect diagonal is +1.
+
+        [anchor, class]: over all directions that have the anchor as one of their classes, +h for the first and −h for the
+        second, averaged within a transition first (arXiv 2602.23993; the sign of the source is in h already).
+        """
+        classes = tuple(dict.fromkeys(name for name in self.directions for name in self.pairs[name] if name))
+        transitions = [(row.factual_class, row.alternative_class) for row in self.rows]
+        values = np.full((len(classes), len(classes)), np.nan)
+        unique = list(dict.fromkeys(transitions))
+        means = {t: self.h[:, [other == t for other in transitions]].mean(1) for t in unique}
+        for i, anchor in enumerate(classes):
+            for j, column in enumerate(classes):
+                found = [
+                    (1 if anchor == self.pairs[name][0] else -1) * means[transition][number]
+                    for number, name in enumerate(self.directions)
+                    if anchor in self.pairs[name]
+                    for transition in unique
+                    if transition[0] == column
+                ]
+                if found:
+                    values[i, j] = float(np.mean(found))
+        return Matrix("anchored mean feature value", classes, classes, values, notes=self.notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means, AUC and anchors as JSON values."""
+        return {name: getattr(self, name)().to_dict() for name in ("means", "auc", "anchors")}
+
+    def _repr_html_(self) -> str:
+        return self.means()._repr_html_() + self.auc()._repr_html_()
+
+
+def encode_all(
+    base: nn.Module, objective: Objective, encoders: Sequence[Encoder], examples: Sequence[Example]
+) -> Array:
+    """Feature values of examples by several encoders: [encoders, N], in (−1, 1).
+
+    One forward and one backward pass a row and kind of source gradient serve all encoders, whose products with the gradient
+    are taken in the form in which they are stored. A value is that of `encoding.encode_rows`.
+
+    Args:
+        base: the base model, unedited.
+        encoders: with the base model's parameter names.
+    """
+    names = dict.fromkeys(name for encoder in encoders for name in encoder.direction.parameters)
+    scope = Scope.dense({name: base.get_parameter(name) for name in names})
+    kinds = sorted({encoder.source for encoder in encoders})
+    readers = {kind: [i for i, encoder in enumerate(encoders) if encoder.source == kind] for kind in kinds}
+    parts = {i: _encoder_parts(encoder.direction, scope) for i, encoder in enumerate(encoders)}
+    z = np.empty((len(encoders), len(examples)))
+    slices = scope.slices()
+    with GradientReader(base, scope, reuse=True) as reader:
+        for number, example in enumerate(progress(examples, "encoding", len(examples))):
+            batch = objective.collate_pairs([example]).to(reader.device)
+            for kind in kinds:
+                gradient, _ = read_pair(reader, objective, batch, source=kind, target=kind)
+                for i in readers[kind]:
+                    bias = encoders[i].direction.encoder_bias
+                    z[i, number] = bias + sum(_product(gradient[slices[n]], *part) for n, part in parts[i].items())
+    signs = np.array([reading_sign(encoder.source) for encoder in encoders])
+    return np.asarray(signs[:, None] * np.tanh(z))
+
+
+def _encoder_parts(direction: Direction, scope: Scope) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Values and flat places of an encoder by parameter, on the parameters' devices; a low-rank one's are computed."""
+    found = {}
+    for name, part in direction.parameters.items():
+        assert part.encoder is not None
+        device = scope.parameters[name].device
+        values = part.encoder if isinstance(part.encoder, Tensor) else part.dense(part.encoder).flatten()
+        found[name] = (values.to(device), None if part.indices is None else part.indices.long().to(device))
+    return found
+
+
+def _product(gradient: Tensor, values: Tensor, places: Tensor | None) -> float:
+    return float((gradient if places is None else gradient[places]) @ values)

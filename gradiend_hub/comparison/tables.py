@@ -1,0 +1,223 @@
+"""Small tables that a comparison gives: numbers beside what no feature would give, and the most that could be expected."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gradiend_hub.errors import ConfigError
+
+from .vectors import Array
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["Cell", "Matrix", "Profile", "mean_and_spread"]
+
+_PLOT = "gradiend_hub.plots.comparison:{}"
+"""Draws a table; a name, since figures are built upon comparisons."""
+
+
+class Cell(NamedTuple):
+    """One number of a table; what is not known is `None`, and never 0.
+
+    Attributes:
+        value: what was measured, or computed.
+        null: absolute value that directions of coin labels reach (95 % of them stay below).
+        ceiling: value of the same feature learned from other rows.
+    """
+
+    value: float | None
+    null: float | None = None
+    ceiling: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A number for each row and column.
+
+    Attributes:
+        measure: what the numbers are, e.g. "cosine of decoders".
+        rows, columns: their names.
+        values: [rows, columns]; NaN where a number is not known.
+        null: the same shape, absolute values that directions of coin labels reach; `None` if nothing is known of any.
+        ceiling: the same shape, values of the same feature learned from other rows.
+        notes: what to know when reading the table.
+        symmetric: whether rows and columns are the same directions, and [i, j] is [j, i].
+    """
+
+    measure: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: Array
+    null: Array | None = None
+    ceiling: Array | None = None
+    notes: tuple[str, ...] = ()
+    symmetric: bool = False
+
+    def __getitem__(self, where: tuple[str, str]) -> Cell:
+        """The number of a row and a column, by their names."""
+        for name, known in zip(where, (self.rows, self.columns), strict=True):
+            if name not in known:
+                raise ConfigError(f"The table {self.measure!r} has no {name!r}; it has {', '.join(known)}.")
+        at = self.rows.index(where[0]), self.columns.index(where[1])
+        return Cell(*(None if part is None else _number(part[at]) for part in (self.values, self.null, self.ceiling)))
+
+    def to_pandas(self, which: str = "values") -> pd.DataFrame:
+        """A data frame of the "values", the "null" or the "ceiling"."""
+        import pandas
+
+        if which not in ("values", "null", "ceiling"):
+            raise ConfigError(f"to_pandas: expected 'values', 'null' or 'ceiling', found {which!r}.")
+        part = getattr(self, which)
+        empty = np.full(self.values.shape, np.nan)
+        return pandas.DataFrame(empty if part is None else part, list(self.rows), list(self.columns))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as JSON values; what is not known is `None`."""
+        parts = {name: getattr(self, name) for name in ("values", "null", "ceiling")}
+        lists = {n: None if p is None else [[_number(v) for v in row] for row in p] for n, p in parts.items()}
+        return {
+            "measure": self.measure,
+            "rows": list(self.rows),
+            "columns": list(self.columns),
+            **lists,
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """The table as a JSON object; what is not known is null."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+    def reordered(self, rows: Sequence[int], columns: Sequence[int] | None = None) -> Matrix:
+        """The same table with rows (and columns; default: likewise) in another order."""
+        at = np.ix_(list(rows), list(rows if columns is None else columns))
+        return replace(
+            self,
+            rows=tuple(self.rows[i] for i in at[0].flatten()),
+            columns=tuple(self.columns[j] for j in at[1].flatten()),
+            values=self.values[at],
+            null=None if self.null is None else self.null[at],
+            ceiling=None if self.ceiling is None else self.ceiling[at],
+        )
+
+    def plot(self, **options: Any) -> Figure:
+        """A heatmap; options as of `gradiend_hub.plots.comparison.plot_matrix`."""
+        drawn: Figure = resolve_name(_PLOT.format("plot_matrix"))(self, **options)
+        return drawn
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        body = "".join(
+            f"<tr><th>{html.escape(name)}</th>{''.join(self._cell(i, j) for j in range(len(self.columns)))}</tr>"
+            for i, name in enumerate(self.rows)
+        )
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return (
+            f"<table><caption>{html.escape(self.measure)}</caption><thead><tr><th></th>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table>{notes}"
+        )
+
+    def _cell(self, i: int, j: int) -> str:
+        cell = self[self.rows[i], self.columns[j]]
+        known = {"coin labels": cell.null, "same feature": cell.ceiling}
+        title = ", ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None)
+        inside = cell.null is not None and cell.value is not None and abs(cell.value) <= cell.null
+        shown = "" if cell.value is None else f"{cell.value:+.2f}"
+        return f'<td title="{title}">{f"<i>{shown}</i>" if inside else shown}</td>'
+
+    def __str__(self) -> str:
+        width = max(map(len, self.rows), default=0)
+        cells = [["" if math.isnan(v) else f"{v:+.2f}" for v in row] for row in self.values]
+        wide = [max(len(name), 5) for name in self.columns]
+        lines = [
+            f"{self.measure}",
+            " " * width + "".join(f"  {n:>{w}}" for n, w in zip(self.columns, wide, strict=True)),
+        ]
+        for name, row in zip(self.rows, cells, strict=True):
+            lines.append(f"{name:<{width}}" + "".join(f"  {v:>{w}}" for v, w in zip(row, wide, strict=True)))
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """One table for each part of the model.
+
+    Attributes:
+        by: what the parts are, "layer" or "component".
+        tables: part to its table.
+    """
+
+    by: str
+    tables: dict[str, Matrix] = field(default_factory=dict)
+
+    def __getitem__(self, part: str) -> Matrix:
+        if part not in self.tables:
+            raise ConfigError(f"There is no {self.by} {part!r}; there are {', '.join(self.tables)}.")
+        return self.tables[part]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame with the parts as columns and the pairs as rows."""
+        import pandas
+
+        return pandas.DataFrame({part: table.to_pandas().stack() for part, table in self.tables.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tables as JSON values."""
+        return {"by": self.by, "tables": {part: table.to_dict() for part, table in self.tables.items()}}
+
+    def to_json(self) -> str:
+        """The tables as a JSON object."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+    def plot(self, **options: Any) -> Figure:
+        """A line for each pair over the parts; options as of `gradiend_hub.plots.comparison.plot_profile`."""
+        drawn: Figure = resolve_name(_PLOT.format("plot_profile"))(self, **options)
+        return drawn
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<h4>{html.escape(part)}</h4>{table._repr_html_()}" for part, table in self.tables.items())
+
+
+def mean_and_spread(tables: Sequence[Matrix]) -> tuple[Matrix, Matrix]:
+    """Mean and standard deviation (n − 1) of the same table over several runs, e.g. seeds.
+
+    Raises:
+        ConfigError: No tables, or tables of other measures or directions.
+    """
+    if not tables:
+        raise ConfigError("mean_and_spread: expected at least one table, found none.")
+    first = tables[0]
+    if any((t.measure, t.rows, t.columns) != (first.measure, first.rows, first.columns) for t in tables):
+        raise ConfigError("mean_and_spread: expected tables of one measure with the same rows and columns.")
+    stack = np.stack([t.values for t in tables])
+    parts: dict[str, Array | None] = {}
+    for name in ("null", "ceiling"):
+        known = [part for t in tables if (part := getattr(t, name)) is not None]
+        parts[name] = np.mean(known, 0) if len(known) == len(tables) else None
+    spread = stack.std(0, ddof=1) if len(tables) > 1 else np.full(first.values.shape, np.nan)
+    runs = f"{len(tables)} runs"
+    return (
+        replace(
+            first,
+            measure=f"{first.measure}, mean of {runs}",
+            values=stack.mean(0),
+            null=parts["null"],
+            ceiling=parts["ceiling"],
+        ),
+        replace(
+            first, measure=f"{first.measure}, standard deviation of {runs}", values=spread, null=None, ceiling=None
+        ),
+    )
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
