@@ -152,7 +152,7 @@ def changed(base: Mapping[str, torch.Tensor], model: nn.Module, frame: Frame, ca
         square += float(one.double().square().sum())
         parts[name] = ParameterDirection(shape, (other.detach().float() - one.float()).flatten().cpu())
     change = Direction(parts)
-    if not any(bool(part.decoder.any()) for part in parts.values()):
+    if change.norm() == 0:
         raise ConfigError(f"{called} has the base model's own weights in all compared parameters; nothing has moved.")
     return change, math.sqrt(square)
 

@@ -46,6 +46,16 @@ def test_sparse_stays_sparse(ds: DirectionSet) -> None:
     assert cut.entries == round(0.01 * cut.numel) or cut.entries < 0.011 * ds.frame.numel
 
 
+def test_ranks_add_and_are_cut_again_on_request(ds: DirectionSet) -> None:
+    low = {name: (ds[name].direction.to_rank(3), ds[name].config) for name in ("number", "aware")}
+    both = DirectionSet.from_directions(low)
+    direction, _ = both.combine({"number": 1.0, "aware": 1.0})
+    matrices = [part for part in direction.parameters.values() if part.rank]
+    assert matrices and max(part.rank for part in matrices) > 3
+    cut, _ = both.combine({"number": 1.0, "aware": 1.0}, rank=2)
+    assert max(part.rank or 0 for part in cut.parameters.values()) == 2
+
+
 def test_effects_of_the_parts_add_up(ds: DirectionSet) -> None:
     direction, report = ds.combine(WEIGHTS)
     whole = DirectionSet.from_directions({"sum": (direction, ds.combine(WEIGHTS).config)})

@@ -128,6 +128,21 @@ def test_sums_of_products_are_exact_over_blocks(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(products(vectors(ds[:1]), vectors(ds[1:])), whole[:1] @ whole[1:].T, atol=1e-12)
 
 
+def test_low_rank_vectors_are_compared_by_their_factors() -> None:
+    ds = [direction(i, form) for i, form in enumerate(("ddd", "sss", "ddd"))]
+    low = [ds[0].to_rank(2), ds[1], ds[2].to_rank(1)]
+    assert not isinstance(low[0].parameters["a.weight"].decoder, torch.Tensor)
+    whole = np.stack([full(d) for d in low])
+    sides = Sides(vectors(low))
+    np.testing.assert_allclose(products(vectors(low)), whole @ whole.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        products(vectors(low[:1]), vectors(low[1:])), whole[:1] @ whole[1:].T, rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(sides.spearman(), spearmanr(whole.T).statistic, atol=1e-6)
+    sets = [top(v, 6) for v in whole]
+    assert sides.overlap(6)[0, 2] == len(sets[0] & sets[2]) / 6
+
+
 def test_parts_by_layer_and_component() -> None:
     names = ["bert.encoder.layer.10.attention.self.query.weight", "bert.encoder.layer.2.output.dense.weight",
              "model.layers.2.mlp.up_proj.weight", "model.norm.weight", "h.0.attn.c_attn.weight"]  # fmt: skip
