@@ -29,7 +29,7 @@ from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub.hub.names import hub_id, shown_name
 from gradiend_hub.hub.published import BASE_PLACE, REPO_PLACE, is_generated, marked
-from gradiend_hub.objectives import OBJECTIVES
+from gradiend_hub.objectives import OBJECTIVES, Objective
 from gradiend_hub.plots import FIGURES
 from gradiend_hub.plots.style import shown_split
 
@@ -40,6 +40,9 @@ __all__ = ["card_state", "render_card", "render_rewritten_card", "write_card", "
 
 BENCHMARKS = ("StereoSet", "CrowS-Pairs", "WinoBias", "WinoGender", "SEAT")
 """Benchmarks that the card names even where nobody has run them."""
+
+MOST_ROW = 4000
+"""Most letters of a row that the code of the card holds."""
 
 _PROMPT = f"The players ran home because {SLOT} was late."
 
@@ -98,7 +101,7 @@ def render_card(folder: str | Path, config: GradiendConfig | None = None, report
     if config is None:
         config, report = GradiendConfig.from_pretrained(str(folder)), report or Report.find(folder)
     name, split = shown_split(report) if report and report.splits else (None, None)
-    compared = compared_strengths(config)
+    compared, objective = compared_strengths(config), OBJECTIVES.get(config.objective or "")
     return _fill(
         "direction.md.jinja",
         _metadata(config, report),
@@ -109,6 +112,10 @@ def render_card(folder: str | Path, config: GradiendConfig | None = None, report
         prompt=_prompt(split),
         probability=_probability(config),
         row=_row(report) if report and (folder / ENCODER_FILE).is_file() else None,
+        examples=_examples(report) if report else [],
+        pictures=_task(config) == "image-classification",
+        answers=objective.answers_name if objective else Objective.answers_name,
+        reads=objective.read_name if objective else Objective.read_name,
         compared=compared,
         caveats=caveats(report, name, split) if report and name and split else [],
         side_effects=_side_effects(report, split, compared) if report and split else [],
@@ -282,8 +289,18 @@ def _prompt(split: SplitReport | None) -> str:
 
 
 def _row(report: Report) -> dict[str, str] | None:
-    """A row of the data that the code of the card encodes."""
-    return min(report.examples, key=lambda row: len(str(row)), default=None)
+    """A row of the data that the code of the card encodes; none if all are too long for that, as images may be."""
+    short = [row for row in report.examples if len(str(row)) <= MOST_ROW]
+    return min(short, key=lambda row: len(str(row)), default=None)
+
+
+def _examples(report: Report) -> list[dict[str, Any]]:
+    """The rows that the card lists: columns with their values, of which images are only named."""
+
+    def shown(value: Any) -> Any:
+        return "an image" if isinstance(value, str) and value.startswith("data:image/") else value
+
+    return [{column: shown(value) for column, value in row.items()} for row in report.examples]
 
 
 def _heading(strength: float, config: GradiendConfig) -> str:

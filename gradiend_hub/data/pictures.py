@@ -93,9 +93,10 @@ class Picture:
             raise
         except Exception as error:  # every decoder has errors of its own
             unknown = isinstance(error, image_module.UnidentifiedImageError)
+            reason = "its format is unknown" if unknown else first_line(error)
             raise DataError(
-                f"this is no image that can be read: {'its format is unknown' if unknown else first_line(error)}. Expected a whole file, of at most {MOST_PIXELS:,} "
-                f"pixels, in one of the formats {', '.join(FORMATS)}."
+                f"this is no image that can be read: {reason}. Expected a whole file, of at most {MOST_PIXELS:,} pixels, in "
+                f"one of the formats {', '.join(FORMATS)}."
             ) from error
 
     @cached_property

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["preferred", "relative_quality"]
+__all__ = ["LEAST_NLL", "preferred", "relative_quality"]
+
+
+LEAST_NLL = 1.0
+"""Nats that a rise of the NLL is related to at least. A classifier that is nearly always sure has an NLL near 0, of which
+any rise is a multiple; for language models, whose NLL is larger, this changes nothing."""
 
 
 def relative_quality(edited: float, base: float) -> float:
-    """The base model's mean NLL per token of neutral text divided by the edited model's; 1 is undamaged."""
-    return base / edited
+    """The base model's mean NLL of neutral text divided by the edited model's; 1 is undamaged.
+
+    Where the base model's is less than `LEAST_NLL`, the same rise from there.
+    """
+    scale = max(base, LEAST_NLL)
+    return scale / max(scale + edited - base, 1e-12)
 
 
 def preferred(first: Sequence[float], second: Sequence[float]) -> tuple[int, int]:

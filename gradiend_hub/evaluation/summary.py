@@ -16,7 +16,7 @@ import numpy as np
 
 from .intervals import Array, Numbers, clamp, mean_error, student, upper_bound
 from .report import StrengthPoint
-from .scores import relative_quality
+from .scores import LEAST_NLL, relative_quality
 
 EFFECT_REACH = 0.04
 """How far the interval of an effect may reach to both sides, whatever reading everything would give."""
@@ -153,7 +153,7 @@ class Summary:
         if self.rise is None:
             return 0.0
         rise = upper_bound(self.rise.mean, self.rise.whole, self.rise.freedom)
-        return 1 - self.before / (self.before + rise)
+        return 1 - relative_quality(self.before + rise, self.before)
 
     def effect(self, classes: Sequence[str], sign: float) -> Figure | None:
         """Probability of the class that this sign makes likelier on rows of the other one; `None` without such rows."""
@@ -187,14 +187,14 @@ class Summary:
         before, rise = self.before, self.rise
         low, high = rise.interval
         intervals |= {"nll": clamp(nll.interval), "kl": clamp(kl.interval)}
-        intervals["quality"] = [before / (before + high), before / max(before + low, 1e-12)]
+        intervals["quality"] = [relative_quality(before + end, before) for end in (high, low)]
         return StrengthPoint(
             strength,
             chances,
             nll=before + rise.mean,
             accuracy=min(max(accuracy.mean, 0.0), 1.0),
             quality=relative_quality(before + rise.mean, before),
-            quality_low=before / (before + upper_bound(rise.mean, rise.error, rise.freedom)),
+            quality_low=relative_quality(before + upper_bound(rise.mean, rise.error, rise.freedom), before),
             kl=max(0.0, kl.mean),
             intervals=intervals,
             readings=readings,
@@ -234,7 +234,8 @@ def summarise(values: Values, items: Items, base: Summary | None = None, other: 
     before, count = base.figures["nll"], len(values.nll)
     rise = nll.mean - before.mean
     paired = values.nll - before.values[:count]
-    paired = paired - rise / before.mean * (before.values[:count] - before.mean)
+    if before.mean > LEAST_NLL:
+        paired = paired - rise / before.mean * (before.values[:count] - before.mean)
     whole = estimate(paired, items.text, [other.rise] if other and other.rise else ())
     return Summary(
         figures,

@@ -268,6 +268,12 @@ class Objective(ABC):
     quality_name: ClassVar[str] = "quality"
     """How cards call the base model's loss relative to the edited model's."""
 
+    answers_name: ClassVar[str] = "Likeliest outputs with their probabilities."
+    """What cards say of the answers that `complete` gives."""
+
+    read_name: ClassVar[str] = "the output"
+    """What an encoding reads the class of, in the words of a card."""
+
     def __init__(self, processor: Any, *, name_or_path: str = "the base model") -> None:
         self.processor = processor
         self.name_or_path = name_or_path

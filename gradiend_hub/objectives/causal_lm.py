@@ -32,6 +32,7 @@ class CausalLMObjective(TextObjective):
 
     name = "causal_lm"
     task = "text-generation"
+    answers_name = "Greedy continuations."
     auto_class = AutoModelForCausalLM
     reads_right_context = False
 

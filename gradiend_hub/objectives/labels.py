@@ -47,6 +47,9 @@ class LabelObjective(Objective):
         name_or_path: How messages call the base model.
     """
 
+    answers_name = "Likeliest labels with their probabilities."
+    read_name = "the label"
+
     column: ClassVar[str]
     """Column of the input."""
 
@@ -248,6 +251,8 @@ class LabelObjective(Objective):
 
 class ConceptMixin(LabelObjective):
     """A concept direction: a counterfactual input, the same label."""
+
+    read_name = "the input"
 
     def read(self, record: Mapping[str, Any]) -> CounterfactualRow:  # type: ignore[override]
         """Make a row of a record with the columns of the input, `counterfactual`, `label` and the classes of both inputs."""

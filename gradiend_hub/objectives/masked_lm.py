@@ -31,6 +31,7 @@ class MaskedLMObjective(TextObjective):
 
     name = "masked_lm"
     task = "fill-mask"
+    answers_name = "Likeliest words at [MASK] with their probabilities."
     auto_class = AutoModelForMaskedLM
     reads_right_context = True
 

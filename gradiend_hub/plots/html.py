@@ -180,7 +180,7 @@ def _completion(completion: Completion) -> dict[str, Any]:
         else ", ".join(f"{_word(word)}\u00a0{float(chance):.2f}" for word, chance in written)
         for strength, written in completion.by_strength.items()
     }
-    return {"text": completion.text, "at": at}
+    return {"text": completion.text, "at": at, "image": completion.image}
 
 
 def _hardest(split: SplitReport, first: str) -> list[Encoding]:

@@ -69,7 +69,7 @@ def test_metrics_combine() -> None:
             "probability": 0.6,
             "base_probability": 0.2,
             "probability_shift": 0.4,
-            "quality": 1 / 3,
+            "quality": 1 / 1.4,
             "nll": 0.6,
             "base_nll": 0.2,
         }

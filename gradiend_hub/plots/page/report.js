@@ -101,7 +101,13 @@ function turn() {
   byId("damage").textContent = `quality ${per(point.quality)} · KL ${figure(point.kl, 4)} nats · NLL ${figure(point.nll, 4)} nats`;
   byId("written").replaceChildren(...data.completions.map((completion) => {
     const row = element("tr");
-    row.append(element("th", completion.text), element("td", completion.at[point.name] ?? "not written at this strength"));
+    const asked = element("th", completion.image ? undefined : completion.text);
+    if (completion.image) {
+      const picture = element("img");
+      Object.assign(picture, { src: completion.image, alt: completion.text, width: 64 });
+      asked.append(picture);
+    }
+    row.append(asked, element("td", completion.at[point.name] ?? "not written at this strength"));
     return row;
   }));
   document.querySelectorAll("[data-strength]").forEach((row) =>
