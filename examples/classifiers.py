@@ -67,7 +67,7 @@ def digits_concept() -> Task:
         pair = {"image": inputs[own], "counterfactual": inputs[other], "label": "8"}
         rows.append({**pair, "factual_class": own, "alternative_class": other})
     neutral = [{"image": r.input, "label": r.label} for r in images if r.label != "8" and r.split != "train"]
-    return Task("digits", ("bright", "dim"), parts(rows, 80, 46), neutral, source="diff", goal="debias")
+    return Task("digits", ("bright", "dim"), parts(rows, 80, 46), neutral, source="diff")
 
 
 ADJECTIVES = {

@@ -112,7 +112,8 @@ class LanguageModelingScore(_FloatMetric):
 
     description = (
         "The base model's mean negative log-likelihood per token of neutral text, divided by the edited model's: 1 is "
-        "undamaged. Where the base model's is below 1 nat, the same rise from 1. For masked models the negative pseudo-log-likelihood."
+        "undamaged. Where the base model's is below 1 nat, the same rise from 1. For masked models the negative "
+        "pseudo-log-likelihood."
     )
     inputs = "predictions: nats per token under the edited model. references: under the base model, same tokens."
 
