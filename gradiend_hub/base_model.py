@@ -204,7 +204,9 @@ def load_recorded_base(config: GradiendConfig, base: str | Path | None, **argume
 
     path = str(base) if base is not None else config.base_model_name_or_path
     if not path:
-        raise BaseModelError("The direction names no base model; pass `base_model`.")
+        raise BaseModelError(
+            "The direction names no base model that can be loaded here. Name it with `base_model=` (gradiend-hub: --base)."
+        )
     name = (config.auto_mapping or {}).get("base_model_class", "")
     model_class = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
@@ -217,15 +219,28 @@ def load_recorded_base(config: GradiendConfig, base: str | Path | None, **argume
     if "torch_dtype" in arguments:  # the former name, which transformers still takes
         arguments.setdefault("dtype", arguments.pop("torch_dtype"))
     arguments.setdefault("dtype", "auto" if torch.accelerator.is_available() else torch.float32)
+    arguments.setdefault("use_safetensors", True)  # a stranger has chosen this model: nothing is unpickled unasked
     try:
         _check_architecture(path, model_class, arguments)
         return load_whole(model_class, path, **arguments)
     except BaseModelError:
         raise
     except (OSError, ValueError) as error:
-        raise BaseModelError(
-            f"The base model {path} could not be loaded: {error} If it is elsewhere, pass it as `base_model`."
-        ) from error
+        raise BaseModelError(_why_not_loaded(path, first_line(error), arguments)) from error
+
+
+def _why_not_loaded(path: str, reason: str, arguments: dict[str, Any]) -> str:
+    """Say why a base model was not loaded, and what to do."""
+    if "safetensors" in reason and arguments.get("use_safetensors"):
+        return (
+            f"The base model {path} has no weights in safetensors files: {reason} Weights that have to be unpickled are not "
+            "loaded, since unpickling can run code. Look for a revision with safetensors (the Hub's converter offers one as "
+            "a pull request), or load the model yourself and pass it as `base_model`."
+        )
+    return (
+        f"The base model {path} could not be loaded: {reason} If it has moved, is elsewhere or private, name it with "
+        "`base_model=` (gradiend-hub: --base), and log in with `hf auth login` or pass `token=`."
+    )
 
 
 def _check_architecture(path: str, model_class: type[PreTrainedModel], arguments: dict[str, Any]) -> None:
@@ -243,7 +258,12 @@ def _check_architecture(path: str, model_class: type[PreTrainedModel], arguments
 
 
 def check_base_model(
-    model: nn.Module, direction: Direction, *, sites: SiteMap | None = None, allow_related: bool = False
+    model: nn.Module,
+    direction: Direction,
+    *,
+    sites: SiteMap | None = None,
+    allow_related: bool = False,
+    allow_unverified: bool = True,
 ) -> dict[str, str]:
     """Map the direction's parameter names to the model's, and compare its fingerprint with the model's values.
 
@@ -252,6 +272,7 @@ def check_base_model(
         direction: The direction.
         sites: The model's `SiteMap`, if it is at hand.
         allow_related: Accept a fine-tuned relative of the base model, with a warning.
+        allow_unverified: Accept a direction that does not tell which model it belongs to, as one made in memory.
 
     Returns:
         Name in the direction → name in the model.
@@ -266,8 +287,9 @@ def check_base_model(
     names = resolve_names(model, direction.parameters, sites.parameters)
     parameters = _original_parameters(model, sites)
     refuse_offloaded({name: parameters[name] for name in names.values() if name in parameters})
-    if direction.fingerprint is None:
-        return names
-    fingerprint = direction.fingerprint.renamed(names)
-    require_same_base(fingerprint, parameters, type(model).__name__, allow_related=allow_related)
+    touched = {name: parameters[name] for name in names.values() if name in parameters}
+    if touched:  # of quantised weights there is nothing to compare
+        fingerprint = direction.fingerprint and direction.fingerprint.renamed(names)
+        allowed: dict[str, Any] = {"allow_related": allow_related, "allow_unverified": allow_unverified}
+        require_same_base(fingerprint, touched, type(model).__name__, **allowed)
     return names

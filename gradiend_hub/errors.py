@@ -21,6 +21,8 @@ beside `GradiendError` lets code that knows nothing of this library keep catchin
 
 from __future__ import annotations
 
+from .printable import printable
+
 __all__ = [
     "ArtifactError",
     "ArtifactNotFoundError",
@@ -38,8 +40,15 @@ __all__ = [
 ]
 
 
+LONGEST_MESSAGE = 10_000
+"""Characters of a message that are kept: it may quote a stranger."""
+
+
 class GradiendError(Exception):
-    """Base class of all errors of gradiend_hub."""
+    """Base class of all errors of gradiend_hub. Text of strangers in a message is spelled out as by `printable`."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), LONGEST_MESSAGE, lines=True)
 
 
 class ConfigError(GradiendError, ValueError):
@@ -88,4 +97,5 @@ class HubPushError(GradiendError, RuntimeError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line that an error's message says anything in; of an empty message, the name of its class."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = printable(error, LONGEST_MESSAGE, lines=True).split("\n")
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)

@@ -35,6 +35,8 @@ from gradiend_hub.artifact.files import (
     REFERENCES_FILE,
     REPORT_FILE,
     WEIGHTS_FILE,
+    figures,
+    own_file,
 )
 
 from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base
@@ -117,6 +119,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         local_files_only: bool = False,
         subfolder: str | None = None,
         allow_related: bool = False,
+        allow_unverified_base: bool = False,
         processing_class: Any = None,
         device: str | torch.device | None = None,
         **base_kwargs: Any,
@@ -127,7 +130,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             repo_or_path: Repository id or folder of the direction.
             base_model: The base model: an object (edited in place), a path or id, or `None` for the one that the
                 direction names, at the recorded commit.
-            strength: Strength to apply; `None` takes the recommended one.
+            strength: Strength to apply; `None` takes the recommended one, if what was measured supports it.
             adapter_name: Name for this direction in the model.
             revision: Branch, tag or commit of the direction's repository.
             token: Hub token.
@@ -135,6 +138,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             local_files_only: Use what is cached, and no network.
             subfolder: Folder within the repository.
             allow_related: Accept a fine-tuned relative of the base model, with a warning.
+            allow_unverified_base: Accept a direction that has no sampled weights of its base model, so that nothing tells
+                whether this is it.
             processing_class: The base model's tokenizer (or image processor), if it is not to be loaded from the base
                 model's path.
             device: Device to load the base model to; for several, pass `device_map`.
@@ -150,19 +155,22 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         if isinstance(repo_or_path, nn.Module):
             raise ConfigError("The direction comes first: GradiendModel.from_pretrained(repo_or_path, base_model).")
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder = _find(repo_or_path, revision=revision, subfolder=subfolder, **hub)
-        config = GradiendConfig.from_pretrained(str(folder))
-        direction = Direction.load(folder, config, encoder=False, check=False)
+        folder, config, direction = _read(repo_or_path, revision=revision, subfolder=subfolder, **hub)
+        if strength is None:
+            config.require_supported_strength()
+            strength = config.strength
         if device is not None:
             base_kwargs.setdefault("device_map", {"": device})
         if not isinstance(base_model, nn.Module):
             base_model = load_recorded_base(config, base_model, **{**hub, **base_kwargs})
         elif base_kwargs:
             raise ConfigError(f"{sorted(base_kwargs)} would load a base model, but `base_model` is an object already.")
-        strength = config.strength if strength is None else strength
-        model = cls.from_direction(
-            base_model, direction, config, strength=strength, adapter_name=adapter_name, allow_related=allow_related
-        )
+        allowed = {
+            "allow_related": allow_related,
+            "allow_unverified": allow_unverified_base or config.feature_classes is None,
+        }
+        model = cls._applied(base_model, direction, config, strength, adapter_name, **allowed)
+        model._warn_if_overwhelming(direction)
         model._folders[adapter_name] = folder
         model.processing_class = processing_class
         model.eval()
@@ -192,10 +200,25 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             processing_class: The base model's tokenizer (or image processor), if it is not to be loaded from the base
                 model's path.
         """
+        model = cls._applied(base_model, direction, config, strength, adapter_name, allow_related=allow_related)
+        model.processing_class = processing_class
+        return model
+
+    @classmethod
+    def _applied(
+        cls,
+        base_model: nn.Module,
+        direction: Direction,
+        config: GradiendConfig,
+        strength: float,
+        adapter_name: str,
+        **allowed: Any,
+    ) -> GradiendModel:
+        """Apply a direction; `allowed` as in `check_base_model`."""
         check_strength(strength)
         _require_plain(base_model)
         peaks = direction.peaks()
-        names = check_base_model(base_model, direction, allow_related=allow_related)
+        names = check_base_model(base_model, direction, **allowed)
         config = described(config, direction, base_model)
         model = cls(base_model, config, adapter_name, low_cpu_mem_usage=True)
         try:
@@ -207,8 +230,29 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         except BaseException:
             model.unload()
             raise
-        model.processing_class = processing_class
         return model
+
+    def _warn_if_overwhelming(self, direction: Direction) -> None:
+        """Warn of an edit that is larger than the weights it edits: what is left of the model is the edit.
+
+        That takes a pass over the weights, which is left out where the largest entries cannot add up to that much.
+        """
+        name = self._only_active()
+        attached, samples = self._attached[name], direction.fingerprint.samples if direction.fingerprint else {}
+        if not attached.strength or not self._merged:
+            return
+        c_w, c_b = (abs(c) for c in attached.config.coefficients(attached.strength, attached.feature_factor))
+        parts = direction.parameters
+        delta = sum(parts[n].entries * (c_w * w + c_b * b) ** 2 for n, (w, b) in direction.peaks().items())
+        whole = sum(parts[n].numel * float(values.square().mean()) for n, values in samples.items() if n in parts)
+        if delta < 0.25 * whole:  # of a sample, the norm is uncertain
+            return
+        if (ratio := self.receipt.relative_norm) > 1:
+            warnings.warn(
+                f"At strength {attached.strength:g} the edit is {ratio:.3g} times as large as the weights that it edits "
+                "(‖Δ‖/‖W‖); little of the base model is left. Use a smaller strength.",
+                stacklevel=3,
+            )
 
     def load_adapter(
         self,
@@ -216,6 +260,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         adapter_name: str,
         *,
         allow_related: bool = False,
+        allow_unverified_base: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -233,21 +278,26 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
                 "trained. Leave it out, or load with PeftModel."
             )
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder = _find(model_id, revision=revision, subfolder=subfolder, **hub)
-        config = GradiendConfig.from_pretrained(str(folder))
-        direction = Direction.load(folder, config, encoder=False, check=False)
-        self.add_direction(adapter_name, direction, config, allow_related=allow_related)
+        folder, config, direction = _read(model_id, revision=revision, subfolder=subfolder, **hub)
+        allowed = {
+            "allow_related": allow_related,
+            "allow_unverified": allow_unverified_base or config.feature_classes is None,
+        }
+        self._add(adapter_name, direction, config, **allowed)
         self._folders[adapter_name] = folder
 
     def add_direction(
         self, adapter_name: str, direction: Direction, config: GradiendConfig, *, allow_related: bool = False
     ) -> None:
         """Add a direction that is in memory; it is inactive until `set_strength` or `set_adapter` names it."""
+        self._add(adapter_name, direction, config, allow_related=allow_related)
+
+    def _add(self, adapter_name: str, direction: Direction, config: GradiendConfig, **allowed: Any) -> None:
         check_name(adapter_name)
         if adapter_name in self.peft_config:
             raise ConfigError(f"There is a direction {adapter_name!r} already; delete it first, or use `swap`.")
         base, peaks = self.get_base_model(), direction.peaks()
-        names = check_base_model(base, direction, allow_related=allow_related)
+        names = check_base_model(base, direction, **allowed)
         self._attach(adapter_name, direction, described(config, direction, base), names, peaks)
         if self._merged and any(quantized_layers(base)):
             self.unmerge_adapter()
@@ -606,8 +656,11 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         with self.strength_at(0.0):
             return encode_rows(base, objective, self.direction, config, rows, batch_size=batch_size)
 
-    def verify(self) -> Any:
+    def verify(self, *, full: bool = False) -> Any:
         """Measure the active direction's self-test again: its encodings, probabilities, files and base model.
+
+        Args:
+            full: Also measure what the report claims, as far as that needs no data beside the artifact.
 
         Returns:
             A `gradiend_hub.evaluation.selftest.Verification`: a check per value, and whether all passed.
@@ -621,7 +674,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             raise ArtifactNotFoundError(
                 f"The direction {name!r} was not loaded from files, so there is nothing to verify."
             )
-        return resolve_name(_SELF_TEST)(self, self._folders[name])
+        return resolve_name(_SELF_TEST)(self, self._folders[name], full=full)
 
     # ---------------------------------------------------------------------------------------------------------- saving
 
@@ -674,15 +727,16 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         replace(config, parameters=direction.spec(), has_bias=direction.has_bias).save_pretrained(str(folder))
         if name not in self._folders:
             return
-        assets = self._folders[name] / ASSETS_FOLDER  # which the card shows
-        if assets.is_dir() and not (folder / ASSETS_FOLDER).exists():
-            shutil.copytree(assets, folder / ASSETS_FOLDER)
-        for companion in (REPORT_FILE, CARD_FILE, HTML_FILE, REFERENCES_FILE, PROBES_FILE):
-            source, target = self._folders[name] / companion, folder / companion
-            if source.is_file() and not target.exists():
-                shutil.copyfile(source, target)
-                if companion == PROBES_FILE:
-                    _renew_probes(folder)
+        origin = self._folders[name]
+        has_figures = (folder / ASSETS_FOLDER).exists()
+        for companion in (*figures(origin), REPORT_FILE, CARD_FILE, HTML_FILE, REFERENCES_FILE, PROBES_FILE):
+            source, target = own_file(origin, companion), folder / companion
+            if source is None or target.exists() or (has_figures and companion.startswith(ASSETS_FOLDER)):
+                continue
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
+            if companion == PROBES_FILE:
+                _renew_probes(folder)
 
     def to_lora(
         self, folder: str | Path, *, rank: int | None = None, strength: float = 1.0, adapter_name: str | None = None
@@ -731,10 +785,20 @@ def _renew_probes(folder: Path) -> None:
         warnings.warn(f"The direction is saved without its self-test: {error}", stacklevel=4)
 
 
-def _find(repo_or_path: str | Path, **arguments: Any) -> Path:
+def _read(repo_or_path: str | Path, **arguments: Any) -> tuple[Path, GradiendConfig, Direction]:
+    """Folder, configuration and decoder of a stored direction; its values are still to be checked."""
     from gradiend_hub.hub.resolve import resolve_folder
 
-    return resolve_folder(repo_or_path, **arguments, required=(CONFIG_FILE, WEIGHTS_FILE)).folder
+    found = resolve_folder(repo_or_path, **arguments, required=(CONFIG_FILE, WEIGHTS_FILE))
+    config = GradiendConfig.from_pretrained(str(found.folder))
+    if found.repo_id is not None:
+        config = config.without_local_base(found.repo_id)
+    return found.folder, config, Direction.load(found.folder, config, encoder=False, check=False)
+
+
+def _allowed(config: GradiendConfig, related: bool, unverified: bool) -> dict[str, Any]:
+    """Arguments of `check_base_model`. PEFT stores no samples of the base of what it has trained, which has no feature."""
+    return {"allow_related": related, "allow_unverified": unverified or config.feature_classes is None}
 
 
 def _require_plain(base_model: nn.Module) -> None:

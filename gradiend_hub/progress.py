@@ -12,6 +12,8 @@ from typing import TypeVar
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers.utils.logging import is_progress_bar_enabled
 
+from gradiend_hub.printable import printable
+
 __all__ = ["Listener", "counted", "listening", "progress", "shown", "tell", "tick"]
 
 T = TypeVar("T")
@@ -30,7 +32,7 @@ class _Phase:
         self._what, self._total, self._done = what, total, 0
         self._listener = _listener.get()
         hidden = self._listener is not None or not (_shown.get() and is_progress_bar_enabled())
-        self._bar = tqdm(desc=what, total=total, leave=False, delay=1.0, disable=hidden)
+        self._bar = tqdm(desc=printable(what), total=total, leave=False, delay=1.0, disable=hidden)
         self.advance(0)
 
     def advance(self, count: int) -> None:
@@ -106,4 +108,4 @@ def tell(logger: logging.Logger, message: str, *values: object) -> None:
     """Log what a user wants to see without asking. Where nobody has set up logging, it goes to stderr, as bars do."""
     logger.info(message, *values)
     if _shown.get() and not (logger.isEnabledFor(logging.INFO) and logger.hasHandlers()):
-        tqdm.write(message % values, file=sys.stderr)
+        tqdm.write(printable(message % values, 10_000, lines=True), file=sys.stderr)

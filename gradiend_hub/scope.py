@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from gradiend_hub.errors import ConfigError
 
+_LAST_BLOCK = 9999
 BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -133,9 +134,11 @@ def _matching(names: list[str], patterns: list[str], owners: Mapping[str, str], 
 def _layer_numbers(text: str) -> set[int]:
     numbers: set[int] = set()
     for part in text.split(","):
-        bounds = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        bounds = re.fullmatch(r"\s*([0-9]{1,20})\s*(?:-\s*([0-9]{1,20})\s*)?", part)
         if bounds is None or int(bounds[2] or bounds[1]) < int(bounds[1]):
             raise ConfigError(f"layers={text!r}: expected numbers and ranges such as '8-11' or '0,2,5-7'.")
+        if int(bounds[2] or bounds[1]) > _LAST_BLOCK:  # a stranger's range might never end
+            raise ConfigError(f"layers={text!r}: no model has a block {bounds[2] or bounds[1]}.")
         numbers.update(range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1))
     return numbers
 

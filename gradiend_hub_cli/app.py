@@ -77,6 +77,11 @@ Dtype = Annotated[
     Literal["float32", "bfloat16", "float16", "auto"] | None,
     typer.Option(help="Type of the base model's weights; auto is the checkpoint's. Default: float32 on a CPU."),
 ]
+Unverified = Annotated[
+    bool,
+    typer.Option("--allow-unverified-base", help="Accept a direction that nothing ties to this base model."),
+]
+Related = Annotated[bool, typer.Option("--allow-related", help="Accept a fine-tune of the base model.")]
 Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
 
 
@@ -145,6 +150,8 @@ def apply(
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=50, help="How many guesses to show.")] = 5,
     tokens: Annotated[int, typer.Option(min=1, max=500, help="Length of a causal model's completion.")] = 12,
+    allow_related: Related = False,
+    allow_unverified_base: Unverified = False,
     revision: Revision = None,
 ) -> dict[str, Any]:
     """Show what the model says at several strengths, side by side.
@@ -154,17 +161,32 @@ def apply(
     """
     from .apply import ApplyOptions, show_texts
 
-    return show_texts(direction, texts, ApplyOptions(base, revision, _numbers(strengths), top, tokens), story)
+    allowed = {"allow_related": allow_related, "allow_unverified_base": allow_unverified_base}
+    options = ApplyOptions(base, revision, _numbers(strengths), top, tokens, allowed)
+    return show_texts(direction, texts, options, story)
 
 
 @command(app, "verify")
 def verify(
-    story: Story, direction: Direction, base: Base = None, dtype: Dtype = None, revision: Revision = None
+    story: Story,
+    direction: Direction,
+    base: Base = None,
+    dtype: Dtype = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Measure of its report, too, what needs no unpublished data."),
+    ] = False,
+    allow_unverified_base: Unverified = False,
+    revision: Revision = None,
 ) -> dict[str, Any]:
-    """Measure a direction's self-test again and compare; exit status 1 if anything differs."""
-    from .verify import show_verification
+    """Measure a direction's self-test again and compare; exit status 1 if anything differs or is impossible.
 
-    return show_verification(direction, base, dtype, revision, story)
+    The self-test shows that files, base model and libraries are those of the author. It says nothing of the report, whose
+    figures are the author's word; to measure them on data of your own, use evaluate.
+    """
+    from .verify import VerifyOptions, show_verification
+
+    return show_verification(direction, VerifyOptions(base, dtype, revision, allow_unverified_base, full), story)
 
 
 @command(app, "evaluate", story=True)
@@ -180,9 +202,8 @@ def evaluate(
     ] = None,
     neutral_split: Annotated[str | None, typer.Option(help="Of --neutral; default: test, or the only one.")] = None,
     base: Base = None,
-    allow_related: Annotated[
-        bool, typer.Option("--allow-related", help="Accept a fine-tune of the base model.")
-    ] = False,
+    allow_related: Related = False,
+    allow_unverified_base: Unverified = False,
     bench: Annotated[
         list[str] | None,
         typer.Option(
@@ -219,7 +240,7 @@ def evaluate(
         direction=direction,
         revision=revision,
         base=base,
-        allow_related=allow_related,
+        allowed={"allow_related": allow_related, "allow_unverified_base": allow_unverified_base},
         data=(data, split),
         neutral=(neutral, neutral_split) if neutral else None,
         benchmarks=tuple(bench or ()),
@@ -243,13 +264,16 @@ def merge(
     ] = None,
     dtype: Dtype = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+    allow_related: Related = False,
+    allow_unverified_base: Unverified = False,
     revision: Revision = None,
 ) -> dict[str, Any]:
     """Write the rewritten model as a plain transformers checkpoint with its tokenizer."""
     from .merge import MergeOptions, merge_into
 
     wanted = None if strength is None else _number(strength)
-    return merge_into(out, direction, MergeOptions(base, revision, wanted, dtype, overwrite), story)
+    allowed = {"allow_related": allow_related, "allow_unverified_base": allow_unverified_base}
+    return merge_into(out, direction, MergeOptions(base, revision, wanted, dtype, overwrite, allowed), story)
 
 
 @command(app, "push")

@@ -17,6 +17,7 @@ from gradiend_hub.data.casing import Casing
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.objectives import Answer, Objective, make_objective
+from gradiend_hub.printable import printable
 
 from .console import Story
 from .quiet import quiet
@@ -45,6 +46,7 @@ class ApplyOptions:
     strengths: Sequence[float] | None
     top: int
     tokens: int
+    allowed: dict[str, Any]
 
 
 def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, story: Story) -> dict[str, Any]:
@@ -56,9 +58,11 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
     with quiet(story):
         with story.step("Load", told=False):
             model = GradiendModel.from_pretrained(
-                direction, base_model=options.base, revision=options.revision, strength=0.0
+                direction, base_model=options.base, revision=options.revision, strength=0.0, **options.allowed
             )
         config = model.active_peft_config
+        if not options.strengths:
+            config.require_supported_strength()
         objective = make_objective(
             model.get_base_model(), model.tokenizer, name=config.objective, options=config.objective_options
         )
@@ -157,12 +161,12 @@ def _guesses_table(
     if classes:
         table.add_section()
         for name in next(iter(classes.values())):
-            table.add_row(*(f" {classes[s][name]:.3f} P({name})" for s in at_strength))
+            table.add_row(*(f" {classes[s][name]:.3f} P({printable(name, 40)})" for s in at_strength))
     return table
 
 
 def _cell(guess: Guess, styles: Callable[[str], str]) -> Text:
-    return Text.assemble(f"{100 * guess.probability:5.1f} % ", (guess.word, styles(guess.word)))
+    return Text.assemble(f"{100 * guess.probability:5.1f} % ", (printable(guess.word, 80), styles(guess.word)))
 
 
 def _completions_table(completed: Mapping[float, str]) -> Table:

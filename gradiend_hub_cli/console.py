@@ -8,14 +8,15 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -47,12 +48,22 @@ def on_interrupt(message: str) -> Iterator[None]:
         raise Interrupted(message) from interrupt
 
 
+class _Console(Console):
+    """A console on which texts are shown and nothing else: what would act on a terminal or hide is spelled out."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        from gradiend_hub.printable import spelled_out
+
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text, style, control) if control else Segment(spelled_out(text, lines=True), style)
+
+
 def output(*, stderr: bool = False) -> Console:
     """Make a console without markup (texts hold `[MASK]`), guessed colours, or lines beyond reading width.
 
     In a notebook, too, it is the stream that is written on.
     """
-    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False)
+    console = _Console(stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False)
     console.width = min(console.width, _WIDEST)
     return console
 
@@ -65,7 +76,9 @@ def show_error(label: str, message: str, console: Console | None = None) -> None
 
 def write_json(content: dict[str, Any]) -> None:
     """Print one JSON object on standard output; a number that JSON cannot write is null."""
-    print(json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False))  # noqa: T201
+    from gradiend_hub.printable import escaped_json
+
+    print(escaped_json(json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)))  # noqa: T201
 
 
 def _plain(value: Any) -> Any:

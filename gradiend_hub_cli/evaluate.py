@@ -28,6 +28,7 @@ from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
 from gradiend_hub.objectives import make_objective
 from gradiend_hub.plots import can_draw, save_html, save_plots
+from gradiend_hub.printable import printable
 
 from .console import Story, on_interrupt
 from .folders import require_writable
@@ -47,7 +48,7 @@ class Request:
     direction: str
     revision: str | None
     base: str | None
-    allow_related: bool
+    allowed: dict[str, Any]
     data: Source
     neutral: Source | None
     benchmarks: tuple[str, ...]
@@ -144,10 +145,10 @@ def _model(request: Request, found: ResolvedRepo) -> GradiendModel:
     options: dict[str, Any] = {"device_map": device and str(device), "dtype": request.dtype}
     options = {name: value for name, value in options.items() if value is not None}
     with warnings.catch_warnings():
-        if request.allow_related:
+        if request.allowed["allow_related"]:
             warnings.filterwarnings("ignore", message=".*to a relative of its base model")  # it was asked for
         return GradiendModel.from_pretrained(
-            found.folder, base_model=request.base, strength=0.0, allow_related=request.allow_related, **options
+            found.folder, base_model=request.base, strength=0.0, **request.allowed, **options
         )
 
 
@@ -207,14 +208,14 @@ def _show(claimed: Report | None, report: Report, figures: Sequence[Figure], sto
         table.add_column(name, justify="right", no_wrap=True)
     for figure in figures:
         bounds = f"{figure.interval[0]:.3f} to {figure.interval[1]:.3f}" if figure.interval else ""
-        table.add_row(Text(figure.name), _cell(figure.claimed), _cell(figure.found), bounds)
+        table.add_row(Text(printable(figure.name)), _cell(figure.claimed), _cell(figure.found), bounds)
     story.show()
     story.show(table)
     if claimed is None:
         story.show("\nThe direction has no published report, so nothing is claimed.")
     notes = pairs_table()
     for gap in report.splits["test"].missing:
-        notes.add_row("missing", gap)
+        notes.add_row("missing", printable(gap, 500))
     story.show(notes)
 
 

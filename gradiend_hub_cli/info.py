@@ -11,6 +11,7 @@ from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub.hub.resolve import resolve_folder
+from gradiend_hub.printable import listed, printable
 
 from .console import Story
 from .quiet import quiet
@@ -102,7 +103,7 @@ def describe(direction: str, *, revision: str | None = None) -> Description:
     measured = next((name for name in ("test", "eval", *splits) if name in splits), None)
     parameters = (config.parameters or {}).values()
     weights = [math.prod(spec["shape"]) for spec in parameters]
-    sizes = {path.name: path.stat().st_size for path in sorted(found.folder.iterdir()) if path.is_file()}
+    sizes = {printable(path.name): path.stat().st_size for path in sorted(found.folder.iterdir()) if path.is_file()}
     split = splits[measured] if measured else None
     return Description(
         direction,
@@ -129,11 +130,13 @@ def _show(description: Description, story: Story) -> None:
     table = pairs_table()
     table.add_row("direction", description.source + (f" at {description.commit}" if description.commit else ""))
     if description.learned is False:
-        table.add_row("not learned", f"the training did not find this feature. {description.verdict}")
-    table.add_row("strength > 0", f"{first}: {', '.join(fillers.get(first, ['?']))}")
-    table.add_row("strength < 0", f"{second}: {', '.join(fillers.get(second, ['?']))}")
+        table.add_row("not learned", f"the training did not find this feature. {printable(description.verdict, 500)}")
+    table.add_row("strength > 0", f"{printable(first)}: {listed(fillers.get(first, ['?']))}")
+    table.add_row("strength < 0", f"{printable(second)}: {listed(fillers.get(second, ['?']))}")
     table.add_row(
-        "base model", (config.base_model_name_or_path or "?") + (f" at {config.revision}" if config.revision else "")
+        "base model",
+        printable(config.base_model_name_or_path or "?")
+        + (f" at {printable(config.revision)}" if config.revision else ""),
     )
     table.add_row("objective", f"{config.objective}, gradients {config.source} -> {config.target}")
     table.add_row("rewrites", f"{description.tensors} tensors with {description.weights:,} weights; stored: {kept}")

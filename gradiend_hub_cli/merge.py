@@ -31,6 +31,7 @@ class MergeOptions:
     strength: float | None
     dtype: str | None
     overwrite: bool
+    allowed: dict[str, Any]
 
 
 def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -> dict[str, Any]:
@@ -89,7 +90,12 @@ def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -
 def _model(out: Path, direction: str, options: MergeOptions) -> GradiendModel:
     given: dict[str, Any] = {} if options.dtype is None else {"dtype": options.dtype}
     model = GradiendModel.from_pretrained(
-        direction, base_model=options.base, revision=options.revision, strength=options.strength, **given
+        direction,
+        base_model=options.base,
+        revision=options.revision,
+        strength=options.strength,
+        **options.allowed,
+        **given,
     )
     if _same(out, base_name(model.get_base_model())):
         raise ConfigError(f"{out} is the folder of the base model itself. Give another folder.")

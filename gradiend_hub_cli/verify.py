@@ -1,9 +1,9 @@
-"""`verify`: the self-test of a published direction, claimed and found."""
+"""`verify`: the self-test of a published direction, claimed and found; and what of its claims nobody has measured here."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich import box
@@ -14,31 +14,47 @@ from gradiend_hub import GradiendModel
 from gradiend_hub.cards.card import card_state
 from gradiend_hub.evaluation.selftest import Verification
 from gradiend_hub.hub.resolve import resolve_folder
+from gradiend_hub.printable import printable
 
 from .console import Story
 from .quiet import quiet
 
-__all__ = ["show_verification"]
+__all__ = ["VerifyOptions", "show_verification"]
 
 
-def show_verification(
-    direction: str, base: str | None, dtype: str | None, revision: str | None, story: Story
-) -> dict[str, Any]:
-    """Print the table of what is claimed and what was found. The exit code is 1 if anything differs.
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Options of `gradiend-hub verify`."""
+
+    base: str | None
+    dtype: str | None
+    revision: str | None
+    allow_unverified_base: bool = False
+    full: bool = False
+
+
+def show_verification(direction: str, options: VerifyOptions, story: Story) -> dict[str, Any]:
+    """Print the table of what is claimed and what was found. The exit code is 1 if anything differs or is impossible.
 
     Raises:
         GradiendError: the direction or its base cannot be loaded, or there is no self-test.
     """
-    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    given: dict[str, Any] = {} if options.dtype is None else {"dtype": options.dtype}
     with quiet(story), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*to a relative of its base model")  # a line of the table says so
         with story.step("Load", told=False):
             model = GradiendModel.from_pretrained(
-                direction, base_model=base, revision=revision, strength=0.0, allow_related=base is not None, **options
+                direction,
+                base_model=options.base,
+                revision=options.revision,
+                strength=0.0,
+                allow_related=options.base is not None,
+                allow_unverified_base=options.allow_unverified_base,
+                **given,
             )
         with story.step("Measure", told=False):
-            result: Verification = model.verify()
-        card = card_state(resolve_folder(direction, revision=revision).folder)
+            result: Verification = model.verify(full=options.full)
+        card = card_state(resolve_folder(direction, revision=options.revision).folder)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("check", overflow="fold")
     for name in ("claimed", "found"):
@@ -46,13 +62,17 @@ def show_verification(
     table.add_column("", justify="right", no_wrap=True)
     for check in result.checks:
         verdict = Text("ok", style="green") if check.passed else Text("DIFFERS", style="bold red")
-        table.add_row(Text(check.name), Text(check.claimed), Text(check.found), verdict)
+        table.add_row(*(Text(printable(text)) for text in (check.name, check.claimed, check.found)), verdict)
     wrong = sum(not check.passed for check in result.checks)
     tolerance = f"values may differ by {result.tolerance:g}"
     story.show(table)
     story.show(
         f"\ncard: {card}\n{len(result.checks)} checks, {tolerance}: " + (f"{wrong} differ." if wrong else "all agree.")
     )
+    for line in result.remarks:
+        story.show(line)
+    for claim in result.implausible:
+        story.show(Text.assemble(("impossible: ", "bold red"), printable(claim, 500)))
     return {
         "direction": direction,
         "passed": result.passed,
@@ -60,5 +80,8 @@ def show_verification(
         "tolerance": result.tolerance,
         "card": card,
         "checks": [asdict(check) for check in result.checks],
+        "figures": result.figures,
+        "figures_measured": result.measured,
+        "implausible": result.implausible,
         "exit_code": 0 if result.passed else 1,
     }

@@ -26,6 +26,7 @@ class AdapterState:
     """The part of a tuner that PEFT asks for state dictionaries."""
 
     layers: list[GradiendLayer]
+    model: nn.Module
 
     @classmethod
     def _get_adapter_state_dict(
@@ -85,6 +86,7 @@ class AdapterState:
                     f"{min(stored)[:120]!r}."
                 )
             if is_new:
+                config.require_supported_strength()
                 _compare_base(config, adapter_name, layers)
         except (ArtifactError, BaseModelMismatchError):
             if is_new:
@@ -106,15 +108,17 @@ class AdapterState:
 
 def _compare_base(config: GradiendConfig, adapter_name: str, layers: Iterable[GradiendLayer]) -> None:
     """Compare the base model with the samples of the artifact that the adapter is loaded from, if they can be had."""
-    file = None if config.origin is None else config.origin.file(ENCODER_FILE)
-    if file is None:
+    if config.origin is None:
         return
-    read = read_encoder(file, config)
+    read = read_encoder(config.origin.file(ENCODER_FILE), config)
     plain = [layer for layer in layers if layer.site.quantized is None and _is_whole(layer.base_parameter)]
-    if read.samples and plain:
+    if plain:
         names = {stored: name for name, stored in plain[0].adapters[adapter_name].stored_names.items()}
         fingerprint = Fingerprint(read.samples, read.base_dtype).renamed(names)
-        require_same_base(fingerprint, {layer.site.name: layer.original() for layer in plain}, "model")
+        originals = {layer.site.name: layer.original() for layer in plain}
+        # an adapter that PEFT has trained belongs to no feature, and PEFT stores no samples of its base model
+        allow_unverified = config.origin.allow_unverified_base or config.feature_classes is None
+        require_same_base(fingerprint, originals, "model", allow_unverified=allow_unverified)
 
 
 def _is_whole(parameter: torch.Tensor) -> bool:
@@ -150,3 +154,5 @@ def _withdraw(model: nn.Module, adapter_name: str) -> None:
     for tuner in model.modules():
         if isinstance(tuner, AdapterState):
             tuner.layers = list(gradiend_layers(model))
+            if not getattr(tuner, "peft_config", None):  # PEFT would take the base for one with adapters
+                tuner.model.__dict__.pop("peft_config", None)

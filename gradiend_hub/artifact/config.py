@@ -13,6 +13,7 @@ import shutil
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 from huggingface_hub import hf_hub_download
@@ -22,9 +23,10 @@ from peft.utils.peft_types import PeftType, TaskType
 
 from gradiend_hub.errors import ArtifactError, ConfigError
 
-from .fields import DirectionFields, read_fields, require_classes
-from .files import ENCODER_FILE, PROBES_FILE, REFERENCES_FILE, REPORT_FILE
-from .validation import Limit, is_number
+from .fields import DirectionFields, Name, read_fields, require_classes
+from .files import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REFERENCES_FILE, REPORT_FILE, WEIGHTS_FILE, own_file
+from .names import hub_id
+from .validation import NAME, Limit, at_most, is_number
 
 __all__ = ["GRADIEND", "GradiendConfig", "require_classes"]
 
@@ -70,7 +72,8 @@ _KINDS = {
     "peft_type": Annotated[str, Limit("'GRADIEND'", GRADIEND.__eq__)] | None,
     "task_type": TaskType | None,
     "inference_mode": bool,
-    "auto_mapping": dict[str, str] | None,
+    "auto_mapping": Annotated[dict[Name, Annotated[str, NAME]], at_most(100, "entries")] | None,
+    **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version"), Annotated[str, NAME] | None),
 }
 """Types of the fields of PEFT."""
 
@@ -83,17 +86,21 @@ class Origin:
         folder_or_repo: Folder, or repository on the Hub.
         subfolder: Folder within it.
         hub_arguments: Of `hf_hub_download`, e.g. the revision.
+        allow_unverified_base: Whether the user accepts a base model that nothing in the artifact identifies.
+        named_strength: Whether the user, and not the author, has chosen the strength.
     """
 
     folder_or_repo: str
     subfolder: str | None
     hub_arguments: dict[str, Any]
+    allow_unverified_base: bool = False
+    named_strength: bool = False
 
     def file(self, name: str) -> Path | None:
         """Local path of a file of the artifact, downloaded if it is on the Hub; `None` if there is no such file."""
         folder = Path(self.folder_or_repo, self.subfolder or "")
         if folder.is_dir():
-            return folder / name if (folder / name).is_file() else None
+            return own_file(folder, name)
         try:
             return Path(hf_hub_download(self.folder_or_repo, name, subfolder=self.subfolder, **self.hub_arguments))
         except (EntryNotFoundError, LocalEntryNotFoundError):
@@ -181,10 +188,24 @@ class GradiendConfig(DirectionFields, PeftConfig):  # type: ignore[misc]
     ) -> GradiendConfig:
         """Read a configuration from a folder or a Hub repository, as `PeftConfig.from_pretrained`.
 
+        A configuration from the Hub does not choose what is opened on the reader's disk: where it names a folder instead
+        of a repository as its base model, it names none.
+
+        Args:
+            pretrained_model_name_or_path: Folder or repository id.
+            subfolder: Folder within it.
+            **kwargs: As in PEFT, and `allow_unverified_base`: whether PEFT may put the direction on a base model that
+                nothing in the artifact identifies; and `strength`: the one to apply instead of the recommended one.
+
         Raises:
-            ArtifactError: If a field is unusable, or the file is of another PEFT method.
+            ArtifactError: If a field is unusable, or the file is of another PEFT method, or a link to another place.
         """
         path = str(pretrained_model_name_or_path)
+        allow_unverified_base, strength = bool(kwargs.pop("allow_unverified_base", False)), kwargs.pop("strength", None)
+        folder = Path(path, subfolder or "")
+        is_local = (folder / CONFIG_FILE).exists()
+        for name in (CONFIG_FILE, WEIGHTS_FILE, *COMPANION_FILES) if is_local else ():
+            own_file(folder, name)  # PEFT would follow a link
         try:
             config = super().from_pretrained(path, subfolder=subfolder, **kwargs)
         except ConfigError as error:
@@ -194,8 +215,37 @@ class GradiendConfig(DirectionFields, PeftConfig):  # type: ignore[misc]
         if not isinstance(config, GradiendConfig):
             raise ArtifactError(f"{path} holds a {config.peft_type} adapter, not a GRADIEND direction.")
         hub_arguments = cls._split_kwargs(kwargs)[0]
-        config.origin = Origin(path, subfolder, hub_arguments)
-        return config
+        if strength is not None:
+            check_strength(strength)
+            config.strength = float(strength)
+        config.origin = Origin(path, subfolder, hub_arguments, allow_unverified_base, strength is not None)
+        return config if is_local else config.without_local_base(path)
+
+    def require_supported_strength(self) -> None:
+        """Refuse a strength that its author recommends, and nothing that was measured supports.
+
+        Raises:
+            ArtifactError: It is not supported.
+        """
+        if self.origin is not None and not self.origin.named_strength:
+            resolve_name("gradiend_hub.evaluation.plausibility:require_supported_strength")(self)
+
+    def without_local_base(self, where: str) -> GradiendConfig:
+        """A configuration from the Hub, or one without a base model, with a warning, if it names a place on a disk.
+
+        Args:
+            where: How the warning calls the direction.
+        """
+        name = self.base_model_name_or_path
+        if name is None or hub_id(name) is not None:
+            return self
+        logger.warning(
+            "%s names the base model %r, which is a path (or a folder here) and no repository on the Hub. It is not opened: "
+            "pass the base model yourself.",
+            where,
+            name,
+        )
+        return self.replaced(base_model_name_or_path=None, revision=None)
 
     def replaced(self, **fields: Any) -> GradiendConfig:
         """A copy with other values in some fields, checked; it comes from where this one comes from."""

@@ -9,16 +9,33 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from gradiend_hub.errors import ArtifactError, ConfigError, SchemaVersionError
+from gradiend_hub.printable import printable
 
-from .files import CONFIG_FILE, SCHEMA_VERSION
-from .validation import FILLED, POSITIVE, SHARE, Limit, at_least, check_fields, is_number, one_of, read_as, read_json
+from .files import CONFIG_FILE, SCHEMA_VERSION, require_file
+from .validation import (
+    FILLED,
+    NAME,
+    POSITIVE,
+    SHARE,
+    Limit,
+    at_least,
+    at_most,
+    check_fields,
+    is_number,
+    one_of,
+    read_as,
+    read_json,
+)
 
 GRADIENT_NAMES = ("factual", "alternative", "diff")
 VALUE_DTYPES = ("float32", "float16", "bfloat16")
 MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 2**48
-MOST_BYTES = 2**26
+MOST_BYTES = 2**24
 """Largest `adapter_config.json` that is read: it names every parameter in scope."""
+MOST_PARAMETERS = 2**18
+MOST_WORDS = 2**15
+"""Words of a class; lists of given names have thousands."""
 
 
 def decoder_sign(source: str, target: str) -> int:
@@ -76,8 +93,8 @@ class StoredTensor(StoredValues, total=False):
     stacked: bool
 
 
-Name = Annotated[str, FILLED]
-ParameterName = Annotated[str, Limit("a parameter's name", lambda name: bool(name) and all(name.split(".")))]
+Name = Annotated[str, FILLED, NAME]
+ParameterName = Annotated[str, Limit("a parameter's name", lambda name: bool(name) and all(name.split("."))), NAME]
 Band = Annotated[list[float], Limit("[lowest, highest]", lambda band: len(band) == 2 and band[0] <= band[1])]
 Ends = Annotated[
     list[float | None],
@@ -86,10 +103,13 @@ Ends = Annotated[
 Classes = Annotated[
     list[Name], Limit("a list of two different class names", lambda names: len(names) == len(set(names)) == 2)
 ]
-Words = Annotated[list[Name], Limit("a non-empty list of words", bool)]
+Words = Annotated[list[Name], Limit("a non-empty list of words", bool), at_most(MOST_WORDS, "words")]
+Patterns = Annotated[list[Name], at_most(1000, "patterns")]
 Gradient = Annotated[str, one_of(*GRADIENT_NAMES)]
 Stored = Annotated[
-    dict[ParameterName, StoredTensor], Limit("a non-empty dictionary from parameter names to their stored form", bool)
+    dict[ParameterName, StoredTensor],
+    Limit("a non-empty dictionary from parameter names to their stored form", bool),
+    at_most(MOST_PARAMETERS, "parameters"),
 ]
 
 
@@ -103,9 +123,9 @@ class DirectionFields:
     objective_options: dict[Name, bool | int | float | str] | None = None
     source: Gradient = "alternative"
     target: Gradient = "diff"
-    scope: list[Name] | str | None = None
-    exclude: list[Name] | None = None
-    layers: str | None = None
+    scope: Patterns | Annotated[str, NAME] | None = None
+    exclude: Patterns | None = None
+    layers: Annotated[str, NAME] | None = None
     density: Annotated[float, SHARE] = 1.0
     parameters: dict[str, dict[str, Any]] | None = None
     has_bias: bool = False
@@ -117,8 +137,8 @@ class DirectionFields:
     safe_band: Band | None = None
     break_point: Ends | None = None
     schema_version: Annotated[int, at_least(1)] = SCHEMA_VERSION
-    gradiend_version: str | None = None
-    transformers_version: str | None = None
+    gradiend_version: Annotated[str, NAME] | None = None
+    transformers_version: Annotated[str, NAME] | None = None
 
     def check(self, names: Collection[str] | None = None, **kinds: Any) -> None:
         """Check all values, and compute the decoder's sign if it is not given.
@@ -177,8 +197,8 @@ def _check_rank(where: str, spec: dict[str, Any]) -> None:
 class StoredFields(DirectionFields):
     """`adapter_config.json` as it is read without PEFT."""
 
-    base_model_name_or_path: str | None = None
-    revision: str | None = None
+    base_model_name_or_path: Annotated[str, NAME] | None = None
+    revision: Annotated[str, NAME] | None = None
 
     def __post_init__(self) -> None:
         self.check()
@@ -191,9 +211,9 @@ class StoredFields(DirectionFields):
             ArtifactError: a field is unusable, or the file is of another PEFT method.
             SchemaVersionError: a newer version of the library wrote it.
         """
-        fields = read_fields(folder / CONFIG_FILE)
+        fields = read_fields(require_file(folder, CONFIG_FILE))
         if (method := fields.get("peft_type")) != "GRADIEND":
-            raise ArtifactError(f"{folder} holds a {method} adapter, not a GRADIEND direction.")
+            raise ArtifactError(f"{folder} holds a {printable(method, 40)} adapter, not a GRADIEND direction.")
         try:
             return read_as(cls, fields, "GradiendConfig")
         except ConfigError as error:

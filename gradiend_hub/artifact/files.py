@@ -1,8 +1,12 @@
-"""Names that saving, loading, uploading and the tests share."""
+"""Names that saving, loading, uploading and the tests share, and finding these files in a stranger's folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
+
+from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
 SCHEMA_VERSION: Final = 1
 """Major version of the artifact. A reader refuses a higher one."""
@@ -24,3 +28,83 @@ SLOT: Final = "[MASK]"
 """Placeholder of the slot in a row's `masked` text, whatever the model's own mask token is."""
 
 HUB_TAGS: Final = ("gradiend", "feature-direction")
+
+PICTURES: Final = (".png", ".svg")
+"""Ends of the names of figures."""
+
+ARTIFACT_FILES: Final = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ENCODER_FILE,
+    REPORT_FILE,
+    PROBES_FILE,
+    REFERENCES_FILE,
+    CARD_FILE,
+    HTML_FILE,
+    *(f"{ASSETS_FOLDER}/*{end}" for end in PICTURES),
+    "LICENSE",
+)
+"""All files that belong to a direction, as patterns of their names."""
+
+
+def own_file(folder: Path, name: str) -> Path | None:
+    """Path of a file in the folder of an artifact; `None` if there is none.
+
+    A link may lead to another place of the folder, or into the cache of the Hub that the folder is a part of.
+
+    Raises:
+        ArtifactError: it is a link that leads anywhere else, or no plain file. Reading, copying or publishing it would
+            do that with whatever file of this machine its maker has named.
+    """
+    path = folder / name
+    if not path.exists() and not path.is_symlink():
+        return None
+    require_within(path, folder)
+    if not path.is_file():
+        raise ArtifactError(f"{path} is no file. Expected a plain file; remove it, or download the direction again.")
+    return path
+
+
+def require_file(folder: Path, name: str) -> Path:
+    """Path of a file that has to be in the folder of an artifact.
+
+    Raises:
+        ArtifactNotFoundError: there is none.
+        ArtifactError: as in `own_file`.
+    """
+    path = own_file(folder, name)
+    if path is None:
+        raise ArtifactNotFoundError(f"There is no {name} in {folder}; is this the folder of a direction?")
+    return path
+
+
+def figures(folder: Path) -> Iterator[str]:
+    """Names of the figures in the folder of an artifact, with that of their own folder.
+
+    Raises:
+        ArtifactError: as in `own_file`, or their folder is a link that leads out.
+    """
+    assets = folder / ASSETS_FOLDER
+    if not assets.exists() and not assets.is_symlink():
+        return
+    require_within(assets, folder)
+    for path in sorted(assets.iterdir() if assets.is_dir() else ()):
+        if path.suffix in PICTURES and own_file(folder, name := f"{ASSETS_FOLDER}/{path.name}"):
+            yield name
+
+
+def require_within(path: Path, folder: Path) -> None:
+    """Refuse a link that leads out of the folder of an artifact, and not into the cache of the Hub that it is a part of.
+
+    Raises:
+        ArtifactError: it does.
+    """
+    real, home = path.resolve(), folder.resolve()
+    # LINK in HOME/models--NAME/snapshots/COMMIT leads to HOME/models--NAME/blobs or to HOME/blobs
+    cache = next((above for above in home.parents if above.name == "snapshots"), None)
+    stores = [] if cache is None else [cache.parent / "blobs", cache.parents[1] / "blobs"]
+    if not any(real.is_relative_to(place) for place in (home, *stores)):
+        raise ArtifactError(
+            f"{path} is a link to {real}, outside of the direction's folder, so it is neither read, copied nor published. "
+            "Put the file itself there."
+        )

@@ -18,6 +18,8 @@ import torch
 
 from gradiend_hub.errors import BaseModelMismatchError
 
+from .files import ENCODER_FILE
+
 __all__ = ["BaseMatch", "BaseModelRelation", "Fingerprint", "require_same_base"]
 
 SAMPLES = 64
@@ -152,20 +154,35 @@ class Fingerprint:
 
 
 def require_same_base(
-    fingerprint: Fingerprint, tensors: Mapping[str, torch.Tensor], model: str, *, allow_related: bool = False
+    fingerprint: Fingerprint | None,
+    tensors: Mapping[str, torch.Tensor],
+    model: str,
+    *,
+    allow_related: bool = False,
+    allow_unverified: bool = False,
 ) -> None:
     """Refuse tensors of another model than that of the fingerprint, and of a fine-tuned relative unless it is allowed.
 
     Args:
-        fingerprint: That of the base model, under the names of `tensors`.
+        fingerprint: That of the base model, under the names of `tensors`; `None` if the direction has none.
         tensors: The original values of the model at hand; those that it has no samples of are not compared.
         model: How messages call it.
         allow_related: Accept a relative, with a warning.
+        allow_unverified: Accept tensors that the fingerprint says nothing of: it has no samples of them, or none that
+            differ from model to model.
 
     Raises:
         BaseModelMismatchError: With the evidence.
     """
-    match = fingerprint.only(tensors).compare(tensors)
+    known = Fingerprint({}) if fingerprint is None else fingerprint.only(tensors)
+    if not allow_unverified and all(_is_constant(values) for values in known.samples.values()):
+        raise BaseModelMismatchError(
+            f"Nothing in the direction tells whether this {model} is its base model: it has no sampled weights of it "
+            f"({ENCODER_FILE} is missing or says nothing). On another model its edit is noise. Get the direction with its "
+            "encoder file; or, if you know that this is the base, pass allow_unverified_base=True "
+            "(gradiend-hub: --allow-unverified-base)."
+        )
+    match = known.compare(tensors)
     if match.relation is BaseModelRelation.DIFFERENT:
         raise BaseModelMismatchError(
             f"This {model} is not the base model of the direction. {match.evidence()} "
@@ -175,7 +192,8 @@ def require_same_base(
         if not allow_related:
             raise BaseModelMismatchError(
                 f"This {model} is a relative (such as a fine-tune) of the direction's base model. {match.evidence()} "
-                "To apply the direction all the same: GradiendModel.from_pretrained(…, allow_related=True)."
+                "To apply the direction all the same: GradiendModel.from_pretrained(…, allow_related=True) "
+                "(gradiend-hub: --allow-related)."
             )
         warnings.warn(f"The direction is applied to a relative of its base model. {match.evidence()}", stacklevel=5)
 

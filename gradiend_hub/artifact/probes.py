@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,14 +26,18 @@ from .files import (
     REPORT_FILE,
     SCHEMA_VERSION,
     WEIGHTS_FILE,
+    own_file,
 )
-from .validation import read_as
+from .validation import NAME, parse_json, read_as, read_json, read_text
 
 __all__ = ["STRENGTHS", "TOLERANCES", "Probes", "content_digests", "renew_digests"]
 
 STRENGTHS = (-1.0, 0.0, 1.0)
 MOST_BYTES = 2**20
 MOST_ROWS = 256
+MOST_REPORT_BYTES = 2**24
+"""Largest report that is read."""
+Name = Annotated[str, NAME]
 
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference of an encoding or a probability, by the coarsest type that took part. In fp32 other kernels and
@@ -61,13 +65,13 @@ class Probes:
         samples_sha256: digest of the rows as the base model reads them, tokens and slots.
     """
 
-    sha256: dict[str, str]
-    dtype: str
-    probability: dict[str, dict[str, dict[str, float]]]
+    sha256: dict[Name, Name]
+    dtype: Name
+    probability: dict[Name, dict[Name, dict[Name, float]]]
     rows: list[dict[str, Any]] = field(default_factory=list)
     encodings: list[float] = field(default_factory=list)
-    reads: str = "source"
-    samples_sha256: str | None = None
+    reads: Name = "source"
+    samples_sha256: Name | None = None
     schema_version: int = SCHEMA_VERSION
 
     def save(self, folder: Path) -> None:
@@ -87,16 +91,14 @@ class Probes:
             ArtifactNotFoundError: the direction was published without one.
             ArtifactError: it is damaged, or not one of this library.
         """
-        path = folder / PROBES_FILE
-        if not path.is_file():
+        path = own_file(folder, PROBES_FILE)
+        if path is None:
             raise ArtifactNotFoundError(
                 f"{folder} has no {PROBES_FILE}, so the direction has no self-test. Measure it yourself with "
                 "`gradiend-hub evaluate`."
             )
         try:
-            if path.stat().st_size > MOST_BYTES:
-                raise ValueError(f"it is larger than {MOST_BYTES} bytes")
-            head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            head, *lines = [parse_json(line) for line in read_text(path, MOST_BYTES).removesuffix("\n").split("\n")]
             encodings = [line.pop("h") for line in lines if "h" in line]
             probes = read_as(cls, {**head, "rows": lines, "encodings": encodings}, PROBES_FILE)
             if len(lines) > MOST_ROWS or len(encodings) not in (0, len(lines)):
@@ -127,11 +129,14 @@ def content_digests(folder: Path) -> dict[str, str]:
     digests = {}
     config = GradiendConfig.from_pretrained(str(folder)).to_dict()
     digests[CONFIG_FILE] = _digest_json({name: v for name, v in config.items() if name not in _FREE_FIELDS})
-    for name in (WEIGHTS_FILE, ENCODER_FILE, REFERENCES_FILE):
-        if (folder / name).is_file():
-            digests[name] = _digest_tensors(folder / name)
-    if (folder / REPORT_FILE).is_file():
-        digests[REPORT_FILE] = _digest_text((folder / REPORT_FILE).read_bytes())
+    for name, digest in (
+        (WEIGHTS_FILE, _digest_tensors),
+        (ENCODER_FILE, _digest_tensors),
+        (REFERENCES_FILE, _digest_tensors),
+        (REPORT_FILE, _digest_report),
+    ):
+        if path := own_file(folder, name):
+            digests[name] = digest(path)
     return digests
 
 
@@ -139,18 +144,26 @@ def _digest_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _digest_text(content: bytes) -> str:
+def _digest_report(path: Path) -> str:
     try:
-        return _digest_json(json.loads(content))
-    except (ValueError, RecursionError):
-        return hashlib.sha256(content).hexdigest()
+        return _digest_json(read_json(path, MOST_REPORT_BYTES))
+    except ValueError:
+        return _digest_bytes(path)
+
+
+def _digest_bytes(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _digest_tensors(path: Path) -> str:
     try:
         return _digest_content(path)
     except SafetensorError:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return _digest_bytes(path)
 
 
 def _digest_content(path: Path) -> str:

@@ -21,7 +21,7 @@ from gradiend_hub.errors import ArtifactError, ConfigError
 
 from .direction import Direction, ParameterDirection
 from .fields import MAX_ELEMENTS
-from .files import REFERENCES_FILE
+from .files import REFERENCES_FILE, own_file
 from .storage import index_dtype, write
 from .validation import Limit, at_least, read_as
 
@@ -98,8 +98,8 @@ class References:
         Raises:
             ArtifactError: The file is damaged, or not one of this library.
         """
-        path = folder / REFERENCES_FILE
-        if not path.is_file():
+        path = own_file(folder, REFERENCES_FILE)
+        if path is None:
             return None
         try:
             if path.stat().st_size > MOST_BYTES:

@@ -18,10 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
+from gradiend_hub.errors import ArtifactError, first_line
+from gradiend_hub.printable import printable
 
 from .fields import stored_size
-from .files import ENCODER_FILE, WEIGHTS_FILE
+from .files import ENCODER_FILE, WEIGHTS_FILE, own_file, require_file
+from .fingerprint import SAMPLES
 
 __all__ = [
     "StoredForm",
@@ -40,6 +42,9 @@ SIDECAR = "rewrite_"
 KEY_PREFIX = "base_model.model."
 ENCODER_KEY, ENCODER_BIAS_KEY, FINGERPRINT_KEY = "encoder.", "encoder_bias", "fingerprint."
 DTYPE_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8}
+MOST_METADATA = 2**16
+"""Bytes of a header beside the tensors' own."""
 Expected = tuple[str, int | None]
 """Type code and number of elements of a stored vector; any number if `None`."""
 
@@ -119,14 +124,13 @@ class StoredVectors:
     """
 
     def __init__(self, folder: Path, form: StoredForm, *, encoder: bool = True) -> None:
-        path = folder / WEIGHTS_FILE
-        if not path.is_file():
-            raise ArtifactNotFoundError(f"There is no {path.name} in {folder}; is this the folder of a direction?")
-        self._decoder = _opened(path)
+        path = require_file(folder, WEIGHTS_FILE)
+        expected = _decoder_form(form)
+        self._decoder = _opened(path, expected)
         with _readable(path):
-            _compare_headers(path, self._decoder, _decoder_form(form))
+            _compare_headers(path, self._decoder, expected)
             self._keys = frozenset(self._decoder.keys())
-        read = read_encoder(folder / ENCODER_FILE, form)
+        read = read_encoder(own_file(folder, ENCODER_FILE), form)
         self.encoder_bias, self.samples, self.base_dtype = read.bias, read.samples, read.base_dtype
         self._encoder = read.file if encoder and read.has_vectors else None
         self._path = path
@@ -150,30 +154,31 @@ class Encoder(NamedTuple):
     file: Any = None
 
 
-def read_encoder(path: Path, form: StoredForm) -> Encoder:
-    """Read encoder bias and the base model's samples; empty if there is no such file.
+def read_encoder(path: Path | None, form: StoredForm) -> Encoder:
+    """Read encoder bias and the base model's samples; empty if there is no such file (`None`).
 
     Raises:
         ArtifactError: If it is damaged, or does not hold what the configuration says.
     """
-    if not path.is_file():
+    if path is None:
         return Encoder()
     parameters = form.parameters or {}
-    file = _opened(path)
+    vectors = {ENCODER_KEY + name: (DTYPE_CODES[form.dtype], stored_size(spec)) for name, spec in parameters.items()}
+    every: dict[str, Expected] = {**vectors, ENCODER_BIAS_KEY: ("F64", 1)}
+    every |= {FINGERPRINT_KEY + name: ("F32", SAMPLES) for name in parameters}
+    file = _opened(path, every)
     with _readable(path):
         found = set(file.keys())
         samples = {name: FINGERPRINT_KEY + name for name in parameters if FINGERPRINT_KEY + name in found}
         expected: dict[str, Expected] = dict.fromkeys(samples.values(), ("F32", None))
         has_vectors = any(key.startswith(ENCODER_KEY) for key in found)
         if has_vectors:
-            code = DTYPE_CODES[form.dtype]
-            expected |= {ENCODER_KEY + name: (code, stored_size(spec)) for name, spec in parameters.items()}
-            expected[ENCODER_BIAS_KEY] = ("F64", 1)
+            expected |= {**vectors, ENCODER_BIAS_KEY: ("F64", 1)}
         _compare_headers(path, file, expected)
         return Encoder(
             float(file.get_tensor(ENCODER_BIAS_KEY)) if has_vectors else 0.0,
             {name: _tensor(file, key) for name, key in samples.items()},
-            (file.metadata() or {}).get("base_dtype", "float32"),
+            printable((file.metadata() or {}).get("base_dtype", "float32"), 40),
             has_vectors,
             file,
         )
@@ -193,7 +198,18 @@ def _decoder_form(form: StoredForm) -> dict[str, Expected]:
     return expected
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, most: Mapping[str, Expected]) -> Any:
+    """Open a file that may hold these tensors, and is no larger than they are: nothing of it was looked at before."""
+    data = sum(max(4, BYTES[code]) * (size or 0) for code, size in most.values())  # another type is told of below
+    header = MOST_METADATA + sum(6 * len(key) + 200 for key in most)  # JSON may write a letter as \uXXXX
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    for what, found, limit in (("a header of", length, header), ("a size of", path.stat().st_size, header + data)):
+        if found > limit:
+            raise ArtifactError(
+                f"{path} has {what} {found:,} bytes, and its configuration accounts for at most {limit:,}; it is damaged, "
+                "or does not belong to this direction."
+            )
     with _readable(path):
         return safe_open(str(path), framework="pt")
 
@@ -204,6 +220,9 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ArtifactError(f"{path} is not a readable safetensors file: {error}. Download it again.") from error
+    except (OSError, RuntimeError, MemoryError) as error:  # of a file that does not fit into the address space
+        size = path.stat().st_size
+        raise ArtifactError(f"{path}, of {size:,} bytes, cannot be mapped into memory: {first_line(error)}") from error
 
 
 def _compare_headers(path: Path, file: Any, expected: Mapping[str, Expected]) -> None:

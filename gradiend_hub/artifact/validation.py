@@ -6,7 +6,8 @@ A dataclass says what its fields may hold, `density: Annotated[float, Limit("a n
 * `read_as` makes one of a JSON value. A field that an older version wrote under another name says so by
   `field(metadata={"formerly": "lm_score"})`; one that this version does not know was added by a newer one, and is left out.
 
-Numbers are finite, true and false are no numbers, and a string is no list of its letters.
+Numbers are finite, true and false are no numbers, and a string is no list of its letters. No text, wherever it stands,
+gives orders to a terminal; a name (`NAME`) also holds nothing that is invisible, reorders it, or breaks the line.
 """
 
 from __future__ import annotations
@@ -23,26 +24,37 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.printable import is_legible, is_printable, printable
 
 __all__ = [
     "FILLED",
+    "NAME",
     "POSITIVE",
     "SHARE",
     "Limit",
     "at_least",
+    "at_most",
     "check",
     "check_fields",
     "check_keys",
     "is_number",
     "one_of",
+    "parse_json",
     "read_as",
     "read_json",
+    "read_text",
 ]
 
 T = TypeVar("T")
 
 LARGEST_INTEGER = 2**63 - 1
 """Largest integer of Arrow, safetensors and C."""
+
+DEEPEST = 32
+"""Containers within containers that are read."""
+
+LONGEST_NAME = 1000
+"""Characters of a name."""
 
 _NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "None"}
 
@@ -70,7 +82,16 @@ def at_least(least: int) -> Limit:
     return Limit(f"a number of {least} or more", lambda number: number >= least)
 
 
+def at_most(most: int, what: str) -> Limit:
+    """Return the limit to containers with so many items."""
+    return Limit(f"at most {most:,} {what}", lambda items: len(items) <= most)
+
+
 FILLED = Limit("a non-empty text", lambda text: bool(text.strip()))
+NAME = Limit(
+    f"a text of one line and at most {LONGEST_NAME} characters, none of which is invisible",
+    lambda text: len(text) <= LONGEST_NAME and is_printable(text),
+)
 POSITIVE = Limit("a number > 0", lambda number: number > 0)
 SHARE = Limit("a number in (0, 1]", lambda number: 0 < number <= 1)
 
@@ -81,6 +102,10 @@ class _Mismatch(ConfigError):
     def __init__(self, where: str, expected: str, found: str) -> None:
         super().__init__(f"{where}: expected {expected}, found {found}.")
         self.where = where
+
+
+class _Illegible(_Mismatch):
+    """A text that would act on a terminal, or cannot be encoded."""
 
 
 def read_as(kind: type[T], value: Any, where: str = "report") -> T:
@@ -137,8 +162,26 @@ def check(kind: Any, value: Any, where: str) -> Any:
             for key, item in value.items()
         }
     elif _is(kind, origin, args, value):
+        if kind in (str, Any):
+            _require_legible(value, where)
         return float(value) if kind is float else value
     raise _Mismatch(where, _described(kind), _shown(value))
+
+
+def _require_legible(value: Any, where: str, depth: int = 0) -> None:
+    """Refuse texts, also those within containers of any kind, that would act on a terminal or cannot be encoded."""
+    if isinstance(value, str):
+        if not is_legible(value):
+            raise _Illegible(where, "a text without control characters", _shown(value))
+    elif depth > DEEPEST:
+        raise _Mismatch(where, f"at most {DEEPEST} containers within each other", "more")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_legible(key, where, depth + 1)
+            _require_legible(item, where, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _require_legible(item, where, depth + 1)
 
 
 def _is(kind: Any, origin: Any, args: tuple[Any, ...], value: Any) -> bool:
@@ -168,6 +211,8 @@ def is_number(value: object) -> bool:
 def _limited(kind: Any, limits: Sequence[Limit], value: Any, where: str) -> Any:
     try:
         result = check(kind, value, where)
+    except _Illegible:
+        raise
     except _Mismatch as error:
         if error.where == where:  # the limit says what is expected better than the type does
             raise _Mismatch(where, limits[0].expected, _shown(value)) from None
@@ -234,7 +279,7 @@ def _shown(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # of an integer of thousands of digits, or of nested lists without end
         return f"a value of type {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:80]}…"
+    return text if len(text) <= 80 else f"{text[:80]}…"  # repr spells out what is not printable
 
 
 def check_keys(found: Iterable[Any], known: Iterable[str], where: str) -> None:
@@ -246,7 +291,8 @@ def check_keys(found: Iterable[Any], known: Iterable[str], where: str) -> None:
     names = list(known)
     for key in found:
         if key not in names:
-            nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            key = printable(key, 80)
+            nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
             some = f"expected one of {', '.join(names[:24])}{', …' if len(names) > 24 else '.'}"
             raise ConfigError(f"Unknown key {where}{key}: {f'did you mean {where}{nearest[0]}?' if nearest else some}")
 
@@ -263,13 +309,47 @@ def read_json(path: Path, most_bytes: int, object_hook: Callable[[dict[str, Any]
         OSError: it cannot be read.
         ValueError: it is larger than `most_bytes`, or no such JSON.
     """
-    if (size := path.stat().st_size) > most_bytes:
-        raise ValueError(f"it has {size:,} bytes, more than the {most_bytes:,} that are read")
+    return parse_json(read_text(path, most_bytes), object_hook)
+
+
+def read_text(path: Path, most_bytes: int) -> str:
+    """Read a stranger's text file: a regular one of limited size, in UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than `most_bytes`, no file, or not UTF-8.
+    """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"it has more than the {most_bytes:,} bytes that are read")
+    return content.decode("utf-8")
+
+
+def parse_json(text: str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Parse a stranger's JSON: not nested deeply, with finite numbers.
+
+    Raises:
+        ValueError: it is no such JSON.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text, parse_float=_finite, parse_constant=_finite, object_hook=object_hook)
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite, object_hook=object_hook)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [part for item in level for part in _parts(item)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested too deeply: more than {DEEPEST} containers within each other")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """The containers within a JSON value."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [part for part in parts if isinstance(part, (dict, list))]
 
 
 def _finite(text: str) -> float:

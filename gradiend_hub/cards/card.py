@@ -22,7 +22,9 @@ from gradiend_hub.artifact.files import (
     HUB_TAGS,
     SLOT,
     WEIGHTS_FILE,
+    own_file,
 )
+from gradiend_hub.artifact.validation import read_text
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.evaluation.measure import compared_strengths
@@ -43,6 +45,8 @@ BENCHMARKS = ("StereoSet", "CrowS-Pairs", "WinoBias", "WinoGender", "SEAT")
 
 MOST_ROW = 4000
 """Most letters of a row that the code of the card holds."""
+MOST_BYTES = 2**22
+"""Largest card that is read."""
 
 _PROMPT = f"The players ran home because {SLOT} was late."
 
@@ -82,10 +86,14 @@ def _write(folder: Path, card: ModelCard) -> Path:
 
 def card_state(folder: Path) -> str:
     """Say in words whether the card of a direction is as it was generated."""
-    if not (folder / CARD_FILE).is_file():
+    path = own_file(folder, CARD_FILE)
+    if path is None:
         return "none"
-    text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    return "as generated" if is_generated(text) else "written or edited by hand"
+    try:
+        generated = is_generated(read_text(path, MOST_BYTES))
+    except ValueError:  # too large, or not UTF-8
+        generated = False
+    return "as generated" if generated else "written or edited by hand"
 
 
 def render_card(folder: str | Path, config: GradiendConfig | None = None, report: Report | None = None) -> ModelCard:

@@ -8,6 +8,7 @@ import shlex
 from typing import Final
 
 from gradiend_hub.plots.text import NOT_MEASURED, number, percent, plain, signed, with_interval
+from gradiend_hub.printable import spelled_out
 
 __all__ = ["FILTERS", "NOT_MEASURED", "cell", "fenced", "number", "percent", "quoted", "signed", "with_interval"]
 
@@ -16,11 +17,12 @@ _SPECIAL: Final = {ord(c): f"&#{ord(c)};" for c in "&<>|[]*_`~\\:@$"}
 
 def cell(text: object) -> str:
     """Text on one line, without the characters that begin HTML, links, emphasis, code, formulas or table cells."""
-    return " ".join(plain(text).split()).translate(_SPECIAL)
+    return spelled_out(" ".join(plain(text).split())).translate(_SPECIAL)
 
 
 def fenced(text: str, language: str = "") -> str:
     """A code block that holds `text` as it is, whatever fences are in it."""
+    text = spelled_out(text, lines=True)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -12,7 +12,7 @@ from gradiend_hub.objectives import Answer, Objective, evaluating
 
 from .report import Completion
 
-__all__ = ["complete"]
+__all__ = ["complete", "complete_text"]
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 OUTPUTS = 5
@@ -41,6 +41,16 @@ def complete(
         Completion(str(prompt), {s: _kept(answers[i]) for s, answers in said.items()}, objective.picture(prompt))
         for i, prompt in enumerate(prompts)
     ]
+
+
+def complete_text(
+    model: GradiendModel, objective: Objective, text: str, strength: float
+) -> list[list[str | float]] | str:
+    """Return what the model says to one input at a strength, as a report has it."""
+    base = model.get_base_model()
+    hints = [word for words in (model.active_peft_config.fillers or {}).values() for word in words]
+    with model.strength_at(strength), evaluating(base), torch.inference_mode():
+        return _kept(objective.complete(base, [text], top=OUTPUTS, tokens=NEW_TOKENS, hints=hints)[0])
 
 
 def _kept(answer: Answer) -> list[list[str | float]] | str:

@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from gradiend_hub.artifact.files import REPORT_FILE, SCHEMA_VERSION
-from gradiend_hub.artifact.validation import Limit, is_number, read_as, read_json
+from gradiend_hub.artifact.files import REPORT_FILE, SCHEMA_VERSION, own_file
+from gradiend_hub.artifact.probes import MOST_REPORT_BYTES
+from gradiend_hub.artifact.validation import NAME, Limit, at_most, is_number, read_as, read_json
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
+from gradiend_hub.printable import legible
 
-MOST_BYTES = 2**26
-"""Largest report that is read."""
+MOST_POINTS = 2000
+"""Points of a curve, and doses of a search, that are read."""
 
 MOST_PICTURE = 2**17
 """Most letters of a picture in a report."""
@@ -27,6 +29,7 @@ _PICTURE = Limit(
     lambda uri: len(uri) <= MOST_PICTURE and uri.startswith("data:image/png;base64,"),
 )
 _TWO = Limit("a list of two", lambda values: len(values) == 2)
+Name = Annotated[str, NAME]
 Interval = Annotated[list[float], _TWO]
 """[lower, upper] end of a 95 % interval."""
 
@@ -50,7 +53,7 @@ class OutputReport:
         accuracy: share of rows whose h has the sign of the class.
     """
 
-    feature_class: str
+    feature_class: Name
     rows: int
     mean: float
     std: float
@@ -70,7 +73,7 @@ class Encoding:
 
     text: str
     output: str = field(metadata={"formerly": "filler"})
-    kind: str
+    kind: Name
     h: float
 
 
@@ -106,22 +109,22 @@ class EncoderReport:
     correlation: float | None
     accuracy: float
     auc: float | None
-    class_means: dict[str, float]
-    class_stds: dict[str, float]
+    class_means: dict[Name, float]
+    class_stds: dict[Name, float]
     neutral_abs_mean: float | None
-    rows: dict[str, int]
+    rows: dict[Name, int]
     neutral_rows: int
     correlation_with_neutral: float | None = None
     spearman: float | None = None
     ternary_accuracy: float | None = None
     other_abs_mean: float | None = field(default=None, metadata={"formerly": "other_token_abs_mean"})
     other_rows: int = field(default=0, metadata={"formerly": "other_token_rows"})
-    intervals: dict[str, Interval] = field(default_factory=dict)
+    intervals: dict[Name, Interval] = field(default_factory=dict)
     outputs: dict[str, OutputReport] = field(default_factory=dict, metadata={"formerly": "fillers"})
     held_out: EncoderReport | None = None
     encodings: list[Encoding] = field(default_factory=list, metadata={"formerly": "samples"})
     null_correlation: Interval | None = None
-    reads: str = "source"
+    reads: Name = "source"
 
 
 @dataclass(frozen=True)
@@ -145,14 +148,14 @@ class StrengthPoint:
     """
 
     strength: float
-    probability: dict[str, dict[str, float]]
+    probability: dict[Name, dict[Name, float]]
     nll: float | None
     accuracy: float | None
     quality: float | None = field(metadata={"formerly": "lm_score"})
     quality_low: float | None = field(metadata={"formerly": "lm_score_low"})
     kl: float | None = None
-    intervals: dict[str, Interval] = field(default_factory=dict)
-    readings: dict[str, float] = field(default_factory=dict)
+    intervals: dict[Name, Interval] = field(default_factory=dict)
+    readings: dict[Name, float] = field(default_factory=dict)
 
     def reading(self, wanted: str, other: str) -> Estimate:
         """The mean probability of the words of class `wanted` on rows whose factual class is `other`."""
@@ -185,6 +188,9 @@ class StrengthPoint:
             return math.exp(self.nll)
         except OverflowError:
             return math.inf
+
+
+Points = Annotated[list[StrengthPoint], at_most(MOST_POINTS, "points")]
 
 
 @dataclass(frozen=True)
@@ -241,10 +247,10 @@ class SplitReport:
     """
 
     encoder: EncoderReport | None
-    curve: list[StrengthPoint]
-    search: list[StrengthPoint]
+    curve: Points
+    search: Points
     scored: int = field(metadata={"formerly": "scored_tokens"})
-    control: list[list[StrengthPoint]] = field(default_factory=list)
+    control: Annotated[list[Points], at_most(MOST_POINTS, "curves")] = field(default_factory=list)
     break_point: Annotated[list[float | None], _TWO] | None = None
     completions: list[Completion] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -292,7 +298,7 @@ class LayerShare:
         relative_norm: ‖Δ‖ / ‖W‖ within the layer.
     """
 
-    layer: str
+    layer: Name
     tensors: int
     entries: int
     share: float
@@ -313,10 +319,10 @@ class BenchmarkResult:
         citation: BibTeX of the benchmark.
     """
 
-    name: str
+    name: Name
     strength: float
-    scores: dict[str, float]
-    intervals: dict[str, Interval] = field(default_factory=dict)
+    scores: dict[Name, float]
+    intervals: dict[Name, Interval] = field(default_factory=dict)
     rows: int = 0
     source: str = ""
     citation: str = ""
@@ -391,28 +397,28 @@ class Report:
         parents: the directions that a combination is made of; empty for one that was trained.
     """
 
-    feature_classes: Annotated[list[str], _TWO]
-    base_model: str
-    base_revision: str | None = None
+    feature_classes: Annotated[list[Name], _TWO]
+    base_model: Name
+    base_revision: Name | None = None
     scope: str = ""
     steps: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    splits: dict[str, SplitReport] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
+    splits: dict[Name, SplitReport] = field(default_factory=dict)
+    seconds: dict[Name, float] = field(default_factory=dict)
+    versions: dict[Name, Name] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     layers: list[LayerShare] = field(default_factory=list)
-    dtype_loss: dict[str, float] = field(default_factory=dict)
+    dtype_loss: dict[Name, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     seeds: list[dict[str, Any]] = field(default_factory=list)
     side_effects: list[BenchmarkResult] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
     energy_kwh: float | None = None
     usage: dict[str, str] | None = None
-    direction: str | None = None
-    direction_revision: str | None = None
-    default_arguments: list[str] | None = None
+    direction: Name | None = None
+    direction_revision: Name | None = None
+    default_arguments: list[Name] | None = None
     converged: bool | None = None
     verdict: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -421,13 +427,14 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write `gradiend_report.json` into a folder, or the file that a path ending in `.json` names."""
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(_legible(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
         _file(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def find(cls, folder: str | Path) -> Report | None:
         """The report in a folder, if there is one; raises as `load` does if it is damaged."""
-        return cls.load(folder) if Path(folder, REPORT_FILE).is_file() else None
+        path = own_file(Path(folder), REPORT_FILE)
+        return None if path is None else cls.load(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
@@ -439,7 +446,7 @@ class Report:
         """
         path = _file(path)
         try:
-            fields = read_json(path, MOST_BYTES, _renamed_interval)
+            fields = read_json(path, MOST_REPORT_BYTES, _renamed_interval)
             if not isinstance(fields, dict) or not {"schema_version", "splits"} <= fields.keys():
                 raise ValueError("it has no schema_version or no splits")
             version = fields["schema_version"]
@@ -452,6 +459,15 @@ class Report:
             raise
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path} is missing or not a report of this library: {error}") from error
+
+
+def _legible(value: Any) -> Any:
+    """A JSON value whose texts can be read back: a model may have written, or a row have held, control characters."""
+    if isinstance(value, dict):
+        return {_legible(name): _legible(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_legible(item) for item in value]
+    return legible(value) if isinstance(value, str) else value
 
 
 def _renamed_interval(fields: dict[str, Any]) -> dict[str, Any]:

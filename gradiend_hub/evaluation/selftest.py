@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gradiend_hub.artifact.fingerprint import BaseModelRelation
@@ -16,8 +16,13 @@ from gradiend_hub.encoding import reading_sign
 from gradiend_hub.errors import ArtifactError, DataError
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, make_objective
+from gradiend_hub.printable import is_legible, printable
 
+from .completions import complete_text
+from .edit import edit_account
+from .plausibility import count_figures, implausible
 from .probe import StrengthProbe
+from .report import Completion, Report
 
 __all__ = ["Check", "Verification", "verify", "write_probes"]
 
@@ -41,15 +46,33 @@ class Verification:
     Attributes:
         checks: one line per file, for the base model, and for each value.
         tolerance: largest difference of a value that passes.
+        figures: number of figures that the report claims, and `measured` how many of them were measured here.
+        rows: rows of the self-test, which the author chose.
+        implausible: what in the report or the configuration is impossible or contradicts the rest, in words.
     """
 
     checks: list[Check]
     tolerance: float
+    figures: int = 0
+    measured: int = 0
+    rows: int = 0
+    implausible: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Return whether every check passed."""
-        return all(check.passed for check in self.checks)
+        """Return whether every check passed, and nothing is impossible."""
+        return all(check.passed for check in self.checks) and not self.implausible
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was measured here and what was not, a line each."""
+        of_report = f"{self.measured or 'none'} measured here" + (
+            "; the others are the author's word, and so is the digest of the file" if self.figures else ""
+        )
+        return [
+            f"measured here: the self-test's values, on {self.rows} rows that the author chose.",
+            f"report: {self.figures:,} figures, {of_report}." if self.figures else "report: none.",
+        ]
 
 
 def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], objective: Objective) -> None:
@@ -63,7 +86,7 @@ def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], 
     """
     chosen: list[Row] = []
     for name in sorted({row.factual_class for row in rows}):
-        of_class = [row for row in rows if row.factual_class == name]
+        of_class = [row for row in rows if row.factual_class == name and is_legible(str(objective.record(row)))]
         chosen += map(objective.small_row, sorted(of_class, key=lambda row: len(objective.show(row)))[:ROWS_PER_CLASS])
     encodings, probability = _measure(model, chosen, objective)
     probes = Probes(
@@ -104,8 +127,13 @@ def _dtype(model: GradiendModel) -> str:
     return max(names & TOLERANCES.keys(), key=lambda name: TOLERANCES[name], default="float32")
 
 
-def verify(model: GradiendModel, folder: str | Path) -> Verification:
+def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> Verification:
     """Measure the self-test of an artifact again, and compare the digests of its files.
+
+    Args:
+        model: the base model with the direction.
+        folder: of the artifact.
+        full: also measure again what the report claims of the edit and of what the model writes.
 
     Raises:
         ArtifactNotFoundError: the artifact has no self-test.
@@ -147,7 +175,7 @@ def verify(model: GradiendModel, folder: str | Path) -> Verification:
     sign = reading_sign(model.active_peft_config.source) if probes.reads == "source" else 1
     for row, value, found in zip(rows, probes.encodings, encodings, strict=bool(probes.encodings)):
         claimed = sign * value
-        name = f"h: {objective.show(row)}"
+        name = f"h: {printable(objective.show(row))}"
         checks.append(_compare(name, claimed, found, tolerance))
     for strength, by_class in probes.probability.items():
         for of, wanted in by_class.items():
@@ -155,7 +183,63 @@ def verify(model: GradiendModel, folder: str | Path) -> Verification:
                 found = probability[str(float(strength))].get(of, {}).get(name, math.nan)
                 dose = f"{float(strength):+g}" if float(strength) else "0"
                 checks.append(_compare(f"P({name}) on {of} rows at {dose}", value, found, tolerance))
-    return Verification(checks, tolerance)
+    report = _readable_report(folder)
+    measured = _of_report(model, objective, report, tolerance) if full and report is not None else []
+    return Verification(
+        [*checks, *measured],
+        tolerance,
+        figures=0 if report is None else count_figures(report),
+        measured=len(measured),
+        rows=len(rows),
+        implausible=implausible(model.active_peft_config, report),
+    )
+
+
+def _readable_report(folder: Path) -> Report | None:
+    """The report of an artifact; `None` if there is none, or none that can be read: its digest says so."""
+    try:
+        return Report.find(folder)
+    except ArtifactError:
+        return None
+
+
+def _of_report(model: GradiendModel, objective: Objective, report: Report, tolerance: float) -> list[Check]:
+    """Measure the figures of a report that need nothing but the artifact and the base model."""
+    layers, losses = edit_account(model)
+    found = {layer.layer: layer for layer in layers}
+    checks = []
+    for claimed in report.layers:
+        mine = found.get(claimed.layer)
+        for name in ("share", "relative_norm"):
+            value = math.nan if mine is None else getattr(mine, name)
+            checks.append(
+                _compare(f"{name.replace('_', ' ')} of {claimed.layer}", getattr(claimed, name), value, tolerance)
+            )
+        for name in ("tensors", "entries"):
+            value = math.nan if mine is None else getattr(mine, name)
+            checks.append(_compare(f"{name} of {claimed.layer}", getattr(claimed, name), value, 0))
+    for dtype, loss in report.dtype_loss.items():
+        checks.append(_compare(f"lost to {dtype}", loss, losses.get(dtype, math.nan), tolerance))
+    for split in report.splits.values():
+        for completion in split.completions:
+            checks += _of_completion(model, objective, completion, tolerance)
+    return checks
+
+
+def _of_completion(model: GradiendModel, objective: Objective, completion: Completion, tolerance: float) -> list[Check]:
+    """Ask the model again what it writes. Guesses are compared with their probabilities, continuations as text."""
+    checks = []
+    for strength, wanted in completion.by_strength.items():
+        said = complete_text(model, objective, completion.text, float(strength))
+        name = f"{completion.text} at {float(strength):+g}"
+        if isinstance(wanted, str) or isinstance(said, str):
+            checks.append(Check(name, str(wanted), str(said), wanted == said))
+            continue
+        chances = {str(word): float(chance) for word, chance in said}
+        for word, chance in wanted:
+            mine = chances.get(str(word), math.nan)
+            checks.append(_compare(f"P({word}): {name}", float(chance), mine, tolerance + 1e-4))
+    return checks
 
 
 def _compare(name: str, claimed: float, found: float, tolerance: float) -> Check:

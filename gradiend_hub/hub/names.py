@@ -1,27 +1,7 @@
-"""Names that mean something on the Hub, and local paths, which do not."""
+"""Names that mean something on the Hub, where users of the Hub look for them; `artifact.names` tells them from paths."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from gradiend_hub.artifact.names import hub_id, shown_name
 
 __all__ = ["hub_id", "shown_name"]
-
-
-def hub_id(name: str | None) -> str | None:
-    """`name` if it can be a repository id; `None` for a local path, which means nothing to anybody else."""
-    if not name or Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        return None
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
-
-
-def shown_name(name: str | None) -> str:
-    """The public name of a model: its Hub id, or the last part of a local path."""
-    return hub_id(name) or Path(name or "unknown").name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,8 +25,18 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE, PROBES_FILE
-from gradiend_hub.errors import HubPushError
+from gradiend_hub.artifact.files import (
+    ARTIFACT_FILES,
+    ASSETS_FOLDER,
+    CARD_FILE,
+    CONFIG_FILE,
+    PROBES_FILE,
+    REPORTS_FOLDER,
+    require_within,
+)
+from gradiend_hub.artifact.validation import read_json
+from gradiend_hub.errors import ArtifactError, HubPushError
+from gradiend_hub.printable import listed
 
 from .names import hub_id
 from .published import published_card, published_config, renewed_probes
@@ -35,8 +46,12 @@ __all__ = ["publish_folder"]
 
 logger = logging.getLogger(__name__)
 
-UPLOADED: Final = ("*.json", "*.jsonl", "*.safetensors", "*.md", "*.png", "*.svg", "report.html", "LICENSE")
-"""Files of a folder that are pushed unless the caller asks for others. Nothing that is loaded by unpickling."""
+UPLOADED: Final = {
+    "model": (*ARTIFACT_FILES, f"{REPORTS_FOLDER}/*.json"),
+    "dataset": ("*.json", "*.jsonl", CARD_FILE, "LICENSE"),
+}
+"""Files that are pushed unless the caller asks for others: those that a direction, or data that was built, consists of. Of
+any other one in the folder, nobody knows what is in it."""
 
 NOT_UPLOADED: Final = (".*", "*/.*", "checkpoint-*/*")
 """Never pushed: hidden files, and the checkpoints of a training run."""
@@ -102,7 +117,8 @@ def publish_folder(
         revision: branch to push to, by default `main`.
         commit_message: first line of the commit message.
         create_pr: open a pull request instead of committing to the branch.
-        allow_patterns: glob patterns of the files to push, by default those that a direction consists of.
+        allow_patterns: glob patterns of the files to push, by default those that a direction consists of. Which others of
+            the folder are left out is logged.
         repo_type: "model", or "dataset" for a folder of feature data.
         base_id: repository of the base model, written into the published config and card together with its head commit;
             by default the one that the config names.
@@ -122,7 +138,7 @@ def publish_folder(
         revision=revision,
         message=commit_message,
         create_pr=create_pr,
-        patterns=UPLOADED if allow_patterns is None else tuple(allow_patterns),
+        patterns=UPLOADED[repo_type] if allow_patterns is None else tuple(allow_patterns),
         repo_type=repo_type,
         base_id=base_id,
     )
@@ -155,9 +171,27 @@ class _Push:
 
     @cached_property
     def files(self) -> list[_File]:
-        names = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
-        chosen = (name for name in names if _matches(name, self.patterns) and not _matches(name, NOT_UPLOADED))
+        names = [name for name in _names(self.folder) if not _matches(name, NOT_UPLOADED)]
+        chosen = [name for name in names if _matches(name, self.patterns) and self._is_one(name)]
+        known = {name.split("/")[0] for name in chosen}
+        if left := {name if (top := name.split("/")[0]) in known else top for name in {*names} - {*chosen}}:
+            logger.warning(f"Not published, since it is no part of a direction: {listed(sorted(left))}.")
+        for name in (ASSETS_FOLDER, REPORTS_FOLDER, *chosen):
+            try:
+                require_within(self.folder / name, self.folder)
+            except ArtifactError as error:
+                raise self._failure(str(error).rstrip("."), "Nothing was sent.") from error
         return [_File(self.folder / name, name) for name in chosen]
+
+    def _is_one(self, name: str) -> bool:
+        """Tell whether a file is what its name says, where other files may have such a name."""
+        if self.patterns is not UPLOADED["model"] or not name.startswith(f"{REPORTS_FOLDER}/"):
+            return True
+        try:
+            report = read_json(self.folder / name, 2**24)
+        except (OSError, ValueError):
+            return False
+        return isinstance(report, dict) and {"schema_version", "splits", "feature_classes"} <= report.keys()
 
     def check(self) -> None:
         """Find what is wrong without the Hub, before the first request."""
@@ -342,6 +376,15 @@ class _Push:
             f"Could not push {self.folder} to {self.repo_id}: {reason}.\n{state}\n"
             f"The files are kept in {self.folder}. To push them again: {shlex.join(command)}"
         )
+
+
+def _names(folder: Path) -> list[str]:
+    """Names of all files of a folder and the folders in it; links to folders are not followed, but they are named."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        found += [Path(place, name).relative_to(folder).as_posix() for name in (*files, *links)]
+    return sorted(found)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -22,6 +22,7 @@ import jinja2
 from gradiend_hub.artifact.files import HTML_FILE
 from gradiend_hub.evaluation import Completion, Encoding, Report, SplitReport
 from gradiend_hub.evaluation.shift import shifts
+from gradiend_hub.printable import spelled_out
 
 from .encoder import plot_encodings
 from .strength import plot_strength
@@ -134,7 +135,7 @@ def _points(split: SplitReport, first: str, second: str, places: Sequence[float]
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
     environment.filters |= {"number": number, "percent": percent}
     environment.filters["strength"] = strength_name
@@ -153,10 +154,22 @@ def _hash(text: str) -> str:
 
 def _embedded(value: Any) -> str:
     """JSON that cannot end the element it stands in, whatever its texts hold."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_all_shown(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
+
+
+def _all_shown(value: Any) -> Any:
+    """A JSON value whose texts are all shown as `_shown` shows them."""
+    if isinstance(value, dict):
+        return {_shown(name): _all_shown(item) for name, item in value.items()}
+    return [_all_shown(item) for item in value] if isinstance(value, (list, tuple)) else _shown(value)
+
+
+def _shown(value: Any) -> Any:
+    """What the template writes: plain text as `spelled_out`; marked-up text is of this module."""
+    return spelled_out(value, lines=True) if type(value) is str else value
 
 
 def strength_name(strength: float) -> str:

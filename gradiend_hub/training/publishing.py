@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.artifact.files import ARTIFACT_FILES
 from gradiend_hub.artifact.references import References
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
 from gradiend_hub.evaluation import Report
@@ -25,7 +26,7 @@ from .args import GradiendTrainingArguments
 from .checkpoints import remove_checkpoints, write_state
 from .inherited import DirectionTrainer
 from .run import TrainingRun
-from .saving import ARTIFACT_FILES, save_artifact, save_direction
+from .saving import save_artifact, save_direction
 
 __all__ = ["PublishingTrainer"]
 

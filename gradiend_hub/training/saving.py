@@ -10,17 +10,7 @@ from typing import Any
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import (
-    ASSETS_FOLDER,
-    CARD_FILE,
-    CONFIG_FILE,
-    ENCODER_FILE,
-    HTML_FILE,
-    PROBES_FILE,
-    REFERENCES_FILE,
-    REPORT_FILE,
-    WEIGHTS_FILE,
-)
+from gradiend_hub.artifact.files import REFERENCES_FILE
 from gradiend_hub.artifact.references import References
 from gradiend_hub.cards import render_artifact
 from gradiend_hub.data import require_classes, rows_digest
@@ -33,20 +23,7 @@ from gradiend_hub.solvers import SeedReport
 from .args import GradiendTrainingArguments
 from .run import TrainingRun
 
-__all__ = ["ARTIFACT_FILES", "new_report", "save_artifact", "save_direction", "seed_records"]
-
-ARTIFACT_FILES = (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    ENCODER_FILE,
-    REPORT_FILE,
-    PROBES_FILE,
-    REFERENCES_FILE,
-    CARD_FILE,
-    HTML_FILE,
-    f"{ASSETS_FOLDER}/*.png",
-)
-"""Files that a push takes."""
+__all__ = ["new_report", "save_artifact", "save_direction", "seed_records"]
 
 _ARGUMENT = {"rows_per_gradient": "per_device_train_batch_size", "epochs": "num_train_epochs"}
 """Training arguments whose name in the report is another one."""

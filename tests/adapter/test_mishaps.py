@@ -17,6 +17,7 @@ from gradiend_hub.adapter import gradiend_layers
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import ENCODER_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError, GradiendError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import NEEDS_OWN_LOADER, bits, config_for, edited, random_direction, same_bits, save
@@ -56,10 +57,16 @@ def test_two_directions_may_call_a_tied_parameter_differently(tmp_path: Path) ->
     base = build("gpt2")
     shape = tuple(base.lm_head.weight.shape)
     names = ("transformer.wte.weight", "lm_head.weight")
-    directions = [Direction({n: ParameterDirection(shape, torch.full((shape[0] * shape[1],), 0.25))}) for n in names]
+    fingerprint = Fingerprint.of(dict.fromkeys(names, base.lm_head.weight))
+    directions = [
+        Direction(
+            {n: ParameterDirection(shape, torch.full((shape[0] * shape[1],), 2.0**-7))}, 0.0, fingerprint.only([n])
+        )
+        for n in names
+    ]
     for name, direction in zip("ab", directions, strict=True):
         save(tmp_path / name, direction)
-    expected = base.lm_head.weight.detach() + 0.5
+    expected = base.lm_head.weight.detach() + 2.0**-6
 
     plain = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "a", "one")
     plain.load_adapter(tmp_path / "b", "two")
@@ -257,7 +264,9 @@ def test_calls_without_an_effect_are_refused(base: nn.Module, tmp_path: Path) ->
     faint = Direction(
         {norm: ParameterDirection((len(base.get_parameter(norm)),), torch.full_like(base.get_parameter(norm), 1e-9))}
     )
-    plain = PeftModel.from_pretrained(build("bert").to(torch.bfloat16), save(tmp_path / "b", faint))
+    plain = PeftModel.from_pretrained(
+        build("bert").to(torch.bfloat16), save(tmp_path / "b", faint), allow_unverified_base=True
+    )
     with pytest.raises(EditError, match="changes no weight"):
         plain.merge_adapter()
     assert not any(layer.merged for layer in gradiend_layers(plain))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -65,8 +66,10 @@ KINDS = [
 
 def fits(kind: Any, value: Any) -> bool:
     """An independent statement of a few kinds."""
-    if kind is bool or kind is type(None) or kind is str:
+    if kind is bool or kind is type(None):
         return type(value) is kind
+    if kind is str:
+        return type(value) is str and all(unicodedata.category(c) not in ("Cc", "Cs") or c in "\t\n\r" for c in value)
     if kind is int:
         return type(value) is int and abs(value) < 2**63
     if kind is float:
@@ -75,8 +78,8 @@ def fits(kind: Any, value: Any) -> bool:
         list[int]: lambda: type(value) is list and all(fits(int, v) for v in value),
         dict[str, float]: lambda: type(value) is dict and all(fits(float, v) for v in value.values()),
         int | None: lambda: value is None or fits(int, value),
-        list[str] | str: lambda: type(value) is str or (type(value) is list and all(type(v) is str for v in value)),
-        Sequence[str]: lambda: type(value) is list and all(type(v) is str for v in value),
+        list[str] | str: lambda: fits(str, value) or (type(value) is list and all(fits(str, v) for v in value)),
+        Sequence[str]: lambda: type(value) is list and all(fits(str, v) for v in value),
     }[kind]()
 
 

@@ -25,6 +25,7 @@ from gradiend_hub.errors import ArtifactError
 from gradiend_hub.evaluation import Completion, EncoderReport, Report, SplitReport, StrengthPoint
 from gradiend_hub.evaluation.selftest import verify
 from gradiend_hub.hub.names import hub_id
+from gradiend_hub.printable import legible, spelled_out
 from tests.adapter.support import config_for, random_direction
 from tests.conftest import ROOT
 from tests.hub_server import HubServer
@@ -428,25 +429,26 @@ class Tags(HTMLParser):
 
 
 def hostile_folder(folder: Path, text: str) -> Path:
-    """A saved direction in which every text of a stranger is `text`."""
-    fillers = {text: [text, "w"], "second": [f"{text}2"]}
-    saved(folder, classes=[text, "second"], fillers=fillers, revision=text, base_model_name_or_path=f"/x/{text}")
-    report = full_report([text, "second"], fillers)
+    """A saved direction in which every text of a stranger is `text`; a name with line breaks would be refused."""
+    name = spelled_out(text)
+    fillers = {name: [name, "w"], "second": [f"{name}2"]}
+    saved(folder, classes=[name, "second"], fillers=fillers, revision=name, base_model_name_or_path=f"/x/{name}")
+    report = full_report([name, "second"], fillers)
     report.scope = text
-    report.versions = {text: text}
+    report.versions = {name: name}
     report.training |= {"learning_rate": text, text: 1}
     report.data |= {"train_sha256": text, "eval_rows": text}
     report.examples = [dict.fromkeys(row, text) for row in report.examples]
-    report.dtype_loss = {text: 0.2}
+    report.dtype_loss = {name: 0.2}
     report.seeds = [{text: text}, {text: text}]
-    report.layers = [replace(layer, layer=text) for layer in report.layers]
+    report.layers = [replace(layer, layer=name) for layer in report.layers]
     report.side_effects = [
-        replace(r, name=text, source=text, citation=text, scores={text: 1.0}) for r in report.side_effects
+        replace(r, name=name, source=text, citation=text, scores={name: 1.0}) for r in report.side_effects
     ]
     report.settings, report.converged, report.verdict = {"goal": text, "quality_floor": 0.9}, False, text
-    for name, split in report.splits.items():
+    for part, split in report.splits.items():
         completions = [Completion(text, {"-1.0": text, "0.0": [[text, 0.5]], "1.0": text})] * 2
-        report.splits[name] = replace(split, completions=completions, missing=[text])
+        report.splits[part] = replace(split, completions=completions, missing=[text])
     report.save(folder)
     return folder
 
@@ -457,12 +459,12 @@ def test_what_strangers_wrote_stays_text(tmp_path: Path, text: str) -> None:
     plain = render_card(hostile_folder(tmp_path / "plain", "plain"))
     card = render_card(hostile_folder(tmp_path / "hostile", text))
     assert card.data.to_dict().keys() == plain.data.to_dict().keys()
-    assert card.data.to_dict()["model-index"][0]["name"] == f"{text}-second"
+    assert card.data.to_dict()["model-index"][0]["name"] == f"{spelled_out(text)}-second"
     found, expected = Tags(rendered(card.text)), Tags(rendered(plain.text))
     assert found.tags == expected.tags
     assert found.links == expected.links
     shown = html.unescape(re.sub(r"<[^>]*>", "", rendered(card.text)))
-    assert " ".join(text.split()) in shown
+    assert spelled_out(" ".join(legible(text).split())) in shown and spelled_out(text) in shown
 
 
 def test_the_rewritten_model_has_a_card(tmp_path: Path) -> None:

@@ -225,6 +225,7 @@ def test_merge_keeps_off_folders_in_use(run: Run, trained: Trained, tmp_path: Pa
     assert onto_base.exit_code == 1 and "the base model itself" in onto_base.stderr
 
 
+@pytest.mark.filterwarnings("ignore:At strength .* times as large as the weights")
 def test_strengths_outside_of_the_safe_band_are_named(run: Run, trained: Trained, tmp_path: Path) -> None:
     low, high = GradiendConfig.from_pretrained(trained.folder).safe_band or (0.0, 0.0)
     far, inside = high + 100, high / 2

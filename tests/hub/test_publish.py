@@ -337,7 +337,7 @@ def test_a_base_model_that_only_this_machine_has_is_warned_of(
 def test_a_file_that_is_lost_before_the_upload_is_named(direction_folder: Path, repo_id: str) -> None:
     weights = direction_folder / "adapter_model.safetensors"
     content = weights.read_bytes()
-    push = _Push(HfApi(), direction_folder, repo_id, None, None, "again", False, UPLOADED, "model")
+    push = _Push(HfApi(), direction_folder, repo_id, None, None, "again", False, UPLOADED["model"], "model")
     push.check()
     weights.unlink()
     with pytest.raises(HubPushError, match=r"adapter_model.safetensors' is not a file.*\nNothing was committed"):

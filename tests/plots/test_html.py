@@ -17,6 +17,7 @@ import pytest
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Completion, Encoding, Report
 from gradiend_hub.plots import render_html, save_html
+from gradiend_hub.printable import spelled_out
 from tests.reports import full_report
 
 CLASSES = ["3SG", "3PL"]
@@ -151,7 +152,7 @@ def test_texts_never_become_code(browser: Any, tmp_path: Path, attack: str) -> N
     report.splits["test"] = replace(split, encoder=replace(split.encoder, encodings=samples), completions=completions)
     open_page(browser, report, tmp_path, base=attack)
     title = browser.execute_script("return document.title")
-    assert " ".join(title.split()).startswith(" ".join(attack.split()))
+    assert " ".join(title.split()).startswith(" ".join(spelled_out(attack).split()))
     assert browser.execute_script("return [...document.querySelectorAll('script')].length") == 2
     assert not browser.find_elements("css selector", "img, iframe, object, b[onclick], svg[onload]")
     assert [e.text for e in browser.find_elements("tag name", "h1")][1:] == []
