@@ -17,7 +17,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import (
+    CONFIG_FILE,
+    ENCODER_FILE,
+    PROBES_FILE,
+    REFERENCES_FILE,
+    REPORT_FILE,
+    WEIGHTS_FILE,
+)
 from gradiend_hub.artifact.probes import TOLERANCES, Probes, content_digests
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.cards.card import write_card
@@ -28,7 +35,7 @@ from tests.cli.conftest import Run, Trained
 @pytest.fixture
 def copy(trained: Trained, tmp_path: Path) -> Path:
     """A copy of a published direction that a test may tamper with."""
-    files = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE)
+    files = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REFERENCES_FILE, REPORT_FILE, PROBES_FILE)
     folder = tmp_path / "copy"
     folder.mkdir()
     for name in files:
