@@ -32,9 +32,10 @@ class ClozeObjective(CausalLMObjective):
     a class at a row is this share.
 
     Options:
-        right_context: Tokens R that are read behind the filler, or "all". Half of what the model reads is kept for the left. A
-            long right context adds gradients that the filler hardly changes, and the encoder reads less clearly: on the bundled
-            pronouns, AUC is 1.000 with 0 or 2 tokens and 0.995 with all (`python -m tests.benchmarks.objectives --quick`).
+        right_context: Tokens R that are read behind the filler, or "all". Half of what the model reads is kept for the left.
+            A long right context adds gradients that the filler hardly changes, so that the encoder reads less clearly. On
+            the bundled pronouns, AUC is 1.000 with 0 or 2 tokens and 0.995 with all (`python -m tests.benchmarks.objectives
+            --quick`).
     """
 
     name = "cloze"
