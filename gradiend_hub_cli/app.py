@@ -253,6 +253,74 @@ def evaluate(
     return run_evaluation(request, story)
 
 
+@command(app, "compare", story=True)
+def compare(
+    story: Story,
+    directions: Annotated[
+        list[str], typer.Argument(metavar="DIRECTION...", help="Folders or ids, all of one base model.")
+    ],
+    base: Base = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--with", metavar="CHECKPOINT", help="A fine-tune: how it has moved along the directions."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Apply and encode, too, with the probes that travel with the directions.")
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="Largest entries whose overlap is told.")] = 1000,
+    allow_related: Annotated[
+        bool, typer.Option("--allow-related", help="Accept directions of a fine-tune of the base model.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for a page and the tables as JSON.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+) -> dict[str, Any]:
+    """Show what directions share and what one does to another, from the artifacts alone."""
+    from .compare import CompareOptions, compare_directions
+
+    options = CompareOptions(base, checkpoint, measure, top, allow_related, out, overwrite)
+    return compare_directions(directions, options, story)
+
+
+@command(app, "suite", story=True)
+def suite(
+    story: Story,
+    recipe: Annotated[
+        Path, typer.Argument(metavar="SUITE.yaml", help="Classes, pairs and data; see examples/suite.yaml.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. args.output_dir=out. Repeatable."),
+    ] = None,
+) -> dict[str, Any]:
+    """Learn many directions between many classes from one stream of gradients; the same command goes on."""
+    from .suite import run_suite
+
+    return run_suite(recipe, overrides or [], story)
+
+
+@command(app, "compare")
+def combine(
+    story: Story,
+    parts: Annotated[
+        list[str], typer.Argument(metavar="DIRECTION=STRENGTH...", help="What to add; without a number, at strength 1.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the sum.")],
+    orthogonal: Annotated[
+        bool, typer.Option("--orthogonal", help="Take from each part what moves the features of the others.")
+    ] = False,
+    density: Annotated[float | None, typer.Option(help="Share of the entries to keep of the sum.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of the matrices of the sum.")] = None,
+    base: Base = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+) -> dict[str, Any]:
+    """Add directions to a new one, and show what its parts do to each other before anything is applied."""
+    from .compare import combine_directions
+
+    return combine_directions(
+        parts, out, orthogonal=orthogonal, density=density, rank=rank, base=base, overwrite=overwrite, story=story
+    )
+
+
 @command(app, "merge")
 def merge(
     story: Story,

@@ -27,7 +27,7 @@ from .parts import parts_of
 from .rows import Records, SetRows, measured_references
 from .similarity import MEASURES, Sides, similarity
 from .tables import Matrix, Profile
-from .vectors import Array, Frame, Of, Vectors, products
+from .vectors import Array, Frame, Of, Vectors, largest, products
 
 __all__ = ["DirectionSet"]
 
@@ -161,6 +161,11 @@ class DirectionSet:
         [i, j] is the change of the mean log-odds of j's first class over its second, to first order, when i is applied.
         """
         return self._predicted(range(len(self)))
+
+    def largest(self, name: str, top_k: int | float = 1000, *, of: Of = "decoder") -> Array:
+        """Places of a direction's largest entries in the vector of all parameters, e.g. for `plot_venn`."""
+        vectors = self._oriented(of)
+        return np.asarray(largest(vectors, self.names.index(self[name].name), top_k).places)
 
     def clusters(self, measure: str = "cosine", *, absolute: bool = False, **options: Any) -> Clusters:
         """Group the directions by average linkage; options as of `similarity`."""

@@ -8,8 +8,12 @@ from gradiend_hub.lazy import attributes
 
 if TYPE_CHECKING:
     from .args import GradiendTrainingArguments
+    from .suite import DirectionSuite
     from .trainer import GradiendTrainer
 
-__all__ = ["GradiendTrainer", "GradiendTrainingArguments"]
+__all__ = ["DirectionSuite", "GradiendTrainer", "GradiendTrainingArguments"]
 
-__getattr__, __dir__ = attributes(__name__, {"args": ["GradiendTrainingArguments"], "trainer": ["GradiendTrainer"]})
+__getattr__, __dir__ = attributes(
+    __name__,
+    {"args": ["GradiendTrainingArguments"], "suite": ["DirectionSuite"], "trainer": ["GradiendTrainer"]},
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -292,14 +292,23 @@ class GradiendTrainer(MeasuringTrainer):
         pair = self._stream.pair(rows)
         if pair is None:  # the solver has no derivatives then, and the optimizer moves nothing
             return torch.zeros((), device=self.args.device)
-        label, where = self.train_dataset.labels[rows[0]], self.model.shard.where
-        source, target = (vector[where] for vector in pair)
+        return self.take(*pair, self.train_dataset.labels[rows[0]], rows)
+
+    def take(self, source: Tensor, target: Tensor, label: float, rows: Sequence[int]) -> Tensor:
+        """Let the solver observe the gradient pair of some training rows, [n] each. Returns its mean loss."""
+        where = self.model.shard.where
+        source, target = source[where], target[where]
         loss: Tensor = self.model.observe(source, target, label).mean()
         if self._observes_targets:
             self.model.target_means.observe(target, label)
         if self.args.comparable:
             self.model.split_means.observe(target, label, rows)
         return loss
+
+    def adopt(self, steps: int, seconds: float) -> None:
+        """Count what the solver was given by `take` outside of `train`, as a suite does, for a training that has ended."""
+        self.state.global_step = self.report.steps = steps
+        self.report.seconds["train"], self._direction, self._ended = seconds, None, True
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """None, so that none is logged: `Trainer` would read and write 3n values for a norm in the solver's own units."""

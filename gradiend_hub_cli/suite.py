@@ -1,0 +1,142 @@
+"""`suite`: many directions that a YAML file describes, from one stream of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gradiend_hub import GradiendTrainingArguments
+from gradiend_hub.artifact.validation import check_keys
+from gradiend_hub.base_model import load_base_model
+from gradiend_hub.data.loading import load_rows
+from gradiend_hub.errors import ConfigError, first_line
+from gradiend_hub.training import DirectionSuite
+from gradiend_hub.training.suite_report import write_suite_report
+from gradiend_hub.training.suite_rows import redrawn
+
+from .console import Story, on_interrupt
+from .folders import require_writable
+from .quiet import quiet
+from .yaml_files import read_yaml
+
+__all__ = ["run_suite"]
+
+
+@dataclass(frozen=True)
+class SuiteRecipe:
+    """A suite in words.
+
+    Attributes:
+        model: folder or Hub id of the base model.
+        train_dataset, eval_dataset, test_dataset: rows of all classes; data sets as in a recipe of `train`.
+        neutral_dataset, neutral_train_dataset: sentences without the features.
+        pairs: all, rest, or a list of pairs of class names.
+        merged: name of a class to the classes that it is made of.
+        identities: read texts of other classes as rows of no feature.
+        seeds: a run for each, with splits drawn anew where `split_by` is given.
+        split_by: text or word; the rows of all splits are then divided anew for each seed.
+        direction: fields of `GradiendConfig`.
+        args: fields of `GradiendTrainingArguments`; the solver is closed_form by default.
+    """
+
+    model: str
+    train_dataset: Any
+    eval_dataset: Any = None
+    test_dataset: Any = None
+    neutral_dataset: Any = None
+    neutral_train_dataset: Any = None
+    pairs: Any = "all"
+    merged: dict[str, list[str]] = field(default_factory=dict)
+    identities: bool = False
+    seeds: list[int] = field(default_factory=lambda: [0])
+    split_by: str | None = None
+    direction: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def run_suite(path: Path, overrides: Sequence[str], story: Story) -> dict[str, Any]:
+    """Learn, measure and compare every direction of a suite. What is saved already is not learned again.
+
+    Raises:
+        GradiendError: something in the file cannot work; most of it is found before anything is learned.
+    """
+    recipe = _read(path, overrides)
+    folder = Path(recipe.args.setdefault("output_dir", f"out/{path.stem}"))
+    require_writable(folder)
+    runs: dict[str, dict[str, Path]] = {}
+    with quiet(story):
+        with story.step("Load") as step:
+            base = load_base_model(recipe.model, objective=recipe.direction.get("objective"))
+            usual = {"train_dataset": "train", "eval_dataset": "validation", "test_dataset": "test"}
+            usual |= {"neutral_dataset": "train", "neutral_train_dataset": "train"}
+            data = {
+                name: list(load_rows(getattr(recipe, name), split, name))
+                for name, split in usual.items()
+                if getattr(recipe, name) is not None
+            }
+            step.outcome = f"{len(data['train_dataset']):,} training rows"
+        for seed in recipe.seeds:
+            name = f"seed-{seed}"
+            place = folder / name if len(recipe.seeds) > 1 else folder
+            suite = DirectionSuite(
+                base,
+                _arguments(recipe, place, seed),
+                config=recipe.direction,
+                pairs=recipe.pairs,
+                merged=recipe.merged,
+                identities=recipe.identities,
+                **_drawn(data, recipe.split_by, seed),
+            )
+            later = "What is saved is kept; the same command goes on."
+            with on_interrupt(later), story.step("Learn") as step:
+                left = len(suite.pending)
+                runs[name] = suite.train()
+                step.outcome = f"{left} of {len(suite.pairs)} directions, seed {seed}"
+        with story.step("Compare") as step:
+            found = write_suite_report(folder, runs, base)
+            step.outcome = str(folder)
+    story.show(f"\n{folder / 'README.md'}\n{folder / 'suite.html'}", soft_wrap=True)
+    return {"folder": folder, **found}
+
+
+def _read(path: Path, overrides: Sequence[str]) -> SuiteRecipe:
+    content = read_yaml(path, overrides, "examples/suite.yaml")
+    check_keys(content, {f.name for f in fields(SuiteRecipe)}, "")
+    for name in ("model", "train_dataset"):
+        if not content.get(name):
+            raise ConfigError(f"{path}: {name} is missing. It is the folder or the Hub id to use.")
+    for name in ("merged", "direction", "args"):
+        if not isinstance(content.setdefault(name, {}), dict):
+            raise ConfigError(f"{path}: {name} must hold keys and values, found {content[name]!r}.")
+    seeds = content.get("seeds", [0])
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or not all(type(seed) is int for seed in seeds)
+        or len({*seeds}) < len(seeds)
+    ):
+        raise ConfigError(f"{path}: seeds must be a list of different whole numbers, found {seeds!r}.")
+    return SuiteRecipe(**content)
+
+
+def _arguments(recipe: SuiteRecipe, place: Path, seed: int) -> GradiendTrainingArguments:
+    given = {"solver": "closed_form", "logging_strategy": "no", "save_strategy": "no", **recipe.args}
+    given |= {"output_dir": str(place), "seed": seed, "disable_tqdm": True}
+    try:
+        return GradiendTrainingArguments(**given)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"args: {first_line(error)}") from error
+
+
+def _drawn(data: dict[str, list[Any]], split_by: str | None, seed: int) -> dict[str, list[Any]]:
+    """The data sets, with the rows of all splits divided anew if that is asked for."""
+    if split_by is None:
+        return data
+    names = {"train": "train_dataset", "validation": "eval_dataset", "test": "test_dataset"}
+    rows = [row for name in names.values() for row in data.get(name, [])]
+    neutral = {name: texts for name, texts in data.items() if name.startswith("neutral")}
+    return neutral | {names[split]: found for split, found in redrawn(rows, seed, by=split_by).items()}
