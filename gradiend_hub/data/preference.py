@@ -89,6 +89,11 @@ class PreferenceRow(Row):
             pair = classes = (named[0], named[1])
         first, second = (read_completion(record[name], name) for name in pair)
         prompt = None if record.get("prompt") is None else read_prompt(record["prompt"])
+        if isinstance(prompt, str) and isinstance(first, Chat) and isinstance(second, Chat):
+            whole = (
+                first[:1] == second[:1] and len(first) > 1
+            )  # whole conversations beside the question, as in UltraFeedback
+            prompt = None if whole else Chat([("user", prompt)])
         if prompt is None:
             prompt, first, second = _implicit(first, second)
         for name, completion in zip(pair, (first, second), strict=True):

@@ -116,6 +116,10 @@ def test_layouts_of_records() -> None:
     row = read(chats)
     assert (row.input, row.factual) == (Chat([("user", "q")]), Chat([("assistant", "a")]))
     assert row.swapped.swapped == row
+    assert read({"prompt": "q", **chats}) == row  # UltraFeedback: the question as text beside whole conversations
+    answers = {name: messages[1:] for name, messages in chats.items()}
+    assert read({"prompt": "q", **answers}) == row
+    assert read({"prompt": [question], "chosen": "a", "rejected": "b"}).input == row.input
 
 
 @pytest.mark.parametrize("per_token", [True, False])
