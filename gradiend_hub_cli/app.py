@@ -201,6 +201,13 @@ def evaluate(
         str | None, typer.Option(metavar="DATA[:CONFIG]", help="Sentences without the feature, to measure damage.")
     ] = None,
     neutral_split: Annotated[str | None, typer.Option(help="Of --neutral; default: test, or the only one.")] = None,
+    damage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DATA[:CONFIG]",
+            help="Further text (column text) or prompts (prompt, messages) to measure damage on. Repeatable.",
+        ),
+    ] = None,
     base: Base = None,
     allow_related: Related = False,
     allow_unverified_base: Unverified = False,
@@ -243,6 +250,7 @@ def evaluate(
         allowed={"allow_related": allow_related, "allow_unverified_base": allow_unverified_base},
         data=(data, split),
         neutral=(neutral, neutral_split) if neutral else None,
+        damage=tuple(damage or ()),
         benchmarks=tuple(bench or ()),
         settings=EvaluationSettings(strengths=_numbers(strengths), controls=controls, batch_size=batch_size),
         dtype=dtype,

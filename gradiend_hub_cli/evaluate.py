@@ -23,12 +23,14 @@ from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import EvaluationSettings, Report, SplitReport, reevaluate
 from gradiend_hub.evaluation.benchmarks import Benchmark
+from gradiend_hub.evaluation.damage import NEUTRAL, set_label
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
 from gradiend_hub.objectives import make_objective
 from gradiend_hub.plots import can_draw, save_html, save_plots
 from gradiend_hub.printable import printable
+from gradiend_hub.training.data import read_damage_sets
 
 from .console import Story, on_interrupt
 from .folders import require_writable
@@ -51,6 +53,7 @@ class Request:
     allowed: dict[str, Any]
     data: Source
     neutral: Source | None
+    damage: tuple[str, ...]
     benchmarks: tuple[str, ...]
     settings: EvaluationSettings
     dtype: str | None
@@ -78,10 +81,11 @@ def run_evaluation(request: Request, story: Story) -> dict[str, Any]:
             claimed = Report.load(found.folder) if (found.folder / REPORT_FILE).is_file() else None
             model = _model(request, found)
             rows, texts = _data(request, model)
+            sets = _damage_sets(request, model)
             step.outcome = f"{len(rows):,} rows, {len(texts):,} neutral sentences"
         with story.step("Measure") as step:
             settings = replace(request.settings, seed=_seed(claimed))
-            report = reevaluate(model, rows, texts, settings, benchmarks=benchmarks)
+            report = reevaluate(model, rows, texts, settings, damage_sets=sets, benchmarks=benchmarks)
             report.direction = found.repo_id or found.folder.resolve().name
             report.direction_revision = found.commit
             step.outcome = encoder_line(report.splits["test"])
@@ -170,6 +174,18 @@ def _data(request: Request, model: GradiendModel) -> tuple[list[Row], list[Any]]
     return rows, read_neutral(_load(request.neutral, "--neutral"), objective.read_neutral, what="--neutral")
 
 
+def _damage_sets(request: Request, model: GradiendModel) -> dict[str, list[Any]]:
+    """Read the data sets of `--damage NAME=DATA[:CONFIG]`."""
+    given = {}
+    for text in request.damage:
+        name, _, data = text.partition("=")
+        if not name.strip() or not data:
+            raise ConfigError(f"--damage {text!r}: expected NAME=DATA[:CONFIG], e.g. chat=prompts.jsonl.")
+        given[name.strip()] = list(_load((data, None), f"--damage {name.strip()}"))
+    objective = make_objective(model.get_base_model(), model.tokenizer, name=model.active_peft_config.objective)
+    return read_damage_sets(given, objective)
+
+
 def _load(source: Source, what: str) -> Iterator[dict[str, object]]:
     text, split = source
     return iter(load_rows(asdict(DataSource.parse(text, what)) | {"split": split}, "test", what))
@@ -238,8 +254,17 @@ def _figures(split: SplitReport, classes: Sequence[str], strengths: Sequence[flo
                 figures[name] = p.probability[other][wanted], p.intervals.get(f"{wanted} on {other}")
     for strength in strengths:
         if strength and strength in points:
-            score = points[strength].quality, points[strength].intervals.get("quality")
-            figures[f"LM score at {strength_text(strength)}"] = score
+            point = points[strength]
+            figures[f"quality on neutral text at {strength_text(strength)}"] = (
+                point.quality,
+                point.intervals.get("quality"),
+            )
+            for name, damage in point.damage.items():
+                if name != NEUTRAL:
+                    figures[f"quality on {set_label(name)} at {strength_text(strength)}"] = (
+                        damage.counted(name)[0],
+                        damage.intervals.get(damage.counted_as(name)),
+                    )
     return figures
 
 

@@ -39,6 +39,7 @@ class Recipe:
         neutral_train_dataset: further sentences, which a damage-aware decoder (`args.decoder: fisher`) learns from.
         test_dataset: rows that only measure the result.
         test_neutral_dataset: sentences that only measure the result.
+        damage_datasets: further data sets by name, e.g. `chat`, on which damage is measured: sentences, or prompts.
         direction: fields of `GradiendConfig`.
         args: fields of `GradiendTrainingArguments`.
     """
@@ -50,6 +51,7 @@ class Recipe:
     neutral_train_dataset: Any = None
     test_dataset: Any = None
     test_neutral_dataset: Any = None
+    damage_datasets: dict[str, Any] = field(default_factory=dict)
     direction: dict[str, Any] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +71,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise ConfigError(f"{path}: {name} must hold keys and values, found {section!r}.")
         check_keys(section, allowed, f"{name}.")
     _check_args(content["args"])
+    if not isinstance(sets := content.setdefault("damage_datasets", {}), dict):
+        raise ConfigError(f"{path}: damage_datasets must hold data sets by name, e.g. {{chat: …}}, found {sets!r}.")
     for name in ("model", "train_dataset"):
         if not content.get(name):
             raise ConfigError(f"{path}: {name} is missing. It is the folder or the Hub id to use.")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gradiend_hub.artifact.fields import DirectionFields
 from gradiend_hub.evaluation import SplitReport, StrengthPoint
+from gradiend_hub.evaluation.damage import set_label
 
 __all__ = ["beyond_band", "curve_table", "encoder_line", "folder_size", "megabytes", "pairs_table", "strength_text"]
 
@@ -68,7 +69,7 @@ def curve_table(split: SplitReport, classes: Sequence[str], strengths: Sequence[
     points = [p for p in split.curve if strengths is None or p.strength in strengths]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("strength", justify="right")
-    for name in (f"P({first}) on {second} rows", f"P({second}) on {first} rows", "LM score"):
+    for name in (f"P({first}) on {second} rows", f"P({second}) on {first} rows", "quality"):
         table.add_column(name, justify="right")
     for point in points:
         table.add_row(strength_text(point.strength), *_cells(point, first, second))
@@ -76,7 +77,8 @@ def curve_table(split: SplitReport, classes: Sequence[str], strengths: Sequence[
 
 
 def _cells(point: StrengthPoint, first: str, second: str) -> tuple[str, str, str]:
-    score = "not measured" if point.quality is None else f"{100 * point.quality:.2f} %"
+    worst = point.worst(bound=False)
+    score = "not measured" if worst is None else f"{100 * worst[1]:.2f} % ({set_label(worst[0])})"
     measured = (point.probability.get(of, {}).get(wanted) for of, wanted in ((second, first), (first, second)))
     up, down = ("not measured" if value is None else f"{value:.3f}" for value in measured)
     return up, down, score

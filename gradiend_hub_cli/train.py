@@ -115,6 +115,7 @@ def _loaded(recipe: Recipe) -> GradiendTrainer:
         for name, split in usual.items()
         if getattr(recipe, name) is not None
     }
+    sets = {n: load_rows(of, "train", f"damage_datasets.{n}") for n, of in recipe.damage_datasets.items()}
     try:
         args = GradiendTrainingArguments(**{**recipe.args, "disable_tqdm": True})
     except (TypeError, ValueError) as error:
@@ -122,7 +123,7 @@ def _loaded(recipe: Recipe) -> GradiendTrainer:
             raise
         raise ConfigError(f"args: {first_line(error)}") from error
     try:
-        return GradiendTrainer(recipe.model, GradiendConfig(**recipe.direction), args, **data)
+        return GradiendTrainer(recipe.model, GradiendConfig(**recipe.direction), args, damage_datasets=sets, **data)
     except HfHubHTTPError as error:  # with push_to_hub, the repository is made before the training
         raise HubPushError(
             f"The repository {args.hub_model_id or args.output_dir} cannot be used ({summary(error)}). Nothing was "

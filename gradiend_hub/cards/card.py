@@ -26,7 +26,8 @@ from gradiend_hub.artifact.files import (
 )
 from gradiend_hub.artifact.validation import read_text
 from gradiend_hub.errors import ArtifactError
-from gradiend_hub.evaluation import Report, SplitReport
+from gradiend_hub.evaluation import GenerationReport, Report, SplitReport, StrengthPoint
+from gradiend_hub.evaluation.damage import NEUTRAL, OWN, set_label
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub.hub.names import hub_id, shown_name
@@ -47,6 +48,9 @@ MOST_ROW = 4000
 """Most letters of a row that the code of the card holds."""
 MOST_BYTES = 2**22
 """Largest card that is read."""
+
+_SAMPLES = 6
+"""Continuations that the card shows."""
 
 _PROMPT = f"The players ran home because {SLOT} was late."
 
@@ -128,6 +132,8 @@ def render_card(folder: str | Path, config: GradiendConfig | None = None, report
         caveats=caveats(report, name, split) if report and name and split else [],
         side_effects=_side_effects(report, split, compared) if report and split else [],
         completions=_completions(split, compared) if split else [],
+        continuations=_continuations(split, compared) if split else [],
+        limits=_limits(report) if report else {},
         training=_training(report) if report else [],
         figures=[n for n in FIGURES if (folder / ASSETS_FOLDER / f"{n}.png").is_file()],
         interactive=(folder / HTML_FILE).is_file(),
@@ -338,12 +344,14 @@ def _side_effects(report: Report, split: SplitReport, compared: Sequence[float])
     found = {p.strength: p for p in split.curve}
     points = [found.get(strength) for strength in compared]
     rows = [
-        ("KL from the base model, nats per token", [number(p.kl if p else None, 4) for p in points]),
+        *_damage(split, points),
+        ("KL from the base model, nats per token of neutral text", [number(p.kl if p else None, 4) for p in points]),
         (
             "NLL of neutral text, nats per token",
             [with_interval(p.nll, p.intervals.get("nll"), 4) if p else NOT_MEASURED for p in points],
         ),
         ("tokens of neutral text ranked first", [percent(p.accuracy if p else None) for p in points]),
+        ("what the model goes on with", [_soundness(split.generation, strength) for strength in compared]),
     ]
     for name in dict.fromkeys(result.name for result in report.side_effects):
         runs = {result.strength: result for result in report.side_effects if result.name == name}
@@ -354,6 +362,62 @@ def _side_effects(report: Report, split: SplitReport, compared: Sequence[float])
     run_names = {name.casefold() for r in report.side_effects for name in r.name.split()[0].split("/")}  # "WEAT/SEAT"
     rows += [(name, [NOT_MEASURED] * len(compared)) for name in BENCHMARKS if name.casefold() not in run_names]
     return [*rows, ("other features of the language model", [NOT_MEASURED] * len(compared))]
+
+
+def _damage(split: SplitReport, points: Sequence[StrengthPoint | None]) -> list[tuple[str, list[str]]]:
+    """Rows of the table of side effects: quality on each damage set, and what changes at the slots beside the classes."""
+    others = dict.fromkeys(name for p in split.curve for name in p.damage if name not in (NEUTRAL, OWN))
+    rows = []
+    for name in (NEUTRAL, OWN, *others):
+        cells = []
+        for point in points:
+            damage = point.damage.get(name) if point else None
+            value, key = (None, "quality") if damage is None else (damage.counted(name)[0], damage.counted_as(name))
+            if damage is None and name == NEUTRAL and point is not None:  # a report of version 0.1
+                value = point.quality
+            bounds = (damage or point).intervals.get(key) if value is not None and (damage or point) else None  # type: ignore[union-attr]
+            cells.append(with_interval(value, bounds))
+        what = ", the words of the classes left out" if name == OWN else ""
+        rows.append((f"quality on {set_label(name)}{what}", cells))
+    if not others:
+        rows.append(("quality on text of another source", [NOT_MEASURED] * len(points)))
+    names = dict.fromkeys(name for p in split.curve for name in p.slot)
+    for name in names:
+        cells = [
+            with_interval(p.slot.get(name), p.intervals.get(f"slot {name}"), 4) if p else NOT_MEASURED for p in points
+        ]
+        of = "but the words of the classes" if name == "collateral" else name
+        rows.append((f"KL at the slots, {of}, nats", cells))
+    return rows
+
+
+def _limits(report: Report) -> dict[str, Any]:
+    """What limits the unit and both ends of the safe band, as measured when the unit was chosen; `None` if unseen."""
+    chosen = report.splits.get("eval")
+    bands = chosen.band_limits if chosen and chosen.band_limits else [None, None]
+    named = report.settings.get("damage_sets")  # a stranger's report may say anything there
+    return {
+        "unit": set_label(chosen.unit_limit) if chosen and chosen.unit_limit else None,
+        "band": [set_label(name) if name else None for name in bands],
+        "sets": [set_label(name) for name in named if isinstance(name, str)] if isinstance(named, list) else [],
+    }
+
+
+def _soundness(generation: GenerationReport | None, strength: float) -> str:
+    """Say whether continuations at a strength are sound, and what is at fault."""
+    points = generation.at(strength) if generation else []
+    if not points:
+        return NOT_MEASURED
+    found = [f"{point.kind}: {'; '.join(point.faults)}" for point in points if not point.sound]
+    return "; ".join(found) if found else "sound"
+
+
+def _continuations(split: SplitReport, compared: Sequence[float]) -> list[tuple[str, list[str]]]:
+    """Prompt, and what the model goes on with at each compared strength, of prompts without the feature."""
+    samples = [s for s in split.generation.samples if s.kind != "feature"] if split.generation else []
+    return [
+        (s.prompt, [s.by_strength.get(str(float(at)), NOT_MEASURED) for at in compared]) for s in samples[:_SAMPLES]
+    ]
 
 
 def _training(report: Report) -> list[tuple[str, Any, bool]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradiend_hub.evaluation import EncoderReport, Report, SplitReport
+from gradiend_hub.evaluation.damage import set_label
 from gradiend_hub.evaluation.shift import SMALL_CHANGE, shifts
 
 from .markdown import cell, number, percent, signed
@@ -48,24 +49,35 @@ def _of_effect(report: Report, name: str, split: SplitReport) -> Iterator[str]:
             yield f"**The effect may be chance.** At {dose} {cell(shift.figures)}."
         if shift.outcome == "weak" and shift.change < SMALL_CHANGE:
             yield f"**Little effect at {dose}:** {cell(shift.figures)}."
-        quality = points[shift.strength].quality if shift.strength in points else None
-        if quality is not None and isinstance(floor, float) and quality < floor:
+        worst = points[shift.strength].worst(bound=False) if shift.strength in points else None
+        if worst is not None and isinstance(floor, float) and worst[1] < floor:
             where = "" if name == "eval" else " on other data"
             yield (
-                f"At {dose} the quality is {percent(quality)}, below the {percent(floor, 1)} at which the strength unit "
-                f"was chosen{where}."
+                f"At {dose} the quality on {cell(set_label(worst[0]))} is {percent(worst[1])}, below the "
+                f"{percent(floor, 1)} at which the strength unit was chosen{where}."
             )
+        for written in split.generation.at(shift.strength) if split.generation else ():
+            if not written.sound:
+                yield (
+                    f"**At {dose} the model's own text is not sound** ({cell(written.kind)} prompts): "
+                    f"{cell('; '.join(written.faults))}."
+                )
     for side in split.break_point or []:
         if side is not None and abs(side) <= NEAR_BREAK:
             yield f"The language model breaks near: already at strength {signed(side)}."
     if _without_text(split):
         chosen_on = report.splits.get("eval")
         unit = ", and the strength unit was chosen without it" if chosen_on and _without_text(chosen_on) else ""
-        yield f"There was no neutral text, so nothing is known about damage{unit}."
+        yield f"There was no text to read damage on, so nothing is known about it{unit}."
+    elif "damage_sets" not in report.settings and "eval" in report.splits:
+        yield (
+            "The strength unit was chosen by neutral text alone: damage where the feature lives, and in what the model goes "
+            "on with, was not measured."
+        )
 
 
 def _without_text(split: SplitReport) -> bool:
-    return bool(split.curve) and all(p.quality is None for p in split.curve)
+    return bool(split.curve) and all(p.worst() is None for p in split.curve)
 
 
 def _of_encoder(encoder: EncoderReport) -> Iterator[str]:

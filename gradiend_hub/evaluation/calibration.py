@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from scipy.optimize import brentq
 
 from gradiend_hub.errors import EditError
 
-from .control import above_control, control_curves
+from .control import Control, above_control, control_curves
+from .damage import GENERATION, set_label
 from .part import NotFiniteError
 from .probe import StrengthProbe
 from .report import StrengthPoint
@@ -47,11 +48,14 @@ class Search:
 
     Attributes:
         points: every dose that was tried, at both signs.
-        control: the random directions at ±1 (see `control_curves`), one curve each.
+        control: the random directions at ±1 (see `control_curves`).
+        limited_by: what is not safe at the next dose: a damage set, or `GENERATION`; `None` where the effect is best at a
+            smaller dose than would be safe.
     """
 
     points: list[StrengthPoint]
-    control: list[list[StrengthPoint]]
+    control: list[Control]
+    limited_by: str | None = None
 
 
 class _Doses:
@@ -62,6 +66,8 @@ class _Doses:
         with probe.model.strength_at(1.0):
             self._first = config.strength_unit / (256 * probe.model.receipt.relative_norm)
         self.probe, self.floor, self.tried = probe, floor, set[int]()
+        self.unsound: int | None = None
+        """The lowest dose at which continuations were not sound."""
 
     def dose(self, k: int) -> float:
         return float(self._first * math.pow(2.0, k / _STEPS))
@@ -76,12 +82,30 @@ class _Doses:
         return found
 
     def safe(self, k: int) -> bool:
-        return self.damage(k) <= 1 - self.floor
+        """Return whether every damage set is within the floor, and no smaller dose's continuations were unsound."""
+        return (self.unsound is None or k < self.unsound) and self.damage(k) <= 1 - self.floor
+
+    def _worst(self, k: int) -> str:
+        """Return the damage set that a dose damages most; the first one where there is NaN."""
+        try:
+            rises = [self.probe.summary(sign * self.dose(k)).rises.items() for sign in (1, -1)]
+        except NotFiniteError:
+            return next(iter(self.probe.scored))
+        return max((item for of in rises for item in of), key=lambda item: item[1].expected_damage)[0]
+
+    def limit(self, best: int) -> str | None:
+        """Return what is not safe at the next larger dose that was tried; `None` if that one is safe."""
+        above = min((k for k in self.tried if k > best), default=None)
+        if self.unsound is not None and (above is None or above >= self.unsound):
+            return GENERATION
+        if above is None or self.safe(above):
+            return None
+        return self._worst(above)
 
     def effects(self, k: int) -> list[Figure]:
         """Effect of each sign that has rows to show it; none where there is NaN."""
         try:
-            found = [self.probe.summary(sign * self.dose(k)).effect(self.probe.classes, sign) for sign in (1, -1)]
+            found = [self.probe.summary(sign * self.dose(k)).effect(sign) for sign in (1, -1)]
         except NotFiniteError:
             return []
         return [f for f in found if f is not None]
@@ -119,8 +143,8 @@ class _Doses:
             k -= _STEPS
             if k < -_STEPS * _DOUBLINGS:
                 raise EditError(
-                    f"Even an edit of ‖Δ‖ = ‖W‖/{256 * 2**_DOUBLINGS} lowers the language-modelling score under "
-                    f"{self.floor:.1%} of the base model's. Train longer, use more data, or lower the floor."
+                    f"Even an edit of ‖Δ‖ = ‖W‖/{256 * 2**_DOUBLINGS} lowers the quality on {set_label(self._worst(k))} "
+                    f"under {self.floor:.1%} of the base model's. Train longer, use more data, or lower the floor."
                 )
         low = best = k
         high = k + _STEPS
@@ -140,19 +164,32 @@ class _Doses:
             best = k if self.better(k, best) else best
         return best
 
+    def settled(self) -> int:
+        """The safe dose with the best effect, read on everything."""
+        while self.more(best := self.best()):
+            pass
+        return best
+
     def by_effect(self) -> list[int]:
         """The safe ones, that of the best effect first."""
         return sorted(filter(self.safe, self.tried), key=self.effect, reverse=True)
 
 
-def calibrate(probe: StrengthProbe, *, floor: float = QUALITY_FLOOR, controls: int = 0, seed: int = 0) -> Search:
-    """Find the dose with the best effect that leaves the language model intact, and make it strength ±1.
+def calibrate(
+    probe: StrengthProbe,
+    *,
+    floor: float = QUALITY_FLOOR,
+    controls: int = 0,
+    seed: int = 0,
+    sound: Callable[[float], bool] | None = None,
+) -> Search:
+    """Find the dose with the best effect that leaves the base model intact, and make it strength ±1.
 
-    A dose is safe if the lower bound of its quality reaches `floor` at both signs. From ‖Δ‖ = ‖W‖/256 doses double while
-    they are safe (or halve until one is); the gap to the first unsafe one is then narrowed to 9 %, where the damage that was
-    measured at its ends says that the floor is. The config's `strength_unit` becomes the safe dose with the best effect
-    among those whose effect is above that of every random direction of equal norm; if there is none, the safe dose with the
-    best effect.
+    A dose is safe if at both signs the lower bound of every damage set's quality reaches `floor`, and continuations are
+    sound. From ‖Δ‖ = ‖W‖/256 doses double while they are safe (or halve until one is); the gap to the first unsafe one is
+    then narrowed to 9 %, where the damage that was measured at its ends says that the floor is. The config's
+    `strength_unit` becomes the safe dose with the best effect among those whose effect is above that of every random
+    direction of equal damage; if there is none, the safe dose with the best effect.
 
     Doses are read on a few rows and texts. The one that seems best is then read on more of them, which makes all the others'
     figures more precise, too, until the best one is known on everything.
@@ -160,15 +197,18 @@ def calibrate(probe: StrengthProbe, *, floor: float = QUALITY_FLOOR, controls: i
     Args:
         controls: random directions; without any, the effect alone decides.
         seed: of the first of them.
+        sound: tells whether continuations at a strength are sound; asked at the best dose, and below it until they are.
 
     Raises:
         EditError: even the smallest dose damages the model.
     """
     config, doses = probe.model.active_peft_config, _Doses(probe, floor)
-    while doses.more(best := doses.best()):
-        pass
-    found: dict[int, list[list[StrengthPoint]]] = {}
+    found: dict[int, list[Control]] = {}
     with probe.model.strength_at(0.0):  # a strength in force afterwards is applied anew, in the new unit
+        best = doses.settled()
+        if sound is not None and not _sound_at(doses, best, sound):
+            doses.unsound = _lowest_unsound(doses, best, sound)
+            best = doses.settled()
         for k in [best, *(k for k in doses.by_effect() if k != best)]:
             while doses.more(k):
                 pass
@@ -177,13 +217,35 @@ def calibrate(probe: StrengthProbe, *, floor: float = QUALITY_FLOOR, controls: i
             config.strength_unit = doses.dose(k)
             found[k] = control_curves(probe, (-1.0, 1.0), draws=controls, seed=seed)
             points = [probe.measure(strength) for strength in (-1.0, 1.0)]
-            if above_control(points, found[k]) is not False:
+            if above_control(points, [drawn.points for drawn in found[k]]) is not False:
                 break
         else:
             k = best
         config.strength_unit = unit = doses.dose(k)
     strengths = sorted(sign * doses.dose(k) / unit for k in doses.tried for sign in (-1, 1))
-    return Search([probe.measure(strength, math.inf) for strength in strengths], found[k])
+    return Search([probe.measure(strength, math.inf) for strength in strengths], found[k], doses.limit(k))
+
+
+def _sound_at(doses: _Doses, k: int, sound: Callable[[float], bool]) -> bool:
+    """Return whether continuations are sound at both signs of a dose, which becomes the unit."""
+    doses.probe.model.active_peft_config.strength_unit = doses.dose(k)
+    return sound(1.0) and sound(-1.0)
+
+
+def _lowest_unsound(doses: _Doses, high: int, sound: Callable[[float], bool]) -> int:
+    """Return the smallest dose, to 9 %, whose continuations are not sound, below one that is known to be so."""
+    step = 2
+    while not _sound_at(doses, low := high - step, sound):
+        high, step = low, 2 * step
+        if high < -_STEPS * _DOUBLINGS:
+            raise EditError(
+                "Continuations are not sound even at the smallest doses that were tried. Train longer, use more data, or "
+                "look at what the direction makes the model write: gradiend_hub.evaluation.measure_generation()."
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _sound_at(doses, middle, sound) else (low, middle)
+    return high
 
 
 def between(low: float, low_damage: float, high: float, high_damage: float, wanted: float) -> float:
@@ -278,9 +340,9 @@ def _refine(
 
 
 def _damage(point: StrengthPoint | None, *, bound: bool) -> float:
-    """Share of the quality that is lost, or its upper bound; all of it, and more, where the model computes NaN."""
-    quality = None if point is None else point.quality_low if bound else point.quality
-    return math.inf if quality is None else 1 - quality
+    """Share of the quality that the worst damage set loses, or its upper bound; more than all where there is NaN."""
+    worst = None if point is None else point.worst(bound=bound)
+    return math.inf if worst is None else 1 - worst[1]
 
 
 def _growth(side: Sequence[tuple[float, float]], wanted: float) -> float:
@@ -293,32 +355,44 @@ def _growth(side: Sequence[tuple[float, float]], wanted: float) -> float:
 
 
 def safe_band(curve: Sequence[StrengthPoint], *, floor: float = QUALITY_FLOOR) -> list[float] | None:
-    """Lowest and highest measured strength around 0 up to which the lower bound of the quality stays above `floor`.
+    """Lowest and highest measured strength around 0 up to which every quality's lower bound stays above `floor`.
 
     Each end is its own sign's: where one sign damages less than the other, it reaches further.
     """
-    if any(p.quality is None for p in curve):
+    ends = band_ends(curve, floor=floor)
+    return None if ends is None else [ends[0][0], ends[1][0]]
+
+
+def band_ends(curve: Sequence[StrengthPoint], *, floor: float = QUALITY_FLOOR) -> list[tuple[float, str | None]] | None:
+    """Both ends of the safe band, each with the damage set that is not safe beyond it; `None` if that was not seen."""
+    if any(p.worst() is None for p in curve):
         return None
-    band = [0.0, 0.0]
-    for side, sign in ((0, -1), (1, 1)):
+    ends: list[tuple[float, str | None]] = []
+    for sign in (-1, 1):
+        end = 0.0
         for point in sorted((p for p in curve if p.strength * sign > 0), key=lambda p: abs(p.strength)):
-            if point.quality_low is None or point.quality_low < floor:
+            name, quality_low = point.worst() or ("", 0.0)
+            if quality_low < floor:
+                ends.append((end, name))
                 break
-            band[side] = point.strength
-    return band
+            end = point.strength
+        else:
+            ends.append((end, None))
+    return ends
 
 
 def break_point(
     curve: Sequence[StrengthPoint], not_finite: Sequence[float] = (), *, level: float = BREAK_QUALITY
 ) -> list[float | None] | None:
-    """Nearest measured strength on each side of 0 whose language-modelling score is under `level`; `None` if none is.
+    """Nearest measured strength on each side of 0 at which the quality of a damage set is under `level`; `None` if none is.
 
-    Strengths at which the model computes NaN (`Curve.not_finite`) count. Without language-modelling scores there is nothing
-    to say: `None`.
+    Strengths at which the model computes NaN (`Curve.not_finite`) count. Without a damage set there is nothing to say:
+    `None`.
     """
-    if any(p.quality is None for p in curve):
+    worst = {p.strength: p.worst(bound=False) for p in curve}
+    if any(found is None for found in worst.values()):
         return None
-    broken = [*not_finite, *(p.strength for p in curve if p.quality is not None and p.quality < level)]
+    broken = [*not_finite, *(strength for strength, found in worst.items() if found and found[1] < level)]
     return [max((s for s in broken if s < 0), default=None), min((s for s in broken if s > 0), default=None)]
 
 

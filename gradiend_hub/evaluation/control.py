@@ -1,11 +1,11 @@
-"""Random directions of equal norm and sparsity: what an edit of that size does when it means nothing."""
+"""Random directions of equal damage and sparsity: what an edit that costs as much does when it means nothing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,15 @@ CONTROL_STRENGTHS = (-1.0, 0.0, 1.0)
 """Strengths of a curve at which random directions are measured."""
 
 _NAME = "random_control"
+
+_FIRST_NORM, _WIDEST_NORM = 4.0, 1024.0
+"""Norm of the first random direction that is tried, relative to the direction's, and the widest one."""
+_STRIDE = 8.0
+"""Most that a norm grows or shrinks at once."""
+_NORMS = 5
+"""Norms that are tried."""
+_ENOUGH = (0.7, 1.4)
+"""Damage that is as good as equal, relative to the direction's."""
 
 
 def random_direction(model: GradiendModel, seed: int) -> Direction:
@@ -88,18 +97,34 @@ def _instead(model: GradiendModel, direction: Direction) -> Iterator[None]:
         model.delete_adapter(_NAME)
 
 
+@dataclass(frozen=True)
+class Control:
+    """A random direction beside the one that is measured.
+
+    Attributes:
+        points: its curve. At strength ±1 it damages the worst damage set as much as the direction does at that sign.
+        norms: ‖Δ‖ at strength −1 and at +1, relative to the direction's.
+    """
+
+    points: list[StrengthPoint]
+    norms: list[float] = field(default_factory=lambda: [1.0, 1.0])
+
+
 def control_curves(
     probe: StrengthProbe,
     strengths: Sequence[float],
-    known: Sequence[Sequence[StrengthPoint]] = (),
+    known: Sequence[Control] = (),
     *,
     draws: int = 3,
     seed: int = 0,
-) -> list[list[StrengthPoint]]:
+) -> list[Control]:
     """Curves of `draws` random directions at `strengths`, each with the base model's point at 0.
 
-    A random direction of this size changes little, so the difference that it makes is read on the probe's first part alone.
-    Strengths at which the model computes NaN are left out.
+    Their doses are set by damage, for an edit without meaning that has the direction's norm changes next to nothing: at
+    strength ±1 they cost the worst damage set about as much. Without a damage set, norms are equal.
+
+    What a random direction changes is read on the probe's first part alone. Strengths at which the model computes NaN are
+    left out.
 
     Args:
         probe: holds the model, with the direction that is compared, and what it is measured on.
@@ -108,19 +133,55 @@ def control_curves(
     """
     if not draws:
         return []
-    base = probe.measure(0.0)
-    curves = []
+    base, found = probe.measure(0.0), list(known[:draws])
+    targets = {sign: _worst_damage(probe.measure(sign, math.inf)) for sign in (-1.0, 1.0)}
+    norms = dict.fromkeys(targets, _FIRST_NORM)
     for draw in range(draws):
-        aside = probe.aside()
-        curve = {p.strength: p for p in (*(known[draw] if draw < len(known) else ()), base)}
+        before = found[draw] if draw < len(found) else None
+        curve = {p.strength: p for p in (*(before.points if before else ()), base)}
         missing = [strength for strength in strengths if strength not in curve]
         if missing:
+            aside = probe.aside()
             with _instead(probe.model, random_direction(probe.model, seed + draw)):
-                for strength in missing:
-                    with suppress(NotFiniteError):
-                        curve[strength] = aside.measure(strength, math.inf)
-        curves.append(sorted(curve.values(), key=lambda p: p.strength))
-    return curves
+                for sign, target in targets.items():
+                    of_sign = [strength for strength in missing if strength * sign > 0]
+                    if not of_sign:
+                        continue
+                    norms[sign] = (
+                        before.norms[sign > 0] if before else _norm_of_damage(aside, sign, target, norms[sign])
+                    )
+                    for strength in of_sign:
+                        with suppress(NotFiniteError):
+                            curve[strength] = replace(
+                                aside.measure(norms[sign] * strength, math.inf), strength=strength
+                            )
+        own = before.norms if before else [norms[-1.0], norms[1.0]]
+        found[draw : draw + 1] = [Control(sorted(curve.values(), key=lambda p: p.strength), own)]
+    return found
+
+
+def _worst_damage(point: StrengthPoint) -> float:
+    """Damage of the worst damage set; 0 without one."""
+    worst = point.worst(bound=False)
+    return 0.0 if worst is None else 1 - worst[1]
+
+
+def _norm_of_damage(probe: StrengthProbe, sign: float, wanted: float, first: float) -> float:
+    """Find the norm, relative to the direction's, at which a random direction does about the wanted damage."""
+    if wanted <= 0:
+        return 1.0
+    norm = first
+    for _ in range(_NORMS):
+        try:
+            damage = _worst_damage(probe.measure(sign * norm, math.inf))
+        except NotFiniteError:
+            damage = math.inf
+        if _ENOUGH[0] * wanted < damage < _ENOUGH[1] * wanted:
+            break
+        # damage grows about as the square of a norm
+        factor = math.sqrt(wanted / max(damage, wanted / _STRIDE**2))
+        norm = min(norm * max(factor, 1 / _STRIDE), _WIDEST_NORM)
+    return norm
 
 
 def above_control(curve: Sequence[StrengthPoint], control: Sequence[Sequence[StrengthPoint]]) -> bool | None:

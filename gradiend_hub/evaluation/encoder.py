@@ -172,6 +172,7 @@ def measure_encoder(
     texts: Sequence[str] = (),
     *,
     trained_words: Collection[str] | None = None,
+    encoded: Tensor | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> EncoderReport:
@@ -179,6 +180,7 @@ def measure_encoder(
 
     Args:
         trained_words: words that training rows had.
+        encoded: feature values of the rows, [N], if they are known.
         seed: decides which tokens are encoded, and the bootstrap.
 
     Raises:
@@ -191,13 +193,15 @@ def measure_encoder(
     examples = examples_of(objective, rows)
     quiet = neutral_examples(objective, spread(texts, NEUTRAL_TEXTS), seed=seed)
     others = other_examples(objective, spread(rows, OTHER_TOKENS), config.fillers, seed=seed)
-    parts = ((examples, config.source), (quiet, neutral_source(config.source)), (others, neutral_source(config.source)))
+    neutral_kind = neutral_source(config.source)
+
+    def read(part: Sequence[Example], source: str) -> Tensor:
+        z = preactivations(base, objective, part, encoder, bias, source=source, batch_size=batch_size)
+        return torch.tanh(z)
+
     with model.strength_at(0.0):
-        h, neutral, other = (
-            torch.tanh(preactivations(base, objective, part, encoder, bias, source=source, batch_size=batch_size))
-            for part, source in parts
-        )
-    h = sign * h
+        h = sign * read(examples, config.source) if encoded is None else encoded
+        neutral, other = read(quiet, neutral_kind), read(others, neutral_kind)
     words = [str(row.factual) for row in rows] if config.fillers else None
     labels = torch.tensor([row.label(classes, "factual") for row in rows])
     report = encoder_report(

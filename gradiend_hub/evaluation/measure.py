@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from torch import Tensor
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.data import Row, require_classes
@@ -21,6 +23,7 @@ from .calibration import (
     QUALITY_FLOOR,
     Curve,
     Search,
+    band_ends,
     break_point,
     calibrate,
     equalising_strength,
@@ -29,10 +32,14 @@ from .calibration import (
 )
 from .completions import STRENGTHS, complete
 from .control import CONTROL_STRENGTHS, above_control, control_curves
+from .damage import GENERATION, NEUTRAL, OWN
 from .decisions import decide
 from .encoder import measure_encoder
-from .probe import StrengthProbe
+from .generation import GenerationProbe
+from .part import NotFiniteError
+from .probe import OWN_TOKENS, StrengthProbe
 from .report import EncoderReport, SplitReport
+from .sets import continued, damage_items
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +55,7 @@ class EvaluationSettings:
     """Settings of a measurement.
 
     Attributes:
-        floor: lowest relative language-modelling score that counts as safe.
+        floor: lowest quality, relative to the base model's, that counts as safe on every damage set.
         strengths: grid of the curve, which has the config's recommended strength, too; by default `CURVE`, the config's safe
             band and break point, or, where the config names no break point, strengths that are chosen around them as they
             are found.
@@ -56,6 +63,8 @@ class EvaluationSettings:
         batch_size: rows per forward pass; the figures do not depend on it beyond fp32 rounding.
         seed: decides which neutral tokens are masked or encoded, the random directions and the bootstrap.
         exhaustive: read every strength on all rows and texts, instead of as many as its figures need.
+        own_tokens: tokens of the rows' own texts on which collateral damage is read, about; 0 leaves it out.
+        generation: read what a generating model goes on with.
     """
 
     floor: float = QUALITY_FLOOR
@@ -64,6 +73,8 @@ class EvaluationSettings:
     batch_size: int = 64
     seed: int = 0
     exhaustive: bool = False
+    own_tokens: int = OWN_TOKENS
+    generation: bool = True
 
 
 def evaluate_direction(
@@ -73,18 +84,23 @@ def evaluate_direction(
     texts: Sequence[str] = (),
     settings: EvaluationSettings | None = None,
     *,
+    damage_sets: Mapping[str, Sequence[Any]] | None = None,
     choose_unit_for: Goal | None = None,
     trained_words: Collection[str] | None = None,
+    encoded: Tensor | None = None,
 ) -> SplitReport:
     """Measure the active direction of `model` on `rows` and neutral `texts`; the model is left as it was.
 
     What cannot be measured is left out and named in the report's `missing`.
 
     Args:
+        damage_sets: further sets that damage is read on, by name: items as `Objective.read_damage` makes them. A model with
+            a chat template gets one of prompts, "chat", if none is given.
         choose_unit_for: first search the dose that becomes strength 1, and write the safe band and the break point into the
             config (do this on validation rows only). With "debias" the config's recommended `strength` becomes the one
             within the safe band that makes both classes equally likely, instead of 1.
         trained_words: words that training rows had; the other words' rows make up `encoder.held_out`.
+        encoded: feature values of the rows, [N], as `GradiendModel.encode` returns them, if they are known.
 
     Raises:
         DataError: no rows, or feature values that are not finite.
@@ -97,31 +113,89 @@ def evaluate_direction(
     config, sizes = model.active_peft_config, {"batch_size": settings.batch_size, "seed": settings.seed}
     encoder = None
     if model.direction.has_encoder:
-        encoder = measure_encoder(model, objective, rows, texts, trained_words=trained_words, **sizes)
+        encoder = measure_encoder(model, objective, rows, texts, trained_words=trained_words, encoded=encoded, **sizes)
         _tell_chance(encoder)
-    probe = StrengthProbe(model, objective, rows, texts, exhaustive=settings.exhaustive, **sizes)
+    sets = damage_sets or {}
+    others = damage_items(model, objective, sets, seed=settings.seed)
+    probe = StrengthProbe(
+        model, objective, rows, texts, own=settings.own_tokens, others=others, exhaustive=settings.exhaustive, **sizes
+    )  # fmt: skip
+    writing = continued(model, objective, rows, texts, sets) if settings.generation else None
     search = Search([], [])
     if choose_unit_for:
         with counted("searching the strength unit"):
-            search = calibrate(probe, floor=settings.floor, controls=settings.controls, seed=settings.seed)
+            search = calibrate(
+                probe, floor=settings.floor, controls=settings.controls, seed=settings.seed, sound=_soundness(writing)
+            )
     measured = _curve(probe, settings, search, choose_unit_for)
+    limits = _limited(probe, settings, search, measured, writing, choose_unit_for)
     broken = break_point(measured.points, measured.not_finite)
     wanted = [p.strength for p in measured.points if p.strength in CONTROL_STRENGTHS]
     with counted("measuring random directions", settings.controls * max(len(wanted) - 1, 0)):
         control = control_curves(probe, wanted, search.control, draws=settings.controls, seed=settings.seed)
-    if above_control(measured.points, control) is False:
-        logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal norm.")
+    if above_control(measured.points, [drawn.points for drawn in control]) is False:
+        logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal damage.")
     return SplitReport(
         encoder,
         measured.points,
         [p for p in measured.points if p.strength in {q.strength for q in search.points}],
-        probe.scored,
-        control=control,
+        probe.scored.get(NEUTRAL, 0),
+        control=[drawn.points for drawn in control],
+        control_norms=[drawn.norms for drawn in control],
         break_point=broken,
         completions=complete(model, objective, rows, sorted({*STRENGTHS, config.strength})),
         decisions=decide(model, objective, rows, compared_strengths(config), batch_size=settings.batch_size),
-        missing=_missing(model, rows, texts, measured, broken, choose_unit_for),
+        missing=_missing(model, rows, probe, measured, broken, choose_unit_for),
+        unit_limit=search.limited_by,
+        band_limits=limits,
+        generation=writing.report(_written_at(config)) if writing else None,
     )
+
+
+def _soundness(writing: GenerationProbe | None) -> Callable[[float], bool] | None:
+    """Return what tells whether continuations at a strength are sound; `None` where there are none."""
+    if writing is None:
+        return None
+
+    def sound(strength: float) -> bool:
+        try:
+            return all(point.sound for point in writing.measure(strength))
+        except NotFiniteError:
+            return False
+
+    return sound
+
+
+def _written_at(config: GradiendConfig) -> list[float]:
+    """Strengths at which continuations are reported: 0, ±1, the recommended one and the ends of the safe band."""
+    return sorted({*compared_strengths(config), *(config.safe_band or ())})
+
+
+def _limited(
+    probe: StrengthProbe,
+    settings: EvaluationSettings,
+    search: Search,
+    measured: Curve,
+    writing: GenerationProbe | None,
+    goal: Goal | None,
+) -> list[str | None] | None:
+    """Return what is not safe beyond each end of the safe band; with a goal, draw the ends in to where continuations are
+    sound."""
+    ends, sound = band_ends(measured.points, floor=settings.floor), _soundness(writing)
+    if ends is None or goal is None:
+        return None if ends is None else [name for _, name in ends]
+    config = probe.model.active_peft_config
+    limits, band = [name for _, name in ends], [end for end, _ in ends]
+    for side, end in enumerate(band):
+        inner = sorted((p.strength for p in measured.points if 0 < p.strength / (end or 1) <= 1), key=abs)
+        while sound is not None and inner and not sound(inner[-1]):
+            inner.pop()
+            limits[side] = GENERATION
+        band[side] = inner[-1] if inner else 0.0
+        if limits[side] is None and abs(band[side]) == 1:
+            limits[side] = search.limited_by
+    config.safe_band = band
+    return limits
 
 
 def _tell_chance(encoder: EncoderReport) -> None:
@@ -148,7 +222,7 @@ def _curve(probe: StrengthProbe, settings: EvaluationSettings, search: Search, g
     with counted("measuring strengths", len(grid)):
         curve = measure_curve(probe, sorted(grid), exact=exact, floor=settings.floor if adaptive else None)
         if goal:
-            config.safe_band = safe_band(curve.points, floor=settings.floor)
+            config.safe_band = safe_band(curve.points, floor=settings.floor)  # of damage alone; see `_limited`
             ends = break_point(curve.points, curve.not_finite)
             config.break_point = ends if ends and any(end is not None for end in ends) else None
         if goal == "debias":
@@ -173,7 +247,7 @@ def _grid(config: GradiendConfig, *, refined: bool) -> list[float]:
 def _missing(
     model: GradiendModel,
     rows: Sequence[Row],
-    texts: Sequence[str],
+    probe: StrengthProbe,
     curve: Curve,
     broken: list[float | None] | None,
     goal: Goal | None,
@@ -184,14 +258,18 @@ def _missing(
     for name in require_classes(model.active_peft_config.feature_classes):
         if not counts[name]:
             missing.append(f"No rows of {name}: correlation, AUC and the effect on {name} rows are not measured.")
-    if not texts:
+    if NEUTRAL not in probe.scored:
+        missing.append("No neutral text: damage on it, and neutral encodings, are not measured.")
+    if not probe.scored:
         missing.append(
-            "No neutral text: the language-modelling score, the safe band, the break point and neutral encodings are not "
-            "measured" + ("; the strength unit has the best effect, whatever it costs." if goal else ".")
+            "No text to read damage on: the safe band and the break point are not measured"
+            + ("; the strength unit has the best effect, whatever it costs." if goal else ".")
         )
+    elif OWN not in probe.scored:
+        missing.append("No own text of the rows: collateral damage where the feature lives is not measured.")
     for side, end in zip(("negative", "positive"), broken or (), strict=False):
         if end is None:
-            missing.append(f"No break point: no measured {side} strength has an LM score under {BREAK_QUALITY:.0%}.")
+            missing.append(f"No break point: no measured {side} strength has a quality under {BREAK_QUALITY:.0%}.")
     if curve.not_finite:
         named = ", ".join(f"{strength:+g}" for strength in curve.not_finite)
         missing.append(f"No figures at strength {named}: the model computes NaN or infinity there.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,13 +17,19 @@ from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, QualityItem, evaluating
 from gradiend_hub.progress import tick
 
+from .damage import NEUTRAL
+from .distributions import Rest
 from .intervals import groups_of, spread
+from .own import OwnText
 from .part import Item, NotFiniteError, Part
 from .report import StrengthPoint
-from .summary import Items, Summary, Values, summarise
+from .summary import Items, SetItems, Summary, Values
 
 SCORED_TOKENS = 2000
 """Neutral tokens behind a quality, so that one flipped token cannot reject a dose."""
+
+OWN_TOKENS = 1000
+"""Tokens of the rows' own texts behind a collateral damage."""
 
 KL_VALUES = 2**26
 """Most values of the base model's distributions that are kept (268 MB); beyond that, fewer tokens are compared."""
@@ -36,7 +42,7 @@ _MOST_DRAWS = 8
 
 
 class StrengthProbe:
-    """Measures a model at any strength on fixed rows and fixed neutral text, in place and batched.
+    """Measures a model at any strength on fixed rows and fixed damage sets, in place and batched.
 
     Rows and texts are in parts, each evenly spread over all; a strength is read part by part, as far as it has to be. From
     some of them, the figures of all are estimated (see `summary`).
@@ -45,9 +51,11 @@ class StrengthProbe:
         model: the model whose strength is changed and restored.
         objective: of the base model.
         rows: feature rows; a class without rows has no probabilities.
-        texts: neutral sentences; without any, the quality is not measured.
-        seed: decides which tokens of a masked model's neutral text are scored.
+        texts: neutral sentences; without any, damage on them is not measured.
+        seed: decides which tokens of a masked model's texts are scored.
         tokens: neutral tokens to score at least, if the texts have them.
+        own: tokens of the rows' own texts to score, about; by default none.
+        others: further damage sets by name.
         exhaustive: read everything at every strength.
 
     Raises:
@@ -64,6 +72,8 @@ class StrengthProbe:
         batch_size: int = 32,
         seed: int = 0,
         tokens: int = SCORED_TOKENS,
+        own: int = 0,
+        others: Mapping[str, Sequence[QualityItem]] | None = None,
         exhaustive: bool = False,
     ) -> None:
         self.model, self.objective, self.seed = model, objective, seed
@@ -73,41 +83,72 @@ class StrengthProbe:
             raise DataError("No rows: class probabilities need rows of at least one class.")
         fillers = model.active_peft_config.fillers or {}
         words = {c: fillers.get(c, []) for c in self.classes}
-        rows_of = [
+        items = [
             Item(number, self.classes.index(row.factual_class), int(group), objective.readings(row, words))
             for number, (row, group) in enumerate(zip(rows, groups_of(rows), strict=True))
         ]
+        outputs = objective.class_outputs(words, [reading for item in items for reading in item.readings])
+        self._rest = Rest(outputs, objective.width)
+        self._own = OwnText(objective, rows, outputs, own, seed)
         draws = min(_MOST_DRAWS, 1 + tokens // max(len(texts), 1))  # a draw has an output of each text, or more
-        self._fill(rows_of, objective.quality_items(texts, labels=tokens, draws=draws, seed=seed))
+        neutral = objective.quality_items(texts, labels=tokens, draws=draws, seed=seed)
+        self._fill(
+            items, ({NEUTRAL: neutral} if neutral else {}) | {n: list(of) for n, of in (others or {}).items() if of}
+        )
 
-    def _fill(self, rows: Sequence[Item], quality: Sequence[QualityItem]) -> None:
+    def _fill(self, rows: Sequence[Item], sets: Mapping[str, Sequence[QualityItem]]) -> None:
         """Take what is to be measured, in parts."""
-        self._rows, self._quality = rows, quality
-        self.scored = sum(len(item.sample.labels) for item in quality)
+        self._rows, self._sets = rows, sets
         sizes = Counter(item.row_class for item in rows)
-        numbers = {unit: number for number, unit in enumerate(sorted({item.unit for item in quality}))}
-        most = 0 if self.exhaustive else max(map(_halvings, (*sizes.values(), len(numbers))))
-        parts: list[tuple[list[Item], list[QualityItem]]] = [([], []) for _ in range(most + 1)]
+        numbers = {
+            name: {unit: number for number, unit in enumerate(sorted({item.unit for item in of}))}
+            for name, of in sets.items()
+        }
+        most = 0 if self.exhaustive else max(map(_halvings, (*sizes.values(), *map(len, numbers.values()))))
+        parts: list[tuple[list[Item], dict[str, list[QualityItem]]]] = [
+            ([], {name: [] for name in sets}) for _ in range(most + 1)
+        ]
         seen: Counter[int] = Counter()
         for item in rows:
             parts[_part(seen[item.row_class], sizes[item.row_class], most)][0].append(item)
             seen[item.row_class] += 1
-        for scored in quality:
-            parts[_part(numbers[scored.unit], len(numbers), most)][1].append(scored)
-        share = min(1.0, KL_VALUES / (2 * self.objective.width * max(self.scored, 1)))
+        for name, of in sets.items():
+            for scored in of:
+                parts[_part(numbers[name][scored.unit], len(numbers[name]), most)][1][name].append(scored)
+        share = self._own.share([item.number for item in rows])
+        filled = [self._own.added(items, quality, share) for items, quality in parts]
+        labels = sum(len(item.sample.labels) for _, part in filled for of in part.values() for item in of)
+        compared = (
+            labels
+            + len(rows)
+            + sum(len(item.readings[0].sample.labels) for part, _ in filled for item in part if item.own)
+        )
+        kept = min(1.0, KL_VALUES / (2 * self.objective.width * max(compared, 1)))
         self.parts = [
-            Part(self.objective, *part, batch_size=self.batch_size, share=share, seed=self.seed + 1000 * number)
-            for number, part in enumerate(parts)
-        ]
+            Part(
+                self.objective, *part, self._rest, batch_size=self.batch_size, share=kept, seed=self.seed + 1000 * number
+            )
+            for number, part in enumerate(filled)
+        ]  # fmt: skip
         ordered = [item for part in self.parts for item in part.items]
+        names = dict.fromkeys(name for part in self.parts for name in part.set_items)
+        several = [
+            c for n, c in enumerate(self.classes) if any(sum(len(r.outputs[n]) for r in i.readings) > 1 for i in rows)
+        ]
         self.items = Items(
             self.classes,
             np.array([item.row_class for item in ordered]),
             np.array([item.group for item in ordered]),
-            np.concatenate([part.units for part in self.parts]),
-            np.concatenate([part.compared for part in self.parts]),
+            np.concatenate([part.slot_groups for part in self.parts]),
+            tuple(several),
+            {n: SetItems.joined([p.set_items[n] for p in self.parts if n in p.set_items]) for n in names},
         )
         self._forget()
+
+    @property
+    def scored(self) -> dict[str, int]:
+        """Scored tokens by damage set."""
+        return {name: len(items.text) for name, items in self.items.sets.items() if len(items.text)}
 
     def _forget(self) -> None:
         self._read: dict[float, list[Values]] = {}  # by dose, which does not change with the unit: parts that were read
@@ -115,15 +156,19 @@ class StrengthProbe:
         self._summaries: dict[float, Summary] = {}
 
     def subset(self, rows: int, tokens: int) -> StrengthProbe:
-        """A probe on up to `rows` rows of each class and on neutral texts of about `tokens` scored tokens."""
+        """A probe on up to `rows` rows of each class and on texts of about `tokens` scored tokens of each damage set."""
         chosen = [
             item
             for of in range(len(self.classes))
             for item in spread([i for i in self._rows if i.row_class == of], rows)
         ]
-        texts = round(len(self._quality) * min(1.0, tokens / max(self.scored, 1)))
+        sets = {}
+        for name, items in self._sets.items():
+            count = round(len(items) * min(1.0, tokens / max(self.scored[name], 1)))
+            sets[name] = spread(items, max(count, min(2, len(items))))
         probe = copy.copy(self)
-        probe._fill(chosen, spread(self._quality, max(texts, min(2, len(self._quality)))))
+        probe._own = replace(self._own, tokens=min(self._own.tokens, tokens))
+        probe._fill(chosen, sets)
         return probe
 
     def aside(self) -> StrengthProbe:
@@ -151,9 +196,9 @@ class StrengthProbe:
         """`measure` at a strength times unit, whatever the unit is; the point's strength is the dose."""
         if wider is None:
             self._extend(dose)
-        while wider is not None and not self.summary(dose).narrow(self.classes, dose, wider) and self.more(dose):
+        while wider is not None and not self.summary(dose).narrow(dose, wider) and self.more(dose):
             pass
-        return self.summary(dose).point(dose, self.classes)
+        return self.summary(dose).point(dose)
 
     def more(self, dose: float) -> bool:
         """Read a dose on the next part. Returns whether there was one."""
@@ -173,17 +218,14 @@ class StrengthProbe:
                 closer = [k for k in self._read if k * key > 0 and len(self._read[k]) > len(self._read[key])]
                 if closer:  # the dose with the most similar changes
                     other = self.summary(min(closer, key=lambda k: abs(math.log(k / key))))
-            self._summaries[key] = summarise(self.values(dose), self.items, base, other)
+            self._summaries[key] = Summary(self.values(dose), self.items, base, other)
         return self._summaries[key]
 
     def values(self, dose: float) -> Values:
         """Return the readings of a dose, item by item in the order of `items`; of everything, if nothing was read."""
         if not self._done(dose):
             self._extend(dose)
-        parts = self._read[_key(dose)]
-        whole = [np.concatenate([getattr(p, n) for p in parts]) for n in ("probability", "nll", "correct", "kl")]
-        readings = {name: np.concatenate([p.readings[name] for p in parts]) for name in parts[0].readings}
-        return Values(whole[0], whole[1], whole[2], whole[3], readings)
+        return Values.joined(self._read[_key(dose)])
 
     def _done(self, dose: float) -> int:
         return len(self._read.get(_key(dose), ()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -35,6 +35,7 @@ def reevaluate(
     texts: Sequence[str] = (),
     settings: EvaluationSettings | None = None,
     *,
+    damage_sets: Mapping[str, Sequence[Any]] | None = None,
     benchmarks: Sequence[Benchmark] = (),
     tokenizer: Any = None,
 ) -> Report:
@@ -45,7 +46,8 @@ def reevaluate(
 
     Args:
         rows: of the direction's feature classes, one class at least; they become the report's "test" split.
-        texts: neutral sentences; without any, damage is not measured.
+        texts: neutral sentences; without any, damage on them is not measured.
+        damage_sets: further sets that damage is read on, by name; see `evaluate_direction`.
         benchmarks: what else the edit may change.
         tokenizer: of the base model, if it is not to be loaded from the base model's path.
 
@@ -72,7 +74,7 @@ def reevaluate(
         examples=[asdict(row) for row in rows[:_EXAMPLES]],
     )  # fmt: skip
     with _timed(report, f"evaluate {SPLIT}"):
-        report.splits[SPLIT] = evaluate_direction(model, objective, rows, texts, settings)
+        report.splits[SPLIT] = evaluate_direction(model, objective, rows, texts, settings, damage_sets=damage_sets)
         report.layers, report.dtype_loss = edit_account(model)
     if benchmarks:
         with _timed(report, "benchmarks"):

@@ -18,6 +18,9 @@ from gradiend_hub.artifact.validation import NAME, Limit, at_most, is_number, re
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
 from gradiend_hub.printable import legible
 
+from .continuations import GenerationReport
+from .damage import NEUTRAL, Damage, worst
+
 MOST_POINTS = 2000
 """Points of a curve, and doses of a search, that are read."""
 
@@ -141,10 +144,13 @@ class StrengthPoint:
         quality: the base model's nll divided by this nll; 1 is undamaged.
         quality_low: lower end of its one-sided 95 % interval (paired over the same tokens).
         kl: mean KL(base‖edited) of the whole next-word distribution per scored token, in nats.
-        intervals: 95 % intervals of "d on c" (the probability of d's words on c's rows), "nll", "quality", "kl", and of
-            the `readings`.
+        intervals: 95 % intervals of "d on c" (the probability of d's words on c's rows), "nll", "quality", "kl", of the
+            `readings`, and of the values of `slot` as "slot NAME".
         readings: other figures of the rows, by name, as the objective has them, e.g. the share of pairs whose completion of
             the first class is the likelier one.
+        damage: damage by set; "neutral" is the one whose figures stand above, and "own" that of the rows' own texts.
+        slot: KL(base‖edited) at the rows' slots in nats, of all but the classes' outputs, "collateral", and of the outputs
+            of a class among each other, "within CLASS".
     """
 
     strength: float
@@ -156,6 +162,14 @@ class StrengthPoint:
     kl: float | None = None
     intervals: dict[Name, Interval] = field(default_factory=dict)
     readings: dict[Name, float] = field(default_factory=dict)
+    damage: dict[Name, Damage] = field(default_factory=dict)
+    slot: dict[Name, float] = field(default_factory=dict)
+
+    def worst(self, *, bound: bool = True) -> tuple[str, float] | None:
+        """Return the damage set with the lowest quality, and that quality; its lower end, unless `bound` is false."""
+        if not self.damage and self.quality is not None and self.quality_low is not None:  # a report of version 0.1
+            return NEUTRAL, self.quality_low if bound else self.quality
+        return worst(self.damage, bound=bound)
 
     def reading(self, wanted: str, other: str) -> Estimate:
         """The mean probability of the words of class `wanted` on rows whose factual class is `other`."""
@@ -238,12 +252,18 @@ class SplitReport:
         curve: what each strength changes, from the lowest to the highest strength.
         search: the doses that were tried to find the strength unit; empty where it was only used.
         scored: neutral tokens behind each language-modelling score.
-        control: curves of random directions of equal norm and sparsity.
+        control: curves of random directions of equal sparsity, and of equal norm, or, where `control_norms` is given, of
+            about equal worst damage at strength ±1: it holds their norms at −1 and at +1, relative to the direction's.
         break_point: the nearest negative and positive strength at which the language-modelling score is under
             `strength.BREAK_QUALITY`; `None` on a side where that was not seen.
         completions: what the model writes at some strengths.
         decisions: what a classifier decides at some strengths; empty for other models.
         missing: what could not be measured and why, in words.
+        unit_limit: what is not safe at a dose above the unit: a damage set, or "generation"; `None` where the unit was only
+            used, or is limited by its effect.
+        band_limits: the same of both ends of the safe band, the negative first; `None` where it was not seen, or, in reports
+            of version 0.1, where neutral text alone was read.
+        generation: what the model goes on with at 0, ±1 and the ends of the band; `None` for models that generate no text.
     """
 
     encoder: EncoderReport | None
@@ -255,6 +275,10 @@ class SplitReport:
     completions: list[Completion] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     decisions: list[Decisions] = field(default_factory=list)
+    control_norms: list[Interval] = field(default_factory=list)
+    unit_limit: str | None = None
+    band_limits: Annotated[list[str | None], _TWO] | None = None
+    generation: GenerationReport | None = None
 
     def at(self, strength: float) -> StrengthPoint:
         """The measured point at `strength`."""

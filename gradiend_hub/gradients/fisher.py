@@ -1,4 +1,4 @@
-"""Diagonal of the base model's Fisher information: what neutral text needs of each coordinate."""
+"""Diagonal of the base model's Fisher information: what neutral text, and the rows' own, need of each coordinate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradiend_hub.data import Row
 from gradiend_hub.errors import DataError, TrainingError
 from gradiend_hub.objectives import IGNORED, Batch, Objective, batched
 from gradiend_hub.progress import progress
@@ -22,12 +23,13 @@ def diagonal_fisher(
     reader: GradientReader,
     objective: Objective,
     texts: Sequence[str],
+    rows: Sequence[Row] = (),
     *,
     batch_size: int = 8,
     seed: int = 0,
     draws: int = 4,
 ) -> Tensor:
-    """Diagonal of the base model's Fisher information per token of neutral text, at the scope's coordinates: [n], fp32.
+    """Diagonal of the base model's Fisher information per token of text, at the scope's coordinates: [n], fp32.
 
     Labels are sampled from the model, so that the gradients of different tokens have mean zero and add up like
     independent numbers: the square of a batch's summed gradient is, on average, the sum of the squares.
@@ -35,6 +37,7 @@ def diagonal_fisher(
     Args:
         reader: entered, of the scope that the decoder lives on.
         texts: neutral sentences; others than those on which damage is measured later.
+        rows: feature rows, whose own texts are read beside them: where the feature lives, damage would hide otherwise.
         batch_size: texts per gradient. A smaller one costs more and gives less noise.
         seed: decides which tokens are masked and which labels are drawn.
         draws: how often each text is read.
@@ -46,6 +49,7 @@ def diagonal_fisher(
     generator = torch.Generator(device).manual_seed(seed)
     rng = random.Random(seed)
     samples = [sample for _ in range(draws) for text in texts for sample in objective.quality_samples(text, rng)]
+    samples += [sample for _ in range(draws) for row in rows for sample in objective.own_samples(row, rng)]
     if not samples:
         raise DataError(
             f"None of the {len(texts)} neutral texts has a token to score, so there is no Fisher information."
@@ -53,13 +57,13 @@ def diagonal_fisher(
     total, tokens = torch.zeros(reader.scope.size, device=device), 0
     unusable: set[str] = set()
     batches = batched([sample.cost for sample in samples], batch_size)
-    for rows in progress(batches, "Fisher information", len(batches)):
-        chosen = [samples[i] for i in rows]
+    for numbers in progress(batches, "Fisher information", len(batches)):
+        chosen = [samples[i] for i in numbers]
         slots = objective.collate(chosen).to(device)
         loss = _sampled_loss(reader, objective, slots, generator)
         while isinstance(loss, list):
             for i in loss:
-                _leave_out(" with ".join(map(repr, objective.describe(chosen[i]))), unusable, len(texts))
+                _leave_out(" with ".join(map(repr, objective.describe(chosen[i]))), unusable, len(texts) + len(rows))
             chosen = [sample for i, sample in enumerate(chosen) if i not in loss]
             if not chosen:
                 break
@@ -73,11 +77,11 @@ def diagonal_fisher(
 
 def _leave_out(text: str, unusable: set[str], total: int) -> None:
     if text not in unusable:
-        logger.warning("Neutral text left out, its probabilities are not finite: %s", text)
+        logger.warning("Text left out, its probabilities are not finite: %s", text)
         unusable.add(text)
     if len(unusable) > max(1, total // 100):
         raise TrainingError(
-            f"{len(unusable)} of {total} neutral texts have no finite probabilities, the last one is {text}. Check them, "
+            f"{len(unusable)} of {total} texts have no finite probabilities, the last one is {text}. Check them, "
             "or load the base model in float32."
         )
 

@@ -23,6 +23,7 @@ from .labels import Labelled
 from .logits import evaluating, position_logits
 from .masked_lm import MaskedLMObjective
 from .preference import PreferenceObjective, own_replies
+from .prompts import Prompt
 from .registry import (
     OBJECTIVES,
     fitting_objectives,
@@ -50,6 +51,7 @@ __all__ = [
     "Objective",
     "PairBatch",
     "PreferenceObjective",
+    "Prompt",
     "QualityItem",
     "Reading",
     "Sample",

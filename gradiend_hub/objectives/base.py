@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from gradiend_hub.data import Row, class_fillers
 from gradiend_hub.errors import ConfigError, DataError
 
+from .prompts import Prompt
+
 __all__ = [
     "IGNORED",
     "Answer",
@@ -424,6 +426,41 @@ class Objective(ABC):
     @abstractmethod
     def quality_samples(self, item: Any, rng: random.Random, draws: int = 1) -> list[Sample]:
         """Return up to `draws` samples of a neutral item that share no output: what an edit should leave as it is."""
+
+    def read_damage(self, record: Mapping[str, Any]) -> Any:
+        """Make an item of a damage set of a record: as `read_neutral`, or, for models that generate text, a `Prompt`."""
+        return self.read_neutral(record)
+
+    def chat_prompts(self) -> list[Prompt]:
+        """Return prompts in the model's chat template; none for a model without one."""
+        return []
+
+    def own_samples(self, row: Any, rng: random.Random, avoid: Collection[int] = ()) -> list[Sample]:
+        """Return samples of a row's own input, its factual output in place, with other outputs of it as labels.
+
+        An edit should leave these as they are; there are none where an input has no other output than the row's.
+
+        Args:
+            row: The row.
+            rng: Draws, where not all can be read.
+            avoid: Ids that are no labels, e.g. `class_outputs`.
+        """
+        return []
+
+    def class_outputs(self, classes: Mapping[str, Sequence[Any]], readings: Sequence[Reading] = ()) -> set[int]:
+        """Return the ids by which outputs of the classes begin: what collateral damage leaves out.
+
+        Args:
+            classes: Names of outputs by class.
+            readings: Those of the rows that are measured.
+        """
+        return {ids[0] for reading in readings for outputs in reading.outputs for ids in outputs}
+
+    def joined(self, first: Sample, second: Sample) -> Sample | None:
+        """Return one sample that reads what two read, the positions of `first` before those of `second`; `None` if no input
+        serves both. The labels of `first` are ignored.
+        """
+        return None
 
     def quality_items(self, neutral: Sequence[Any], *, labels: int, draws: int = 1, seed: int = 0) -> list[QualityItem]:
         """Return samples of neutral items with at least `labels` outputs in all, if they have as many.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,9 +14,10 @@ from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import TextRow
 from gradiend_hub.errors import BaseModelError, DataError
 
-from .base import Answer, Sample
+from .base import IGNORED, Answer, Sample
 from .checks import Behaviour
 from .greedy import continuation, greedy
+from .prompts import CHAT_PROMPTS, Prompt, read_prompt
 from .slots import Encoded, Filled, TextObjective
 
 __all__ = ["CausalLMObjective"]
@@ -83,10 +84,28 @@ class CausalLMObjective(TextObjective):
         """Return all places: every token sees just what is before it."""
         return [places] if places else []
 
-    def quality_samples(self, item: str, rng: random.Random, draws: int = 1) -> list[Sample]:
-        """Read all tokens of a text at once."""
-        encoded = self.cut(self.encode(item))
-        return [self.token_sample(encoded, places) for places in self.together(self.readable(encoded))]
+    def drawn(self, encoded: Encoded, places: Sequence[int], rng: random.Random, draws: int = 1) -> list[Sample]:
+        """Read the tokens at all places at once."""
+        return [self.token_sample(encoded, group) for group in self.together(places)]
+
+    def joined(self, first: Sample, second: Sample) -> Sample | None:
+        """Read both in the longer text, if it begins with the shorter one: no token sees what is behind it."""
+        short, long = sorted((first, second), key=lambda sample: len(sample.inputs["input_ids"]))
+        if long.inputs["input_ids"][: len(short.inputs["input_ids"])] != short.inputs["input_ids"]:
+            return None
+        labels = (*[IGNORED] * len(first.labels), *second.labels)
+        return Sample(long.inputs, (*first.positions, *second.positions), labels, long.cost)
+
+    def read_damage(self, record: Mapping[str, Any]) -> str | Prompt:
+        """Make a text or a prompt of a record, in the model's chat template if there is one."""
+        return read_prompt(record, self.tokenizer) or self.read_neutral(record)
+
+    def chat_prompts(self) -> list[Prompt]:
+        """Return `CHAT_PROMPTS` in the model's chat template; none for a model without one."""
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            return []
+        found = (read_prompt({"prompt": text}, self.tokenizer) for text in CHAT_PROMPTS)
+        return [prompt for prompt in found if prompt]
 
     def prompt(self, row: TextRow) -> str:
         """Return the text before the slot."""
@@ -133,6 +152,7 @@ class CausalLMObjective(TextObjective):
 
     def prompt_ids(self, text: str, tokens: int) -> list[int]:
         """Return the token ids before which `tokens` others are to follow: the last ones that leave room for them."""
+        text = str(text)
         encoded = self.encode(text.partition(SLOT)[0].rstrip(" "))
         if encoded.end == encoded.start:
             raise DataError(f"There is nothing to continue in {text[:80]!r}: give a text with words.")

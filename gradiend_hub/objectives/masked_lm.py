@@ -82,10 +82,8 @@ class MaskedLMObjective(TextObjective):
         """Return each place by itself: what is masked beside it would be hidden from it."""
         return [[place] for place in places]
 
-    def quality_samples(self, item: str, rng: random.Random, draws: int = 1) -> list[Sample]:
-        """Mask 15 % of a text's tokens at a time, up to `draws` times, each time others."""
-        encoded = self.cut(self.encode(item))
-        places = self.readable(encoded)
+    def drawn(self, encoded: Encoded, places: Sequence[int], rng: random.Random, draws: int = 1) -> list[Sample]:
+        """Mask 15 % of the places at a time, up to `draws` times, each time others."""
         if not places:
             return []
         count = max(1, round(MASKED_SHARE * len(places)))

@@ -17,6 +17,7 @@ from gradiend_hub.errors import ConfigError, DataError
 from .base import Answer, Example, Reading, Sample
 from .causal_lm import CausalLMObjective
 from .logits import evaluating
+from .prompts import Prompt
 from .slots import Filled
 
 __all__ = ["NeutralPrompt", "PreferenceObjective", "own_replies"]
@@ -246,6 +247,18 @@ class PreferenceObjective(CausalLMObjective):
             return super().quality_samples(item, rng, draws)
         return [self._sample(item.prompt, item.completion)]
 
+    def read_damage(self, record: Mapping[str, Any]) -> Any:
+        """Make a text, a prompt with a completion, or a prompt that the base model answers."""
+        return self.read_neutral(record) if record.get("completion") is not None else super().read_damage(record)
+
+    def own_samples(self, row: Any, rng: random.Random, avoid: Collection[int] = ()) -> list[Sample]:
+        """Return nothing: all of a completion is of its class."""
+        return []
+
+    def class_outputs(self, classes: Mapping[str, Sequence[Any]], readings: Sequence[Reading] = ()) -> set[int]:
+        """Return nothing: completions begin with any token."""
+        return set()
+
     # -- for people -----------------------------------------------------------------------------------------------------
 
     def show(self, row: Any) -> str:
@@ -258,6 +271,8 @@ class PreferenceObjective(CausalLMObjective):
 
     def prompt_ids(self, text: Any, tokens: int) -> list[int]:
         """Return the token ids of a prompt; a text is put into the chat template if the rows were messages."""
+        if isinstance(text, Prompt):
+            return super().prompt_ids(str(text), tokens)
         if isinstance(text, NeutralPrompt):
             text = text.prompt
         if self.chat and not isinstance(text, Chat):

@@ -133,10 +133,8 @@ class Seq2SeqObjective(TextObjective):
         """Return each place by itself: what is left out beside it would be hidden from it."""
         return [[place] for place in places]
 
-    def quality_samples(self, item: str, rng: random.Random, draws: int = 1) -> list[Sample]:
-        """Leave 15 % of a text's tokens out at a time, up to `draws` times, each time others."""
-        encoded = self.cut(self.encode(item))
-        places = self.readable(encoded)
+    def drawn(self, encoded: Encoded, places: Sequence[int], rng: random.Random, draws: int = 1) -> list[Sample]:
+        """Leave 15 % of the places out at a time, up to `draws` times, each time others."""
         if not places:
             return []
         count = max(1, round(MASKED_SHARE * len(places)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,11 +19,11 @@ from transformers import AutoTokenizer
 
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import TextRow
-from gradiend_hub.data.casing import Casing
+from gradiend_hub.data.casing import Casing, capitalised
 from gradiend_hub.data.row import COLUMNS
 from gradiend_hub.errors import DataError
 
-from .base import IGNORED, Answer, Batch, Example, Objective, Sample
+from .base import IGNORED, Answer, Batch, Example, Objective, Reading, Sample
 from .checks import Behaviour, behaviour_of, longest_input
 from .logits import position_logits
 
@@ -361,6 +361,48 @@ class TextObjective(Objective):
             if example is not None and self.describe(example.factual)[1].casefold() not in words:
                 return example
         return None
+
+    def quality_samples(self, item: str, rng: random.Random, draws: int = 1) -> list[Sample]:
+        """Read tokens of a text."""
+        encoded = self.cut(self.encode(item))
+        return self.drawn(encoded, self.readable(encoded), rng, draws)
+
+    @abstractmethod
+    def drawn(self, encoded: Encoded, places: Sequence[int], rng: random.Random, draws: int = 1) -> list[Sample]:
+        """Return up to `draws` samples that read tokens at some places of a text, each time others."""
+
+    def own_samples(self, row: TextRow, rng: random.Random, avoid: Collection[int] = ()) -> list[Sample]:
+        """Read tokens of a row's filled text beside the word; none of a text that is longer than the model reads."""
+        filled = self.fill(row.input, row.factual)
+        encoded = filled.encoded
+        if len(encoded.ids) > self.max_length:
+            return []
+        own = range(filled.start, filled.stop)
+        places = [i for i in self.readable(encoded) if i not in own and encoded.ids[i] not in avoid]
+        return self.drawn(encoded, places, rng)
+
+    def class_outputs(self, classes: Mapping[str, Sequence[str]], readings: Sequence[Reading] = ()) -> set[int]:
+        """Return the first tokens of the classes' words at the rows, and in a text and at its beginning, in any case.
+
+        A spelling counts if it has as many tokens as the word: the first letter of "H ##E ##R" is none of the class.
+        """
+        found = super().class_outputs(classes, readings)
+        for word in dict.fromkeys(word for words in classes.values() for word in words):
+            spelled = [
+                tokens
+                for form in dict.fromkeys((word, capitalised(word), word.upper()))
+                for masked in (f"a {SLOT}", SLOT)
+                if (tokens := self._word_tokens(masked, form))
+            ]
+            found |= {tokens[0] for tokens in spelled if len(tokens) == len(spelled[0])}
+        return found
+
+    def _word_tokens(self, masked: str, word: str) -> tuple[int, ...]:
+        """Return the tokens of a word in a text's slot; none if it has no tokens of its own there."""
+        try:
+            return self.fill(masked, word).word
+        except DataError:
+            return ()
 
     # -- batches --------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradiend_hub.evaluation import Report, SplitReport, StrengthPoint
+from gradiend_hub.evaluation.damage import NEUTRAL as NEUTRAL_SET
+from gradiend_hub.evaluation.damage import OWN, set_label
 
 from .style import FIRST, NEUTRAL, SECOND, SUBTLE, Look, figure, label, legend, shown_split, tidy
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["plot_strength"]
+
+_DASHES = (":", "-.", (0, (1, 4)), (0, (6, 2, 1, 2)))
+"""Of the damage sets."""
 
 
 def plot_strength(report: Report, split: str | None = None, safe_band: Sequence[float] | None = None) -> Figure:
@@ -84,16 +89,32 @@ def _line(
 
 
 def _damage(axes: Axes, split: SplitReport) -> None:
-    """Draw the rise of the negative log-likelihood of neutral text, in per cent of the base model's."""
-    base = next((p.nll for p in split.curve if p.strength == 0), None)
-    if not base:
+    """Draw the damage on each set of text: the rise of the negative log-likelihood, in per cent of the base model's."""
+    lines = _rises(split)
+    if not lines:
         return
     twin = axes.twinx()
-    rises = [(p.strength, 100 * (p.nll / base - 1)) for p in split.curve if p.nll is not None]
-    x, y = zip(*rises, strict=True)
-    name = "damage: rise of neutral NLL (right axis)"
-    twin.plot(x, y, NEUTRAL.dash, color="black", linewidth=1.4, label=name, **NEUTRAL.marks(5))
-    twin.set_ylabel("rise of the NLL of neutral text, %")
-    twin.set_ylim(min(0.0, *y) - 0.03 * max(*y, 2.0), 1.05 * max(*y, 2.0))
+    for (name, (x, y)), dash in zip(lines.items(), _DASHES * len(lines), strict=False):
+        own = ", words of the classes left out" if name == OWN else ""
+        text = f"damage: rise of the NLL of {label(set_label(name))}{own} (right axis)"
+        twin.plot(x, y, linestyle=dash, color="black", linewidth=1.4, label=text, **NEUTRAL.marks(5))
+    highest = max(2.0, *(max(y) for _, y in lines.values()))
+    lowest = min(0.0, *(min(y) for _, y in lines.values()))
+    twin.set_ylabel("rise of the NLL, %")
+    twin.set_ylim(lowest - 0.03 * highest, 1.05 * highest)
     twin.axhline(0, color=SUBTLE, linewidth=0.8, zorder=0)
     twin.spines[["top", "left"]].set_visible(False)
+
+
+def _rises(split: SplitReport) -> dict[str, tuple[list[float], list[float]]]:
+    """Strengths and rises of what counts, in per cent, by damage set."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for point in split.curve:
+        qualities = {name: of.counted(name)[0] for name, of in point.damage.items()}
+        if not qualities and point.quality is not None:  # a report of version 0.1
+            qualities[NEUTRAL_SET] = point.quality
+        for name, quality in qualities.items():
+            x, y = found.setdefault(name, ([], []))
+            x.append(point.strength)
+            y.append(100 * (1 / quality - 1))
+    return found

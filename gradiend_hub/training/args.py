@@ -70,7 +70,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             epoch then. It is refused for any other base, data, scope or batches. One process only.
         gradient_store_dtype: "float32", or "bfloat16" or "float16" at half the size.
         decoder: "solver" (its own), "mean" (least squares of the class means), or "damage_aware" (formerly "fisher"): the
-            latter divided by the damped Fisher information of neutral text, for the same effect at less damage. It needs
+            latter divided by the damped Fisher information of neutral text and of the rows' own text, for more effect at the
+            same damage. It needs
             `GradiendTrainer(neutral_train_dataset=…)`; its damping is chosen on the validation rows.
         final_density: share of the coordinates that the finished direction keeps, by their share in the decoder's effect.
         goal: "strengthen": strength 1 is the recommended dose. "debias": recommended is the strength at which both classes
@@ -79,8 +80,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
         comparable: measure on the same stream how alike the direction is from two halves of the rows, and directions of coin
             labels, and keep what a comparison with other directions needs. It takes four vectors [n] of memory.
         max_length: longest input in tokens; default: what model and tokenizer allow.
-        quality_floor: lowest language-modelling score, relative to the base model's, that the recommended strength may
-            cost.
+        quality_floor: lowest quality, relative to the base model's, that the recommended strength may leave on any text that
+            damage is read on.
         overwrite_output_dir: train into an output directory that is not empty.
         keep_checkpoints: keep the checkpoints when the training has ended and `save_model` has written the direction. By
             default they are removed then: they hold the solver's state, three times the direction's size or more, which
@@ -114,7 +115,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     controls: int = field(default=3, metadata={"help": "Random directions to compare with."})
     comparable: bool = field(default=True, metadata={"help": "Keep what comparisons with others are judged by."})
     max_length: int | None = field(default=None, metadata={"help": "Longest input in tokens."})
-    quality_floor: float = field(default=0.99, metadata={"help": "Lowest relative LM score of the recommended dose."})
+    quality_floor: float = field(default=0.99, metadata={"help": "Lowest relative quality at the recommended dose."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Use an output directory that is not empty."})
     keep_checkpoints: bool = field(default=False, metadata={"help": "Keep checkpoints when the direction is saved."})
     base_model_id: str | None = field(default=None, metadata={"help": "Hub id of a base model loaded from a folder."})

@@ -15,7 +15,7 @@ from torch import Tensor
 from gradiend_hub.data import Row
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
-from gradiend_hub.evaluation.probe import SCORED_TOKENS
+from gradiend_hub.evaluation.probe import OWN_TOKENS, SCORED_TOKENS
 from gradiend_hub.gradients import Estimate, GradientReader, GradientStore, Workload, directional_derivatives, estimate
 from gradiend_hub.gradients.memory import activation_bytes
 from gradiend_hub.gradients.store import KEY_FILE
@@ -148,7 +148,9 @@ def _seconds_per_reading(run: TrainingRun, rows: Sequence[Row], texts: Sequence[
         seconds = []
         for part_rows, part_texts in ((some_rows, some_texts), (some_rows, [])):
             tokens = max(1, round(share * SCORED_TOKENS))
-            probe = StrengthProbe(model, run.objective, part_rows, part_texts, seed=run.args.seed, tokens=tokens)
+            own = round(OWN_TOKENS * len(some_rows) / max(len(rows), 1))
+            sizes = {"seed": run.args.seed, "tokens": tokens, "own": own}
+            probe = StrengthProbe(model, run.objective, part_rows, part_texts, **sizes)
             start = time.perf_counter()
             probe.measure(0.0)
             seconds.append(time.perf_counter() - start)

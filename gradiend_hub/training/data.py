@@ -12,12 +12,22 @@ from typing import Any, NamedTuple
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.data import Row, read_neutral, read_rows, require_classes, require_distinct
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation.sets import check_names
 from gradiend_hub.objectives import Example, Objective, examples_of, other_examples, require_readable
 
 from .args import GradiendTrainingArguments
 from .batches import TransitionDataset
 
-__all__ = ["CALIBRATION_ROWS", "Datasets", "MeasuredRows", "TrainingData", "columns_of", "read_measured", "records"]
+__all__ = [
+    "CALIBRATION_ROWS",
+    "Datasets",
+    "MeasuredRows",
+    "TrainingData",
+    "columns_of",
+    "read_damage_sets",
+    "read_measured",
+    "records",
+]
 
 CALIBRATION_ROWS = 128
 """Training rows from which orientation and gain of a solution are read."""
@@ -38,6 +48,7 @@ class Datasets(NamedTuple):
     neutral_train_dataset: Any = None
     test_dataset: Any = None
     test_neutral_dataset: Any = None
+    damage_datasets: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class TrainingData:
         texts: neutral sentences beside them.
         fisher_texts: sentences from which the Fisher information is estimated.
         test: rows and sentences that only measure the result.
+        damage_sets: further texts or prompts that every evaluation reads damage on, by name.
     """
 
     dataset: TransitionDataset
@@ -68,6 +80,7 @@ class TrainingData:
     texts: Sequence[Any] = ()
     fisher_texts: Sequence[Any] = ()
     test: MeasuredRows | None = None
+    damage_sets: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def eval_rows(self) -> Sequence[Row]:
@@ -130,7 +143,26 @@ class TrainingData:
             neutral,
             texts(given.neutral_train_dataset, "neutral_train_dataset")[:_FISHER_TEXTS],
             test,
+            read_damage_sets(given.damage_datasets, objective),
         )
+
+
+def read_damage_sets(given: Any, objective: Objective) -> dict[str, list[Any]]:
+    """Read further data sets on which damage is measured, by name.
+
+    Raises:
+        ConfigError: it is no mapping of names to data sets, or a name is taken.
+        DataError: a record is unusable, or a set is empty.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"damage_datasets must be data sets by name, e.g. {{'chat': dataset}}, found {type(given).__name__}."
+        )
+    check_names(list(given))
+    what = {name: f"damage_datasets[{name!r}]" for name in given}
+    return {n: read_neutral(records(of, what[n]), objective.read_damage, what=what[n]) for n, of in given.items()}
 
 
 def columns_of(dataset: Any) -> list[str]:

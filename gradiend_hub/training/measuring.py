@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.trainer_utils import PredictionOutput
 
 from gradiend_hub.artifact.direction import Direction
@@ -90,8 +91,15 @@ def named_sets(run: TrainingRun, given: Any, neutral: Any, what: str, *, own: bo
     }
 
 
-def measure(run: TrainingRun, direction: Direction, measured: MeasuredRows, *, choose_unit: bool) -> SplitReport:
-    """Measure a direction on rows and neutral texts; with `choose_unit`, its strength unit is written into the config."""
+def measure(
+    run: TrainingRun, direction: Direction, measured: MeasuredRows, *, choose_unit: bool, encoded: Tensor | None = None
+) -> SplitReport:
+    """Measure a direction on rows and neutral texts.
+
+    Args:
+        choose_unit: write its strength unit into the config.
+        encoded: feature values of the rows, [N], if they are known.
+    """
     config, args = run.config, run.args
     settings = EvaluationSettings(
         floor=args.quality_floor, controls=args.controls, batch_size=args.eval_batch_size, seed=args.seed
@@ -104,8 +112,10 @@ def measure(run: TrainingRun, direction: Direction, measured: MeasuredRows, *, c
             measured.rows,
             measured.texts,
             settings,
+            damage_sets=run.data.damage_sets,
             choose_unit_for=args.goal if choose_unit else None,
             trained_words=run.data.trained_words,
+            encoded=encoded,
         )
         found = model.active_peft_config
         config.strength_unit, config.strength = found.strength_unit, found.strength
@@ -132,6 +142,8 @@ class MeasuringTrainer(PublishingTrainer):
     control: Any
     scope: Scope
     _classes: tuple[str, str]
+    _h: Tensor | None = None
+    """Feature values of the validation rows, [N], which choosing the direction has read."""
 
     def _shown(self) -> AbstractContextManager[None]:
         return shown(not self.args.disable_tqdm)
@@ -214,9 +226,17 @@ class MeasuringTrainer(PublishingTrainer):
 
     def _measure(self, measured: MeasuredRows, choose_unit: bool, name: str) -> dict[str, float]:
         start, direction = time.perf_counter(), self.direction
-        split = self.report.splits[name] = measure(self._run, direction, measured, choose_unit=choose_unit)
+        split = self.report.splits[name] = measure(
+            self._run, direction, measured, choose_unit=choose_unit,
+            encoded=self._h if measured.rows is self._run.data.eval_rows else None,
+        )  # fmt: skip
         if choose_unit:
-            self.report.settings = {"quality_floor": self.args.quality_floor, "goal": self.args.goal}
+            sets = sorted(split.curve[0].damage) if split.curve else []
+            self.report.settings = {
+                "quality_floor": self.args.quality_floor,
+                "goal": self.args.goal,
+                "damage_sets": sets,
+            }
         self.report.seconds[f"evaluate {name}"] = time.perf_counter() - start
         if name == "test" and (found := split.encoder) is not None and found.correlation is not None:
             means = (found.class_means[self._classes[0]], found.class_means[self._classes[1]])

@@ -20,7 +20,9 @@ from gradiend_hub.data import Row
 from gradiend_hub.encoding import preactivations, reading_sign
 from gradiend_hub.evaluation import StrengthProbe, calibrate
 from gradiend_hub.evaluation.intervals import spread
+from gradiend_hub.evaluation.probe import OWN_TOKENS
 from gradiend_hub.evaluation.report import ReferenceReport
+from gradiend_hub.evaluation.sets import damage_items
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Example, Objective, examples_of
@@ -117,6 +119,7 @@ class Finished:
         effects: effect by damping where dampings were compared.
         judged: how it encodes the judging rows.
         weights: factors [n] by which a damage-aware decoder was made of the plain one, in the scope of the training.
+        h: feature values of all validation rows, [N], if these were the judging rows.
     """
 
     solution: Solution
@@ -124,6 +127,7 @@ class Finished:
     effects: dict[float, float]
     judged: Convergence
     weights: Tensor | None = None
+    h: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,8 @@ class TrainingRun:
             solution = with_mean_decoder(solution, target_means)
         if args.decoder == "damage_aware":
             with GradientReader(self.base_model, scope) as reader:
-                fisher = diagonal_fisher(reader, self.objective, self.data.fisher_texts, seed=args.seed)
+                texts, rows = self.data.fisher_texts, spread(self.data.rows, len(self.data.fisher_texts))
+                fisher = diagonal_fisher(reader, self.objective, texts, rows, seed=args.seed)
             effect = self.effect if self.data.eval_rows and self.data.texts else None
             with counted("measuring dampings"):
                 (solution, scope), effects = best_damped(
@@ -225,7 +230,9 @@ class TrainingRun:
         judged = convergence(read.h, read.labels)
         if judged.faults:
             solution = solution.quieter(max(LEAST_LEVEL, LEVEL * judged.correlation))
-        return Finished(solution, scope, effects, judged, weights)
+        every_row = self.is_judged_by_validation and len(read.h) == len(self.data.eval_rows)
+        h = read.h if every_row and not judged.faults else None
+        return Finished(solution, scope, effects, judged, weights, h)
 
     def references(
         self, direction: Direction, contrasts: Contrasts | None, weights: Tensor | None
@@ -236,10 +243,12 @@ class TrainingRun:
         return references_of(contrasts, direction, self.scope, self.config, weights)
 
     def effect(self, solution: Solution, scope: Scope) -> float:
-        """Measure a solution's effect on some validation rows at the best dose that neutral text bears."""
+        """Measure a solution's effect on some validation rows at the best dose that every damage set bears."""
         model = GradiendModel.from_direction(self.base_model, as_direction(solution, scope), copy.deepcopy(self.config))
         try:
-            probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, seed=self.args.seed)
+            others = damage_items(model, self.objective, self.data.damage_sets, seed=self.args.seed)
+            sets = {"own": OWN_TOKENS, "others": others, "seed": self.args.seed}
+            probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, **sets)
             probe = probe.subset(COMPARED_ROWS, COMPARED_TOKENS)
             calibrate(probe, floor=self.args.quality_floor)
             return probe.effect(probe.measure(1.0), probe.measure(-1.0))

@@ -69,6 +69,10 @@ class GradiendTrainer(MeasuringTrainer):
         neutral_train_dataset: further sentences (`text`), from which `decoder="damage_aware"` learns what to spare.
         test_dataset: rows that only measure the result, by `evaluate_test`; they are checked before the training.
         test_neutral_dataset: sentences (`text`) beside them; by default those of `neutral_dataset`.
+        damage_datasets: further data sets, by name, on which every evaluation reads damage: sentences (`text`), or, for a
+            model that generates text, prompts (`prompt` or `messages`), whose replies by the base model an edit should leave
+            likely. Prompts are put into the model's chat template if it has one; such a model gets a set "chat" of questions
+            unless one of that name is given.
         processing_class: the base model's tokenizer, if it cannot be loaded from the base model's path.
         callbacks: as in `Trainer`.
 
@@ -90,6 +94,7 @@ class GradiendTrainer(MeasuringTrainer):
         neutral_train_dataset: Iterable[dict[str, Any]] | None = None,
         test_dataset: Iterable[dict[str, Any]] | None = None,
         test_neutral_dataset: Iterable[dict[str, Any]] | None = None,
+        damage_datasets: Mapping[str, Iterable[dict[str, Any]]] | None = None,
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -104,7 +109,13 @@ class GradiendTrainer(MeasuringTrainer):
             base, processor, name=config.objective, options=config.objective_options, max_length=args.max_length
         )
         given = Datasets(
-            train_dataset, eval_dataset, neutral_dataset, neutral_train_dataset, test_dataset, test_neutral_dataset
+            train_dataset,
+            eval_dataset,
+            neutral_dataset,
+            neutral_train_dataset,
+            test_dataset,
+            test_neutral_dataset,
+            damage_datasets,
         )
         data = TrainingData.read(given, self.objective, config, args)
         config.fillers = data.fillers if any(data.fillers.values()) else None
@@ -326,6 +337,7 @@ class GradiendTrainer(MeasuringTrainer):
                 self.report.training["effect_by_damping"] = {str(damping): e for damping, e in found.effects.items()}
             self._judge(found.judged, of="validation rows" if self._run.is_judged_by_validation else "training rows")
             direction = self._direction = as_direction(found.solution, found.scope)
+            self._h = found.h
             contrasts = self.model.split_means.contrasts() if self.args.comparable else None
             self._references, self.report.references = self._run.references(direction, contrasts, found.weights)
         return self._direction

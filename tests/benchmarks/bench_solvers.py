@@ -40,7 +40,7 @@ from gradiend_hub.training.data import TrainingData
 from gradiend_hub.training.decoders import best_damped
 from gradiend_hub.training.run import TrainingRun, as_direction
 
-from .measure import EXAMPLES, MODELS, interleaved, line, read_jsonl, skipped
+from .measure import EXAMPLES, MODELS, MORE_TEXT, interleaved, line, read_jsonl, skipped
 
 ALLOWED = 0.01
 """Damage: relative rise of the negative log-likelihood of neutral text."""
@@ -85,8 +85,7 @@ def features(objective: Objective) -> Iterator[Feature]:
     import english_gender  # type: ignore[import-not-found]
     import sentiment  # type: ignore[import-not-found]
 
-    shared = common.SHARED / "text" / "sentences.jsonl.gz"
-    text = str(shared) if shared.is_file() else list(common.bundled_sentences())
+    text = str(MORE_TEXT) if MORE_TEXT.is_file() else list(common.bundled_sentences())
     pronouns = {name: listed.split()[0] for name, listed in english_gender.WORDS.items()}
     for name, given, split_by in (("gender", pronouns, "random"), ("sentiment", sentiment.WORDS, "word")):
         words = {c: [w for w in listed.split() if _is_token(objective, w)] for c, listed in given.items()}
@@ -219,7 +218,9 @@ class Laboratory:
 
             def at(dose: float) -> tuple[np.ndarray, np.ndarray]:
                 up, down = (probe.values(sign * dose) for sign in (1, -1))
-                return np.where(first, down.probability[:, 1], up.probability[:, 0]), (up.nll + down.nll) / 2
+                return np.where(first, down.probability[:, 1], up.probability[:, 0]), (
+                    up.sets["neutral"].nll + down.sets["neutral"].nll
+                ) / 2
 
             with model.strength_at(1.0):
                 dose = 1 / (256 * model.receipt.relative_norm)

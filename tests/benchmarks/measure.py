@@ -24,6 +24,9 @@ MODELS = {
 }
 """Base models that benchmarks measure; not all of them are everywhere."""
 
+MORE_TEXT = EXAMPLES.parents[1] / "shared" / "text" / "sentences.jsonl.gz"
+"""Sentences of another source than the bundled ones; not everywhere either."""
+
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in Path(path).read_text(encoding="utf-8").splitlines()]

@@ -273,7 +273,7 @@ def replaced(report: Report, **changes: Any) -> list[str]:
             "**The effect may be chance.** At strength +1 P(3SG)",
         ),
         ({"curve": [point(s, CLASSES, 0.01) for s in (-1.0, 0.0, 1.0)]}, "**Little effect at strength +1:** P(3SG) on"),
-        ({"curve": [replace(point(0.0, CLASSES), quality=None)]}, "There was no neutral text"),
+        ({"curve": [replace(point(0.0, CLASSES), quality=None)]}, "There was no text to read damage on"),
     ],
 )
 def test_caveats_follow_from_the_figures(changes: dict[str, Any], begins: str) -> None:
@@ -548,6 +548,6 @@ def test_how_the_unit_was_chosen_is_said_only_where_it_is_known() -> None:
     report = full_report(CLASSES, FILLERS)
     blind = replace(report.splits["test"], curve=[replace(point(0.0, CLASSES), quality=None)])
     report.splits = {"test": blind}
-    assert "There was no neutral text, so nothing is known about damage." in caveats(report, "test", blind)
+    assert "There was no text to read damage on, so nothing is known about it." in caveats(report, "test", blind)
     report.splits["eval"] = blind
     assert any("the strength unit was chosen without it" in text for text in caveats(report, "test", blind))

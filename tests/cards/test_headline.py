@@ -129,14 +129,17 @@ def test_the_floor_is_that_of_the_report(floor: float | None, tmp_path: Path) ->
     assert "99 %" not in found or floor == 0.99
     if floor in (0.96, 0.99):  # the quality is 0.95
         floor_text = f"{100 * floor:.1f} %"
-        wanted = f"At strength +1 the quality is 95.00 %, below the {floor_text} at which the strength unit was chosen"
+        wanted = f"At strength +1 the quality on neutral text is 95.00 %, below the {floor_text} at which the strength "
+        wanted += "unit was chosen"
         assert f"{wanted} on other data." in found
         assert f"{wanted}." in " ".join(caveats(report, "eval", report.splits["eval"]))
     else:
         assert "below the" not in found
     head(report, tmp_path)
     chosen = "The unit was chosen to debias, with at least"
-    assert (f"{chosen} {100 * (floor or 0):.1f} % of the quality left." in str(render_card(tmp_path))) is bool(floor)
+    assert (
+        f"{chosen} {100 * (floor or 0):.1f} % of the quality left on neutral text, the" in str(render_card(tmp_path))
+    ) is bool(floor)
 
 
 def test_the_rewritten_card_says_it_too() -> None:

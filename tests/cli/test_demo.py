@@ -34,7 +34,7 @@ def test_the_whole_story_with_the_hub(
     lines = [line for line in result.stdout.splitlines() if str(tmp_path) not in line]  # a path stays whole
     assert max(map(len, lines)) <= 80
     assert shown.count("strength -1 strength 0 strength +1") == len(demo.SENTENCES)
-    for expected in ("4 steps", "to the same bits", "P(3SG) on 3PL rows", "LM score", "seconds", "base model"):
+    for expected in ("4 steps", "to the same bits", "P(3SG) on 3PL rows", "quality", "seconds", "base model"):
         assert expected in shown
     assert (out / "direction" / "README.md").is_file()
     assert "adapter_model.safetensors" in HfApi().list_repo_files(repo_id)

@@ -60,7 +60,9 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_the_same_rows_give_the_claimed_figures_again(run: Run, copy: Path, data: str, crows: Path) -> None:
     before = content(copy)
     options = ("--data", data, "--split", "test[:16]", "--neutral", f"{data}:neutral", "--neutral-split", "neutral[:8]")
-    result = run("evaluate", copy, *options, *QUICK, "--bench", f"crows-pairs={crows}", "--controls", "1")
+    more = ("--bench", f"crows-pairs={crows}", "--controls", "1", "--damage", f"tales={crows.parent / 'tales.jsonl'}")
+    (crows.parent / "tales.jsonl").write_text('{"text": "The king was old and his garden was full of roses."}\n')
+    result = run("evaluate", copy, *options, *QUICK, *more)
     assert result.exit_code == 0, result.stderr
     assert content(copy) == before
     claimed, found = Report.load(copy), Report.load(copy / "reports" / "pronouns-test-16.json")
@@ -70,6 +72,8 @@ def test_the_same_rows_give_the_claimed_figures_again(run: Run, copy: Path, data
         assert new.at(strength).quality == pytest.approx(old.at(strength).quality, abs=1e-4)
         for row_class, of in new.at(strength).probability.items():
             assert of == pytest.approx(old.at(strength).probability[row_class], abs=1e-4)
+    assert all(p.damage.keys() == {"neutral", "own", "tales"} for p in new.curve)
+    assert "quality on the set 'tales' at +1" in result.stdout
     assert len(new.control) == 1
     assert (found.direction, found.direction_revision, found.base_model) == ("copy", None, "masked")
     assert str(copy.parent) not in (copy / "reports" / "pronouns-test-16.json").read_text()
@@ -161,6 +165,10 @@ def test_without_encoder_neutral_text_or_a_class_the_rest_is_measured(
         (("--data", "{other}"), "unknown class 'plural'"),
         (("--data", "{broken}"), "cannot be read"),
         (("--data", "{data}", "--neutral", "{data}"), "expected a non-empty text in column 'text'"),
+        (("--data", "{data}", "--damage", "chat.jsonl"), "expected NAME=DATA[:CONFIG], e.g. chat=prompts.jsonl"),
+        (("--data", "{data}", "--damage", "own={data}:neutral"), "'own' cannot be the name of a damage set"),
+        (("--data", "{data}", "--damage", "chat={empty}"), "empty.jsonl has no rows"),
+        (("--data", "{data}", "--damage", "chat={data}"), "damage_datasets['chat']"),
         (("--data", "{data}", "--out", "{folder}/gradiend_report.json"), "not the published gradiend_report.json"),
         (("--data", "{data}", "--base", "{causal}"), "learned on a"),
         (("--data", "{data}", "--base", "/nowhere"), "could not be loaded"),

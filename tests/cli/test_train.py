@@ -95,6 +95,16 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: str | None
         read_recipe(path)
 
 
+def test_damage_sets_of_a_recipe_have_names(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: m\ntrain_dataset: d\ndamage_datasets: [a, b]\n")
+    with pytest.raises(ConfigError, match="damage_datasets must hold data sets by name"):
+        read_recipe(path)
+    path.write_text("model: m\ntrain_dataset: d\ndamage_datasets: {chat: prompts.jsonl}\n")
+    assert read_recipe(path).damage_datasets == {"chat": "prompts.jsonl"}
+    assert read_recipe(path, ["damage_datasets.news=n.jsonl"]).damage_datasets["news"] == "n.jsonl"
+
+
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [

@@ -78,21 +78,46 @@ def test_a_control_is_read_in_place_and_leaves_no_trace(masked_path: Any, rows: 
     model.set_strength(0.4)
     held = {n: p.clone() for n, p in base.state_dict().items()}
     probe = StrengthProbe(model, objective, rows, TEXTS)
-    curves = control_curves(probe, (-1.0, 0.0, 1.0), draws=2, seed=5)
+    drawn_ones = control_curves(probe, (-1.0, 0.0, 1.0), draws=2, seed=5)
+    curves = [drawn.points for drawn in drawn_ones]
     assert list(model.peft_config) == model.active_adapters == ["default"]
     assert model.strengths == {"default": 0.4}
     assert all(torch.equal(p, held[n]) for n, p in base.state_dict().items())
     assert [[p.strength for p in curve] for curve in curves] == [[-1.0, 0.0, 1.0]] * 2
     assert curves[0][1] == curves[1][1] == probe.measure(0.0)
     assert curves[0][2] != curves[1][2]
-    drawn = random_direction(model, 5)
+    drawn, norm = random_direction(model, 5), drawn_ones[0].norms[1]
     model.unload()
     config = GradiendConfig(feature_classes=CLASSES, fillers=FILLERS, decoder_sign=1, strength_unit=0.3)
     alone = GradiendModel.from_direction(base, drawn, config)
-    point = StrengthProbe(alone, objective, rows, TEXTS).measure(1.0)  # few rows: the subset is all of them
+    point = StrengthProbe(alone, objective, rows, TEXTS).measure(norm)  # few rows: the subset is all of them
     alone.unload()
-    assert curves[0][2].probability["3PL"] == pytest.approx(point.probability["3PL"], rel=1e-5)
+    assert curves[0][2].probability["3PL"] == pytest.approx(point.probability["3PL"], rel=1e-4)
     assert curves[0][2].kl == pytest.approx(point.kl, rel=1e-3)
+
+
+def test_a_control_damages_the_worst_set_as_much_as_the_direction(
+    masked_path: Any, rows: list[Row], neutral: Any
+) -> None:
+    """At both signs: by the damage that fresh probes read. Without text to read damage on, norms are equal."""
+    model, objective = measured(load_base_model(masked_path))
+    model.active_peft_config.strength_unit = 1.0
+    texts = neutral["text"][:40]
+    probe = StrengthProbe(model, objective, rows, texts, own=100)
+    curves = control_curves(probe, (-1.0, 0.0, 1.0), draws=2, seed=5)
+    for sign in (-1.0, 1.0):
+        (name, quality) = probe.measure(sign).worst(bound=False) or ("", 0.0)
+        assert name in ("neutral", "own") and quality < 1
+        for drawn in curves:
+            at = next(p for p in drawn.points if p.strength == sign)
+            worst = at.worst(bound=False)
+            assert worst is not None
+            assert 0.6 < (1 - worst[1]) / (1 - quality) < 1.5
+            assert worst[1] == min(d.counted(n)[0] for n, d in at.damage.items())
+            assert drawn.norms[sign > 0] != 1
+    (plain,) = control_curves(StrengthProbe(model, objective, rows), (-1.0, 1.0), draws=1)
+    assert plain.norms == [1.0, 1.0]
+    model.unload()
 
 
 @pytest.mark.parametrize("kind", ["masked", "causal"])
@@ -137,6 +162,19 @@ def test_everything_is_measured_and_written_down(request: pytest.FixtureRequest,
     model.unload()
 
 
+def test_rows_whose_feature_values_are_known_are_not_encoded_again(masked_path: Any, rows: list[Row]) -> None:
+    model, objective = measured(load_base_model(masked_path))
+    h = model.encode([objective.record(row) for row in rows])
+    options = EvaluationSettings(strengths=(-1.0, 0.0, 1.0), controls=0)
+    fresh, known = (evaluate_direction(model, objective, rows, TEXTS, options, encoded=of) for of in (None, h))
+    assert fresh.encoder is not None and known.encoder is not None
+    assert known.encoder.class_means == pytest.approx(fresh.encoder.class_means, abs=1e-5)
+    assert known.encoder.neutral_abs_mean == pytest.approx(fresh.encoder.neutral_abs_mean, abs=1e-5)
+    other = evaluate_direction(model, objective, rows, TEXTS, options, encoded=-h)
+    assert other.encoder is not None and other.encoder.correlation == pytest.approx(-(fresh.encoder.correlation or 0))
+    model.unload()
+
+
 def test_what_the_data_lacks_is_named(masked_path: Any, rows: list[Row]) -> None:
     base = load_base_model(masked_path)
     model, objective = measured(base)
@@ -144,9 +182,17 @@ def test_what_the_data_lacks_is_named(masked_path: Any, rows: list[Row]) -> None
     split = evaluate_direction(
         model, objective, singular, (), EvaluationSettings(controls=1), choose_unit_for="strengthen"
     )
-    assert [m.split(":")[0] for m in split.missing] == ["No rows of 3PL", "No neutral text"]
-    assert (split.encoder.correlation, split.at(1.0).quality, split.break_point) == (None, None, None)
-    assert model.active_peft_config.safe_band is None
+    assert [m.split(":")[0] for m in split.missing][:2] == ["No rows of 3PL", "No neutral text"]
+    assert (split.encoder.correlation, split.at(1.0).quality) == (None, None)
+    assert split.at(1.0).damage.keys() == {"own"} and model.active_peft_config.safe_band is not None
+    without = EvaluationSettings(controls=0, own_tokens=0)
+    split = evaluate_direction(model, objective, singular, (), without, choose_unit_for="strengthen")
+    assert [m.split(":")[0] for m in split.missing] == [
+        "No rows of 3PL",
+        "No neutral text",
+        "No text to read damage on",
+    ]
+    assert split.break_point is None and model.active_peft_config.safe_band is None
     assert split.flat().keys() == {"accuracy", "mean_3SG", "probability_3PL"}
     with pytest.raises(DataError, match="no rows to measure"):
         evaluate_direction(model, objective, [])
@@ -157,14 +203,16 @@ def test_what_the_data_lacks_is_named(masked_path: Any, rows: list[Row]) -> None
 
 def test_debiasing_recommends_another_strength(masked_path: Any, rows: list[Row]) -> None:
     model, objective = measured(load_base_model(masked_path))
-    split = evaluate_direction(model, objective, rows, (), EvaluationSettings(controls=0), choose_unit_for="debias")
+    without = EvaluationSettings(controls=0, own_tokens=0)
+    split = evaluate_direction(model, objective, rows, (), without, choose_unit_for="debias")
     strength = model.active_peft_config.strength
     chances = split.at(strength).probability.values()
     assert strength not in (0.0, 1.0)
     assert all(str(strength) in completion.by_strength for completion in split.completions)
-    again = evaluate_direction(model, objective, rows, (), EvaluationSettings(strengths=(0.0, 1.0), controls=0))
+    settings = EvaluationSettings(strengths=(0.0, 1.0), controls=0, own_tokens=0)
+    again = evaluate_direction(model, objective, rows, (), settings)
     assert [p.strength for p in again.curve] == sorted([0.0, strength, 1.0])
-    assert "whatever it costs" in split.missing[0] and "whatever it costs" not in again.missing[0]
+    assert "whatever it costs" in split.missing[1] and "whatever it costs" not in again.missing[1]
     assert sum(of["3SG"] - of["3PL"] for of in chances) == pytest.approx(0.0, abs=0.04)
     model.unload()
 

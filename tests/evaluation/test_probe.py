@@ -35,8 +35,10 @@ from gradiend_hub.evaluation import (
 from gradiend_hub.evaluation import calibration as calibration_module
 from gradiend_hub.evaluation import part as part_module
 from gradiend_hub.evaluation import probe as probe_module
+from gradiend_hub.evaluation.control import Control
+from gradiend_hub.evaluation.distributions import Distributions
 from gradiend_hub.evaluation.intervals import mean_error, mean_interval
-from gradiend_hub.evaluation.part import Distributions, Part
+from gradiend_hub.evaluation.part import Part
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, make_objective, require_readable
 
@@ -135,7 +137,7 @@ def test_a_point_is_what_ordinary_forward_passes_give(bundled: Any, rows: list[R
         encoded = [tokenizer(text, return_tensors="pt").input_ids for text in TEXTS]
         total = sum(float(plain(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1) for ids in encoded)
         tokens = sum(ids.shape[1] - 1 for ids in encoded)
-        assert probe.scored == tokens  # once each, however few they are
+        assert probe.scored == {"neutral": tokens}  # once each, however few they are
         assert point.nll == pytest.approx(total / tokens, rel=1e-4)
         correct = sum(int((plain(ids).logits[0, :-1].argmax(-1) == ids[0, 1:]).sum()) for ids in encoded)
         assert point.accuracy == pytest.approx(correct / tokens)
@@ -173,9 +175,9 @@ def test_a_masked_model_is_scored_on_enough_tokens_that_the_seed_decides(
     first, again, other = (StrengthProbe(model, objective, rows, TEXTS * 20, seed=s) for s in (1, 1, 2))
     lengths = [len(objective.tokenizer(t).input_ids) - 2 for t in TEXTS * 20]
     draws = [max(1, round(0.15 * length)) * probe_module._MOST_DRAWS for length in lengths]
-    assert first.scored == sum(map(min, lengths, draws)) < 2000
+    assert first.scored["neutral"] == sum(map(min, lengths, draws)) < 2000
     few = StrengthProbe(model, objective, rows, TEXTS * 20, tokens=100)
-    assert 100 <= few.scored < 100 + 20 * 3 * 3
+    assert 100 <= few.scored["neutral"] < 100 + 20 * 3 * 3
     assert first.measure(0.0) == again.measure(0.0) != other.measure(0.0)
 
 
@@ -185,7 +187,7 @@ def test_a_masked_text_is_never_scored_twice_at_one_token(
 ) -> None:
     model, objective = model_of(masked)
     opened.append(model)
-    samples = StrengthProbe(model, objective, rows, [*TEXTS, ""], seed=seed)._quality
+    samples = StrengthProbe(model, objective, rows, [*TEXTS, ""], seed=seed)._sets["neutral"]
     scored = [(s.unit, position) for s in samples for position in s.sample.positions]
     assert len(scored) == len(set(scored)) > 20
     for sample in samples:
@@ -232,10 +234,11 @@ def test_intervals_on_neutral_text_are_those_of_a_bootstrap_of_texts(
     texts = neutral["text"][:120]
     probe = StrengthProbe(model, objective, rows, texts)
     point, base, edited = probe.measure(1.5), probe.values(0.0), probe.values(1.5)
-    of, compared = probe.items.text, probe.items.compared
-    assert len(of) == probe.scored and len(compared) == len(edited.kl)
+    base, edited = base.sets["neutral"], edited.sets["neutral"]
+    of, compared = probe.items.sets["neutral"].text, probe.items.sets["neutral"].compared
+    assert len(of) == probe.scored["neutral"] and len(compared) == len(edited.kl)
     tokens = {n: sum(of == n) for n in np.unique(of)}
-    if probe._quality[0].sample.labels[1:]:  # a causal model: every token is scored
+    if probe._sets["neutral"][0].sample.labels[1:]:  # a causal model: every token is scored
         assert tokens == {n: len(objective.quality_samples(texts[n], Random(0))[0].positions) for n in tokens}
 
     def alike(ends: list[float], expected: list[float]) -> bool:
@@ -273,9 +276,9 @@ def test_intervals_are_those_of_paired_differences(masked: Any, rows: list[Row],
     opened.append(model)
     probe = StrengthProbe(model, objective, rows, TEXTS * 4)
     point = probe.measure(0.5)
-    base, edited = probe.values(0.0).nll, probe.values(0.5).nll
+    base, edited = probe.values(0.0).sets["neutral"].nll, probe.values(0.5).sets["neutral"].nll
     mean = (edited - base).mean()
-    of = probe.items.text
+    of = probe.items.sets["neutral"].text
     beyond = edited - base - mean / base.mean() * (base - base.mean()) - mean
     sums = [beyond[of == number].sum() for number in set(of)]
     assert len(sums) == len(TEXTS)  # each is there four times, and is one text
@@ -292,9 +295,9 @@ def test_intervals_are_those_of_paired_differences(masked: Any, rows: list[Row],
     assert point.intervals["3PL on 3SG"] == pytest.approx([max(0.0, low), high])
     assert point.probability["3SG"]["3PL"] == pytest.approx(of_first.mean())
     few = probe.subset(2, 8)
-    assert 0 < few.scored < probe.scored
+    assert 0 < few.scored["neutral"] < probe.scored["neutral"]
     assert [sum(few.items.row_class == of) for of in (0, 1)] == [2, 2]
-    assert few.measure(0.5).nll == pytest.approx(few.values(0.5).nll.mean())
+    assert few.measure(0.5).nll == pytest.approx(few.values(0.5).sets["neutral"].nll.mean())
 
 
 @torch.no_grad()
@@ -327,18 +330,18 @@ def test_divergence_of_large_vocabularies_is_read_on_fewer_tokens(
 ) -> None:
     model, objective = model_of(masked, rest=1.0)
     opened.append(model)
-    whole = StrengthProbe(model, objective, rows, TEXTS * 20).values(0.5)
+    whole = StrengthProbe(model, objective, rows, TEXTS * 20).values(0.5).sets["neutral"]
     monkeypatch.setattr(probe_module, "KL_VALUES", 400 * masked.config.vocab_size)
-    fewer = StrengthProbe(model, objective, rows, TEXTS * 20).values(0.5)
+    fewer = StrengthProbe(model, objective, rows, TEXTS * 20).values(0.5).sets["neutral"]
     assert len(whole.kl) == len(whole.nll) > 400
-    assert 200 <= len(fewer.kl) < 250
+    assert 180 <= len(fewer.kl) < 250
     assert fewer.kl.mean() == pytest.approx(whole.kl.mean(), rel=0.3)
     assert (fewer.nll == whole.nll).all()
     monkeypatch.setattr(part_module, "LOGITS", 7 * masked.config.vocab_size)
     small = StrengthProbe(model, objective, rows, TEXTS, batch_size=64)
     (part,) = small.parts
-    assert max(batch.positions.numel() for batch in part.quality_batches) <= 7
-    assert max(len(batch) for batch, _ in part.row_batches) == 7
+    assert max(job.batch.positions.numel() for job in part._jobs if job.of) <= 7
+    assert max(len(job.batch) for job in part._jobs if not job.of) == 7
 
 
 def test_the_unit_is_the_safe_dose_with_the_best_effect(
@@ -388,14 +391,14 @@ def test_the_unit_is_a_dose_whose_effect_is_above_that_of_random_directions(
         """Chosen unit if random directions of at least this dose do more than the direction; none ever does by default."""
         asked: list[float] = []
 
-        def control(probe: StrengthProbe, strengths: Any, *, draws: int, seed: int) -> list[list[StrengthPoint]]:
+        def control(probe: StrengthProbe, strengths: Any, *, draws: int, seed: int) -> list[Control]:
             asked.append(config.strength_unit)
             assert (strengths, draws, seed) == ((-1.0, 1.0), 2, 7)
             strong = limit is not None and config.strength_unit >= limit
             interval = [0.99, 1.0] if strong else [-1.0, -1.0]
             ends = {"3SG on 3PL": interval, "3PL on 3SG": interval}
             chances = {c: dict.fromkeys(CLASSES, 0.5) for c in CLASSES}
-            return [[StrengthPoint(s, chances, None, None, None, None, None, ends) for s in strengths]] * draws
+            return [Control([StrengthPoint(s, chances, None, None, None, None, None, ends) for s in strengths])] * draws
 
         config.strength_unit = 1.0
         monkeypatch.setattr(calibration_module, "control_curves", control)
@@ -424,7 +427,8 @@ def test_the_control_of_the_search_is_not_measured_again(
     original = Part.read
     monkeypatch.setattr(Part, "read", lambda self, model, s: (read.append(s), original(self, model, s))[1])
     assert control_curves(probe, (-1.0, 0.5, 1.0), search.control, draws=1, seed=3) == fresh
-    assert [s for s in read if s != 0] == [0.5]
+    (norms,) = [drawn.norms for drawn in fresh]
+    assert [s for s in read if s != 0] == [0.5 * norms[1]]
 
 
 def test_search_ends_without_neutral_text(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:
@@ -438,7 +442,7 @@ def test_search_ends_without_neutral_text(masked: Any, rows: list[Row], opened: 
 def test_a_direction_that_only_damages_is_refused(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:
     model, objective = model_of(masked)
     opened.append(model)
-    with pytest.raises(EditError, match=r"Even an edit of .* lowers the language-modelling score under 100000.0% of"):
+    with pytest.raises(EditError, match=r"Even an edit of .* lowers the quality on neutral text under 100000.0% of"):
         calibrate(StrengthProbe(model, objective, rows, TEXTS), floor=1000.0)
     assert model.active_peft_config.strength_unit == 1.0
 

@@ -71,7 +71,7 @@ def test_the_strength_curve_is_the_reports(report: Report) -> None:
     assert line(axes, "P(3PL) on 3SG rows") == (strengths, [p.probability["3SG"]["3PL"] for p in curve])
     base = report.splits["test"].at(0.0).nll
     assert base
-    x, rises = line(twin, "damage: rise of neutral NLL (right axis)")
+    x, rises = line(twin, "damage: rise of the NLL of neutral text (right axis)")
     assert x == strengths
     assert rises == pytest.approx([100 * (p.nll / base - 1) for p in curve if p.nll])
     dashed = [part for part in axes.get_lines() if part.get_linestyle() == "--" and len(part.get_xdata()) > 2]

@@ -1,0 +1,268 @@
+"""Damage by where it is read: neutral text, the rows' own text, another source; and effects where all of it is held.
+
+    python -m tests.benchmarks.bench_damage [--features N] [--rows N] [--texts N] [--steps N] [--damping X] [BASE] ...
+
+Three decoders of one stream of gradients, `autoencoder`, `mean`, and `diagonal` (the mean's, divided by the Fisher
+information of neutral text and of training rows' own text; its damping is chosen on validation rows, unless given), each at
+two doses per sign: the largest at which the NLL of neutral text rises by 1 %, and the largest at which no set rises by more:
+neutral text, another source, and the rows' own text without the classes' outputs. All figures are of test rows and of text
+that nothing was learned from, with 95 % intervals by text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import disable_progress_bars
+
+from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainingArguments
+from gradiend_hub.evaluation import StrengthPoint, StrengthProbe
+from gradiend_hub.evaluation.intervals import spread
+from gradiend_hub.evaluation.sets import damage_items
+from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher
+from gradiend_hub.objectives import CausalLMObjective, examples_of
+from gradiend_hub.solvers import Solution, damage_aware
+from gradiend_hub.training.batches import TransitionDataset
+from gradiend_hub.training.data import TrainingData
+from gradiend_hub.training.decoders import best_damped
+from gradiend_hub.training.run import TrainingRun, as_direction
+
+from . import bench_solvers
+from .bench_solvers import EXAMPLES, Feature, Laboratory, features, learn, some
+from .measure import MODELS, MORE_TEXT, line, read_jsonl
+
+ALLOWED = 0.01
+"""Damage: relative rise of a negative log-likelihood."""
+
+OWN_TOKENS = 1000
+READINGS = 7
+"""Doses of each sign and rule that are tried."""
+
+PROMPTS = 3
+
+
+@dataclass(frozen=True)
+class Held:
+    """A decoder at one sign and rule: the dose, the figures there, and what limits the dose."""
+
+    dose: float
+    point: StrengthPoint
+    limit: str
+
+
+def rise(point: StrengthPoint, name: str, *, collateral: bool = False) -> float:
+    """Relative rise of an NLL on a damage set, all outputs or all but the classes'."""
+    of = point.damage[name]
+    quality = of.collateral_quality if collateral else of.quality
+    assert quality is not None
+    return 1 / quality - 1
+
+
+def counted(point: StrengthPoint, names: Sequence[str]) -> dict[str, float]:
+    """Rises of what counts on some damage sets."""
+    return {name: rise(point, name, collateral=name == "own") for name in names}
+
+
+def largest(probe: StrengthProbe, sign: int, first: float, names: Sequence[str]) -> Held:
+    """Find the largest dose at which no set rises by more than allowed, to about 3 % of the damage."""
+    low, high, dose = (0.0, 0.0), (math.inf, math.inf), first
+    best: StrengthPoint | None = None
+    for _ in range(READINGS):
+        point = probe.measure_dose(sign * dose)
+        damage = max(counted(point, names).values())
+        if damage <= ALLOWED:
+            low, best = (dose, damage), point
+        else:
+            high = (dose, damage)
+        if best is not None and low[1] > 0.97 * ALLOWED:
+            break
+        if best is None or high[0] == math.inf:
+            dose *= min(max(math.sqrt(0.985 * ALLOWED / max(damage, 1e-6)), 0.2), 4.0)
+        elif low[1] > 0:
+            power = math.log(high[1] / low[1]) / math.log(high[0] / low[0])
+            dose = low[0] * (0.985 * ALLOWED / low[1]) ** (1 / power)
+        else:
+            dose = math.sqrt(low[0] * high[0])
+    assert best is not None, f"no dose of {READINGS} is within the damage that is allowed"
+    rises = counted(best, names)
+    return Held(low[0], best, max(rises, key=lambda name: rises[name]))
+
+
+def measured(
+    laboratory: Laboratory, feature: Feature, solution: Solution, scope: Scope, others: Sequence[str], write: bool
+) -> dict[str, Any]:
+    """Records of one decoder: by rule and sign."""
+    config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
+    model = GradiendModel.from_direction(laboratory.base, as_direction(solution, scope), config)
+    rows = some(feature, "test", laboratory.rows)
+    try:
+        prompts = spread(laboratory.objective.chat_prompts(), max(len(others) // 2, 1))  # none without a chat template
+        sets = damage_items(model, laboratory.objective, {"other": others} | ({"chat": prompts} if prompts else {}))
+        probe = StrengthProbe(
+            model, laboratory.objective, rows, laboratory.texts, own=OWN_TOKENS, others=sets, exhaustive=True
+        )
+        names = list(probe.scored)
+        base = probe.measure_dose(0.0)
+        record: dict[str, Any] = {"scored": probe.scored, "rules": {}}
+        with model.strength_at(1.0):
+            first = 1 / (256 * model.receipt.relative_norm)
+        for sign, side in ((1, "+"), (-1, "-")):
+            wanted, other = feature.classes[::sign]
+            record[f"before {side}"] = base.reading(wanted, other).value
+            for rule, of in (("neutral", ["neutral"]), ("every set", names)):
+                held = largest(probe, sign, first, of)
+                first = held.dose
+                effect = held.point.reading(wanted, other)
+                record["rules"][f"{rule} {side}"] = {
+                    "effect": effect.value,
+                    "interval": effect.interval,
+                    "limit": held.limit,
+                    "dose": held.dose,
+                    "rise": {name: rise(held.point, name) for name in names},
+                    "collateral": {name: rise(held.point, name, collateral=True) for name in names},
+                    "collateral interval of own": held.point.damage["own"].intervals.get("collateral_quality"),
+                }
+        if write and isinstance(laboratory.objective, CausalLMObjective):
+            ends = {s: record["rules"][f"every set {s}"]["dose"] for s in "+-"}
+            prompts = [str(prompt) for prompt in laboratory.objective.prompts(rows)][:PROMPTS]
+            record["written"] = {
+                prompt: {
+                    str(dose): _continued(model, laboratory, prompt, dose) for dose in (-ends["-"], 0.0, ends["+"])
+                }
+                for prompt in prompts
+            }
+    finally:
+        model.unload()
+    return record
+
+
+def _continued(model: GradiendModel, laboratory: Laboratory, prompt: str, dose: float) -> str:
+    with model.strength_at(dose), torch.inference_mode():
+        (answer,) = laboratory.objective.complete(laboratory.base, [prompt], tokens=24)
+    return answer.continuation or ""
+
+
+def bench_base(
+    name: str, folder: Path, progress: Callable[[str], None], *, count: int = 2, rows: int = 40, texts: int = 120,
+    damping: float | None = None, decoders: Sequence[str] = ("autoencoder", "mean", "diagonal"),
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Records of the first `count` features on one base model."""
+    neutral = read_jsonl(EXAMPLES / "data" / "pronouns" / "neutral.jsonl")
+    early, late = ([r["text"] for r in neutral if r["split"] == split] for split in ("validation", "test"))
+    laboratory = Laboratory.of(folder, spread(late, texts), rows)
+    base, objective, scope = laboratory.base, laboratory.objective, laboratory.scope
+    others = spread(_other_text(), texts)
+    args = GradiendTrainingArguments("unused", use_cpu=True)
+    records = []
+    for feature in islice(features(objective), count):
+        train = feature.rows["train"]
+        data = TransitionDataset(train, examples_of(objective, train), feature.classes, "alternative")
+        solutions = learn(base, objective, scope, data)
+        if "diagonal" in decoders:
+            own = spread(train, texts)
+            with GradientReader(base, scope) as reader:
+                fisher = diagonal_fisher(reader, objective, spread(early[::2], texts), own)
+            config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
+            validation = {"": some(feature, "validation", rows // 2)}
+            known = TrainingData(data, train, feature.words, validation, spread(early[1::2], texts // 2))
+            effect = TrainingRun(base, objective, config, args, scope, known).effect
+            if damping is None:
+                (solutions["diagonal"], _), tried = best_damped(solutions["mean"], scope, fisher, effect=effect)
+                progress(f"{name} {feature.name}: effect by damping {tried}")
+            else:
+                solutions["diagonal"] = damage_aware(solutions["mean"], fisher, damping)
+        for decoder in decoders:
+            found = measured(laboratory, feature, solutions[decoder], scope, others, not records or decoder == "mean")
+            records.append({"base": name, "feature": feature.name, "decoder": decoder, **found})
+            progress(table(records[-1:]))
+    return records
+
+
+def _other_text() -> list[str]:
+    """Text of another source than the neutral sentences."""
+    if MORE_TEXT.is_file():
+        with gzip.open(MORE_TEXT, "rt", encoding="utf-8") as lines:
+            return [json.loads(text)["text"] for text in islice(lines, 5000, 60000, 550)]
+    rows = read_jsonl(EXAMPLES / "data" / "pronouns" / "train.jsonl")[
+        ::9
+    ]  # prose; the neutral sentences are a dictionary's
+    return [row["masked"].replace("[MASK]", row["factual"]) for row in rows]
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records as Markdown; each cell has the figures of the + sign and of the − sign."""
+    shown = [
+        "| base | feature | decoder | before | effect at 1 % of neutral text | own text | own, without class words | other "
+        "source | effect with every set held to 1 % | limited by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def both(r: Mapping[str, Any], rule: str, read: Callable[[Mapping[str, Any]], str]) -> str:
+        return " / ".join(read(r["rules"][f"{rule} {side}"]) for side in "+-")
+
+    def effect(of: Mapping[str, Any]) -> str:
+        return f"{of['effect']:.3f} [{of['interval'][0]:.3f}, {of['interval'][1]:.3f}]"
+
+    for r in records:
+        cells = [r["base"], r["feature"], r["decoder"], f"{r['before +']:.3f} / {r['before -']:.3f}"]
+        cells += [both(r, "neutral", effect)]
+        for kind, name in (("rise", "own"), ("collateral", "own"), ("rise", "other")):
+            cells.append(both(r, "neutral", lambda of, kind=kind, name=name: f"{100 * of[kind][name]:+.2f} %"))  # type: ignore[misc]
+        cells += [both(r, "every set", effect), both(r, "every set", lambda of: of["limit"])]
+        shown.append(f"| {' | '.join(cells)} |")
+    return "\n".join(shown)
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """Lines of the common table: effect where every damage set is held, of each decoder."""
+    disable_progress_bars()
+    bases = {name: folder for name, folder in MODELS.items() if folder.is_dir() and not (quick and name == "minilm")}
+    lines = []
+    for name, folder in bases.items():
+        for r in bench_base(name, folder, lambda text: None, count=1 if quick else 2, rows=20 if quick else 40):
+            note = f"{r['feature']}, {r['decoder']}; 'neutral' holds neutral text alone"
+            for rule, of in r["rules"].items():
+                lines.append(
+                    line(
+                        f"effect at 1 % damage, {rule}",
+                        of["effect"],
+                        "probability",
+                        model=name,
+                        note=note,
+                        limit=of["limit"],
+                    )
+                )
+    return lines
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bases", nargs="*", default=list(MODELS), help="masked, causal, or folders of base models")
+    parser.add_argument("--features", type=int, default=2, help="of number and gender, the first so many")
+    parser.add_argument("--rows", type=int, default=40, help="test rows of each class")
+    parser.add_argument("--texts", type=int, default=120, help="texts of each set")
+    parser.add_argument("--steps", type=int, default=bench_solvers.STEPS, help="batches of 16 rows to learn from")
+    parser.add_argument("--damping", type=float, help="of the diagonal decoder; by default chosen on validation rows")
+    parser.add_argument("--decoders", default="autoencoder,mean,diagonal", help="with commas between them")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    disable_progress_bars()
+    bench_solvers.STEPS = options.steps
+    for base_name in options.bases:
+        found = bench_base(
+            Path(base_name).name, MODELS.get(base_name, Path(base_name)),
+            lambda text: print(text, file=sys.stderr, flush=True),
+            count=options.features, rows=options.rows, texts=options.texts, damping=options.damping,
+            decoders=options.decoders.split(","),
+        )  # fmt: skip
+        print(table(found) + "\n" + json.dumps(found), flush=True)
