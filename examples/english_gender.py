@@ -59,7 +59,7 @@ def main() -> None:
     probe = StrengthProbe(
         model, learned.trainer.objective, rows, read_texts(data.neutral["test"] if data.neutral else [])
     )
-    print("test split      P(male words) − P(female words)  LM score")
+    print("test split      P(male words) − P(female words)  quality")
     for strength in sorted({-1.0, 0.0, 1.0, even}):
         point = probe.measure(strength)
         print(f"strength {strength:+5.2f} {preference(point):+32.3f}  {point.quality:8.3f}")

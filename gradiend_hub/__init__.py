@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .lazy import attributes, import_after
+from .lazy import attach
+from .registration import import_after
 
 if TYPE_CHECKING:
     from .artifact.config import GradiendConfig
@@ -29,7 +30,7 @@ __all__ = [
     "__version__",
 ]
 
-__getattr__, __dir__ = attributes(
+__getattr__, __dir__ = attach(
     __name__,
     {
         "artifact.config": ["GradiendConfig"],

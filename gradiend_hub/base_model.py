@@ -12,6 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
+from peft import PeftModel
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -21,7 +22,7 @@ from gradiend_hub.adapter.sites import SiteMap, refuse_offloaded, refuse_sharded
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.fingerprint import require_same_base
-from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, first_line
+from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, ConfigError, first_line
 from gradiend_hub.objectives import fitting_objectives, objective_class
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "load_recorded_base",
     "load_whole",
     "original_parameters",
+    "require_plain",
 ]
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -183,6 +185,21 @@ def described(config: GradiendConfig, direction: Direction, model: nn.Module) ->
         "inference_mode": True,
     }
     return config.replaced(**fields)
+
+
+def require_plain(base_model: nn.Module) -> None:
+    """Refuse a base model that has directions already: two models would each take the other's edit for the base."""
+    if isinstance(base_model, PeftModel):
+        raise ConfigError(
+            f"base_model is a {type(base_model).__name__}. Pass its base, `get_base_model()`, or add a direction to a "
+            "GradiendModel with `load_adapter` or `add_direction`."
+        )
+    names = list(dict.fromkeys(name for layer in gradiend_layers(base_model) for name in layer.adapters))
+    if names:
+        raise ConfigError(
+            f"This base model has directions already: {names}. Call `unload()` of the model that they are in first, or add "
+            "this one to it with `load_adapter` or `add_direction`."
+        )
 
 
 def load_recorded_base(config: GradiendConfig, base: str | Path | None, **arguments: Any) -> nn.Module:

@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 
-from gradiend_hub.adapter.attached import AttachedDirection
-from gradiend_hub.adapter.layer import gradiend_layers
+from gradiend_hub.adapter.edited_model import EditedModel
 from gradiend_hub.adapter.quantized import quantized_layers
-from gradiend_hub.adapter.receipt import EditReceipt, receipt_of
-from gradiend_hub.adapter.rows import by_row, run_groups
-from gradiend_hub.adapter.sites import refuse_sharded
-from gradiend_hub.adapter.tuner import GradiendTuner, check_name
+from gradiend_hub.adapter.receipt import EditReceipt
+from gradiend_hub.adapter.tuner import check_name
 from gradiend_hub.artifact.config import GradiendConfig, check_strength
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import (
-    ASSETS_FOLDER,
-    CARD_FILE,
-    CONFIG_FILE,
-    HTML_FILE,
-    PROBES_FILE,
-    REFERENCES_FILE,
-    REPORT_FILE,
-    WEIGHTS_FILE,
-    figures,
-    own_file,
-)
+from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.probes import take_along
 
-from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base
-from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, EditError
+from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base, require_plain
+from .errors import ArtifactNotFoundError, BaseModelError, ConfigError
 
 __all__ = ["EditReceipt", "GradiendModel"]
 
@@ -55,10 +39,8 @@ PEFT_SAVING = {
 }
 """Arguments of PEFT's `save_pretrained` that have no meaning for a direction, and their defaults."""
 
-_ROWS_LOCK = threading.RLock()
 
-
-class GradiendModel(PeftModel):  # type: ignore[misc]
+class GradiendModel(EditedModel):
     """A base model with one or more feature directions: a `PeftModel` whose directions are merged in place.
 
     Being merged, they cost nothing at inference. The touched original weights are kept, so every change of strength
@@ -69,24 +51,10 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     Use `GradiendModel.from_pretrained` or `GradiendModel.from_direction`.
     """
 
-    base_model: GradiendTuner
-
     def __init__(
         self, model: nn.Module, peft_config: GradiendConfig, adapter_name: str = "default", **kwargs: Any
     ) -> None:
-        with warnings.catch_warnings():  # PEFT asks transformers for an attribute by its former name
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            former = model.__dict__.pop("peft_config", None)  # of a LoRA on the base: PEFT would write ours among them
-            try:
-                super().__init__(model, peft_config, adapter_name, **kwargs)
-            except BaseException:
-                if former is not None:
-                    model.__dict__["peft_config"] = former
-                raise
-            self.base_model.former_configs = former
-        # Whether active directions are merged; plain PEFT's merge_adapter changes it, too.
-        self._merged = not any(quantized_layers(model))
-        self._directions: dict[str, Direction] = {}
+        super().__init__(model, peft_config, adapter_name, **kwargs)
         self._folders: dict[str, Path] = {}
         self.processing_class: Any = None
 
@@ -102,8 +70,6 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             f"GradiendModel({type(base).__name__}{name}, directions={directions}, strengths={self.strengths}, "
             f"{'merged' if self._merged else 'unmerged'})"
         )
-
-    # -------------------------------------------------------------------------------------------------------- creation
 
     @classmethod
     def from_pretrained(
@@ -165,10 +131,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             base_model = load_recorded_base(config, base_model, **{**hub, **base_kwargs})
         elif base_kwargs:
             raise ConfigError(f"{sorted(base_kwargs)} would load a base model, but `base_model` is an object already.")
-        allowed = {
-            "allow_related": allow_related,
-            "allow_unverified": allow_unverified_base or config.feature_classes is None,
-        }
+        allowed = _allowed(config, allow_related, allow_unverified_base)
         model = cls._applied(base_model, direction, config, strength, adapter_name, **allowed)
         model._warn_if_overwhelming(direction)
         model._folders[adapter_name] = folder
@@ -216,7 +179,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
     ) -> GradiendModel:
         """Apply a direction; `allowed` as in `check_base_model`."""
         check_strength(strength)
-        _require_plain(base_model)
+        require_plain(base_model)
         peaks = direction.peaks()
         names = check_base_model(base_model, direction, **allowed)
         config = described(config, direction, base_model)
@@ -279,10 +242,7 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
             )
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder, config, direction = _read(model_id, revision=revision, subfolder=subfolder, **hub)
-        allowed = {
-            "allow_related": allow_related,
-            "allow_unverified": allow_unverified_base or config.feature_classes is None,
-        }
+        allowed = _allowed(config, allow_related, allow_unverified_base)
         self._add(adapter_name, direction, config, **allowed)
         self._folders[adapter_name] = folder
 
@@ -334,274 +294,14 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         self.base_model.set_strength(adapter_name, strength)
         self._set_active(active)
 
-    def _attach(
-        self,
-        adapter_name: str,
-        direction: Direction,
-        config: GradiendConfig,
-        names: Mapping[str, str],
-        peaks: Mapping[str, tuple[float, float]],
-    ) -> None:
-        """Attach a further direction that was checked, inactive, at its recommended strength."""
-        self.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
-        self._fill(adapter_name, direction, names, peaks)
-
-    def _fill(
-        self,
-        adapter_name: str,
-        direction: Direction,
-        names: Mapping[str, str],
-        peaks: Mapping[str, tuple[float, float]],
-    ) -> None:
-        """Give an attached direction its values, under this model's parameter names."""
-        self._directions[adapter_name] = direction
-        peaks = {names[name]: bounds for name, bounds in peaks.items()}
-        self.base_model.fill(adapter_name, direction.renamed(names), peaks)
-
-    # -------------------------------------------------------------------------------------------------------- strength
-
-    def set_strength(self, strength: float | Mapping[str, float], feature_factor: float | None = None) -> None:
-        """Apply at another strength, from the kept originals.
-
-        Args:
-            strength: Strength of the active direction(s), or one by name (which are activated): positive makes the
-                first class likelier, negative the second, 0 is the base model.
-            feature_factor: Feature value that the decoder is asked for, if not the recorded one; 0 is the pure bias.
-
-        Raises:
-            ConfigError: If a strength is NaN or infinite, or a name unknown.
-            EditError: If the edit changes nothing at a strength other than 0; the former strength is kept.
-        """
-        wanted = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(self.active_adapters, strength)
-        if not wanted:
-            raise ConfigError(
-                f"set_strength: no direction is named or active; loaded are {list(self.peft_config)}. Name one: "
-                "set_strength({name: strength})."
-            )
-        self._require_loaded(*wanted)
-        active = list(self.active_adapters)
-        with self._all_or_nothing():
-            for name, value in wanted.items():
-                self.base_model.set_strength(name, value, feature_factor)
-            self._set_active([*active, *(name for name in wanted if name not in active)])
-            self._check_effect()
-
-    @property
-    def _attached(self) -> dict[str, AttachedDirection]:
-        return self.base_model.attached
-
-    @contextmanager
-    def _all_or_nothing(self, *, for_good: bool = True) -> Iterator[None]:
-        """Restore strengths and active directions if the block fails, or at its end unless the change is for good."""
-        active = list(self.active_adapters)
-        before = {name: attached.state for name, attached in self._attached.items()}
-        done = False
-        try:
-            yield
-            done = for_good
-        finally:
-            if not done:
-                for name, state in before.items():
-                    if name in self.peft_config and self._attached[name].state != state:
-                        self.base_model.set_strength(name, *state)
-                self._set_active([name for name in active if name in self.peft_config])
-
-    @property
-    def strengths(self) -> dict[str, float]:
-        """Current strength of every active direction."""
-        return {name: self._attached[name].strength for name in self.active_adapters}
-
-    @property
-    def strength(self) -> float:
-        """Current strength of the active direction."""
-        strengths = self.strengths
-        if len(strengths) != 1:
-            raise ConfigError(f"{len(strengths)} directions are active; ask for `strengths`: {strengths}.")
-        return next(iter(strengths.values()))
-
-    @contextmanager
-    def strength_at(
-        self, strength: float | Mapping[str, float], feature_factor: float | None = None
-    ) -> Iterator[GradiendModel]:
-        """Within the block, another strength; afterwards the former one, to the bit."""
-        with self._all_or_nothing(for_good=False):
-            self.set_strength(strength, feature_factor)
-            yield self
-
-    def _check_effect(self) -> None:
-        """Raise `EditError` if a non-zero strength changes no weight; stops looking at the first one that changed."""
-        if self._adapters_disabled or not any(self.strengths.values()):
-            return
-        if not self.base_model.has_effect():
-            raise EditError(
-                f"At strength {self.strengths} no weight changes: Δ is zero, or smaller than the spacing of the "
-                f"{self.base_model_torch_dtype} numbers. Use a larger strength, or load the base model in float32."
-            )
-
-    @property
-    def receipt(self) -> EditReceipt:
-        """Account of the current edit, measured on the weights (one pass over the touched parameters)."""
-        return receipt_of(self.base_model.layers)
-
-    def forward(self, *args: Any, strengths: Any = None, **kwargs: Any) -> Any:
-        """Run the base model with the edit.
-
-        Args:
-            *args: Of the base model.
-            strengths: Strengths by row instead of the current one: a sequence `[batch]` for the active direction, a
-                dictionary of such sequences by name (active directions that it lacks stay as they are), or a callable that
-                gets the arguments of the forward (e.g. `input_ids`) and returns either. The rows of each strength are
-                run by themselves, with the weights changed in between: no other thread may run the model meanwhile,
-                but for calls with strengths, which wait for each other.
-            **kwargs: Of the base model.
-
-        Raises:
-            ConfigError: With `strengths`, if they are no finite numbers, or not one for each row.
-            EditError: With `strengths`, if an input cannot be divided into rows, or an output (a loss) not be joined.
-        """
-        if strengths is None:
-            return super().forward(*args, **kwargs)
-        return self._by_row(super().forward, strengths, args, kwargs)
-
-    def generate(self, *args: Any, strengths: Any = None, **kwargs: Any) -> Any:
-        """Generate with the edit; `strengths` by row as in `forward`, each group of rows with its own cache."""
-        if strengths is None:
-            return super().generate(*args, **kwargs)
-        defaults: Any = self.get_base_model().generation_config
-        padding = kwargs.get("pad_token_id", defaults.pad_token_id)
-        if padding is None:
-            padding = defaults.eos_token_id
-            padding = padding[0] if isinstance(padding, list) else padding
-        return self._by_row(super().generate, strengths, args, kwargs, padding=0 if padding is None else padding)
-
-    def _by_row(
-        self, run: Callable[..., Any], strengths: Any, args: tuple[Any, ...], inputs: dict[str, Any], **options: Any
-    ) -> Any:
-        if self._adapters_disabled:
-            raise ConfigError(
-                "strengths: the directions are disabled. Leave `strengths` out, or the block that disables them."
-            )
-        self._require_loaded()
-        groups = by_row(strengths, self.strengths, list(self.peft_config), args, inputs)
-        with _ROWS_LOCK, self._all_or_nothing(for_good=False):
-            return run_groups(groups, run, self.set_strength, args, inputs, **options)
-
-    # -------------------------------------------------------------------------------------- which directions are active
-
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = True) -> None:
-        """Make these directions the active ones, at their own strengths (the recommended one if it never was set).
-
-        Raises:
-            ConfigError: If a name is unknown, or the directions are to learn (`inference_mode=False`).
-            EditError: If they change nothing; the former ones stay active.
-        """
-        if not inference_mode:
-            raise ConfigError(
-                "set_adapter(inference_mode=False): the directions of a GradiendModel do not learn. Train with "
-                "GradiendTrainer, or a fresh adapter with peft.get_peft_model(model, GradiendConfig(...))."
-            )
-        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        self._require_loaded(*names)
-        with self._all_or_nothing():
-            self._set_active(names)
-            self._check_effect()
-
-    def _set_active(self, names: list[str]) -> None:
-        """Activate exactly these, and merge them if this model merges."""
-        former = list(self.active_adapters)
-        if names == former:
-            return
-        if self._merged:
-            refuse_sharded(self.base_model.model)
-        self.base_model.merge_exactly([])
-        try:
-            self._name_active(names)
-            if self._merged:
-                self.base_model.merge_exactly(names)
-        except BaseException:
-            self._name_active(former)
-            if self._merged:
-                self.base_model.merge_exactly(former)
-            raise
-
-    def _name_active(self, names: list[str]) -> None:
-        self.base_model.set_adapter(names, inference_mode=True)
-        self.active_adapter = names[0] if names else next(iter(self.peft_config))  # PEFT looks its configuration up
-
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge directions in place, as they are from the start."""
-        self.base_model.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-        self._merged = True
-
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: list[str] | None = None,
-        *,
-        strength: float | Mapping[str, float] | None = None,
-    ) -> Any:
-        """Return the plain base model with the edit in its weights for good, as PEFT's.
-
-        Args:
-            progressbar: Whether to show progress.
-            safe_merge: Refuse weights that would be NaN or infinite.
-            adapter_names: Directions to merge; by default the active ones.
-            strength: Strength to merge at, as in `set_strength`; by default the current one.
-        """
-        if strength is not None:
-            self.set_strength(strength)
-        return self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
-
-    def unmerge_adapter(self) -> None:
-        """Keep the base model's weights in place; the edit is computed anew in every forward (slower)."""
-        self.base_model.unmerge_adapter()
-        self._merged = False
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Remove a direction; if it was the only active one, no direction is active afterwards."""
-        self._require_loaded(adapter_name)
-        if len(self.peft_config) == 1:
-            raise ConfigError(
-                f"{adapter_name!r} is the only direction; `unload()` gives the base model back without it."
-            )
-        self._set_active([name for name in self.active_adapters if name != adapter_name])
-        self._delete(adapter_name)
-
     def _delete(self, adapter_name: str) -> None:
-        super().delete_adapter(adapter_name)
-        if self.active_adapter == adapter_name:
-            self.active_adapter = next(iter(self.peft_config))
-        self._directions.pop(adapter_name, None)
+        super()._delete(adapter_name)
         self._folders.pop(adapter_name, None)
-
-    def add_weighted_adapter(
-        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
-    ) -> None:
-        """Add the direction `Σ weight_i · Δ_i`, each at its current strength (`GradiendTuner.add_weighted_adapter`)."""
-        direction = self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type)
-        self._directions[adapter_name] = direction
-
-    # ------------------------------------------------------------------------------------------------------- the parts
 
     @property
     def direction(self) -> Direction:
         """The active direction, with its encoder (read from disk at the first use)."""
         return self._direction(self._only_active())
-
-    def _require_loaded(self, *names: str) -> None:
-        if not self.base_model.layers:
-            raise ConfigError("The directions of this model were unloaded: it is the plain model now. Load one anew.")
-        for name in names:
-            if name not in self.peft_config:
-                raise ConfigError(f"There is no direction {name!r} in this model; loaded are {list(self.peft_config)}.")
-
-    def _only_active(self) -> str:
-        if len(self.active_adapters) != 1:
-            raise ConfigError(
-                f"{len(self.active_adapters)} directions are active: {self.active_adapters}; activate one."
-            )
-        return str(self.active_adapters[0])
 
     def _direction(self, name: str) -> Direction:
         """A direction under the base model's parameter names, with its encoder."""
@@ -725,18 +425,8 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         direction.save(folder, dtype=config.dtype)
         replace(config, parameters=direction.spec(), has_bias=direction.has_bias).save_pretrained(str(folder))
-        if name not in self._folders:
-            return
-        origin = self._folders[name]
-        has_figures = (folder / ASSETS_FOLDER).exists()
-        for companion in (*figures(origin), REPORT_FILE, CARD_FILE, HTML_FILE, REFERENCES_FILE, PROBES_FILE):
-            source, target = own_file(origin, companion), folder / companion
-            if source is None or target.exists() or (has_figures and companion.startswith(ASSETS_FOLDER)):
-                continue
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)
-            if companion == PROBES_FILE:
-                _renew_probes(folder)
+        if name in self._folders:
+            take_along(self._folders[name], folder)
 
     def to_lora(
         self, folder: str | Path, *, rank: int | None = None, strength: float = 1.0, adapter_name: str | None = None
@@ -774,17 +464,6 @@ class GradiendModel(PeftModel):  # type: ignore[misc]
         return commit
 
 
-def _renew_probes(folder: Path) -> None:
-    """Note the digests of the files in the self-test, as the values may be stored in another type now."""
-    from gradiend_hub.artifact.probes import renew_digests
-
-    try:
-        renew_digests(folder)
-    except ValueError as error:
-        (folder / PROBES_FILE).unlink()
-        warnings.warn(f"The direction is saved without its self-test: {error}", stacklevel=4)
-
-
 def _read(repo_or_path: str | Path, **arguments: Any) -> tuple[Path, GradiendConfig, Direction]:
     """Folder, configuration and decoder of a stored direction; its values are still to be checked."""
     from gradiend_hub.hub.resolve import resolve_folder
@@ -799,18 +478,3 @@ def _read(repo_or_path: str | Path, **arguments: Any) -> tuple[Path, GradiendCon
 def _allowed(config: GradiendConfig, related: bool, unverified: bool) -> dict[str, Any]:
     """Arguments of `check_base_model`. PEFT stores no samples of the base of what it has trained, which has no feature."""
     return {"allow_related": related, "allow_unverified": unverified or config.feature_classes is None}
-
-
-def _require_plain(base_model: nn.Module) -> None:
-    """Refuse a base model that has directions already: two models would each take the other's edit for the base."""
-    if isinstance(base_model, PeftModel):
-        raise ConfigError(
-            f"base_model is a {type(base_model).__name__}. Pass its base, `get_base_model()`, or add a direction to a "
-            "GradiendModel with `load_adapter` or `add_direction`."
-        )
-    names = list(dict.fromkeys(name for layer in gradiend_layers(base_model) for name in layer.adapters))
-    if names:
-        raise ConfigError(
-            f"This base model has directions already: {names}. Call `unload()` of the model that they are in first, or add "
-            "this one to it with `load_adapter` or `add_direction`."
-        )

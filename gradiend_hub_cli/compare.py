@@ -11,11 +11,11 @@ from typing import Any
 from gradiend_hub.comparison import DirectionSet
 from gradiend_hub.comparison.tables import Matrix
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.folders import require_empty, written_beside
 from gradiend_hub.plots.comparison_page import render_comparison, sections_of
 from gradiend_hub.plots.save import can_draw
 
 from .console import Story
-from .folders import require_empty, written_beside
 from .quiet import quiet
 
 __all__ = ["CompareOptions", "combine_directions", "compare_directions"]

@@ -11,16 +11,15 @@ from rich import box
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data import FeatureDatasetBuilder
-from gradiend_hub.data.builder.feature_data import CONFIG_FILE, FeatureData
+from gradiend_hub.data.builder.feature_data import FeatureData, check_folder, remove_build
 from gradiend_hub.data.builder.spec import FeatureDataConfig
-from gradiend_hub.errors import BaseModelError, ConfigError, first_line
+from gradiend_hub.errors import BaseModelError, first_line
+from gradiend_hub.folders import written_beside
 from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective
 from gradiend_hub.objectives.words import FillerTokens, word_tokens
 
 from .console import Story
-from .folders import require_empty, require_writable, written_beside
 from .quiet import quiet
 from .yaml_files import read_yaml
 
@@ -45,7 +44,7 @@ def build_data(
         GradiendError: the file, the source, a class or the folder cannot be used.
     """
     config = read_config(path, overrides)
-    _check_folder(out, overwrite)
+    check_folder(out, overwrite)
     repo_id, private = publish
     url = None
     with quiet(story):
@@ -55,7 +54,7 @@ def build_data(
         with story.step("Save") as step:
             with written_beside(out) as folder:
                 data.save(folder)
-                _remove_build(out)
+                remove_build(out)
             step.outcome = str(out)
         if repo_id:
             with story.step("Push") as step:
@@ -73,26 +72,6 @@ def build_data(
         "funnel": [dict(zip(("step", "left", "dropped"), row, strict=True)) for row in data.funnel.rows()],
         "seconds": story.seconds,
     }
-
-
-def _check_folder(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds anything but, with `overwrite`, an earlier build."""
-    if not overwrite:
-        earlier = (out / CONFIG_FILE).is_file()
-        require_empty(out, "another folder, or --overwrite to replace that data set" if earlier else "another folder")
-    elif out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).is_file():
-        raise ConfigError(
-            f"--overwrite: the folder {out} has no {CONFIG_FILE}, so it is no data set of an earlier build, and is left as "
-            "it is. Name another folder."
-        )
-    require_writable(out)
-
-
-def _remove_build(folder: Path) -> None:
-    """Remove the files of an earlier build; other files in the folder stay."""
-    for pattern in ("*.jsonl", "neutral/*.jsonl", CONFIG_FILE, CARD_FILE):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 def show_fillers(path: Path, model: str, overrides: list[str], story: Story) -> dict[str, Any]:

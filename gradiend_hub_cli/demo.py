@@ -20,12 +20,12 @@ from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import Row, read_rows
 from gradiend_hub.errors import ArtifactError, ConfigError, EditError
+from gradiend_hub.folders import require_empty
 from gradiend_hub.hub.publish import publish_folder
 from gradiend_hub.objectives import Batch
 
 from .apply import class_styles, guesses, guesses_tables
 from .console import Story, command_lines, on_interrupt, program
-from .folders import require_empty
 from .follower import follow
 from .quiet import quiet
 from .tables import curve_table, encoder_line, folder_size, megabytes, pairs_table

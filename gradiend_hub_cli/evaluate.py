@@ -25,6 +25,7 @@ from gradiend_hub.evaluation import EvaluationSettings, Report, SplitReport, ree
 from gradiend_hub.evaluation.benchmarks import Benchmark
 from gradiend_hub.evaluation.damage import NEUTRAL, set_label
 from gradiend_hub.evaluation.measure import compared_strengths
+from gradiend_hub.folders import require_writable
 from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
 from gradiend_hub.objectives import make_objective
@@ -33,7 +34,6 @@ from gradiend_hub.printable import printable
 from gradiend_hub.training.data import read_damage_sets
 
 from .console import Story, on_interrupt
-from .folders import require_writable
 from .quiet import quiet
 from .tables import encoder_line, pairs_table, strength_text
 

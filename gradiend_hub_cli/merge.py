@@ -12,10 +12,10 @@ from gradiend_hub.base_model import base_name
 from gradiend_hub.cards.card import write_rewritten_card
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report
+from gradiend_hub.folders import require_empty, require_writable, written_beside
 from gradiend_hub.hub.resolve import resolve_folder
 
 from .console import Story
-from .folders import require_empty, require_writable, written_beside
 from .quiet import quiet
 from .tables import beyond_band, folder_size, megabytes, pairs_table, strength_text
 

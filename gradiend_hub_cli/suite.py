@@ -12,12 +12,12 @@ from gradiend_hub.artifact.validation import check_keys
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError, first_line
+from gradiend_hub.folders import require_writable
 from gradiend_hub.training import DirectionSuite
 from gradiend_hub.training.suite_report import write_suite_report
 from gradiend_hub.training.suite_rows import redrawn
 
 from .console import Story, on_interrupt
-from .folders import require_writable
 from .quiet import quiet
 from .yaml_files import read_yaml
 

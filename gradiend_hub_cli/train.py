@@ -18,10 +18,11 @@ from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArgume
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
+from gradiend_hub.folders import require_writable
 from gradiend_hub.hub.retry import summary
+from gradiend_hub.training.data import USUAL_SPLITS
 
 from .console import Interrupted, Story, on_interrupt, program
-from .folders import require_writable
 from .follower import follow
 from .quiet import quiet
 from .recipes import Recipe, read_recipe
@@ -101,20 +102,7 @@ def _check_output(folder: Path, resume: bool, overwrite: bool, command: str) -> 
 
 def _loaded(recipe: Recipe) -> GradiendTrainer:
     """Read all data, and make the trainer of it; what cannot work is found here, before anything is learned."""
-    # a mapping's own `split` wins; these are the usual names
-    usual = {
-        "train_dataset": "train",
-        "eval_dataset": "validation",
-        "neutral_dataset": "train",
-        "neutral_train_dataset": "train",
-        "test_dataset": "test",
-        "test_neutral_dataset": "test",
-    }
-    data = {
-        name: load_rows(getattr(recipe, name), split, name)
-        for name, split in usual.items()
-        if getattr(recipe, name) is not None
-    }
+    data = {name: getattr(recipe, name) for name in USUAL_SPLITS if getattr(recipe, name) is not None}
     sets = {n: load_rows(of, "train", f"damage_datasets.{n}") for n, of in recipe.damage_datasets.items()}
     try:
         args = GradiendTrainingArguments(**{**recipe.args, "disable_tqdm": True})

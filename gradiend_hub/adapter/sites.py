@@ -11,6 +11,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from gradiend_hub.artifact.storage import SIDECAR
 from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, EditError
 from gradiend_hub.scope import adapter_prefixes, plain_name
 
-__all__ = ["Site", "SiteMap", "refuse_offloaded", "refuse_sharded", "resolve_names"]
+__all__ = ["Site", "SiteMap", "check_shapes", "refuse_offloaded", "refuse_sharded", "resolve_names"]
 
 PACKED = ("qweight", "W_q", "codes")
 FEATURES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
@@ -207,3 +208,18 @@ class SiteMap:
         owner = self._modules[owner_name]
         slots = tuple(self._slots[id(owner._parameters[leaf])])
         return Site(name, host, owner, slots, self._around([module for module, _ in slots]))
+
+
+def check_shapes(model: nn.Module, named: Mapping[str, torch.Tensor], parameters: dict[str, dict[str, Any]]) -> None:
+    """Compare the shapes that a direction names with those of the model's parameters.
+
+    Raises:
+        BaseModelMismatchError: With the first parameters that differ.
+    """
+    wrong = {n: s for n, s in parameters.items() if tuple(named[n].shape) != tuple(s["shape"])}
+    if wrong:
+        name, spec = next(iter(wrong.items()))
+        raise BaseModelMismatchError(
+            f"{len(wrong)} parameters of {type(model).__name__} have another shape than the direction, e.g. {name}: "
+            f"expected {spec['shape']}, found {list(named[name].shape)}. Load the base model it was learned on."
+        )

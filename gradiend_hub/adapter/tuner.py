@@ -15,14 +15,15 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from gradiend_hub.artifact.config import GradiendConfig, check_strength
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.fingerprint import Fingerprint
-from gradiend_hub.errors import BaseModelMismatchError, ConfigError, EditError
+from gradiend_hub.errors import ConfigError, EditError
 from gradiend_hub.scope import select_parameters
 
 from .arithmetic import Part
 from .attached import AttachedDirection
 from .layer import GradiendLayer, gradiend_layers
+from .older_releases import refuse_loading_by_transformers
 from .quantized import make_layer, refuse_quantized
-from .sites import Site, SiteMap, refuse_offloaded, refuse_sharded, resolve_names
+from .sites import Site, SiteMap, check_shapes, refuse_offloaded, refuse_sharded, resolve_names
 from .slot import ForwardHooks
 from .state import AdapterState
 
@@ -42,6 +43,11 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
     _frozen: tuple[nn.Parameter, ...] = ()
     former_configs: dict[str, Any] | None = None
     """Configurations of adapters that the base model brought along, and gets back."""
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any) -> None:
+        if isinstance(peft_config, GradiendConfig):  # PeftModel hands over a dictionary
+            refuse_loading_by_transformers(peft_config)
+        super().__init__(model, peft_config, adapter_name, **options)
 
     # ------------------------------------------------------------------------------------------------------ injection
 
@@ -227,6 +233,12 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
             if layer.site.quantized is None:
                 layer.unmerge()
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As in PEFT, whose releases before 0.21 would delete what is merged."""
+        if any(adapter_name in layer.merged_adapters for layer in self.layers):
+            raise ConfigError(f"{adapter_name!r} cannot be deleted while it is merged. Call `unmerge_adapter()` first.")
+        super().delete_adapter(adapter_name)
+
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         for layer in self.layers:
             layer.enable_adapters(enabled)
@@ -372,18 +384,3 @@ def check_name(adapter_name: str) -> None:
     """Refuse what cannot name an adapter."""
     if not isinstance(adapter_name, str) or "." in adapter_name or not adapter_name:
         raise ConfigError(f"Adapter name {adapter_name!r}: torch wants a word without '.'. Use '_'.")
-
-
-def check_shapes(model: nn.Module, named: Mapping[str, torch.Tensor], parameters: dict[str, dict[str, Any]]) -> None:
-    """Compare the shapes that a direction names with those of the model's parameters.
-
-    Raises:
-        BaseModelMismatchError: With the first parameters that differ.
-    """
-    wrong = {n: s for n, s in parameters.items() if tuple(named[n].shape) != tuple(s["shape"])}
-    if wrong:
-        name, spec = next(iter(wrong.items()))
-        raise BaseModelMismatchError(
-            f"{len(wrong)} parameters of {type(model).__name__} have another shape than the direction, e.g. {name}: "
-            f"expected {spec['shape']}, found {list(named[name].shape)}. Load the base model it was learned on."
-        )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,18 +21,22 @@ from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
 from .config import GradiendConfig, require_classes
 from .files import (
+    ASSETS_FOLDER,
+    CARD_FILE,
     CONFIG_FILE,
     ENCODER_FILE,
+    HTML_FILE,
     PROBES_FILE,
     REFERENCES_FILE,
     REPORT_FILE,
     SCHEMA_VERSION,
     WEIGHTS_FILE,
+    figures,
     own_file,
 )
 from .validation import NAME, parse_json, read_as, read_json, read_text
 
-__all__ = ["STRENGTHS", "TOLERANCES", "Probes", "content_digests", "renew_digests"]
+__all__ = ["STRENGTHS", "TOLERANCES", "Probes", "content_digests", "renew_digests", "take_along"]
 
 STRENGTHS = (-1.0, 0.0, 1.0)
 MOST_BYTES = 2**20
@@ -181,3 +187,23 @@ def renew_digests(folder: Path) -> None:
     probes, digests = Probes.load(folder), content_digests(folder)
     encodings = probes.encodings if ENCODER_FILE in digests else []
     replace(probes, sha256=digests, encodings=encodings).save(folder)
+
+
+def take_along(source: Path, folder: Path) -> None:
+    """Copy what lies beside a direction: report, card with figures, page, references and self-test; what is there stays.
+
+    The self-test gets the digests of the files in the new folder, whose values may be stored in another type.
+    """
+    has_figures = (folder / ASSETS_FOLDER).exists()
+    for name in (*figures(source), REPORT_FILE, CARD_FILE, HTML_FILE, REFERENCES_FILE, PROBES_FILE):  # the digests last
+        found, target = own_file(source, name), folder / name
+        if found is None or target.exists() or (has_figures and name.startswith(ASSETS_FOLDER)):
+            continue
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(found, target)
+        if name == PROBES_FILE:
+            try:
+                renew_digests(folder)
+            except ValueError as error:
+                target.unlink()
+                warnings.warn(f"The direction is saved without its self-test: {error}", stacklevel=4)

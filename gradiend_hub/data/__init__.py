@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradiend_hub.artifact.fields import require_classes
-from gradiend_hub.lazy import attributes
+from gradiend_hub.lazy import attach
 
 from .row import CounterfactualRow, LabelRow, Row, TextRow
 from .rows import (
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 # building needs `datasets` and a matcher; training and evaluation need neither
-__getattr__, __dir__ = attributes(
+__getattr__, __dir__ = attach(
     __name__,
     {
         "builder.build": ["FeatureDatasetBuilder"],

@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from gradiend_hub.artifact.validation import check_fields, check_keys
 from gradiend_hub.errors import ConfigError, DataError, GradiendError, first_line
 
 from .text_files import HEAD, OPENERS, encoding_of, separator_of
 
-__all__ = ["Source", "file_kind", "is_path", "load_data", "load_rows", "reading", "require_path"]
+__all__ = ["Source", "file_kind", "is_named", "is_path", "load_data", "load_rows", "reading", "require_path"]
 
 KINDS = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 """The reader of `datasets` for each ending."""
@@ -81,6 +84,12 @@ class Source:
         if not found.path.strip():
             raise ConfigError(f"{what}: expected a folder, a file or a Hub id, found an empty text.")
         return replace(found, path=str(Path(found.path).expanduser())) if found.path.startswith("~") else found
+
+
+def is_named(source: Any) -> bool:
+    """Return whether a source is to be opened: a path or id, a mapping with `path`, or a data frame."""
+    frame = type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "to_dict")
+    return isinstance(source, (str, Path)) or (isinstance(source, Mapping) and "path" in source) or frame
 
 
 def load_rows(source: Any, split: str, what: str, *, token: str | bool | None = None) -> Any:
@@ -151,8 +160,12 @@ def _open(source: Source, what: str, streaming: bool, lenient: bool, token: str 
                     f"{what}.encoding: only a text, CSV or JSON file has one that can be chosen. Remove it."
                 )
             require_path(source, what)
-            options |= {"path": source.path, "name": source.name, "split": source.split, "revision": source.revision}
-            options |= {"data_files": source.data_files, "token": token} | _folder_options(path, what)
+            options |= {"name": source.name, "split": source.split, "data_files": source.data_files, "token": token}
+            if not path.is_dir():
+                path = _hub_tables(source, token) or path
+            if not path.is_dir():
+                options["revision"] = source.revision
+            options |= {"path": str(path)} | _folder_options(path, what)
             if path.is_dir() and not options["streaming"]:
                 # the cache of datasets tells local folders apart by their last name only, and so may hold another one's rows
                 options["download_mode"] = "force_redownload"
@@ -162,6 +175,32 @@ def _open(source: Source, what: str, streaming: bool, lenient: bool, token: str 
             if "corresponds to no data" in str(error):
                 raise _no_rows(what, path, "") from error
             raise
+
+
+def _hub_tables(source: Source, token: str | bool | None) -> Path | None:
+    """Download a Hub data set of CSV files, which are read as a folder's: `None` for one of other files."""
+    patterns = ["README.md", "*.csv*", "*.tsv*"]  # the head of the card says which file is of which split
+    wanted: Any = {"repo_type": "dataset", "revision": source.revision, "token": token, "allow_patterns": patterns}
+    if HF_HUB_OFFLINE:
+        try:
+            folder = Path(snapshot_download(source.path, **wanted))
+        except LocalEntryNotFoundError:
+            return None
+        return folder if _kind_of(_data_files(folder)) == "csv" else None
+    options = {"name": source.name, "revision": source.revision, "data_files": source.data_files, "token": token}
+    if datasets.load_dataset_builder(source.path, **options).name != "csv":
+        return None
+    return Path(snapshot_download(source.path, **wanted))
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Files of a folder that have a reader."""
+    return [path for path in sorted(folder.rglob("*")) if file_kind(path) and path.is_file()]
+
+
+def _kind_of(files: list[Path]) -> str | None:
+    """The reader of most of these files, as `datasets` chooses it."""
+    return Counter(map(file_kind, files)).most_common(1)[0][0] if files else None
 
 
 def _file_options(source: Source, path: Path, what: str, lenient: bool) -> dict[str, Any]:
@@ -193,11 +232,11 @@ def _folder_options(folder: Path, what: str) -> dict[str, Any]:
     """Return what the files of a local folder need to be read right."""
     if not folder.is_dir():
         return {}
-    files = [path for path in sorted(folder.rglob("*")) if file_kind(path) and path.is_file()]
+    files = _data_files(folder)
     if not files:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise DataError(f"{what}: the folder {folder} holds no data. Expected files {', '.join(KINDS)}, found {found}.")
-    kind = Counter(map(file_kind, files)).most_common(1)[0][0]
+    kind = _kind_of(files)
     looks = {}
     for path in files:
         if file_kind(path) == kind != "parquet":

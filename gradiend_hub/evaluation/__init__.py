@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradiend_hub.lazy import attributes
+from gradiend_hub.lazy import attach
 
 if TYPE_CHECKING:
     from .calibration import (
@@ -86,7 +86,7 @@ __all__ = [
 ]
 
 # a report is read without torch and scipy
-__getattr__, __dir__ = attributes(
+__getattr__, __dir__ = attach(
     __name__,
     {
         "calibration": [

@@ -68,9 +68,7 @@ def disk_error(error: BaseException) -> str | None:
     """Name what this machine's file system refused, e.g. "No space left on device"; `None` for an error of another kind."""
     if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)) and error.errno:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    number = (
-        re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, (RuntimeError, ConnectionError)) else None
-    )
+    number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, (RuntimeError, OSError)) else None
     return os.strerror(int(number[1])) if number and int(number[1]) in _OF_THE_DISK else None
 
 

@@ -267,9 +267,6 @@ class Objective(ABC):
     probability_note: ClassVar[str] = ""
     """What cards say about the probability of a class at a row, where it is not the outputs' own."""
 
-    quality_name: ClassVar[str] = "quality"
-    """How cards call the base model's loss relative to the edited model's."""
-
     answers_name: ClassVar[str] = "Likeliest outputs with their probabilities."
     """What cards say of the answers that `complete` gives."""
 

@@ -85,7 +85,6 @@ class TextObjective(Objective):
     """
 
     columns: ClassVar[tuple[str, ...]] = COLUMNS
-    quality_name = "LM score"
     read_name = "the word in the text"
     reads_right_context: bool
     """Return whether the text behind a token is read, too."""

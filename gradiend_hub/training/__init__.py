@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradiend_hub.lazy import attributes
+from gradiend_hub.lazy import attach
 
 if TYPE_CHECKING:
     from .args import GradiendTrainingArguments
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectionSuite", "GradiendTrainer", "GradiendTrainingArguments"]
 
-__getattr__, __dir__ = attributes(
+__getattr__, __dir__ = attach(
     __name__,
     {"args": ["GradiendTrainingArguments"], "suite": ["DirectionSuite"], "trainer": ["GradiendTrainer"]},
 )

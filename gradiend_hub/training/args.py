@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import get_args
+from typing import Annotated
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from gradiend_hub.artifact.validation import is_number
+from gradiend_hub.artifact.validation import POSITIVE, SHARE, Limit, at_least, check, one_of
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Goal
 from gradiend_hub.gradients import MEASURES, STORE_DTYPES
@@ -20,24 +20,25 @@ from .inherited import check_inherited
 _BY_COORDINATE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Optimizers that move a coordinate whatever the others do, so that processes can share the coordinates."""
 
-_CHOICES = {
-    "solver": tuple(SOLVERS),
-    "decoder": DECODERS,
-    "goal": get_args(Goal),
-    "importance": MEASURES,
-    "gradient_store_dtype": STORE_DTYPES,
+_LIMITS = {
+    "controls": Annotated[int, at_least(0)],
+    "decoder": Annotated[str, one_of(*DECODERS)],
+    "final_density": Annotated[float, SHARE],
+    "goal": Goal,
+    "gradient_store_dtype": Annotated[str, one_of(*STORE_DTYPES)],
+    "identity_rows": Annotated[int, at_least(0)],
+    "importance": Annotated[str, one_of(*MEASURES)],
+    "importance_rows": Annotated[int, at_least(2)],
+    "learning_rate": Annotated[float, POSITIVE],
+    "learning_rates": Annotated[list[Annotated[float, POSITIVE]], Limit("a list of positive numbers", bool)] | None,
+    "max_length": Annotated[int, at_least(1)] | None,
+    "num_runs": Annotated[int, at_least(1)],
+    "per_device_eval_batch_size": Annotated[int, at_least(1)],
+    "per_device_train_batch_size": Annotated[int, at_least(1)],
+    "quality_floor": Annotated[float, Limit("a number between 0 and 1", lambda share: 0 < share < 1)],
+    "solver": Annotated[str, one_of(*SOLVERS)],
 }
-
-_COUNTS = {
-    "num_runs": 1,
-    "identity_rows": 0,
-    "importance_rows": 2,
-    "controls": 0,
-    "max_length": 1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-}
-"""Whole numbers, and the least that each may be."""
+"""Values that are taken, of own fields and of inherited ones that a direction uses otherwise."""
 
 
 @dataclass
@@ -131,27 +132,10 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             )
         if self.decoder == "fisher":
             self.decoder = "damage_aware"
-        self._check_numbers()
-        for name, allowed in _CHOICES.items():
-            if (found := getattr(self, name)) not in allowed:
-                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, found {found!r}.")
+        for name, kind in _LIMITS.items():
+            check(kind, getattr(self, name), f"GradiendTrainingArguments.{name}")
         if self.world_size > 1:
             self._check_processes()
-
-    def _check_numbers(self) -> None:
-        for name, least in _COUNTS.items():
-            found = getattr(self, name)
-            if found is not None and not (isinstance(found, int) and not isinstance(found, bool) and found >= least):
-                raise ConfigError(f"{name} must be a whole number of at least {least}, found {found!r}.")
-        rates = [self.learning_rate] if self.learning_rates is None else self.learning_rates
-        if not (isinstance(rates, list) and rates and all(is_number(rate) and rate > 0 for rate in rates)):
-            raise ConfigError(f"learning_rates must be a list of positive numbers, found {self.learning_rates!r}.")
-        if not (is_number(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(f"learning_rate must be a positive number, found {self.learning_rate!r}.")
-        if not 0 < self.final_density <= 1:
-            raise ConfigError(f"final_density must lie in (0, 1], found {self.final_density}.")
-        if not 0 < self.quality_floor < 1:
-            raise ConfigError(f"quality_floor must lie between 0 and 1, found {self.quality_floor}.")
 
     def _check_processes(self) -> None:
         if self.gradient_store:

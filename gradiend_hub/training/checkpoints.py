@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +28,6 @@ __all__ = [
     "require_same_training",
     "require_space",
     "require_unused",
-    "require_writable",
     "training_key",
     "write_state",
 ]
@@ -122,24 +120,6 @@ def require_same_training(folder: Path, key: Mapping[str, str]) -> None:
             f"The checkpoint {folder} is of another training: {listed}. Train with what it was made with, or from the start "
             "into another output_dir."
         )
-
-
-def require_writable(folder: str | Path) -> None:
-    """Try whether files can be written into an output directory, or where it would be created. Nothing is left.
-
-    Raises:
-        ConfigError: they cannot.
-    """
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"0")
-    except OSError as error:
-        raise ConfigError(
-            f"Nothing can be written into the output directory {folder}: {error.strerror or error}. Choose another one."
-        ) from error
 
 
 def require_space(folder: str | Path, needed: int, what: str) -> None:

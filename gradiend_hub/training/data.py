@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.data import Row, read_neutral, read_rows, require_classes, require_distinct
+from gradiend_hub.data.loading import is_named, load_rows
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation.sets import check_names
 from gradiend_hub.objectives import Example, Objective, examples_of, other_examples, require_readable
@@ -20,8 +21,10 @@ from .batches import TransitionDataset
 
 __all__ = [
     "CALIBRATION_ROWS",
+    "USUAL_SPLITS",
     "Datasets",
     "MeasuredRows",
+    "Rows",
     "TrainingData",
     "columns_of",
     "read_damage_sets",
@@ -35,12 +38,26 @@ CALIBRATION_ROWS = 128
 STREAM_LIMIT = 100_000
 """Most rows that are read of a data set without a length."""
 
+USUAL_SPLITS = {
+    "train_dataset": "train",
+    "eval_dataset": "validation",
+    "neutral_dataset": "train",
+    "neutral_train_dataset": "train",
+    "test_dataset": "test",
+    "test_neutral_dataset": "test",
+}
+"""Split of each data set, where a name says none and there are several."""
+
 _FISHER_TEXTS = 256
 """Most sentences that the Fisher information is estimated from."""
 
 
+Rows: TypeAlias = Iterable[dict[str, Any]] | str | Path
+"""A data set as a user gives it: records, or where they are."""
+
+
 class Datasets(NamedTuple):
-    """Data sets as a user gives them: iterables of dictionaries. `eval_dataset` may be several, by name."""
+    """Data sets as a user gives them: records, or where they are. `eval_dataset` may be several, by name."""
 
     train_dataset: Any
     eval_dataset: Any = None
@@ -49,6 +66,10 @@ class Datasets(NamedTuple):
     test_dataset: Any = None
     test_neutral_dataset: Any = None
     damage_datasets: Mapping[str, Any] | None = None
+
+    def opened(self) -> Datasets:
+        """The same, with those that are named read from where they are."""
+        return Datasets(*(_opened(dataset, what) for what, dataset in self._asdict().items()))
 
 
 @dataclass(frozen=True)
@@ -195,18 +216,24 @@ def records(dataset: Any, what: str, needed: int | None = None) -> Iterable[dict
     """Return the records of a data set, of one without a length as many as are needed.
 
     Args:
-        what: what messages call it.
+        dataset: an iterable of dictionaries, or what `gradiend_hub.data.loading.load_rows` opens.
+        what: what messages call it, and the usual split follows from.
         needed: rows that the training uses, if that is known; default: all, up to `STREAM_LIMIT`.
 
     Raises:
         ConfigError: it is no iterable of dictionaries, or a stream with more rows than the limit.
     """
-    if advice := _next_step(dataset, what):
+    dataset = _opened(dataset, what)
+    if advice := _next_step(dataset):
         raise ConfigError(f"{what} must be an iterable of dictionaries, e.g. a datasets.Dataset. {advice}")
     stream: Iterator[dict[str, Any]] = iter(dataset)
     if isinstance(dataset, Sized):
         return islice(stream, len(dataset))  # a map-style data set of torch need not end its own iteration
     return _of_stream(stream, what, needed)
+
+
+def _opened(dataset: Any, what: str) -> Any:
+    return load_rows(dataset, USUAL_SPLITS.get(what, "test"), what) if is_named(dataset) else dataset
 
 
 def _of_stream(stream: Iterator[dict[str, Any]], what: str, needed: int | None) -> list[dict[str, Any]]:
@@ -219,18 +246,12 @@ def _of_stream(stream: Iterator[dict[str, Any]], what: str, needed: int | None) 
     return found
 
 
-def _next_step(dataset: Any, what: str) -> str:
+def _next_step(dataset: Any) -> str:
     """Say what to do about an object that is no data set; empty for one that is."""
     if dataset is None:
         return "It is missing."
-    if isinstance(dataset, (str, Path)):
-        return f"{str(dataset)!r} is a name: load it first, e.g. datasets.load_dataset({str(dataset)!r}, split=…)."
     if isinstance(dataset, Mapping):
         return f"This is a dictionary with the keys {list(dataset)}: give one of its data sets."
-    if type(dataset).__name__ == "DataFrame":
-        return "Convert the data frame: datasets.Dataset.from_pandas(frame)."
-    try:
-        iter(dataset)
-    except TypeError:
-        return f"Found {type(dataset).__name__}."
-    return ""
+    return (
+        "" if isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__") else f"Found {type(dataset).__name__}."
+    )

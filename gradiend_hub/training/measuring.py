@@ -14,6 +14,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.data import Row, read_neutral, read_rows, require_classes
+from gradiend_hub.data.loading import is_named
 from gradiend_hub.encoding import encode_rows
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import (
@@ -87,7 +88,7 @@ def named_sets(run: TrainingRun, given: Any, neutral: Any, what: str, *, own: bo
     classes = require_classes(run.config.feature_classes)
     return {
         name: MeasuredRows(read_measured(rows, run.objective, classes, run.data.fillers, what=name or what), texts)
-        for name, rows in (given if isinstance(given, Mapping) else {"": given}).items()
+        for name, rows in (given if isinstance(given, Mapping) and not is_named(given) else {"": given}).items()
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from gradiend_hub.artifact.references import References
 from gradiend_hub.base_model import base_commit, base_name, load_base_model
 from gradiend_hub.data import require_classes
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.folders import require_writable
 from gradiend_hub.gradients import Estimate, GradientReader, Scope, SkippedRows, prune, select_parameters
 from gradiend_hub.gradients.memory import resident_bytes, state_advised
 from gradiend_hub.gradients.pairs import silence
@@ -37,11 +38,10 @@ from .checkpoints import (
     require_same_training,
     require_space,
     require_unused,
-    require_writable,
     training_key,
 )
 from .cost import predicted, seconds_of_the_rest
-from .data import Datasets, TrainingData, columns_of
+from .data import Datasets, Rows, TrainingData, columns_of
 from .measuring import MeasuringTrainer, require_metric
 from .run import Reading, TrainingRun, as_direction, config_for
 from .saving import new_report, seed_records
@@ -62,7 +62,8 @@ class GradiendTrainer(MeasuringTrainer):
         config: feature classes and scope; see `GradiendConfig`. It is copied; the copy, `gradiend_config`, names this base.
         args: see `GradiendTrainingArguments`.
         train_dataset: rows with the columns `masked`, `factual`, `alternative`, `factual_class`, `alternative_class`. Of a
-            stream without a length, as many are read as `max_steps` needs.
+            stream without a length, as many are read as `max_steps` needs. Where a path, Hub id or data frame is given,
+            here and below, it is opened.
         eval_dataset: rows of the same kind, on which the strength unit is chosen; or several sets by name, on the first of
             which it is chosen.
         neutral_dataset: sentences (`text`) without the feature, on which damage and calibration are measured.
@@ -88,26 +89,19 @@ class GradiendTrainer(MeasuringTrainer):
         config: GradiendConfig,
         args: GradiendTrainingArguments,
         *,
-        train_dataset: Iterable[dict[str, Any]],
-        eval_dataset: Iterable[dict[str, Any]] | Mapping[str, Iterable[dict[str, Any]]] | None = None,
-        neutral_dataset: Iterable[dict[str, Any]] | None = None,
-        neutral_train_dataset: Iterable[dict[str, Any]] | None = None,
-        test_dataset: Iterable[dict[str, Any]] | None = None,
-        test_neutral_dataset: Iterable[dict[str, Any]] | None = None,
-        damage_datasets: Mapping[str, Iterable[dict[str, Any]]] | None = None,
+        train_dataset: Rows,
+        eval_dataset: Rows | Mapping[str, Rows] | None = None,
+        neutral_dataset: Rows | None = None,
+        neutral_train_dataset: Rows | None = None,
+        test_dataset: Rows | None = None,
+        test_neutral_dataset: Rows | None = None,
+        damage_datasets: Mapping[str, Rows] | None = None,
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self._classes = require_classes(config.feature_classes)
         if args.should_save:
-            require_writable(args.output_dir)
-        self.base_model = base = _base(model, config, args)
-        config = self.gradiend_config = config_for(config, base, args)
-        config.objective = objective_name(base, config.objective, columns_of(train_dataset))
-        processor = _processor(base, config.objective) if processing_class is None else processing_class
-        self.objective = make_objective(
-            base, processor, name=config.objective, options=config.objective_options, max_length=args.max_length
-        )
+            require_writable(Path(args.output_dir))
         given = Datasets(
             train_dataset,
             eval_dataset,
@@ -116,6 +110,13 @@ class GradiendTrainer(MeasuringTrainer):
             test_dataset,
             test_neutral_dataset,
             damage_datasets,
+        ).opened()
+        self.base_model = base = _base(model, config, args)
+        config = self.gradiend_config = config_for(config, base, args)
+        config.objective = objective_name(base, config.objective, columns_of(given.train_dataset))
+        processor = _processor(base, config.objective) if processing_class is None else processing_class
+        self.objective = make_objective(
+            base, processor, name=config.objective, options=config.objective_options, max_length=args.max_length
         )
         data = TrainingData.read(given, self.objective, config, args)
         config.fillers = data.fillers if any(data.fillers.values()) else None
@@ -139,7 +140,7 @@ class GradiendTrainer(MeasuringTrainer):
             args=args,
             data_collator=lambda rows: {"rows": rows},  # `Trainer` looks for names in its batches
             train_dataset=data.dataset,
-            eval_dataset=eval_dataset,
+            eval_dataset=given.eval_dataset,
             processing_class=processor,
             callbacks=callbacks,
         )

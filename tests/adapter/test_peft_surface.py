@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from peft import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
@@ -102,11 +103,22 @@ def test_auto_classes(tmp_path: Path) -> None:
         assert torch.equal(output(auto.from_pretrained(folder), architecture), expected)
         assert torch.equal(output(GradiendModel.from_pretrained(folder), architecture), expected)
         generic = transformers.AutoModelForMaskedLM if task is None else transformers.AutoModelForCausalLM
-        assert torch.equal(output(generic.from_pretrained(folder), architecture), expected)
+        if OWN_LOADER_WORKS:
+            assert torch.equal(output(generic.from_pretrained(folder), architecture), expected)
         half = GradiendModel.from_pretrained(folder, dtype=torch.bfloat16)
         assert half.dtype == torch.bfloat16
         rounded = edited(base.to(torch.bfloat16), [(direction, *config_for(direction).coefficients(0.5))])
         assert same_bits(bits(half), bits(rounded))
+
+
+@pytest.mark.skipif(Version(transformers.__version__) >= Version("5.20"), reason="it finds the values")
+def test_transformers_own_loader_is_refused_where_it_finds_no_values(tmp_path: Path) -> None:
+    base = build("llama")
+    before, folder = output(base, "llama"), save(tmp_path, random_direction(base))
+    with pytest.raises(ConfigError, match=r"5\.20 does. Use GradiendModel.from_pretrained"):
+        base.load_adapter(str(folder))
+    assert not list(gradiend_layers(base))
+    assert torch.equal(output(base, "llama"), before)
 
 
 def test_generation(tmp_path: Path) -> None:
@@ -252,6 +264,7 @@ def test_copies_and_pickles(base: nn.Module, tmp_path: Path) -> None:
             assert torch.equal(output(twin.unload(), "bert"), output(base, "bert"))
 
 
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.7"), reason="the compiler of torch 2.6 breaks the graph")
 def test_compiled_in_one_graph(tmp_path: Path) -> None:
     base = build("llama")
     direction = random_direction(base)

@@ -20,8 +20,8 @@ import gradiend_hub.training.publishing as publishing
 from gradiend_hub import GradiendModel, GradiendTrainer
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report
+from gradiend_hub.folders import require_writable, written_beside
 from gradiend_hub_cli.console import command_lines, program
-from gradiend_hub_cli.folders import require_writable, written_beside
 
 from .conftest import Run, Trained, write_recipe
 from .test_command import ROOT, data_config
@@ -115,7 +115,7 @@ def test_a_build_replaces_only_what_is_asked_for(run: Run, tmp_path: Path) -> No
     assert run("data", "build", path, out).exit_code == 0
     content = {file.name: file.read_bytes() for file in out.iterdir()}
     refused = run("data", "build", path, out, "--set", "seed=1")
-    assert refused.exit_code == 1 and "--overwrite to replace that data set" in refused.stderr
+    assert refused.exit_code == 1 and "(--overwrite) to replace that data set" in refused.stderr
     assert {file.name: file.read_bytes() for file in out.iterdir()} == content
     (out / "old.jsonl").write_text("{}")
     (out / "notes.txt").write_text("mine")

@@ -160,7 +160,7 @@ def test_a_data_set_is_a_folder_or_a_folder_with_a_configuration(masked_path: Pa
         ("model=/nowhere", "There is no base model at '/nowhere'"),
         ("args.learning_rate=fast", "args.learning_rate: expected a number, found 'fast'"),
         ("args.bf16=please", "args.bf16: expected true or false"),
-        ("args.quality_floor=2", "quality_floor must lie between 0 and 1"),
+        ("args.quality_floor=2", "quality_floor: expected a number between 0 and 1"),
         ("args.hub_strategy=every_save", "only 'end' is supported"),
         ("direction.feature_classes=[3SG, plural]", "unknown class '3PL'"),
         ("direction.source=both", "GradiendConfig.source"),

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pandas as pd
 import pytest
+from huggingface_hub import HfApi
 
-from gradiend_hub.data import read_feature_data
+from gradiend_hub.data import loading, read_feature_data
 from gradiend_hub.data.loading import Source, load_data, load_rows
 from gradiend_hub.data.text_files import read_text
 from gradiend_hub.errors import ConfigError, DataError
@@ -173,6 +175,24 @@ def test_a_file_of_a_folder_is_named(tmp_path: Path) -> None:
 def test_a_data_set_that_is_not_on_the_hub(hub: Any) -> None:
     with pytest.raises(DataError, match=r"^rows: 'alice/nothing' cannot be read. .*log in with `hf auth login`"):
         load_rows("alice/nothing", "train", "rows")
+
+
+@pytest.mark.parametrize(("separator", "encoding"), [(";", "utf-8"), ("\t", "utf-16"), (",", "utf-8")])
+def test_tables_on_the_hub_are_read_like_local_ones(
+    hub: Any, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str, encoding: str
+) -> None:
+    """Separator and encoding are found by looking, and the words "NA" and "null" stay words; offline, too."""
+    for split in ("train", "test"):
+        written(tmp_path / f"{split}.csv", encoding, separator=separator)
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="dataset")
+    api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=tmp_path)
+    assert list(load_rows(repo_id, "test", "rows")) == ROWS
+    assert list(load_rows({"path": repo_id, "split": "train[1:2]"}, "test", "rows")) == ROWS[1:2]
+    assert list(load_data(repo_id, "rows", streaming=True)["train"]) == ROWS
+    for module in (loading, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    assert list(load_rows(repo_id, "test", "rows")) == ROWS
 
 
 def test_paths_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -57,6 +59,9 @@ def test_bfloat16_models(architecture: str) -> None:
         assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.20"), reason="Mixtral's experts are operations with formulas there"
+)
 def test_a_missing_formula_is_said_once_and_tried_once(caplog: pytest.LogCaptureFixture) -> None:
     model = build("mixtral")
     rows, tangents = samples(LENGTHS, SLOTS), tangents_of(model)

@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -198,20 +197,40 @@ def test_several_evaluation_sets(base: Any, tmp_path: Path, pronouns: Any) -> No
     ("kind", "message"),
     [
         (None, "It is missing"),
-        ("some/rows", r"load it first, e.g. datasets.load_dataset\('some/rows'"),
-        (Path("rows.jsonl"), r"load it first"),
-        ("frame", r"datasets.Dataset.from_pandas\(frame\)"),
         ({"train": []}, r"a dictionary with the keys \['train'\]: give one of its data sets"),
         (7, "Found int"),
     ],
 )
 def test_what_is_no_data_set(base: Any, tmp_path: Path, pronouns: Any, kind: Any, message: str) -> None:
-    given = pd.DataFrame(pronouns["train"].select(range(4)).to_list()) if kind == "frame" else kind
     with pytest.raises(ConfigError, match=f"train_dataset must be an iterable of dictionaries.*{message}"):
-        short(base, tmp_path, pronouns, train_dataset=given)
+        short(base, tmp_path, pronouns, train_dataset=kind)
     if not isinstance(kind, (dict, type(None))):
         with pytest.raises(ConfigError, match=f"eval_dataset must be .*{message}"):
-            short(base, tmp_path, pronouns, eval_dataset=given)
+            short(base, tmp_path, pronouns, eval_dataset=kind)
+
+
+def test_named_data_are_opened(base: Any, tmp_path: Path, pronouns: Any) -> None:
+    """A file, a folder with splits, a mapping, and a data frame: the same rows as from memory."""
+    parts = {name: pronouns[name].select(range(40)) for name in ("train", "validation", "test")}
+    for name, part in parts.items():
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        part.to_json(tmp_path / "rows" / f"{name}.jsonl")
+    folder = tmp_path / "rows"
+    usual = short(base, tmp_path / "a", pronouns, train_dataset=parts["train"], eval_dataset=parts["validation"])
+    ways = [
+        {"train_dataset": str(folder), "eval_dataset": folder, "test_dataset": folder},
+        {"train_dataset": folder / "train.jsonl", "eval_dataset": {"path": folder, "split": "validation"}},
+        {"train_dataset": parts["train"].to_pandas(), "eval_dataset": parts["validation"].to_pandas()},
+        {"train_dataset": parts["train"], "eval_dataset": {"own": str(folder / "validation.jsonl")}},
+    ]
+    for number, way in enumerate(ways):
+        data = short(base, tmp_path / f"b{number}", pronouns, **way)._run.data
+        assert data.rows == usual._run.data.rows
+        assert data.eval_rows == usual._run.data.eval_rows
+    usual.train()
+    assert list(usual.predict(str(folder)).predictions) == list(usual.predict(parts["test"]).predictions)
+    with pytest.raises(DataError, match=r"train_dataset: there is no file .*nothing.jsonl"):
+        short(base, tmp_path, pronouns, train_dataset="nothing.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -385,7 +404,7 @@ def test_a_full_disk_is_one_clear_error(masked_path: Path, tmp_path: Path) -> No
 def test_an_output_directory_that_cannot_be_one(base: Any, tmp_path: Path, pronouns: Any) -> None:
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ConfigError, match=rf"Nothing can be written into the output directory {folder}: .*another"):
+        with pytest.raises(ConfigError, match=rf"Nothing can be written in {folder}: .*[aA]nother"):
             short(base, folder, pronouns)
 
 

@@ -445,8 +445,8 @@ def test_an_output_directory_that_is_not_empty(masked: Any, pronouns: Any, tmp_p
     [
         ({"hub_strategy": "every_save"}, "hub_strategy='every_save'.*only 'end' is supported"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps=2 has .*raise per_device_train_batch_size"),
-        ({"quality_floor": 1.0}, "quality_floor must lie between 0 and 1, found 1.0"),
-        ({"quality_floor": 0.0}, "quality_floor must lie between 0 and 1, found 0.0"),
+        ({"quality_floor": 1.0}, "quality_floor: expected a number between 0 and 1, found 1.0"),
+        ({"quality_floor": 0.0}, "quality_floor: expected a number between 0 and 1, found 0.0"),
     ],
 )
 def test_arguments_that_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 from collections import Counter
@@ -20,11 +19,11 @@ from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data.funnel import Funnel
 from gradiend_hub.data.splits import Leaks
-from gradiend_hub.errors import ConfigError
+from gradiend_hub.folders import require_empty, require_writable
 
 from .spec import FeatureDataConfig
 
-__all__ = ["CONFIG_FILE", "FeatureData", "check_folder"]
+__all__ = ["CONFIG_FILE", "FeatureData", "check_folder", "remove_build"]
 
 CONFIG_FILE = "build.json"
 """The configuration of a set beside its rows; as JSON it is YAML, too, and so the command line can build from it."""
@@ -83,8 +82,7 @@ class FeatureData:
         folder = Path(folder)
         check_folder(folder, overwrite)
         folder.mkdir(parents=True, exist_ok=True)
-        for path in _files_of_a_build(folder):  # a split that is gone would be read with the new ones
-            path.unlink()
+        remove_build(folder)  # a split that is gone would be read with the new ones
         for split, part in self.rows.items():
             part.to_json(folder / f"{split}.jsonl", force_ascii=False)
         for split, part in (self.neutral or {}).items():
@@ -202,8 +200,11 @@ def _source_name(source: Any) -> str:
     return str((public.get("path") if isinstance(public, dict) else public) or "not stated")
 
 
-def _files_of_a_build(folder: Path) -> list[Path]:
-    return [path for pattern in ("*.jsonl", "neutral/*.jsonl", CONFIG_FILE, CARD_FILE) for path in folder.glob(pattern)]
+def remove_build(folder: Path) -> None:
+    """Remove the files of an earlier build; other files in the folder stay."""
+    for pattern in ("*.jsonl", "neutral/*.jsonl", CONFIG_FILE, CARD_FILE):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def check_folder(folder: Path, overwrite: bool = False) -> None:
@@ -213,17 +214,12 @@ def check_folder(folder: Path, overwrite: bool = False) -> None:
         ConfigError: it is a file, it or the nearest folder that exists may not be written to, or it holds something (with
             `overwrite`, something else than an earlier build).
     """
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    earlier = CONFIG_FILE in found
-    if found and not (overwrite and earlier):
-        replace = " or replace its data set with overwrite=True" if earlier else ""
-        raise ConfigError(
-            f"The rows cannot be saved in {folder}: it is not empty ({', '.join(found[:4])}). Name another folder{replace}."
-        )
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        why = "may not be written to" if nearest.is_dir() else "is a file"
-        raise ConfigError(f"The rows cannot be saved in {folder}: {nearest} {why}. Name another folder.")
+    earlier = (folder / CONFIG_FILE).is_file()
+    if not (earlier and overwrite):
+        instead = ", or overwrite=True (--overwrite) to replace that data set" if earlier else ""
+        nothing = f"; without {CONFIG_FILE}, it is no data set of an earlier build" if overwrite else ""
+        require_empty(folder, f"another folder{instead}{nothing}")
+    require_writable(folder)
 
 
 def _cell(text: Any) -> str:

@@ -1,4 +1,4 @@
-"""Folders that a command writes: refused if they hold something, and never left half written."""
+"""Folders that are written: refused if they hold something, and never left half written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gradiend_hub.errors import ConfigError, first_line
+from .errors import ConfigError, first_line
 
 __all__ = ["require_empty", "require_writable", "written_beside"]
 
@@ -29,14 +29,12 @@ def require_empty(folder: Path, instead: str) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise `ConfigError` if nothing can be written in `folder`, or where it is to be made."""
+    """Raise `ConfigError` if nothing can be written in `folder`, or where it is to be made. Nothing is left there."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise ConfigError(f"Nothing can be written in {folder}: {nearest} is a file. Name another folder.")
-    try:
-        Path(
-            tempfile.mkdtemp(dir=nearest)
-        ).rmdir()  # a question of permissions says nothing of disks that are only read
+    try:  # a question of permissions says nothing of disks that are only read
+        Path(tempfile.mkdtemp(dir=nearest)).rmdir()
     except OSError as error:
         raise ConfigError(
             f"Nothing can be written in {folder}: {error.strerror or first_line(error)} in {nearest}. Name another folder."
