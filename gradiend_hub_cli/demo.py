@@ -20,6 +20,7 @@ from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import Row, read_rows
 from gradiend_hub.errors import ArtifactError, ConfigError, EditError
+from gradiend_hub.evaluation.damage import set_label
 from gradiend_hub.folders import require_empty
 from gradiend_hub.hub.publish import publish_folder
 from gradiend_hub.objectives import Batch
@@ -162,10 +163,11 @@ def _learn(material: _Material, folder: Path, options: DemoOptions, story: Story
 def _measure(trainer: GradiendTrainer, material: _Material, story: Story) -> None:
     with story.step("Calibrate") as step:
         trainer.evaluate()
-        tried = len(trainer.report.splits["eval"].search)
+        split = trainer.report.splits["eval"]
+        limit = f"; it is limited by {set_label(split.unit_limit)}" if split.unit_limit else ""
         step.outcome = (
-            f"{tried} doses tried on the validation split; strength 1 is the one that rewrites best while the language "
-            f"model keeps {trainer.args.quality_floor:.0%} of its score"
+            f"{len(split.search)} doses tried on the validation split; strength 1 is the one that rewrites best while the "
+            f"model keeps {trainer.args.quality_floor:.0%} of its quality on all text that is read{limit}"
         )
     with story.step("Test") as step:
         trainer.evaluate(material.rows["test"], metric_key_prefix="test", neutral_dataset=material.neutral["test"])

@@ -134,8 +134,9 @@ def control_curves(
     if not draws:
         return []
     base, found = probe.measure(0.0), list(known[:draws])
-    targets = {sign: _worst_damage(probe.measure(sign, math.inf)) for sign in (-1.0, 1.0)}
-    norms = dict.fromkeys(targets, _FIRST_NORM)
+    signs = sorted({math.copysign(1.0, strength) for strength in strengths if strength})
+    targets = {sign: _worst_damage(probe.measure(sign, math.inf)) for sign in signs}
+    norms = {sign: _FIRST_NORM if sign in targets else 1.0 for sign in (-1.0, 1.0)}
     for draw in range(draws):
         before = found[draw] if draw < len(found) else None
         curve = {p.strength: p for p in (*(before.points if before else ()), base)}
