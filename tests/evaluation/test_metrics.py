@@ -103,14 +103,14 @@ def test_the_metrics_give_what_the_evaluation_has(masked_path: Path, tmp_path: P
     rows = read_rows(load_dataset(str(PRONOUNS), split="test[:24]"), CLASSES)
     probe = StrengthProbe(model, objective, rows, ["The lamp is red.", "A dog slept in the garden."])
     before, after, point = probe.values(0.0), probe.values(0.5), probe.measure(1.0)  # by dose: strength times unit
-    own = probe.items.row_class == 1
+    own, nll = probe.items.row_class == 1, [of.sets["neutral"].nll for of in (before, after)]
     shift = ProbabilityShift().compute(predictions=after.probability[own, 0], references=before.probability[own, 0])
     assert shift["probability"] == pytest.approx(point.effect)
     assert shift["base_probability"] == pytest.approx(probe.measure(0.0).reading(*CLASSES).value)
-    quality = LanguageModelingScore().compute(predictions=after.nll, references=before.nll)
+    quality = LanguageModelingScore().compute(predictions=nll[1], references=nll[0])
     assert quality["quality"] == pytest.approx(point.quality)
     both = evaluate.combine([ProbabilityShift(), LanguageModelingScore()])
-    assert both.compute(predictions=after.nll, references=before.nll)["quality"] == pytest.approx(point.quality)
+    assert both.compute(predictions=nll[1], references=nll[0])["quality"] == pytest.approx(point.quality)
     h, labels = torch.tensor(H, dtype=torch.float64), torch.tensor(LABELS)
     report = encoder_report(h[:4], labels[:4], CLASSES, h[4:])
     found = EncoderCorrelation().compute(predictions=H, references=LABELS)
