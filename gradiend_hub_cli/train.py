@@ -16,7 +16,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.artifact.files import CARD_FILE
-from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
 from gradiend_hub.folders import require_writable
 from gradiend_hub.hub.retry import summary
@@ -103,7 +102,7 @@ def _check_output(folder: Path, resume: bool, overwrite: bool, command: str) -> 
 def _loaded(recipe: Recipe) -> GradiendTrainer:
     """Read all data, and make the trainer of it; what cannot work is found here, before anything is learned."""
     data = {name: getattr(recipe, name) for name in USUAL_SPLITS if getattr(recipe, name) is not None}
-    sets = {n: load_rows(of, "train", f"damage_datasets.{n}") for n, of in recipe.damage_datasets.items()}
+    data["damage_datasets"] = recipe.damage_datasets
     try:
         args = GradiendTrainingArguments(**{**recipe.args, "disable_tqdm": True})
     except (TypeError, ValueError) as error:
@@ -111,7 +110,7 @@ def _loaded(recipe: Recipe) -> GradiendTrainer:
             raise
         raise ConfigError(f"args: {first_line(error)}") from error
     try:
-        return GradiendTrainer(recipe.model, GradiendConfig(**recipe.direction), args, damage_datasets=sets, **data)
+        return GradiendTrainer(recipe.model, GradiendConfig(**recipe.direction), args, **data)
     except HfHubHTTPError as error:  # with push_to_hub, the repository is made before the training
         raise HubPushError(
             f"The repository {args.hub_model_id or args.output_dir} cannot be used ({summary(error)}). Nothing was "

@@ -269,10 +269,11 @@ def test_sets_of_a_user_have_a_curve_each_and_are_checked(measured: Any, rows: l
         ({"neutral": []}, "'neutral' cannot be the name"),
         ({3: []}, "3 cannot be the name"),
         ([{"text": "a"}], "by name"),
-        ({"chat": "chat.jsonl"}, "is a name: load it first"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_damage_sets(given, objective)
+    with pytest.raises(DataError, match=r"chat.jsonl"):
+        read_damage_sets({"chat": "chat.jsonl"}, objective)
     with pytest.raises(DataError, match=r"damage_datasets\['chat'\] has no rows"):
         read_damage_sets({"chat": []}, objective)
     with pytest.raises(DataError, match=r"damage_datasets\['chat'\]"):
