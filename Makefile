@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PARALLEL ?= --numprocesses auto --dist loadfile
 # All of them, unless some are named.
 TESTS ?= tests
-LOWER_TESTS ?= tests/adapter tests/artifact tests/gradients tests/hub/test_publish.py tests/hub/test_resolve.py tests/objectives \
+LOWER_TESTS ?= tests/adapter tests/artifact tests/data tests/gradients tests/hub/test_publish.py tests/hub/test_resolve.py tests/objectives \
     tests/test_base_model.py tests/test_model.py tests/test_package.py tests/training/test_trainer.py
 
 .PHONY: demo test test-slow test-lower-bounds lint bench format clean

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -194,28 +193,6 @@ class GradiendModel(EditedModel):
             model.unload()
             raise
         return model
-
-    def _warn_if_overwhelming(self, direction: Direction) -> None:
-        """Warn of an edit that is larger than the weights it edits: what is left of the model is the edit.
-
-        That takes a pass over the weights, which is left out where the largest entries cannot add up to that much.
-        """
-        name = self._only_active()
-        attached, samples = self._attached[name], direction.fingerprint.samples if direction.fingerprint else {}
-        if not attached.strength or not self._merged:
-            return
-        c_w, c_b = (abs(c) for c in attached.config.coefficients(attached.strength, attached.feature_factor))
-        parts = direction.parameters
-        delta = sum(parts[n].entries * (c_w * w + c_b * b) ** 2 for n, (w, b) in direction.peaks().items())
-        whole = sum(parts[n].numel * float(values.square().mean()) for n, values in samples.items() if n in parts)
-        if delta < 0.25 * whole:  # of a sample, the norm is uncertain
-            return
-        if (ratio := self.receipt.relative_norm) > 1:
-            warnings.warn(
-                f"At strength {attached.strength:g} the edit is {ratio:.3g} times as large as the weights that it edits "
-                "(‖Δ‖/‖W‖); little of the base model is left. Use a smaller strength.",
-                stacklevel=3,
-            )
 
     def load_adapter(
         self,
