@@ -13,6 +13,7 @@ from torch import nn
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.artifact.files import WEIGHTS_FILE
 from gradiend_hub.base_model import check_base_model, load_base_model, load_recorded_base, original_parameters
 from gradiend_hub.errors import ConfigError
 
@@ -30,6 +31,9 @@ from .tables import Matrix, Profile
 from .vectors import Array, Frame, Of, Vectors, largest, products
 
 __all__ = ["DirectionSet"]
+
+HELD_BYTES = 3 * 2**28
+"""Bytes of decoders that are kept in memory; those of larger sets are read anew whenever they are compared."""
 
 
 class DirectionSet:
@@ -91,6 +95,9 @@ class DirectionSet:
             ArtifactError: A direction is missing, or a file of it is unusable.
         """
         members = [read_member(name, source, **hub) for name, source in named_sources(directions).items()]
+        files = [member.folder / WEIGHTS_FILE for member in members if member.folder is not None]
+        if sum(file.stat().st_size for file in files) <= HELD_BYTES:
+            members = [replace(member, direction=_loaded(member.direction)) for member in members]
         return cls(members, base_model, allow_related=allow_related, processing_class=processing_class)
 
     @classmethod

@@ -133,7 +133,7 @@ class Vectors:
             return ParameterDirection(part.shape, part.delta(factor, self._biases[number]), indices=part.indices)
         values = part.decoder if self.of == "decoder" else part.encoder
         assert values is not None, "asked for an encoder that is not there"
-        return ParameterDirection(part.shape, values * factor, indices=part.indices)
+        return ParameterDirection(part.shape, values if factor == 1 else values * factor, indices=part.indices)
 
     def parts(self, name: str) -> list[ParameterDirection | None]:
         """The parts of all vectors that belong to one parameter."""
