@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gradiend_hub.artifact.config import GradiendConfig
-from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.data import read_rows
 from gradiend_hub.errors import ArtifactError
-from gradiend_hub.gradients import directional_derivatives
+from gradiend_hub.gradients import Entries, Tangent, directional_derivatives
 from gradiend_hub.objectives import Example, Objective, examples_of
 
 __all__ = ["encode_rows", "encoder_tensors", "preactivations", "reading_sign"]
@@ -22,7 +23,7 @@ def preactivations(
     model: nn.Module,
     objective: Objective,
     examples: Sequence[Example],
-    encoder: Mapping[str, Tensor],
+    encoder: Mapping[str, Tangent],
     bias: float,
     *,
     source: str,
@@ -32,7 +33,7 @@ def preactivations(
 
     Args:
         model: the base model, unedited.
-        encoder: w_e by parameter name, in the parameters' shapes.
+        encoder: w_e by parameter name: in the parameters' shapes, by factors, or sparse.
         source: which gradient s_i is, as in `GradiendConfig`.
     """
 
@@ -43,16 +44,23 @@ def preactivations(
     return bias + (derivatives("factual") - derivatives("alternative") if source == "diff" else derivatives(source))
 
 
-def encoder_tensors(direction: Direction) -> tuple[dict[str, Tensor], float]:
-    """Encoder vectors of a direction in the parameters' shapes, and the encoder bias.
+def encoder_tensors(direction: Direction) -> tuple[dict[str, Tangent], float]:
+    """Encoder vectors of a direction in the form that they are stored in, and the encoder bias.
 
     Raises:
         ArtifactError: the direction was published without its encoder.
     """
     if not direction.has_encoder:
         raise ArtifactError("This direction has no encoder (gradiend_encoder.safetensors), so it cannot encode.")
-    parts = direction.parameters.items()
-    return {n: p.dense(p.encoder) for n, p in parts if p.encoder is not None}, direction.encoder_bias
+    return {name: _tangent(part) for name, part in direction.parameters.items()}, direction.encoder_bias
+
+
+def _tangent(part: ParameterDirection) -> Tangent:
+    values = part.encoder
+    assert values is not None
+    if isinstance(values, Factors):
+        return values
+    return values.view(part.shape) if part.indices is None else Entries(part.indices, values, part.shape)
 
 
 def reading_sign(source: str) -> int:

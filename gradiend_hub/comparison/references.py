@@ -54,7 +54,8 @@ def references_of(
     controls = [_direction(vector * sign, scope) for vector in weighted.controls]
     halves = [_direction(vector * sign, scope) for vector in (weighted.first, weighted.second)]
     pruned = [*halves, *controls]
-    if direction.entries < scope.size:
+    is_sparse = any(part.indices is not None for part in direction.parameters.values())
+    if is_sparse and direction.entries < scope.size:  # factors are few numbers, too, but of all coordinates
         pruned = [vector.to_sparse(entries=direction.entries) for vector in pruned]
     gradient, scale, cosine = None, None, None
     if config.target == "diff":  # of another target, the log-odds' gradient is not on the stream

@@ -1,8 +1,9 @@
 """Encodings without gradients: ⟨w, ∇L_i(θ)⟩ is the derivative of L_i at θ in the direction w.
 
-Forward-mode differentiation gives it for every row of a batch in one pass, exactly, with no backward pass and no gradient
-vector: two or three times the work of a forward pass. Where a kernel has no forward-mode formula (mixtures of experts), it
-is one backward pass per row, which the log says once per model.
+A low-rank or sparse w is read from one pass of input gradients (see `rowwise`), a dense one by forward-mode differentiation,
+in two or three times the work of a forward pass; both exactly, for every row of a batch at once, with no gradient vector.
+Where a kernel has no forward-mode formula, input gradients serve a dense w, too. Where a layer mixes rows (mixtures of
+experts), rows are read one at a time, which the log says once per model.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +20,37 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import first_line
 from gradiend_hub.objectives import Batch, Objective, Sample, batched, evaluating
 from gradiend_hub.progress import progress, tell
 from gradiend_hub.scope import actual_names
+
+from .rowwise import NotByRowError, RowReader, Tangent, dense_tangent
 
 logger = logging.getLogger(__name__)
 
 _without_formula: WeakSet[nn.Module] = WeakSet()
 """Models that forward-mode differentiation has failed on."""
 
+_own: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
+"""Parameters by model of which only gradients of their own are known, so that its rows are read one at a time."""
+
+_by_row: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""Parameters by model in whose layers the rows of a batch were found to stay apart."""
+
+_mixing: WeakSet[nn.Module] = WeakSet()
+"""Models whose rows did not."""
+
+_COMPACT = 0.5
+"""Largest share of the parameters' coordinates that a w may store to be read from input gradients."""
+
 
 def directional_derivatives(
     model: nn.Module,
     objective: Objective,
     samples: Sequence[Sample],
-    tangents: Mapping[str, Tensor],
+    tangents: Mapping[str, Tangent],
     *,
     batch_size: int = 32,
 ) -> Tensor:
@@ -43,59 +59,86 @@ def directional_derivatives(
     Args:
         model: the base model; left as it was.
         samples: inputs with labelled slots; L_i is the summed cross entropy of the slots of sample i.
-        tangents: w by parameter name, in the parameters' shapes; parameters without one are constants.
+        tangents: w by parameter name, in the parameters' shapes, by factors or as `Entries`; parameters without one are
+            constants.
         batch_size: samples per forward pass. Results do not depend on it beyond fp32 rounding.
     """
-    _load_formulas()
     device = next(model.parameters()).device
     out = torch.empty(len(samples))
     batches = batched([sample.cost for sample in samples], batch_size, stretch=1.25)
-    with evaluating(model):
-        for rows in progress(batches, "encoding", len(batches)):
-            chosen = [samples[i] for i in rows]
-            if model not in _without_formula:
-                try:
-                    out[rows] = _derivatives(model, objective, objective.collate(chosen).to(device), tangents)
-                    continue
-                except NotImplementedError as error:  # what torch itself raises for an operation without a formula
-                    _without_formula.add(model)
-                    tell(
-                        logger,
-                        "%s has an operation without a forward-mode formula, so its rows are encoded one at a time by a "
-                        "backward pass each, which is several times slower. (%s)",
-                        type(model).__name__,
-                        first_line(error),
-                    )
-            slots = [objective.collate([sample]).to(device) for sample in chosen]
-            out[rows] = torch.stack([_by_backward(model, objective, row, tangents) for row in slots])
+    forward_mode = not _is_compact(model, tangents) and model not in _without_formula
+    for rows in progress(batches, "encoding", len(batches)):
+        chosen = [samples[i] for i in rows]
+        if forward_mode:
+            try:
+                out[rows] = _derivatives(model, objective, objective.collate(chosen).to(device), tangents)
+                continue
+            except NotImplementedError as error:  # what torch itself raises for an operation without a formula
+                _without_formula.add(model)
+                forward_mode = False
+                logger.info(
+                    "%s has no forward-mode formula for an operation. (%s)", type(model).__name__, first_line(error)
+                )
+        out[rows] = _by_input_gradients(model, objective, chosen, tangents)
     return out
 
 
-def _derivatives(model: nn.Module, objective: Objective, slots: Batch, tangents: Mapping[str, Tensor]) -> Tensor:
-    parameters = {name: model.get_parameter(name).detach() for name in tangents}
+def _is_compact(model: nn.Module, tangents: Mapping[str, Tangent]) -> bool:
+    stored = sum(t.values.numel() if not isinstance(t, (Tensor, Factors)) else t.numel() for t in tangents.values())
+    names = actual_names(model)
+    return stored <= _COMPACT * sum(model.get_parameter(names[name]).numel() for name in tangents)
+
+
+def _by_input_gradients(
+    model: nn.Module, objective: Objective, samples: Sequence[Sample], tangents: Mapping[str, Tangent]
+) -> Tensor:
+    """The same numbers from input gradients: of all samples at once, or one by one where they cannot be told apart."""
+    device = next(model.parameters()).device
+    while True:
+        own = _own.get(model, frozenset())
+        together = not own.intersection(tangents) and model not in _mixing
+        try:
+            with RowReader(model, tangents, own) as reader:
+                if not together:
+                    parts = [reader.read(objective, objective.collate([s]).to(device)) for s in samples]
+                    return torch.cat(parts) if parts else torch.empty(0)
+                known = _by_row.setdefault(model, set())
+                unknown = len(samples) > 1 and not known.issuperset(tangents)
+                z = reader.read(objective, objective.collate(samples).to(device), check=unknown)
+                if unknown:
+                    known.update(tangents)
+                return z
+        except NotByRowError as error:
+            first = model not in _own and model not in _mixing
+            if error.names:
+                _own[model] = own | frozenset(error.names)
+            else:
+                _mixing.add(model)
+            if first:
+                tell(
+                    logger,
+                    "The rows of a batch cannot be told apart within %s, so they are encoded one at a time, which is "
+                    "several times slower.%s",
+                    type(model).__name__,
+                    f" ({error.names[0]})" if error.names else "",
+                )
+
+
+def _derivatives(model: nn.Module, objective: Objective, slots: Batch, given: Mapping[str, Tangent]) -> Tensor:
+    _load_formulas()
+    parameters = {name: model.get_parameter(name).detach() for name in given}
+    tangents = {name: dense_tangent(tangent, parameters[name].shape) for name, tangent in given.items()}
     scale = 1.0
     if any(p.dtype == torch.float16 for p in parameters.values()):  # its numbers end at 65504; a power of two is exact
         largest = max((float(tangent.abs().max()) for tangent in tangents.values()), default=0.0)
         scale = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
         tangents = {name: tangent / scale for name, tangent in tangents.items()}
     # the fused attention kernels have no forward-mode formula; the math one is exact and slot batches are short
-    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    with evaluating(model), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         dual = {n: forward_ad.make_dual(p, tangents[n].to(p.device, p.dtype)) for n, p in parameters.items()}
         losses = functional_call(_SlotLoss(model, objective), _in_place(model, dual), (slots,))
         derivative = forward_ad.unpack_dual(losses).tangent
     return torch.zeros(len(slots.labels)) if derivative is None else scale * derivative.float().cpu()
-
-
-def _by_backward(model: nn.Module, objective: Objective, row: Batch, tangents: Mapping[str, Tensor]) -> Tensor:
-    """The same number for one row, from its gradient."""
-    parameters = {name: model.get_parameter(name).detach().requires_grad_() for name in tangents}
-    with torch.enable_grad():
-        (loss,) = functional_call(_SlotLoss(model, objective), _in_place(model, parameters), (row,))
-        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-    wide = torch.promote_types(gradients[0].dtype, torch.float32)  # the products of a bf16 model are summed in fp32
-    pairs = zip(gradients, tangents.values(), strict=True)
-    products = [(g.to(wide).flatten() @ t.to(g.device, wide).flatten()).cpu() for g, t in pairs]
-    return torch.stack(products).sum().float()
 
 
 def _in_place(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

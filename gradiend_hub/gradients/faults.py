@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +15,8 @@ from gradiend_hub.objectives import Example, Objective, PairBatch
 from .pairs import GradientReader, NotFiniteError, read_pair
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class SkippedRows:
@@ -47,14 +51,25 @@ class SkippedRows:
         Raises:
             TrainingError: more rows than allowed are unusable, or a gradient is zero everywhere.
         """
+        return self.read(objective, batch, partial(read_pair, reader, objective, source=source, target=target))
+
+    def read(self, objective: Objective, batch: PairBatch, read: Callable[[PairBatch], T]) -> T | None:
+        """What `read` returns of the usable rows of the batch; None if there is none.
+
+        Args:
+            read: raises `NotFiniteError` where a loss or a gradient of the rows is not finite.
+
+        Raises:
+            TrainingError: more rows than allowed are unusable, or `read` raises it of all of them.
+        """
         while len(batch):
             self.used = len(batch)
             try:
-                return read_pair(reader, objective, batch, source=source, target=target)
+                return read(batch)
             except NotFiniteError as error:
                 bad, reason = error.rows, "its loss is not finite"
                 if not bad:
-                    bad, reason = _bad_gradients(reader, objective, batch, source, target), "its gradient is not finite"
+                    bad, reason = _bad_gradients(batch, read), "its gradient is not finite"
                 if not bad:
                     raise
             for row in bad:
@@ -96,13 +111,11 @@ class SkippedRows:
             )
 
 
-def _bad_gradients(
-    reader: GradientReader, objective: Objective, batch: PairBatch, source: str, target: str
-) -> tuple[int, ...]:
+def _bad_gradients(batch: PairBatch, read: Callable[[PairBatch], Any]) -> tuple[int, ...]:
     bad = []
     for row in range(len(batch)):
         try:
-            read_pair(reader, objective, batch.select([row]), source=source, target=target)
+            read(batch.select([row]))
         except NotFiniteError:
             bad.append(row)
         except TrainingError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from gradiend_hub.errors import DataError, TrainingError
 from gradiend_hub.objectives import IGNORED, Batch, Objective, batched
 from gradiend_hub.progress import progress
 
+from .factors import FactorReader
 from .pairs import GradientReader
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,27 @@ def diagonal_fisher(
     Raises:
         DataError: no text has a token that is scored.
     """
+    total, tokens = torch.zeros(reader.scope.size, device=next(iter(reader.scope.parameters.values())).device), 0
+    for loss, scored in sampled_losses(reader, objective, texts, rows, batch_size=batch_size, seed=seed, draws=draws):
+        total.addcmul_(*(2 * [reader.read(loss)]))
+        tokens += scored
+    return total / tokens
+
+
+def sampled_losses(
+    reader: GradientReader | FactorReader,
+    objective: Objective,
+    texts: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    batch_size: int,
+    seed: int,
+    draws: int,
+) -> Iterator[tuple[Tensor, int]]:
+    """Losses of batches of texts at labels that the model itself drew, each with its number of tokens.
+
+    Arguments and errors are those of `diagonal_fisher`.
+    """
     device = next(iter(reader.scope.parameters.values())).device
     generator = torch.Generator(device).manual_seed(seed)
     rng = random.Random(seed)
@@ -54,25 +77,19 @@ def diagonal_fisher(
         raise DataError(
             f"None of the {len(texts)} neutral texts has a token to score, so there is no Fisher information."
         )
-    total, tokens = torch.zeros(reader.scope.size, device=device), 0
     unusable: set[str] = set()
     batches = batched([sample.cost for sample in samples], batch_size)
     for numbers in progress(batches, "Fisher information", len(batches)):
         chosen = [samples[i] for i in numbers]
-        slots = objective.collate(chosen).to(device)
-        loss = _sampled_loss(reader, objective, slots, generator)
-        while isinstance(loss, list):
+        while chosen:
+            slots = objective.collate(chosen).to(device)
+            loss = reader.forward(partial(_sampled_loss, reader, objective, slots, generator))
+            if not isinstance(loss, list):
+                yield loss, int((slots.labels != IGNORED).sum())
+                break
             for i in loss:
                 _leave_out(" with ".join(map(repr, objective.describe(chosen[i]))), unusable, len(texts) + len(rows))
             chosen = [sample for i, sample in enumerate(chosen) if i not in loss]
-            if not chosen:
-                break
-            slots = objective.collate(chosen).to(device)
-            loss = _sampled_loss(reader, objective, slots, generator)
-        else:
-            total.addcmul_(*(2 * [reader.read(loss)]))
-            tokens += int((slots.labels != IGNORED).sum())
-    return total / tokens
 
 
 def _leave_out(text: str, unusable: set[str], total: int) -> None:
@@ -87,7 +104,7 @@ def _leave_out(text: str, unusable: set[str], total: int) -> None:
 
 
 def _sampled_loss(
-    reader: GradientReader, objective: Objective, slots: Batch, generator: torch.Generator
+    reader: GradientReader | FactorReader, objective: Objective, slots: Batch, generator: torch.Generator
 ) -> Tensor | list[int]:
     """Sum over the slots of −log p of a label that the model itself drew; or the rows whose probabilities are NaN."""
     log_probs = objective.log_probs(reader.model, slots)  # [B, K, V]

@@ -18,7 +18,10 @@ from gradiend_hub.errors import TrainingError
 from gradiend_hub.objectives import Objective, PairBatch
 from gradiend_hub.scope import BLOCK, Scope
 
+from .factors import FactorReader
 from .pairs import GradientReader, read_pair
+
+Reader = GradientReader | FactorReader
 
 _TIMED_STEPS = 2
 
@@ -116,19 +119,21 @@ class Workload:
         state_vectors: fp32 vectors [n] that solver and optimizer hold per run, times the number of runs.
         source, target: as in `GradiendConfig`.
         observe: what the solver does with a pair; it is called three times.
+        learn: what the solver does with the typical batch, reading included, where it learns from no pairs.
     """
 
     typical: PairBatch
     largest: PairBatch
     steps: int
     reads: int
-    state_vectors: int
+    state_vectors: float
     source: str = "alternative"
     target: str = "diff"
     observe: Callable[[Tensor, Tensor], object] = lambda _s, _t: None
+    learn: Callable[[], object] | None = None
 
 
-def estimate(reader: GradientReader, objective: Objective, work: Workload) -> Estimate:
+def estimate(reader: Reader, objective: Objective, work: Workload) -> Estimate:
     """Predict the cost of learning from a batch that is read three times, twice against the clock.
 
     Args:
@@ -137,6 +142,10 @@ def estimate(reader: GradientReader, objective: Objective, work: Workload) -> Es
 
     def step() -> tuple[float, float]:
         start = time.perf_counter()
+        if isinstance(reader, FactorReader):
+            assert work.learn is not None
+            work.learn()
+            return time.perf_counter() - start, 0.0
         pair = read_pair(reader, objective, work.typical, source=work.source, target=work.target)
         read = time.perf_counter()
         work.observe(*pair)
@@ -146,20 +155,23 @@ def estimate(reader: GradientReader, objective: Objective, work: Workload) -> Es
     scope, vectors = reader.scope, len({work.source, work.target})
     whole, learning = zip(*(step() for _ in range(_TIMED_STEPS)), strict=True)
     tensors = [*reader.model.parameters(), *reader.model.buffers()]
+    gradient = 4 * vectors * scope.size + max(p.nbytes for p in scope.parameters.values())
+    if isinstance(reader, FactorReader):  # what is summed aside counts as the solver's
+        gradient = max((scope.parameters[name].nbytes for name in reader.own), default=0)
     return Estimate(
         steps=work.steps,
         step_seconds=median(whole),
         base_bytes=sum(t.nbytes for t in tensors),
         activation_bytes=activation_bytes(reader, objective, work.largest),
         working_bytes=_working_bytes(reader, objective, work.largest),
-        gradient_bytes=4 * vectors * scope.size + max(p.nbytes for p in scope.parameters.values()),
-        state_bytes=4 * work.state_vectors * scope.size,
+        gradient_bytes=gradient,
+        state_bytes=int(4 * work.state_vectors * scope.size),
         reads=work.reads,
         learn_seconds=median(learning),
     )
 
 
-def activation_bytes(reader: GradientReader, objective: Objective, batch: PairBatch) -> int:
+def activation_bytes(reader: Reader, objective: Objective, batch: PairBatch) -> int:
     """Count the bytes that a batch's forward pass keeps for its backward passes, parameters aside. Shared memory counts
     once.
 
@@ -180,7 +192,7 @@ def activation_bytes(reader: GradientReader, objective: Objective, batch: PairBa
     return sum(saved.values())
 
 
-def _working_bytes(reader: GradientReader, objective: Objective, batch: PairBatch) -> int:
+def _working_bytes(reader: Reader, objective: Objective, batch: PairBatch) -> int:
     """About as much as the block at work keeps; twice that where it is recomputed first. One row tells, without either."""
     recomputed = [m for m in reader.model.modules() if isinstance(m, GradientCheckpointingLayer) and m.training]
     blocks = len({m[1] for name in reader.scope.parameters if (m := BLOCK.search(name))})
@@ -196,7 +208,7 @@ def _working_bytes(reader: GradientReader, objective: Objective, batch: PairBatc
 
 @contextmanager
 def memory_advised(
-    reader: GradientReader, objective: Objective, batch: PairBatch, *, state_vectors: int, density: float = 1.0
+    reader: Reader, objective: Objective, batch: PairBatch, *, state_vectors: float, density: float = 1.0
 ) -> Iterator[None]:
     """Inside, running out of memory is a `TrainingError` that says what to lower and what it would save."""
     try:
@@ -213,7 +225,7 @@ def memory_advised(
 
 
 @contextmanager
-def state_advised(scope: Scope, *, state_vectors: int) -> Iterator[None]:
+def state_advised(scope: Scope, *, state_vectors: float) -> Iterator[None]:
     """As `memory_advised`, for the vectors of solver and optimizer."""
     try:
         yield
@@ -222,8 +234,8 @@ def state_advised(scope: Scope, *, state_vectors: int) -> Iterator[None]:
             raise
         advice = memory_advice(scope, rows=1, activations=0, state_vectors=state_vectors, density=scope.density)
         raise TrainingError(
-            f"Out of memory with {state_vectors} vectors of {scope.size:,} coordinates, of solver and optimizer. {advice} "
-            'Or keep fewer vectors: solver="closed_form", num_runs=1, or comparable=False.'
+            f"Out of memory with {state_vectors:.3g} vectors of {scope.size:,} coordinates, of solver and optimizer. "
+            f'{advice} Or keep fewer vectors: solver="closed_form", num_runs=1, or comparable=False.'
         ) from error
 
 
@@ -235,7 +247,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def memory_advice(scope: Scope, *, rows: int, activations: int, state_vectors: int, density: float = 1.0) -> str:
+def memory_advice(scope: Scope, *, rows: int, activations: int, state_vectors: float, density: float = 1.0) -> str:
     """Return what to lower, the largest saving first, and what each saves.
 
     Args:
@@ -245,7 +257,7 @@ def memory_advice(scope: Scope, *, rows: int, activations: int, state_vectors: i
         state_vectors: fp32 vectors [n] that are held: source, target, and those of solver and optimizer.
         density: share of the scope's coordinates that are kept at present.
     """
-    state = 4 * state_vectors * scope.size
+    state = int(4 * state_vectors * scope.size)
     advice = {f"density={density / 10:.2g} in place of {density:.2g}": (9 * state // 10, "of vectors")}
     if rows > 1:
         advice[f"per_device_train_batch_size={rows // 2} in place of {rows}"] = (
@@ -256,7 +268,7 @@ def memory_advice(scope: Scope, *, rows: int, activations: int, state_vectors: i
     if len(blocks) > 1:
         upper = sorted(blocks)[(len(blocks) + 1) // 2 :]
         lower = [n for n in scope.parameters if (m := BLOCK.search(n)) and int(m[1]) not in upper]
-        vectors = 4 * state_vectors * sum(scope.sizes[n] for n in lower)
+        vectors = int(4 * state_vectors * sum(scope.sizes[n] for n in lower))
         graph = activations * (len(blocks) - len(upper)) // len(blocks)
         layers = f"{upper[0]}-{upper[-1]}" if len(upper) > 1 else str(upper[0])
         advice[f'layers="{layers}" as scope'] = (vectors + graph, "of vectors and activations")

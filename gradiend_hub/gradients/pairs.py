@@ -7,22 +7,28 @@ forward pass serves both backward passes, and the head sees the slots only.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.objectives import Batch, Objective, PairBatch
 from gradiend_hub.scope import Scope, names_of
 
-logger = logging.getLogger(__name__)
+from .frozen import frozen
+
+T = TypeVar("T")
+
+
+class HasScope(Protocol):
+    """A reader of a scope."""
+
+    scope: Scope
+    silent: dict[str, None]
 
 
 class GradientReader:
@@ -69,18 +75,8 @@ class GradientReader:
                 f"{len(offloaded)} parameters in scope are offloaded to disk or CPU and have no gradient here "
                 f"({names_of(offloaded)}). Choose a scope or a device_map that keeps them on a device."
             )
-        self._modes = {module: module.training for module in self.model.modules()}
-        self._required = {p: p.requires_grad for p in self.model.parameters()}
-        self._gradients = {p: p.grad for p in self._required}
-        self._config = getattr(self.model, "config", None)
-        self._use_cache = getattr(self._config, "use_cache", None)
-        if self._use_cache:
-            self._config.use_cache = False  # type: ignore[union-attr]
-        self.model.eval()
-        self._checkpointing = _checkpoint_without_dropout(self.model)
-        for parameter in self._required:
-            parameter.requires_grad_(False)
-            parameter.grad = None  # what a user had accumulated there is neither read nor lost
+        self._frozen = frozen(self.model)
+        self._frozen.__enter__()
         self._handles, self._direct = [], {}
         for name, where in self._slices.items():
             scoped = self.scope.parameters[name]
@@ -96,15 +92,7 @@ class GradientReader:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        for layer, function in self._checkpointing.items():
-            layer._gradient_checkpointing_func = function
-        for parameter, required in self._required.items():
-            parameter.requires_grad_(required)
-            parameter.grad = self._gradients[parameter]
-        for module, mode in self._modes.items():
-            module.training = mode
-        if self._use_cache:
-            self._config.use_cache = self._use_cache  # type: ignore[union-attr]
+        self._frozen.__exit__(kind, error, trace)
         self._used.clear()
 
     def _gatherer(self, name: str, where: slice) -> Callable[[Tensor], None]:
@@ -121,6 +109,10 @@ class GradientReader:
             self._vector[where] += values.to(self._vector.device)
 
         return gather
+
+    def forward(self, compute: Callable[[], T]) -> T:
+        """Run a forward pass of the model."""
+        return compute()
 
     def read(self, loss: Tensor, *, retain_graph: bool = False, into: Tensor | None = None) -> Tensor:
         """∇loss as a flat vector [n], fp32, on the reader's device; added to the vector `into` if one is given."""
@@ -145,42 +137,6 @@ class GradientReader:
         if self.reuse:
             self._used.append(vector)
         return vector
-
-
-def _checkpoint_without_dropout(model: nn.Module) -> dict[nn.Module, Any]:
-    """Make layers with gradient checkpointing recompute themselves, with dropout off in both passes.
-
-    transformers recomputes a layer only in training mode. So the layer itself says that it is training, its children do
-    not, and while its forward runs it does not either.
-
-    Returns:
-        The layers and their own checkpointing functions, to be put back.
-    """
-    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
-    functions: dict[nn.Module, Any] = {}
-    for layer in layers:
-        if isinstance(layer, GradientCheckpointingLayer):
-            functions[layer] = layer._gradient_checkpointing_func
-            layer._gradient_checkpointing_func = partial(_checkpointed, layer, functions[layer])
-            layer.training = True
-    if layers and not functions:
-        logger.warning(
-            "%s checkpoints gradients in a way that needs dropout to be active, so its layers are not recomputed and "
-            "need their full memory. Lower the batch size instead.",
-            type(model).__name__,
-        )
-    return functions
-
-
-def _checkpointed(layer: nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *args: Any) -> Any:
-    def without_dropout(*inputs: Any) -> Any:
-        layer.training = False
-        try:
-            return forward(*inputs)
-        finally:
-            layer.training = True
-
-    return checkpoint(without_dropout, *args)
 
 
 def slot_losses(model: nn.Module, objective: Objective, batch: PairBatch, gradient: str) -> Tensor:
@@ -217,12 +173,9 @@ def read_pair(
         # half the time of a norm, and small gradients do not vanish in it as their squares do
         total = float(vector.sum())
         if not math.isfinite(total):
-            raise NotFiniteError(
-                f"The {name} gradient is not finite on all coordinates in scope ({reader.scope.summary()}). Load the base "
-                "model in float32 or bfloat16, or look for the row with a smaller batch.",
-            )
+            raise NotFiniteError(not_finite_message(reader, name))
         if total == 0.0 and not bool(vector.any()):
-            raise TrainingError(_zero_message(reader, name))
+            raise TrainingError(zero_message(reader, name))
     return gradients[source], gradients[target]
 
 
@@ -234,7 +187,7 @@ class NotFiniteError(TrainingError):
         self.rows = rows
 
 
-def _require_finite(losses: Tensor) -> None:
+def require_finite(losses: Tensor) -> None:
     finite = losses.detach().isfinite()
     if not bool(finite.all()):
         bad = tuple((~finite).nonzero().flatten().tolist())
@@ -245,7 +198,7 @@ def _require_finite(losses: Tensor) -> None:
 
 def _read_shared(reader: GradientReader, objective: Objective, batch: PairBatch, wanted: set[str]) -> dict[str, Tensor]:
     factual, alternative = objective.losses(reader.model, batch)
-    _require_finite(factual + alternative)
+    require_finite(factual + alternative)
     losses = {"factual": factual.mean(), "alternative": alternative.mean()}
     losses["diff"] = losses["factual"] - losses["alternative"]
     last = max(wanted)
@@ -258,7 +211,7 @@ def _read_apart(reader: GradientReader, objective: Objective, batch: PairBatch, 
     for name, slots in sides.items():
         if name in wanted or "diff" in wanted:
             losses = _losses(reader.model, objective, slots)
-            _require_finite(losses)
+            require_finite(losses)
             gradients[name] = reader.read(losses.mean())
     if "diff" in wanted:
         spare = "factual" not in wanted
@@ -270,14 +223,22 @@ def _read_apart(reader: GradientReader, objective: Objective, batch: PairBatch, 
     return {name: gradients[name] for name in sorted(wanted)}
 
 
-def _zero_message(reader: GradientReader, name: str) -> str:
+def not_finite_message(reader: HasScope, name: str) -> str:
+    """Say that a gradient is not finite, and what to do."""
+    return (
+        f"The {name} gradient is not finite on all coordinates in scope ({reader.scope.summary()}). Load the base model in "
+        "float32 or bfloat16, or look for the row with a smaller batch."
+    )
+
+
+def zero_message(reader: HasScope, name: str) -> str:
     return (
         f"The {name} gradient is zero on all coordinates in scope ({reader.scope.summary()}). Is the scope used by the "
         f"loss, and do factual and alternative differ? {silence(reader)}"
     )
 
 
-def silence(reader: GradientReader) -> str:
+def silence(reader: HasScope) -> str:
     """Name the parameters in scope that have never had a gradient, in one sentence; empty if all had one."""
     if not reader.silent:
         return ""

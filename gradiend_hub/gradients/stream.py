@@ -15,7 +15,7 @@ from .memory import memory_advised
 from .pairs import GradientReader
 from .store import GradientStore
 
-__all__ = ["PairRows", "PairStream", "StoredPairs", "neutral_source"]
+__all__ = ["PairRows", "PairStream", "StoredPairs", "neutral_source", "share_skipped"]
 
 
 def neutral_source(source: str) -> str:
@@ -41,6 +41,17 @@ class StoredPairs:
     groups: Mapping[tuple[int, ...], int]
 
 
+def share_skipped(skipped: SkippedRows) -> None:
+    """Let every process know the rows that any of them has left out. All processes must call it.
+
+    Raises:
+        TrainingError: together they are more than allowed.
+    """
+    found: list[dict[str, str]] = [{}] * distributed.get_world_size()
+    distributed.all_gather_object(found, skipped.rows)
+    skipped.join(found)
+
+
 class PairStream:
     """Source and target gradient (s, t) of batches of rows.
 
@@ -59,7 +70,7 @@ class PairStream:
         rows: PairRows,
         *,
         skipped: SkippedRows,
-        state_vectors: int,
+        state_vectors: float,
         stored: StoredPairs | None = None,
     ) -> None:
         self.reader, self.objective, self.rows, self.stored = reader, objective, rows, stored
@@ -107,16 +118,10 @@ class PairStream:
         distributed.all_reduce(counts)
         total, left_out = counts.tolist()
         if left_out != distributed.get_world_size() * self._told:
-            self._tell_skipped()
+            share_skipped(self.skipped)
+            self._told = len(self.skipped.rows)
         if not total:
             return None
         for vector in (s, t):
             distributed.all_reduce(vector.mul_(share / total))
         return s, t
-
-    def _tell_skipped(self) -> None:
-        """Let every process know the rows that any of them has left out."""
-        found: list[dict[str, str]] = [{}] * distributed.get_world_size()
-        distributed.all_gather_object(found, self.skipped.rows)
-        self.skipped.join(found)
-        self._told = len(self.skipped.rows)

@@ -8,12 +8,13 @@ from pathlib import Path
 from gradiend_hub.errors import ConfigError
 
 from .autoencoder import AutoencoderSolver
-from .base import Solution, Solver, calibrated, gain_of
+from .base import ByParameter, Solution, Solver, Vector, calibrated, gain_of
 from .closed_form import ClassMeans, ClosedFormSolver
 from .damage_aware import DAMPINGS, UNMEASURED, damage_aware, damping_weights, effect_shares
 from .report import Convergence, RunReport, SeedReport, convergence, seed_report
 from .ridge import RidgeSolver
 from .shard import Shard
+from .sketches import Sketching, SketchSolver
 from .split_means import Contrasts, SplitMeans
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "SOLVERS",
     "UNMEASURED",
     "AutoencoderSolver",
+    "ByParameter",
     "ClassMeans",
     "ClosedFormSolver",
     "Contrasts",
@@ -29,9 +31,12 @@ __all__ = [
     "RunReport",
     "SeedReport",
     "Shard",
+    "SketchSolver",
+    "Sketching",
     "Solution",
     "Solver",
     "SplitMeans",
+    "Vector",
     "calibrated",
     "convergence",
     "damage_aware",
@@ -57,6 +62,7 @@ def make_solver(
     rates: Sequence[float] | None = None,
     folder: str | Path | None = None,
     shard: Shard | None = None,
+    sketching: Sketching | None = None,
 ) -> Solver:
     """Make the solver called `name` for gradients of `size` coordinates.
 
@@ -65,6 +71,7 @@ def make_solver(
         rates: learning rate of each run relative to the optimizer's, of the autoencoder.
         folder: where ridge keeps its vectors, instead of in memory.
         shard: coordinates that this process holds; default: all.
+        sketching: how the closed form sketches its class means, instead of keeping them.
 
     Raises:
         ConfigError: unknown name, or several runs or rates for a solver that has neither.
@@ -75,4 +82,6 @@ def make_solver(
         return AutoencoderSolver(size, seeds, rates, shard)
     if len(seeds) > 1 or rates is not None:
         raise ConfigError(f"Solver {name!r} has no seeds and no learning rates; its one run needs neither.")
+    if name == "closed_form" and sketching is not None:
+        return SketchSolver(sketching, size, shard)
     return RidgeSolver(size, folder=folder, shard=shard) if name == "ridge" else ClosedFormSolver(size, shard)

@@ -14,20 +14,73 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gradiend_hub.artifact.low_rank import Factors
+
 from .shard import Shard
 
 LEVEL = 0.9
 """|h| of a typical row."""
 
 
+@dataclass(frozen=True, eq=False)
+class ByParameter:
+    """A vector [n] by parameter: matrices by the factors of their product, all else as it is, flat; fp32, on the CPU."""
+
+    parts: Mapping[str, Tensor | Factors]
+
+    def __mul__(self, factor: float) -> ByParameter:
+        return ByParameter({name: part * factor for name, part in self.parts.items()})
+
+    def __add__(self, other: ByParameter) -> ByParameter:
+        return ByParameter({name: _sum(part, other.parts[name]) for name, part in self.parts.items()})
+
+    def to_rank(self, rank: int) -> ByParameter:
+        """The nearest vector whose matrices are of at most this rank."""
+        parts = self.parts.items()
+        return ByParameter({n: part.to_rank(rank) if isinstance(part, Factors) else part for n, part in parts})
+
+    def inner(self, other: ByParameter) -> float:
+        """Inner product with a vector of the same parameters, in fp64."""
+        total = 0.0
+        for name, mine in self.parts.items():
+            theirs = other.parts[name]
+            if isinstance(mine, Factors):
+                total += mine.inner(theirs)
+            elif isinstance(theirs, Factors):
+                total += theirs.inner(mine)
+            else:
+                total += float(mine.double() @ theirs.double())
+        return total
+
+    def norm(self) -> float:
+        """Euclidean norm."""
+        return math.sqrt(max(self.inner(self), 0.0))
+
+
+def _sum(one: Tensor | Factors, other: Tensor | Factors) -> Tensor | Factors:
+    """Of one parameter; factors that outgrow the smaller side are cut to it, which loses nothing."""
+    if isinstance(one, Factors) and isinstance(other, Factors):
+        joined = Factors.joined([one, other])
+        return joined.to_rank(min(joined.b.shape[0], joined.a.shape[1]))
+    assert isinstance(one, Tensor) and isinstance(other, Tensor)
+    return one + other
+
+
+Vector = Tensor | ByParameter
+"""A vector over all coordinates: [n], fp32, or by parameter, where [n] would be too long."""
+
+
 @dataclass(frozen=True)
 class Solution:
-    """h = tanh(⟨w_e, s⟩ + b_e) and t̂ = w_d·h + b_d; vectors are [n], fp32 (arXiv 2502.01406, section 3)."""
+    """h = tanh(⟨w_e, s⟩ + b_e) and t̂ = w_d·h + b_d; vectors are [n], fp32 (arXiv 2502.01406, section 3).
 
-    encoder: Tensor
+    All three are `ByParameter` where the solver learns by sketches.
+    """
+
+    encoder: Any
     encoder_bias: float
-    decoder: Tensor
-    decoder_bias: Tensor
+    decoder: Any
+    decoder_bias: Any
 
     def with_gain(self, gain: float, decoder_scale: float = 1.0) -> Solution:
         """The map with its pre-activation times `gain`. A negative gain flips the orientation: then h and w_d change
@@ -47,12 +100,13 @@ class Solution:
         return replace(self, encoder=self.encoder * gain, encoder_bias=self.encoder_bias * gain)
 
     def encode(self, s: Tensor) -> float:
-        """h of one source gradient [n]."""
+        """h of one source gradient [n]; for vectors [n]."""
         return float(torch.tanh(self.encoder @ s + self.encoder_bias))
 
     def decode(self, h: float) -> Tensor:
-        """t̂ of one feature value: [n]."""
-        return self.decoder * h + self.decoder_bias
+        """t̂ of one feature value: [n]; for vectors [n]."""
+        prediction: Tensor = self.decoder * h + self.decoder_bias
+        return prediction
 
 
 def gain_of(z: Tensor, labels: Tensor, level: float = LEVEL) -> float:

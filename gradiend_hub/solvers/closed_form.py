@@ -23,6 +23,20 @@ from .shard import Shard
 _DAMPING = 0.1
 
 
+def regression(counts: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Least squares of class means m₊, m₋ and 0 on h: coefficients of both means in the weight, and in the bias; [2] each.
+
+    Args:
+        counts: vectors of label +1, −1 and 0; [3], fp64.
+        levels: h of each; [3], fp64.
+    """
+    shares = counts / counts.sum().clamp(min=1)
+    mean = shares @ levels
+    spread = shares @ (levels - mean).square()
+    factors = (shares * (levels - mean) / spread if spread > 0 else torch.zeros_like(shares))[:2]
+    return factors, shares[:2] - factors * mean
+
+
 class ClassMeans(nn.Module):
     """Running mean of vectors [n] by label, +1 first; of label 0 only the number is kept. State: 2n values."""
 
@@ -46,12 +60,8 @@ class ClassMeans(nn.Module):
         Args:
             levels: h of a row of label +1, −1 and 0; [3], fp64.
         """
-        shares = self.counts / self.counts.sum().clamp(min=1)
-        mean = shares @ levels
-        spread = shares @ (levels - mean).square()
-        factors = (shares * (levels - mean) / spread if spread > 0 else torch.zeros_like(shares))[:2]
-        weight = factors.to(self.means) @ self.means
-        bias = shares[:2].to(self.means) @ self.means - weight * float(mean)
+        factors, offsets = regression(self.counts, levels)
+        weight, bias = factors.to(self.means) @ self.means, offsets.to(self.means) @ self.means
         return self.shard.whole(weight), self.shard.whole(bias)
 
     def relative_error(self, vector: Tensor, label: float) -> Tensor:

@@ -51,4 +51,5 @@ def effect_shares(solution: Solution, fisher: Tensor, damping: float) -> Tensor:
     Args:
         solution: the plain one, not yet divided.
     """
-    return solution.decoder.square() / (fisher + damping * fisher.mean()).clamp(min=1e-38)
+    shares: Tensor = solution.decoder.square() / (fisher + damping * fisher.mean()).clamp(min=1e-38)
+    return shares

@@ -35,6 +35,7 @@ _LIMITS = {
     "num_runs": Annotated[int, at_least(1)],
     "per_device_eval_batch_size": Annotated[int, at_least(1)],
     "per_device_train_batch_size": Annotated[int, at_least(1)],
+    "rank": Annotated[int, at_least(1)] | None,
     "quality_floor": Annotated[float, Limit("a number between 0 and 1", lambda share: 0 < share < 1)],
     "solver": Annotated[str, one_of(*SOLVERS)],
 }
@@ -70,10 +71,14 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             another seed of the solver, learning rate or solver, need no base model. The batches are the same ones in every
             epoch then. It is refused for any other base, data, scope or batches. One process only.
         gradient_store_dtype: "float32", or "bfloat16" or "float16" at half the size.
-        decoder: "solver" (its own), "mean" (least squares of the class means), or "damage_aware" (formerly "fisher"): the
-            latter divided by the damped Fisher information of neutral text and of the rows' own text, for more effect at the
-            same damage. It needs
-            `GradiendTrainer(neutral_train_dataset=…)`; its damping is chosen on the validation rows.
+        decoder: "solver" (its own), "mean" (least squares of the class means), "damage_aware" (formerly "fisher": the latter
+            divided by the damped Fisher information of neutral text and of the rows' own text, for more effect at the same
+            damage), or "natural" (divided by its Kronecker factors, which keeps a low rank, and so needs `rank`). The last
+            two need `GradiendTrainer(neutral_train_dataset=…)`. Their dampings are chosen on the validation rows: those of
+            "natural" for each sign by itself, with the plain decoder and the factors' diagonals among the candidates.
+        rank: largest rank of each matrix of the direction. It is stored by factors then, in about rank/width of the bytes.
+            The closed form learns it by sketches, in one pass and in that much memory, and never forms a gradient; what
+            other solvers have learned is cut to it in the end.
         final_density: share of the coordinates that the finished direction keeps, by their share in the decoder's effect.
         goal: "strengthen": strength 1 is the recommended dose. "debias": recommended is the strength at which both classes
             are equally likely.
@@ -110,7 +115,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     importance_rows: int = field(default=128, metadata={"help": "Training rows that the choice is made from."})
     gradient_store: str | None = field(default=None, metadata={"help": "Folder that keeps the gradients."})
     gradient_store_dtype: str = field(default="float32", metadata={"help": "Type in which they are kept."})
-    decoder: str = field(default="solver", metadata={"help": "solver, mean or damage_aware."})
+    decoder: str = field(default="solver", metadata={"help": "solver, mean, damage_aware or natural."})
+    rank: int | None = field(default=None, metadata={"help": "Largest rank of the direction's matrices."})
     final_density: float = field(default=1.0, metadata={"help": "Share of the coordinates that is kept in the end."})
     goal: Goal = field(default="strengthen", metadata={"help": "strengthen or debias."})
     controls: int = field(default=3, metadata={"help": "Random directions to compare with."})
@@ -134,8 +140,20 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             self.decoder = "damage_aware"
         for name, kind in _LIMITS.items():
             check(kind, getattr(self, name), f"GradiendTrainingArguments.{name}")
+        self._check_rank()
         if self.world_size > 1:
             self._check_processes()
+
+    def _check_rank(self) -> None:
+        if self.decoder == "natural" and self.rank is None:
+            raise ConfigError('decoder="natural" needs a rank, e.g. rank=8.')
+        if self.decoder == "damage_aware" and self.rank is not None and self.solver == "closed_form":
+            raise ConfigError(
+                'decoder="damage_aware" divides each coordinate by itself, of which a rank is left nothing. Use '
+                f'decoder="natural" with rank={self.rank}.'
+            )
+        if self.rank is not None and self.final_density < 1:
+            raise ConfigError(f"rank={self.rank} and final_density={self.final_density}: choose one of both.")
 
     def _check_processes(self) -> None:
         if self.gradient_store:

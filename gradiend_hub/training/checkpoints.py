@@ -52,6 +52,7 @@ def training_key(run: TrainingRun) -> dict[str, str]:
     fields |= {"source": config.source, "target": config.target, "solver": args.solver, "runs": args.runs}
     fields["class means of the target"] = args.decoder != "solver" or args.solver != "autoencoder"
     fields["comparable"] = args.comparable
+    fields["rank"] = args.rank if args.solver == "closed_form" else None
     fields["state format"] = STATE_FORMAT
     return {name: str(value) for name, value in fields.items()}
 

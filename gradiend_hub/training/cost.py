@@ -9,22 +9,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradiend_hub.data import Row
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.evaluation.probe import OWN_TOKENS, SCORED_TOKENS
-from gradiend_hub.gradients import Estimate, GradientReader, GradientStore, Workload, directional_derivatives, estimate
+from gradiend_hub.gradients import (
+    Estimate,
+    FactorReader,
+    GradientReader,
+    GradientStore,
+    Workload,
+    directional_derivatives,
+    estimate,
+)
 from gradiend_hub.gradients.memory import activation_bytes
 from gradiend_hub.gradients.store import KEY_FILE
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import PairBatch
 from gradiend_hub.solvers import Solution
 
-from .run import TrainingRun, as_direction
-from .streams import row_sampler, store_key
+from .decoders import constant
+from .run import TrainingRun, as_direction, tangents_of
+from .streams import Learn, row_sampler, store_key
 
 __all__ = ["predicted", "seconds_of_the_rest"]
 
@@ -43,11 +51,12 @@ _SOME_ROWS, _SOME_TEXTS = 32, 16
 
 
 def predicted(
-    reader: GradientReader,
+    reader: GradientReader | FactorReader,
     run: TrainingRun,
     observe: Callable[[Tensor, Tensor, float], object],
     *,
-    state_vectors: int,
+    learn: Learn | None = None,
+    state_vectors: float,
     process_bytes: int,
     saved_bytes: int,
 ) -> Estimate:
@@ -55,6 +64,7 @@ def predicted(
 
     Args:
         observe: what the solver does with s, t and their label.
+        learn: what it does with a batch, where it learns by factors.
         state_vectors: vectors [n] that solver and optimizer hold.
         process_bytes: memory that is in use beside base model and solver.
         saved_bytes: checkpoints and direction on disk.
@@ -79,6 +89,7 @@ def predicted(
         source=config.source,
         target=config.target,
         observe=lambda s, t: observe(s, t, dataset.labels[typical[0]]),
+        learn=None if learn is None else lambda: learn(typical),
     )
     stored = GradientStore.required_bytes(min(steps, len(batches)), run.scope.size, args.gradient_store_dtype)
     return replace(
@@ -101,11 +112,11 @@ def _reads(run: TrainingRun, batches: list[list[int]], steps: int) -> int:
     return len(set(GradientStore(folder, store_key(run, batches)).missing).intersection(first_epoch))
 
 
-def _later_bytes(reader: GradientReader, run: TrainingRun) -> int:
+def _later_bytes(reader: GradientReader | FactorReader, run: TrainingRun) -> int:
     """Predict the memory of encoding and measuring beside base model and solver: vectors, and one batch of rows at work."""
     rows = spread(run.data.dataset.examples, run.args.eval_batch_size)
     kept = activation_bytes(reader, run.objective, run.objective.collate_pairs(rows[:1]).to(reader.device))
-    return 4 * MEASURING_VECTORS * run.scope.size + 2 * len(rows) * kept // max(len(reader.scope.parameters), 1)
+    return 4 * MEASURING_VECTORS * run.numbers + 2 * len(rows) * kept // max(len(reader.scope.parameters), 1)
 
 
 def seconds_of_the_rest(run: TrainingRun, steps: int) -> dict[str, float]:
@@ -129,7 +140,7 @@ def seconds_of_the_rest(run: TrainingRun, steps: int) -> dict[str, float]:
 
 def _seconds_per_encoding(run: TrainingRun) -> float:
     samples = [example.alternative for example in spread(run.judging[0], _SOME_ROWS)]
-    tangents = run.scope.dense_tensors(torch.ones(run.scope.size) / run.scope.size)
+    tangents = tangents_of(constant(run.scope, run.args.rank, 1e-3), run.scope)
     start = time.perf_counter()
     directional_derivatives(run.base_model, run.objective, samples, tangents, batch_size=run.args.eval_batch_size)
     return (time.perf_counter() - start) / len(samples)
@@ -137,7 +148,7 @@ def _seconds_per_encoding(run: TrainingRun) -> float:
 
 def _seconds_per_reading(run: TrainingRun, rows: Sequence[Row], texts: Sequence[Any]) -> float:
     """Time one reading of some rows and texts at strength 0, and extrapolate to all of them."""
-    nothing = torch.zeros(run.scope.size)
+    nothing = constant(run.scope, run.args.rank, 0.0)
     direction = as_direction(Solution(nothing, 0.0, nothing, nothing), run.scope)
     some_rows, some_texts = spread(rows, _SOME_ROWS), spread(texts, _SOME_TEXTS)
     share = len(some_texts) / max(len(texts), 1)

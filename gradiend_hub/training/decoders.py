@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.gradients import Scope
 from gradiend_hub.gradients.importance import top_k
-from gradiend_hub.solvers import DAMPINGS, UNMEASURED, ClassMeans, Solution, damage_aware, effect_shares
+from gradiend_hub.solvers import (
+    DAMPINGS,
+    UNMEASURED,
+    ByParameter,
+    ClassMeans,
+    Solution,
+    Vector,
+    damage_aware,
+    effect_shares,
+)
 from gradiend_hub.solvers.base import LEVEL
 
-__all__ = ["DECODERS", "best_damped", "chosen_damping", "pruned", "with_mean_decoder"]
+__all__ = [
+    "DECODERS",
+    "best_damped",
+    "chosen_damping",
+    "constant",
+    "cut_to_rank",
+    "numbers_at_rank",
+    "pruned",
+    "with_mean_decoder",
+]
 
-DECODERS = ("solver", "mean", "damage_aware")
+DECODERS = ("solver", "mean", "damage_aware", "natural")
 """Values of the argument `decoder`."""
 
 Kept = tuple[Solution, Scope]
@@ -47,6 +67,43 @@ def pruned(solution: Solution, scope: Scope, shares: Tensor, density: float) -> 
     indices = {name: positions.to("cpu", index_dtype(sizes[name])) for name, positions in chosen.items()}
     vectors = {part: getattr(solution, part)[flat] for part in ("encoder", "decoder", "decoder_bias")}
     return replace(solution, **vectors), scope.keep(indices)
+
+
+def numbers_at_rank(shape: tuple[int, ...], rank: int) -> int:
+    """Count the numbers of a parameter's vector at a rank: both factors of a matrix, or a vector as it is."""
+    size = math.prod(shape)
+    return size if len(shape) < 2 else min(rank, shape[0], size // shape[0]) * (shape[0] + size // shape[0])
+
+
+def constant(scope: Scope, rank: int | None, value: float) -> Vector:
+    """A vector over a scope whose stored numbers are all the same, of low rank if one is given."""
+    if rank is None:
+        return torch.full((scope.size,), value)
+    parts: dict[str, Tensor | Factors] = {}
+    for name, parameter in scope.parameters.items():
+        rows = parameter.shape[0] if parameter.ndim > 1 else 1
+        columns = parameter.numel() // rows
+        r = min(rank, rows, columns)
+        low_rank = Factors(torch.full((rows, r), value), torch.full((r, columns), value))
+        parts[name] = low_rank if parameter.ndim > 1 else torch.full((columns,), value)
+    return ByParameter(parts)
+
+
+def cut_to_rank(solution: Solution, scope: Scope, rank: int) -> Solution:
+    """Replace every matrix of a solution's vectors [n] by the nearest one of a rank, by its factors."""
+
+    def cut(vector: Tensor) -> ByParameter:
+        parts: dict[str, Tensor | Factors] = {}
+        for name, values in scope.split(vector).items():
+            shape = tuple(scope.parameters[name].shape)
+            parts[name] = values.cpu()
+            if len(shape) > 1:
+                matrix = values.cpu().view(shape[0], -1)
+                parts[name] = Factors.nearest(matrix, min(rank, *matrix.shape))
+        return ByParameter(parts)
+
+    encoder, decoder, bias = (cut(v) for v in (solution.encoder, solution.decoder, solution.decoder_bias))
+    return replace(solution, encoder=encoder, decoder=decoder, decoder_bias=bias)
 
 
 def best_damped(

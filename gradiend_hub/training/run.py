@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.fingerprint import Fingerprint
+from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.artifact.references import References
 from gradiend_hub.base_model import base_commit, base_name
 from gradiend_hub.comparison.references import references_of
@@ -23,16 +25,27 @@ from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.evaluation.probe import OWN_TOKENS
 from gradiend_hub.evaluation.report import ReferenceReport
 from gradiend_hub.evaluation.sets import damage_items
-from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher
+from gradiend_hub.gradients import (
+    Entries,
+    FactorReader,
+    GradientReader,
+    KroneckerFactors,
+    Scope,
+    Tangent,
+    diagonal_fisher,
+    kronecker_factors,
+)
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Example, Objective, examples_of
 from gradiend_hub.progress import counted
 from gradiend_hub.solvers import (
+    ByParameter,
     ClassMeans,
     Contrasts,
     Convergence,
     SeedReport,
     Solution,
+    Vector,
     calibrated,
     convergence,
     damping_weights,
@@ -43,7 +56,8 @@ from gradiend_hub.solvers.base import LEVEL
 
 from .args import GradiendTrainingArguments
 from .data import CALIBRATION_ROWS, TrainingData
-from .decoders import best_damped, chosen_damping, pruned, with_mean_decoder
+from .decoders import best_damped, chosen_damping, cut_to_rank, numbers_at_rank, pruned, with_mean_decoder
+from .natural import Edits, Measure, Outcome, best_edits, outcome
 
 __all__ = ["Finished", "TrainingRun", "as_direction", "config_for"]
 
@@ -80,18 +94,33 @@ def config_for(config: GradiendConfig, base: nn.Module, args: GradiendTrainingAr
 
 def as_direction(solution: Solution, scope: Scope) -> Direction:
     """Divide a solution by parameter, and add the fingerprint of the base model that the scope belongs to."""
-    encoder, decoder = scope.split(solution.encoder), scope.split(solution.decoder)
-    bias = scope.split(solution.decoder_bias)
+    vectors = (solution.decoder, solution.decoder_bias, solution.encoder)
+    decoder, bias, encoder = (v.parts if isinstance(v, ByParameter) else scope.split(v) for v in vectors)
     return Direction(
         {
             name: ParameterDirection(
-                tuple(parameter.shape), decoder[name].cpu(), bias[name].cpu(), encoder[name].cpu(), scope.kept.get(name)
+                tuple(parameter.shape),
+                decoder[name].to("cpu"),
+                bias[name].to("cpu"),
+                encoder[name].to("cpu"),
+                scope.kept.get(name),
             )
             for name, parameter in scope.parameters.items()
         },
         solution.encoder_bias,
         Fingerprint.of(scope.parameters),
     )
+
+
+def tangents_of(encoder: Vector, scope: Scope) -> dict[str, Tangent]:
+    """An encoder by parameter, to encode rows with."""
+    if not isinstance(encoder, ByParameter):
+        if not scope.kept:
+            return dict(scope.dense_tensors(encoder))
+        shapes = {name: tuple(parameter.shape) for name, parameter in scope.parameters.items()}
+        return {name: Entries(scope.kept[name], values, shapes[name]) for name, values in scope.split(encoder).items()}
+    parts = encoder.parts.items()
+    return {name: v if isinstance(v, Factors) else v.view(scope.parameters[name].shape) for name, v in parts}
 
 
 @dataclass(frozen=True)
@@ -116,7 +145,7 @@ class Finished:
 
     Attributes:
         solution, scope: the solution and its coordinates.
-        effects: effect by damping where dampings were compared.
+        effects: effect by damping (and sign) where dampings were compared.
         judged: how it encodes the judging rows.
         weights: factors [n] by which a damage-aware decoder was made of the plain one, in the scope of the training.
         h: feature values of all validation rows, [N], if these were the judging rows.
@@ -124,7 +153,7 @@ class Finished:
 
     solution: Solution
     scope: Scope
-    effects: dict[float, float]
+    effects: Mapping[Any, float]
     judged: Convergence
     weights: Tensor | None = None
     h: Tensor | None = None
@@ -140,6 +169,15 @@ class TrainingRun:
     args: GradiendTrainingArguments
     scope: Scope
     data: TrainingData
+
+    @property
+    def numbers(self) -> int:
+        """Count the numbers of one vector as the direction stores it; n, unless it is of low rank."""
+        if self.args.rank is None:
+            return self.scope.size
+        return sum(
+            numbers_at_rank(tuple(parameter.shape), self.args.rank) for parameter in self.scope.parameters.values()
+        )
 
     @property
     def is_judged_by_validation(self) -> bool:
@@ -194,7 +232,7 @@ class TrainingRun:
             self.base_model,
             self.objective,
             examples,
-            scope.dense_tensors(solution.encoder),
+            tangents_of(solution.encoder, scope),
             solution.encoder_bias,
             source=self.config.source,
             batch_size=self.args.eval_batch_size,
@@ -207,9 +245,9 @@ class TrainingRun:
         correlation.
         """
         args, scope, solution = self.args, self.scope, read.solution
-        effects: dict[float, float] = {}
+        effects: Mapping[Any, float] = {}
         weights: Tensor | None = None
-        if args.decoder != "solver":
+        if args.decoder != "solver" and not isinstance(solution.decoder, ByParameter):
             assert target_means is not None
             solution = with_mean_decoder(solution, target_means)
         if args.decoder == "damage_aware":
@@ -222,9 +260,18 @@ class TrainingRun:
                     solution, scope, fisher, density=args.final_density, effect=effect
                 )
             weights = damping_weights(fisher, chosen_damping(effects))
-        else:
+        elif args.final_density < 1:
             solution, scope = pruned(solution, scope, solution.decoder.abs(), args.final_density)
-        if scope is not self.scope:  # fewer coordinates make a smaller z
+        is_cut = args.rank is not None and not isinstance(solution.decoder, ByParameter)
+        if is_cut:
+            solution = cut_to_rank(solution, scope, int(args.rank or 0))
+        if args.decoder == "natural":
+            with FactorReader(self.base_model, scope) as by_factors:
+                texts, rows = self.data.fisher_texts, spread(self.data.rows, len(self.data.fisher_texts))
+                factors = kronecker_factors(by_factors, self.objective, texts, rows, seed=args.seed)
+            with counted("measuring decoders"):
+                solution, effects = self._natural(solution, factors)
+        if is_cut or scope is not self.scope:  # fewer coordinates make a smaller z
             read = self.read(solution, scope)
             solution = read.solution
         judged = convergence(read.h, read.labels)
@@ -242,14 +289,51 @@ class TrainingRun:
             return None, None
         return references_of(contrasts, direction, self.scope, self.config, weights)
 
+    def _natural(self, solution: Solution, factors: KroneckerFactors) -> tuple[Solution, dict[str, float]]:
+        """Choose each sign's decoder by measurement; the plain one stays unless they have more effect at one common dose."""
+        measure = self._measure_of(solution)
+        edits, effects = best_edits(Edits.of(solution, self.config), factors, measure)
+        natural = edits.solution(solution, self.config, self.args.rank)
+        if measure is None:
+            return natural, {}
+        both = {kind: self.effect(one, self.scope) for kind, one in (("natural", natural), ("plain", solution))}
+        return natural if both["natural"] > both["plain"] else solution, effects | both
+
+    def _measure_of(self, solution: Solution) -> Measure | None:
+        """Return what measures edits on some validation rows, sign by sign, each at the largest dose that it bears."""
+        if not (self.data.eval_rows and self.data.texts):
+            return None
+        known: list[StrengthProbe] = []
+        doses: dict[int, float] = {}
+
+        def measure(edits: Edits) -> dict[int, Outcome]:
+            direction = as_direction(edits.solution(solution, self.config), self.scope)
+            model = GradiendModel.from_direction(self.base_model, direction, copy.deepcopy(self.config))
+            try:
+                if not known:  # the base model's figures are the same for all
+                    known.append(self._probe(model))
+                probe = known[0].aside()
+                probe.model = model
+                found = {s: outcome(probe, s, self.args.quality_floor, doses.get(s)) for s in (1, -1)}
+                doses.update({sign: one.dose for sign, one in found.items()})
+                return found
+            finally:
+                model.unload()
+
+        return measure
+
+    def _probe(self, model: GradiendModel) -> StrengthProbe:
+        """Read some validation rows, and all damage sets."""
+        others = damage_items(model, self.objective, self.data.damage_sets, seed=self.args.seed)
+        sets = {"own": OWN_TOKENS, "others": others, "seed": self.args.seed}
+        probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, **sets)
+        return probe.subset(COMPARED_ROWS, COMPARED_TOKENS)
+
     def effect(self, solution: Solution, scope: Scope) -> float:
         """Measure a solution's effect on some validation rows at the best dose that every damage set bears."""
         model = GradiendModel.from_direction(self.base_model, as_direction(solution, scope), copy.deepcopy(self.config))
         try:
-            others = damage_items(model, self.objective, self.data.damage_sets, seed=self.args.seed)
-            sets = {"own": OWN_TOKENS, "others": others, "seed": self.args.seed}
-            probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, **sets)
-            probe = probe.subset(COMPARED_ROWS, COMPARED_TOKENS)
+            probe = self._probe(model)
             calibrate(probe, floor=self.args.quality_floor)
             return probe.effect(probe.measure(1.0), probe.measure(-1.0))
         finally:

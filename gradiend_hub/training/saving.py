@@ -72,6 +72,7 @@ def _arguments(run: TrainingRun) -> dict[str, Any]:
         "identity_rows": len(data.dataset) - len(data.rows),
         "decoder": args.decoder,
         "final_density": args.final_density,
+        "rank": args.rank,
     }
 
 

@@ -23,14 +23,14 @@ from gradiend_hub.base_model import base_commit, base_name, load_base_model
 from gradiend_hub.data import require_classes
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.folders import require_writable
-from gradiend_hub.gradients import Estimate, GradientReader, Scope, SkippedRows, prune, select_parameters
+from gradiend_hub.gradients import Estimate, FactorReader, GradientReader, Scope, SkippedRows, prune, select_parameters
 from gradiend_hub.gradients.memory import resident_bytes, state_advised
 from gradiend_hub.gradients.pairs import silence
 from gradiend_hub.hub.names import hub_id
 from gradiend_hub.objectives import make_objective, objective_class, objective_name
 from gradiend_hub.progress import shown, tell
 from gradiend_hub.scope import refuse_peft_model
-from gradiend_hub.solvers import ClassMeans, Shard, Solver, SplitMeans, make_solver
+from gradiend_hub.solvers import ClassMeans, Shard, Sketching, SketchSolver, Solver, SplitMeans, make_solver
 
 from .args import GradiendTrainingArguments
 from .checkpoints import (
@@ -45,7 +45,7 @@ from .data import Datasets, Rows, TrainingData, columns_of
 from .measuring import MeasuringTrainer, require_metric
 from .run import Reading, TrainingRun, as_direction, config_for
 from .saving import new_report, seed_records
-from .streams import RowBatches, pair_stream, row_sampler
+from .streams import FactorStream, Learn, RowBatches, pair_stream, row_sampler
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +122,10 @@ class GradiendTrainer(MeasuringTrainer):
         config.fillers = data.fillers if any(data.fillers.values()) else None
         config.objective_options = self.objective.options or None  # some are found in the rows
         _name_the_base(base, config, args)
-        if args.decoder == "damage_aware" and not data.fisher_texts:
-            raise ConfigError('decoder="damage_aware" needs neutral_train_dataset: sentences that no evaluation reads.')
+        if args.decoder in ("damage_aware", "natural") and not data.fisher_texts:
+            raise ConfigError(
+                f"decoder={args.decoder!r} needs neutral_train_dataset: sentences that no evaluation reads."
+            )
         require_metric(args, self._classes, list(data.eval_sets))
         self._skipped = SkippedRows(len(data.dataset))
         with shown(not args.disable_tqdm):
@@ -171,16 +173,26 @@ class GradiendTrainer(MeasuringTrainer):
         seeds, rates = zip(*args.runs, strict=True)
         relative = None if args.learning_rates is None else [rate / args.learning_rate for rate in rates]
         shard = Shard.of_process(self.scope.size)
-        with state_advised(
-            self.scope, state_vectors=(12 if args.solver == "autoencoder" else 5) * len(seeds) + 4 * args.comparable
-        ):
-            solver = make_solver(args.solver, self.scope.size, seeds=seeds, rates=relative, shard=shard)
+        vectors = (12 if args.solver == "autoencoder" else 5) * len(seeds) + 4 * args.comparable
+        with state_advised(self.scope, state_vectors=vectors):
+            solver = make_solver(
+                args.solver, self.scope.size, seeds=seeds, rates=relative, shard=shard, sketching=self._sketching(args)
+            )
         if args.decoder != "solver" and args.solver == "autoencoder":  # the others keep these means for themselves
             solver.target_means = ClassMeans(shard)
             self._observes_targets = True
-        if args.comparable:
+        if args.comparable and not isinstance(solver, SketchSolver):
             solver.split_means = SplitMeans(shard, len(self._run.data.dataset), args.row_seed)
         return solver.requires_grad_(False)  # derivatives are closed forms; nothing is to be wrapped for autograd
+
+    def _sketching(self, args: GradiendTrainingArguments) -> Sketching | None:
+        """Plan the sketches of a low-rank direction; the arguments are checked for the solvers that need none, too."""
+        if args.rank is None:
+            return None
+        if self.scope.kept:
+            raise ConfigError(f"rank={args.rank} and density={self.gradiend_config.density}: choose one of both.")
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.scope.parameters.items()}
+        return Sketching(shapes, args.rank, seed=args.seed)
 
     def create_accelerator_and_postprocess(self) -> None:
         """As `Trainer`'s, but nothing is wrapped for several processes: they share rows, not derivatives of a loss."""
@@ -212,8 +224,8 @@ class GradiendTrainer(MeasuringTrainer):
         start, vectors = time.perf_counter(), self._state_vectors()
         advised = state_advised(self.scope, state_vectors=vectors)
         with self._kept("What was learned could not be finished"):
-            with GradientReader(self.base_model, self.scope, reuse=True) as reader, self._shown(), advised:
-                self._stream = pair_stream(reader, self._run, vectors, self._skipped)
+            with self._reader() as reader, self._shown(), advised:
+                self._learn = self._learner(reader, self.model, vectors)
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
                 if 0 < len(reader.silent) < len(self.scope.parameters):
                     logger.warning(silence(reader))
@@ -225,6 +237,24 @@ class GradiendTrainer(MeasuringTrainer):
             _ = self.direction  # of all processes: afterwards one alone may read it
             self._keep_direction()
         return output
+
+    def _reader(self) -> GradientReader | FactorReader:
+        """Make what reads the base model's gradients: by their factors, unless they are kept in a store."""
+        if isinstance(self.model, SketchSolver) and not self.args.gradient_store:
+            return FactorReader(self.base_model, self.scope)
+        return GradientReader(self.base_model, self.scope, reuse=True)
+
+    def _learner(self, reader: GradientReader | FactorReader, solver: Solver, vectors: float) -> Learn:
+        if isinstance(reader, FactorReader):
+            assert isinstance(solver, SketchSolver)
+            return FactorStream(reader, self._run, solver, self._skipped).learn
+        stream = pair_stream(reader, self._run, vectors, self._skipped)
+
+        def learn(rows: Sequence[int]) -> Tensor | None:
+            pair = stream.pair(rows)
+            return None if pair is None else self.take(*pair, self.train_dataset.labels[rows[0]], rows)
+
+        return learn
 
     def _energy(self) -> float | None:
         """Energy that CodeCarbon has metered, where `report_to` names "codecarbon"; `Trainer` starts and stops it."""
@@ -245,11 +275,13 @@ class GradiendTrainer(MeasuringTrainer):
         held = sum(t.nbytes for group in tensors for t in group if t.device.type == "cpu")
         process = max(0, resident_bytes() - held)
         solver, where = self._new_solver(self.args), self.model.shard.where
-        with GradientReader(self.base_model, self.scope, reuse=True) as reader, self._shown():
+        with self._reader() as reader, self._shown():
+            by_factors = isinstance(reader, FactorReader)
             learning = predicted(
                 reader,
                 self._run,
                 lambda s, t, label: solver.observe(s[where], t[where], label),
+                learn=self._learner(reader, solver, 0) if by_factors else None,
                 state_vectors=self._state_vectors(),
                 process_bytes=process,
                 saved_bytes=self._disk_bytes() if self.args.should_save else 0,
@@ -262,13 +294,13 @@ class GradiendTrainer(MeasuringTrainer):
         tensors = [*self.model.buffers(), *(p for p in self.model.parameters() for _ in range(3))]
         checkpoint: int = sum(tensor.nbytes for tensor in tensors)
         kept = 0 if self.args.save_strategy == "no" else 1 + (self.args.save_total_limit or 1)
-        return 12 * int(self.scope.size) + kept * checkpoint
+        return 12 * self._run.numbers + kept * checkpoint
 
-    def _state_vectors(self) -> int:
+    def _state_vectors(self) -> float:
         """Count the vectors [n] that solver and optimizer hold: each parameter, its gradient and Adam's two moments."""
         moved: int = sum(p.nbytes for p in self.model.parameters())
         kept: int = sum(b.nbytes for b in self.model.buffers())
-        return int((4 * moved + kept) / (4 * self.scope.size))
+        return (4 * moved + kept) / (4 * int(self.scope.size))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Row numbers in batches of one class transition each; see `TransitionBatchSampler`. The same in every process."""
@@ -301,10 +333,10 @@ class GradiendTrainer(MeasuringTrainer):
             lengths = [self.train_dataset.examples[row].cost for row in rows]
             padded = self.args.include_num_input_tokens_seen == "all"
             self.state.num_input_tokens_seen += len(rows) * max(lengths) if padded else sum(lengths)
-        pair = self._stream.pair(rows)
-        if pair is None:  # the solver has no derivatives then, and the optimizer moves nothing
+        losses = self._learn(rows)
+        if losses is None:  # the solver has no derivatives then, and the optimizer moves nothing
             return torch.zeros((), device=self.args.device)
-        return self.take(*pair, self.train_dataset.labels[rows[0]], rows)
+        return losses.mean()
 
     def take(self, source: Tensor, target: Tensor, label: float, rows: Sequence[int]) -> Tensor:
         """Let the solver observe the gradient pair of some training rows, [n] each. Returns its mean loss."""
@@ -313,7 +345,7 @@ class GradiendTrainer(MeasuringTrainer):
         loss: Tensor = self.model.observe(source, target, label).mean()
         if self._observes_targets:
             self.model.target_means.observe(target, label)
-        if self.args.comparable:
+        if hasattr(self.model, "split_means"):
             self.model.split_means.observe(target, label, rows)
         return loss
 
@@ -339,7 +371,8 @@ class GradiendTrainer(MeasuringTrainer):
             self._judge(found.judged, of="validation rows" if self._run.is_judged_by_validation else "training rows")
             direction = self._direction = as_direction(found.solution, found.scope)
             self._h = found.h
-            contrasts = self.model.split_means.contrasts() if self.args.comparable else None
+            split_means: SplitMeans | None = getattr(self.model, "split_means", None)
+            contrasts = None if split_means is None else split_means.contrasts()
             self._references, self.report.references = self._run.references(direction, contrasts, found.weights)
         return self._direction
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gradiend_hub.gradients import directional, directional_derivatives, select_parameters
+from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.gradients import Entries, Tangent, directional, directional_derivatives, select_parameters
 from gradiend_hub.objectives import Sample
 from tests.models import build
 from tests.objectives.support import objective, plain_logits, samples
@@ -36,7 +35,7 @@ def by_backward(model: nn.Module, rows: list[Sample], tangents: dict[str, torch.
 def test_equal_to_dot_products_with_gradients(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(architecture)
     if architecture not in ("mixtral", "qwen2_moe"):  # their kernel has no forward-mode formula
-        monkeypatch.delattr(directional, "_by_backward")
+        monkeypatch.delattr(directional, "_by_input_gradients")
     rows, tangents = samples(LENGTHS, SLOTS), tangents_of(model)
     values = directional_derivatives(model, objective(architecture), rows, tangents, batch_size=3)
     expected = by_backward(model, rows, tangents)
@@ -52,28 +51,91 @@ def test_bfloat16_models(architecture: str) -> None:
     rows, tangents = samples(LENGTHS, SLOTS), tangents_of(exact)
     expected = by_backward(exact, rows, tangents)
     values = directional_derivatives(model, objective(architecture), rows, tangents)
-    slots = [objective(architecture).collate([row]) for row in rows]
-    apart = torch.stack([directional._by_backward(model, objective(architecture), row, tangents) for row in slots])
-    for found in (values, apart):
+    by_rows = directional._by_input_gradients(model, objective(architecture), rows, tangents)
+    for found in (values, by_rows):
         assert found.dtype == torch.float32
         assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
-@pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.20"), reason="Mixtral's experts are operations with formulas there"
-)
-def test_a_missing_formula_is_said_once_and_tried_once(caplog: pytest.LogCaptureFixture) -> None:
+def compact(model: nn.Module, form: str, **scope: str) -> tuple[dict[str, Tangent], dict[str, torch.Tensor]]:
+    """A direction of rank 2, or with every fifth entry, and the same in full."""
+    generator = torch.Generator().manual_seed(7)
+    tangents: dict[str, Tangent] = {}
+    for name, parameter in select_parameters(model, **scope).items():
+        shape = tuple(parameter.shape)
+        if form == "sparse":
+            places = torch.arange(0, parameter.numel(), 5)
+            tangents[name] = Entries(places, torch.randn(len(places), generator=generator), shape)
+        elif len(shape) < 2:
+            tangents[name] = torch.randn(shape, generator=generator)
+        else:
+            columns = parameter.numel() // shape[0]
+            b, a = torch.randn(shape[0], 2, generator=generator), torch.randn(2, columns, generator=generator)
+            tangents[name] = Factors(b, a)
+    full = {
+        n: t if isinstance(t, torch.Tensor) else t.dense().view(model.get_parameter(n).shape)
+        for n, t in tangents.items()
+    }
+    return tangents, full
+
+
+@pytest.mark.parametrize("form", ["rank", "sparse"])
+@pytest.mark.parametrize("architecture", LANGUAGE_MODELS)
+def test_low_rank_and_sparse_directions(architecture: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From one pass of input gradients, with attention as the model runs it."""
+    monkeypatch.delattr(directional, "_derivatives")
+    monkeypatch.setattr(directional, "_COMPACT", 2.0)  # these models are so small that rank 2 is no saving
+    model = build(architecture)
+    rows, (tangents, full) = samples(LENGTHS, SLOTS), compact(model, form)
+    values = directional_derivatives(model, objective(architecture), rows, tangents, batch_size=3)
+    expected = by_backward(model, rows, full)
+    assert float((values - expected).norm() / expected.norm()) < 1e-5
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("form", ["rank", "sparse"])
+@pytest.mark.parametrize("scope", ["*embed_tokens*", "*norm*", "*"])
+def test_every_compact_scope(scope: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directional, "_COMPACT", 2.0)
+    model = build("llama_tied")
+    rows, (tangents, full) = samples(LENGTHS, SLOTS), compact(model, form, scope=scope)
+    values = directional_derivatives(model, objective("llama_tied"), rows, tangents)
+    torch.testing.assert_close(values, by_backward(model, rows, full), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_a_model_mixes_are_read_one_at_a_time_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     model = build("mixtral")
     rows, tangents = samples(LENGTHS, SLOTS), tangents_of(model)
-    calls: list[nn.Module] = []
-    model.register_forward_hook(lambda module, *_: calls.append(module))
     with caplog.at_level("INFO", logger="gradiend_hub"):
         first = directional_derivatives(model, objective("mixtral"), rows, tangents, batch_size=2)
         directional_derivatives(model, objective("mixtral"), rows, tangents, batch_size=2)
-    (record,) = caplog.records
-    assert "MixtralForCausalLM has an operation without a forward-mode formula" in record.getMessage()
-    assert len(calls) == 2 * len(rows)  # the attempt ended before the model did
+    (said,) = [r.getMessage() for r in caplog.records if "one at a time" in r.getMessage()]
+    assert "MixtralForCausalLM" in said
     torch.testing.assert_close(first, by_backward(model, rows, tangents), rtol=1e-4, atol=1e-4)
+
+
+class TokensFirst(nn.Module):
+    """A layer between two transpositions: its first axis is that of the tokens."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens, …] → the same."""
+        out: torch.Tensor = self.layer(x.transpose(0, 1)).transpose(0, 1)
+        return out
+
+
+@pytest.mark.parametrize("length", [6, 7], ids=["a multiple of the rows", "other"])
+def test_layers_whose_first_axis_is_not_the_rows(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directional, "_COMPACT", 2.0)
+    model = build("bert")
+    feed_forward = model.bert.encoder.layer[0].intermediate
+    feed_forward.dense = TokensFirst(feed_forward.dense)
+    rows, (tangents, full) = samples((length,) * 3), compact(model, "rank")
+    values = directional_derivatives(model, objective("bert"), rows, tangents)
+    torch.testing.assert_close(values, by_backward(model, rows, full), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("scope", ["*embed_tokens*", "*norm*", "*"])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.files import ENCODER_FILE, WEIGHTS_FILE
 from tests.training.distributed_job import job
 
@@ -73,3 +74,19 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     job(tmp_path / "from_two", **resumed["two"])
     assert_same(tmp_path / "one" / "autoencoder", tmp_path / "from_one" / "autoencoder")
     assert_same(tmp_path / "one" / "autoencoder", tmp_path / "from_two" / "autoencoder")
+
+
+@pytest.mark.slow
+def test_sketches_of_two_processes_add_up(tmp_path: Path) -> None:
+    """Factors may have other signs; their products are the same."""
+    options: dict[str, Any] = {"solver": "closed_form", "max_steps": 4, "rank": 6}
+    launch(tmp_path / "two", [options])
+    (tmp_path / "one").mkdir()
+    job(tmp_path / "one", **options)
+    found = [GradiendModel.from_pretrained(tmp_path / name / "closed_form").direction for name in ("one", "two")]
+    for name, one in found[0].parameters.items():
+        other = found[1].parameters[name]
+        assert other.rank == one.rank
+        for what in ("decoder", "encoder"):
+            mine, theirs = (part.dense(getattr(part, what)) for part in (one, other))
+            assert float(torch.dist(mine, theirs)) <= 1e-3 * float(mine.norm()), (name, what)

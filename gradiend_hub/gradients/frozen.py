@@ -1,0 +1,83 @@
+"""The base model while gradients are read: no dropout, no cache, no parameter that requires a gradient."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no dropout is active, nothing is cached for generation, and no parameter requires or has a gradient.
+
+    Layers with gradient checkpointing enabled are recomputed as in training. Afterwards the model is as it was.
+    """
+    modes = {module: module.training for module in model.modules()}
+    required = {p: p.requires_grad for p in model.parameters()}
+    gradients = {p: p.grad for p in required}
+    config: Any = getattr(model, "config", None)
+    use_cache = getattr(config, "use_cache", None)
+    if use_cache:
+        config.use_cache = False
+    model.eval()
+    checkpointing = checkpoint_without_dropout(model)
+    for parameter in required:
+        parameter.requires_grad_(False)
+        parameter.grad = None  # what a user had accumulated there is neither read nor lost
+    try:
+        yield
+    finally:
+        layer: Any
+        for layer, function in checkpointing.items():
+            layer._gradient_checkpointing_func = function
+        for parameter, was in required.items():
+            parameter.requires_grad_(was)
+            parameter.grad = gradients[parameter]
+        for module, mode in modes.items():
+            module.training = mode
+        if use_cache:
+            config.use_cache = use_cache
+
+
+def checkpoint_without_dropout(model: nn.Module) -> dict[nn.Module, Any]:
+    """Make layers with gradient checkpointing recompute themselves, with dropout off in both passes.
+
+    transformers recomputes a layer only in training mode. So the layer itself says that it is training, its children do
+    not, and while its forward runs it does not either.
+
+    Returns:
+        The layers and their own checkpointing functions, to be put back.
+    """
+    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    functions: dict[nn.Module, Any] = {}
+    for layer in layers:
+        if isinstance(layer, GradientCheckpointingLayer):
+            functions[layer] = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = partial(_checkpointed, layer, functions[layer])
+            layer.training = True
+    if layers and not functions:
+        logger.warning(
+            "%s checkpoints gradients in a way that needs dropout to be active, so its layers are not recomputed and "
+            "need their full memory. Lower the batch size instead.",
+            type(model).__name__,
+        )
+    return functions
+
+
+def _checkpointed(layer: nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *args: Any) -> Any:
+    def without_dropout(*inputs: Any) -> Any:
+        layer.training = False
+        try:
+            return forward(*inputs)
+        finally:
+            layer.training = True
+
+    return checkpoint(without_dropout, *args)

@@ -1,0 +1,194 @@
+"""Kronecker factors of the Fisher information of text: what it needs of each layer's inputs and outputs.
+
+Of a matrix with y = x·Wᵀ they are A = E[x xᵀ] over tokens and S = E[δ δᵀ], with labels drawn by the model itself (Martens
+and Grosse 2015). Of a long side only C·Ω is summed, for a fixed Gaussian Ω of `COLUMNS` columns, and in the end
+C ≈ Y·(ΩᵀY)⁺·Yᵀ (Nyström); what that misses is spread evenly. Of a vector it is the diagonal of its Fisher information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradiend_hub.data import Row
+from gradiend_hub.objectives import Objective
+
+from .factors import FactorReader, Outer
+from .fisher import sampled_losses
+
+__all__ = ["COLUMNS", "Curvature", "KroneckerFactors", "kronecker_factors"]
+
+COLUMNS = 64
+"""Columns of the sketch of a side that is longer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """A symmetric matrix C [d, d] ≥ 0 as V·diag(values)·Vᵀ + rest·I.
+
+    Attributes:
+        values: [m], largest last.
+        vectors: V, [d, m].
+        rest: what is in every other direction.
+        mean: mean of the diagonal of C.
+        diagonal: [d].
+    """
+
+    values: Tensor
+    vectors: Tensor
+    rest: float
+    mean: float
+    diagonal: Tensor
+
+    def solve(self, right: Tensor, damping: float) -> Tensor:
+        """(C + damping·mean·I)⁻¹ times a matrix [d, k], in fp64; itself over the mean where the damping is infinite."""
+        floor = max(self.rest + damping * self.mean, 1e-38)
+        right = right.double()
+        shrink = 1 / (self.values + floor) - 1 / floor
+        return right / floor + self.vectors @ (shrink[:, None] * (self.vectors.T @ right))
+
+    def solve_diagonal(self, right: Tensor, damping: float) -> Tensor:
+        """The same with the diagonal of C alone."""
+        return right.double() / (self.diagonal + damping * self.mean).clamp(min=1e-38)[:, None]
+
+
+class _Side:
+    """Running sums behind a `Curvature`: C·Ω, or C itself where it is no larger, and its diagonal."""
+
+    def __init__(self, length: int, omega: Tensor | None, device: torch.device) -> None:
+        self.omega = omega
+        self.sums = torch.zeros(length, length if omega is None else omega.shape[1], device=device)
+        self.diagonal = torch.zeros(length, device=device)
+
+    def add(self, rows: Tensor) -> None:
+        """Add Σ_t r_t r_tᵀ for rows [T, d]."""
+        rows = rows.to(self.sums)
+        self.sums.addmm_(rows.T, rows if self.omega is None else rows @ self.omega.to(rows))
+        self.diagonal += rows.square().sum(0)
+
+    def add_lookup(self, rows: Tensor) -> None:
+        """Add Σ_t e_t e_tᵀ for the row numbers t, of one-hot vectors."""
+        self.diagonal += torch.bincount(rows, minlength=len(self.diagonal)).to(self.diagonal)
+
+    def read(self, count: int) -> Curvature:
+        """The mean over `count` tokens."""
+        diagonal = self.diagonal.double().cpu() / count
+        y = self.sums.double().cpu() / count
+        if not bool(y.any()):  # of one-hot vectors: diagonal, and long
+            return Curvature(diagonal[:0], y[:, :0], 0.0, float(diagonal.mean()), diagonal)
+        if self.omega is None:
+            values, vectors = torch.linalg.eigh((y + y.T) / 2)
+            return Curvature(values.clamp(min=0), vectors, 0.0, float(diagonal.mean()), diagonal)
+        omega = self.omega.double().cpu()
+        shift = 1e-10 * float(
+            y.norm()
+        )  # so that rounding leaves no negative values (Tropp et al. 2017, fixed-rank PSD)
+        y = y + shift * omega
+        core = omega.T @ y
+        values, vectors = torch.linalg.eigh((core + core.T) / 2)
+        good = values > 1e-12 * values[-1]
+        left = y @ (vectors[:, good] / values[good].sqrt())
+        u, s, _ = torch.linalg.svd(left, full_matrices=False)
+        found = (s.square() - shift).clamp(min=0).flip(0)
+        rest = max(float(diagonal.sum() - found.sum()), 0.0) / max(len(diagonal) - len(found), 1)
+        return Curvature(found, u.flip(1), rest, float(diagonal.mean()), diagonal)
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerFactors:
+    """S and A by name of a matrix, and the diagonal Fisher information of everything else, flat, fp64.
+
+    Attributes:
+        outputs, inputs: by matrix: of its rows and of its columns.
+        diagonals: by other parameter: [k].
+        bytes: memory of the running sums.
+    """
+
+    outputs: Mapping[str, Curvature]
+    inputs: Mapping[str, Curvature]
+    diagonals: Mapping[str, Tensor]
+    bytes: int
+
+
+class _Sums:
+    def __init__(self, reader: FactorReader, columns: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        omegas: dict[int, Tensor] = {}
+        self.rows: dict[str, _Side] = {}
+        self.columns: dict[str, _Side] = {}
+        self.squares: dict[str, Tensor] = {}
+        self.batch: dict[str, Tensor] = {}
+        for name, parameter in reader.scope.parameters.items():
+            if name in reader.own:
+                continue
+            length = parameter.shape[0]
+            for sides, d in ((self.rows, length), (self.columns, parameter.numel() // length)):
+                if d > columns and d not in omegas:
+                    omegas[d] = torch.randn(d, columns, generator=generator)
+                sides[name] = _Side(d, omegas.get(d), parameter.device)
+
+    def sink(self, name: str, part: Outer | Tensor) -> None:
+        if isinstance(part, Outer):
+            left, right = part.flat()
+            self.columns[name].add(right)
+            (self.rows[name].add_lookup if part.is_lookup else self.rows[name].add)(left)
+        else:
+            self.batch[name] = self.batch[name] + part.flatten() if name in self.batch else part.flatten()
+
+    def end_of_batch(self) -> None:
+        for name, gradient in self.batch.items():
+            square = gradient.double().square()
+            self.squares[name] = self.squares[name] + square if name in self.squares else square
+        self.batch.clear()
+
+    @property
+    def bytes(self) -> int:
+        sides = [*self.rows.values(), *self.columns.values()]
+        return sum(s.sums.nbytes + s.diagonal.nbytes for s in sides) + sum(s.nbytes for s in self.squares.values())
+
+
+def kronecker_factors(
+    reader: FactorReader,
+    objective: Objective,
+    texts: Sequence[str],
+    rows: Sequence[Row] = (),
+    *,
+    batch_size: int = 8,
+    seed: int = 0,
+    draws: int = 1,
+    columns: int = COLUMNS,
+) -> KroneckerFactors:
+    """Read the Kronecker factors of text, in one forward and one input-gradient pass of each batch.
+
+    Args:
+        reader: entered, of the scope that the decoder lives on.
+        texts: what an edit should spare; others than those on which damage is measured later.
+        rows: feature rows, whose own texts are read beside them.
+        batch_size: texts per pass.
+        seed: decides which tokens are masked, which labels are drawn, and Ω.
+        draws: how often each text is read.
+        columns: of Ω.
+
+    Raises:
+        DataError: no text has a token that is scored.
+        TrainingError: many texts have no finite probabilities.
+    """
+    sums: _Sums | None = None
+    tokens = 0
+    options = {"batch_size": batch_size, "seed": seed, "draws": draws}
+    for loss, scored in sampled_losses(reader, objective, texts, rows, **options):
+        if sums is None:  # the first pass has told which parameters no hook sees
+            sums = _Sums(reader, columns, seed)
+        reader.read(loss, sums.sink)
+        sums.end_of_batch()
+        tokens += scored
+    assert sums is not None
+    return KroneckerFactors(
+        {name: side.read(tokens) for name, side in sums.rows.items()},
+        {name: side.read(tokens) for name, side in sums.columns.items()},
+        {name: square.cpu() / tokens for name, square in sums.squares.items()},
+        sums.bytes,
+    )

@@ -1,0 +1,230 @@
+"""⟨w, ∇L_i⟩ of every row of a batch from one pass of input gradients: Σ_t δ_t·(w x_t) over the tokens of row i.
+
+With w = b·a of rank r that is (δ b)·(a x), and of a sparse w it is as much work as w has entries. Of norms and other small
+layers it is ⟨δ, dy⟩, with dy their derivative along w. What no hook sees has a gradient of its own, which serves one row at
+a time. Only attention kernels' backward formulas are needed, so any of them will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.objectives import Batch, Objective, output_nll
+from gradiend_hub.scope import actual_names
+
+from .factors import Outer, UnseenReads, catching, factors_of, has_factors
+from .frozen import frozen
+
+__all__ = ["Entries", "RowReader", "Tangent", "dense_tangent"]
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """A sparse vector over a parameter: values [k] at sorted flat positions [k], of a shape."""
+
+    indices: Tensor
+    values: Tensor
+    shape: tuple[int, ...]
+
+    def dense(self) -> Tensor:
+        """In the parameter's shape, zero elsewhere."""
+        flat = torch.zeros(self.shape, dtype=self.values.dtype).flatten()
+        return flat.index_copy_(0, self.indices.long().cpu(), self.values.cpu()).view(self.shape)
+
+    def matrix(self, device: torch.device) -> Tensor:
+        """As a sparse matrix, with the parameter's first axis as rows."""
+        columns = max(1, Tensor.numel(torch.empty(self.shape, device="meta")) // self.shape[0])
+        at = self.indices.long().to(device)
+        places = torch.stack([at // columns, at % columns])
+        size = (self.shape[0], columns)
+        return torch.sparse_coo_tensor(
+            places, self.values.float().to(device), size, is_coalesced=True, check_invariants=False
+        )
+
+
+Tangent = Tensor | Factors | Entries
+"""A vector over one parameter: in its shape, by factors, or sparse."""
+
+
+def dense_tangent(tangent: Tangent, shape: torch.Size) -> Tensor:
+    """In the parameter's shape."""
+    return tangent if isinstance(tangent, Tensor) else tangent.dense().view(shape)
+
+
+class NotByRowError(Exception):
+    """A batch cannot be read row by row. `names` are the parameters that have to have gradients of their own."""
+
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        super().__init__(*names)
+        self.names = names
+
+
+class RowReader:
+    """Reads ⟨w, ∇L_i⟩ of the rows of batches. A context manager; inside, the model is as `frozen` makes it.
+
+    Args:
+        tangents: w by parameter name; parameters without one are constants.
+        own: names of parameters that are known to need gradients of their own.
+    """
+
+    def __init__(self, model: nn.Module, tangents: Mapping[str, Tangent], own: frozenset[str] = frozenset()) -> None:
+        self.model, self.tangents = model, tangents
+        actual = actual_names(model)
+        self._parameters = {name: model.get_parameter(actual[name]) for name in tangents}
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._layers: dict[nn.Module, dict[str, str]] = {}  # attribute → name of the parameters of each layer
+        for module in model.modules():
+            attributes = {
+                attribute: names[id(parameter)]
+                for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+                if id(parameter) in names and names[id(parameter)] not in own
+            }
+            if attributes and (has_factors(module) or self._is_small(module, attributes)):
+                self._layers[module] = attributes
+        known = {name for attributes in self._layers.values() for name in attributes.values()}
+        self.own = tuple(name for name in tangents if name not in known)
+        self._z = torch.empty(0)
+        self._prepared: dict[str, Any] = {}
+        self._watched = False
+
+    @staticmethod
+    def _is_small(module: nn.Module, attributes: Mapping[str, str]) -> bool:
+        """Return whether a layer has vectors only, so that it can run once more along with them."""
+        return not any(True for _ in module.children()) and all(
+            parameter.ndim < 2 for parameter in module.parameters(recurse=False)
+        )
+
+    def __enter__(self) -> RowReader:
+        self._stack = ExitStack()
+        self._stack.enter_context(frozen(self.model))
+        for module in self._layers:
+            if not has_factors(module):
+                self._stack.callback(module.register_forward_pre_hook(self._refuse_more, with_kwargs=True).remove)
+        self._stack.enter_context(catching(self._layers, self._caught))
+        for name in self.own:
+            self._parameters[name].requires_grad_(True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _refuse_more(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(args) + len(kwargs) != 1:
+            raise NotByRowError(tuple(self._layers[module].values()))
+
+    def read(self, objective: Objective, batch: Batch, *, check: bool = False) -> Tensor:
+        """⟨w, ∇L_i⟩ of the rows of a batch: [B], fp32, on the CPU.
+
+        Args:
+            check: first see whether the loss of the first row is all that its own tokens feel.
+
+        Raises:
+            NotByRowError: some parameters need gradients of their own, and there are several rows; or a layer mixes rows.
+        """
+        if self.own and len(batch) > 1:
+            raise NotByRowError(self.own)
+        self._z = torch.zeros(len(batch), dtype=torch.float64)
+        losses = self._losses(objective, batch)
+        if check and losses.requires_grad:
+            losses[0].backward(retain_graph=True)
+            if bool(self._z[1:].any()):
+                raise NotByRowError
+            self._z.zero_()
+        if losses.requires_grad:
+            losses.sum().backward()
+        for name in self.own:
+            grad, self._parameters[name].grad = self._parameters[name].grad, None
+            if grad is not None:
+                tangent = dense_tangent(self.tangents[name], grad.shape)
+                self._z += float(grad.flatten().float() @ tangent.to(grad.device).flatten().float())
+        return self._z.float()
+
+    def _losses(self, objective: Objective, batch: Batch) -> Tensor:
+        if self._watched:
+            return output_nll(objective.log_probs(self.model, batch), batch.labels)
+        owned = [
+            (module, self._parameters[name])
+            for module, attributes in self._layers.items()
+            for name in attributes.values()
+        ]
+        unseen = UnseenReads(
+            {parameter: name for name, parameter in self._parameters.items() if name not in self.own}, owned
+        )
+        with unseen.watching():
+            losses = output_nll(objective.log_probs(self.model, batch), batch.labels)
+        if unseen.found:
+            raise NotByRowError(tuple(unseen.found))
+        self._watched = True
+        return losses
+
+    def _caught(self, module: nn.Module, x: Tensor, delta: Tensor) -> None:
+        attributes = self._layers[module]
+        if not has_factors(module):
+            self._add(self._small(module, attributes, x, delta))
+            return
+        if "bias" in attributes:
+            by_token = delta.flatten(2).mT if isinstance(module, (nn.Conv1d, nn.Conv2d)) else delta
+            bias = self._vector(attributes["bias"], delta)
+            self._add(by_token.float() @ bias)
+        if "weight" in attributes:
+            self._add(self._product(attributes["weight"], factors_of(module, x, delta)))
+
+    def _add(self, values: Tensor) -> None:
+        """Add what tokens contribute, [N, …], to their rows."""
+        rows = len(self._z)
+        if values.shape[0] % rows:
+            raise NotByRowError
+        self._z += values.reshape(rows, -1).sum(1, dtype=torch.float64).cpu()
+
+    def _vector(self, name: str, like: Tensor) -> Tensor:
+        if name not in self._prepared:
+            self._prepared[name] = dense_tangent(self.tangents[name], self._parameters[name].shape).float()
+        vector: Tensor = self._prepared[name].to(like.device)
+        return vector
+
+    def _small(self, module: nn.Module, attributes: Mapping[str, str], x: Tensor, delta: Tensor) -> Tensor:
+        parameters = {attribute: self._parameters[name].detach().float() for attribute, name in attributes.items()}
+        tangents = {attribute: self._vector(name, delta) for attribute, name in attributes.items()}
+        change: Tensor = jvp(partial(_output, module, x.float()), (parameters,), (tangents,))[1]
+        if change.shape != delta.shape:
+            raise NotByRowError(tuple(attributes.values()))
+        return change * delta
+
+    def _product(self, name: str, part: Outer) -> Tensor:
+        """Σ left·(w right) by token, [N, T]."""
+        tangent, right, device = self.tangents[name], part.right.float(), part.right.device
+        left = part.left if part.is_lookup else part.left.float()
+        if name not in self._prepared:
+            matrix = tangent.matrix(device) if isinstance(tangent, Entries) else tangent.to(device)
+            self._prepared[name] = matrix.float() if isinstance(matrix, Tensor) else matrix
+        found = self._prepared[name]
+        if isinstance(found, Factors):
+            of_left = found.b[left] if part.is_lookup else left @ found.b
+            return (of_left * (right @ found.a.T)).sum(-1)
+        w: Tensor = found
+        if w.is_sparse and part.is_lookup:
+            rows = w.index_select(0, left.flatten()).coalesce()
+            token, column = rows.indices()
+            products = rows.values() * right.flatten(0, 1)[token, column]
+            return products.new_zeros(left.numel()).index_add_(0, token, products).view(left.shape)
+        if part.is_lookup:
+            return (w.view(part.rows, -1)[left] * right).sum(-1)
+        flat = right.flatten(0, 1)
+        seen = torch.sparse.mm(w, flat.T).T if w.is_sparse else flat @ w.view(part.rows, -1).T
+        return (left.flatten(0, 1) * seen).sum(-1).view(left.shape[:2])
+
+
+def _output(module: nn.Module, x: Tensor, parameters: dict[str, Tensor]) -> Any:
+    return functional_call(module, parameters, (x,))

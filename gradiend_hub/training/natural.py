@@ -1,0 +1,229 @@
+"""Decoders that spare what text needs: (S + λ_S)⁻¹ M (A + λ_A)⁻¹, with Kronecker factors of the base model's information.
+
+Among edits of equal damage to second order, ½·tr(Δᵀ S Δ A), the one of most effect on M. It keeps the rank of M. The best
+dampings differ by model, by side and by sign, so they are chosen by measurement, among them the plain decoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.errors import EditError
+from gradiend_hub.evaluation import StrengthProbe
+from gradiend_hub.evaluation.part import NotFiniteError
+from gradiend_hub.gradients import KroneckerFactors
+from gradiend_hub.solvers import ByParameter, Solution
+
+__all__ = ["Damping", "Edits", "Outcome", "best_edits", "outcome", "preconditioned"]
+
+
+@dataclass(frozen=True)
+class Damping:
+    """Dampings in units of the mean diagonals of S and A; infinite: the side is left as it is.
+
+    Attributes:
+        outputs, inputs: λ_S and λ_A.
+        diagonal: take the diagonals of S and A alone.
+        rank: to which M is cut before; `None`: as it is.
+    """
+
+    outputs: float = math.inf
+    inputs: float = math.inf
+    diagonal: bool = False
+    rank: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether the decoder stays as it is, its rank aside."""
+        return math.isinf(self.outputs) and math.isinf(self.inputs)
+
+    def __str__(self) -> str:
+        if self.is_plain:
+            return "plain" + ("" if self.rank is None else f", rank {self.rank}")
+        kind = "diagonal " if self.diagonal else ""
+        return f"{kind}{self.outputs:g}/{self.inputs:g}" + ("" if self.rank is None else f", rank {self.rank}")
+
+
+def preconditioned(vector: ByParameter, factors: KroneckerFactors, damping: Damping) -> ByParameter:
+    """Divide a decoder by damped Kronecker factors, and rescale it so that its norm stays."""
+    parts = {name: _part(name, part, factors, damping) for name, part in vector.parts.items()}
+    found = ByParameter(parts)
+    return found * (vector.norm() / max(found.norm(), 1e-38))
+
+
+def _part(name: str, part: Tensor | Factors, factors: KroneckerFactors, damping: Damping) -> Tensor | Factors:
+    outputs, inputs = damping.outputs, damping.inputs
+    if isinstance(part, Factors) and damping.rank is not None:
+        part = part.to_rank(damping.rank)
+    if damping.is_plain:
+        return part
+    if isinstance(part, Factors) and name in factors.outputs:
+        b, a = part.b.double(), part.a.double().T
+        for curvature, side in ((factors.outputs[name], "b"), (factors.inputs[name], "a")):
+            value = outputs if side == "b" else inputs
+            if math.isinf(value):
+                continue
+            solve = curvature.solve_diagonal if damping.diagonal else curvature.solve
+            if side == "b":
+                b = solve(b, value)
+            else:
+                a = solve(a, value)
+        return Factors(b.float(), a.T.float().contiguous())
+    fisher = factors.diagonals.get(name)
+    if fisher is None:  # text does not use it
+        fisher = torch.zeros(1, dtype=torch.float64)
+    mean, own = float(fisher.mean()), 0.0 if math.isinf(inputs) else inputs
+    if isinstance(part, Factors):  # of which no factors are known
+        return part * (1 / max(mean * (1 + own), 1e-38))
+    return (part.double() / ((fisher + outputs * mean) * (1 + own)).clamp(min=1e-38)).float()
+
+
+# ------------------------------------------------------------------------------------------------------- what is compared
+
+LADDER = (10.0, 1.0, 0.1)
+"""Dampings of both sides that are compared first, as long as a smaller one is better."""
+
+UNMEASURED = Damping(10.0, 10.0)
+"""Where none can be compared."""
+
+_MOST_DOSES = 12
+_CLOSE = 1.1
+"""Ratio of two doses between which none is looked for."""
+_NEAR = 0.75
+"""Share of the allowed damage that is near enough to it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sign of an edit does at the largest dose that the damage allows."""
+
+    effect: float
+    dose: float
+
+
+Measure = Callable[["Edits"], Mapping[int, Outcome]]
+"""Measures both signs of some edits."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Edits of strength +1 and −1, which may have decoders of their own."""
+
+    plus: ByParameter
+    minus: ByParameter
+
+    @classmethod
+    def of(cls, solution: Solution, config: GradiendConfig) -> Edits:
+        """The edits that a solution's decoder makes at strength ±1, at a unit of 1."""
+        weights = (config.coefficients(sign) for sign in (1.0, -1.0))
+        unit = 1 / config.strength_unit
+        plus, minus = (solution.decoder * (w * unit) + solution.decoder_bias * (b * unit) for w, b in weights)
+        return cls(plus, minus)
+
+    def solution(self, solution: Solution, config: GradiendConfig, rank: int | None = None) -> Solution:
+        """A solution with the decoder that makes these edits, cut to a rank."""
+        (w, b), unit = config.coefficients(1.0), 1 / config.strength_unit
+        weight = (self.plus + self.minus * -1.0) * (0.5 / (w * unit))
+        bias = (self.plus + self.minus) * (0.5 / (b * unit))
+        if rank is not None:
+            weight, bias = weight.to_rank(rank), bias.to_rank(rank)
+        return replace(solution, decoder=weight, decoder_bias=bias)
+
+    def preconditioned(self, factors: KroneckerFactors, damping: Damping) -> Edits:
+        """Both divided by damped Kronecker factors."""
+        return Edits(preconditioned(self.plus, factors, damping), preconditioned(self.minus, factors, damping))
+
+
+def best_edits(edits: Edits, factors: KroneckerFactors, measure: Measure | None) -> tuple[Edits, dict[str, float]]:
+    """Choose each sign's decoder by measurement, the plain one among the candidates; each is scaled to its own best dose.
+
+    First both sides are damped alike, less and less as long as that is better for one of the signs. Then each side is left
+    as it is, M is cut to rank 1, and the diagonals are tried, with the damping that was best.
+
+    Args:
+        measure: without it, `UNMEASURED` is the damping.
+
+    Returns:
+        The edits, and the effects by damping and sign.
+    """
+    if measure is None:
+        return edits.preconditioned(factors, UNMEASURED), {}
+    found: dict[Damping, Mapping[int, Outcome]] = {}
+
+    def best(sign: int) -> Damping:
+        return max(found, key=lambda damping: found[damping][sign].effect)
+
+    def tried(damping: Damping) -> bool:
+        """Measure a damping. Returns whether it is the best one for a sign."""
+        if damping not in found:
+            found[damping] = measure(edits.preconditioned(factors, damping))
+        return damping in (best(1), best(-1))
+
+    tried(Damping())
+    for value in LADDER:
+        if not tried(Damping(value, value)):
+            break
+    for sign in (1, -1):
+        value = best(sign).outputs
+        if math.isinf(value):
+            value = LADDER[0]
+        for other in (Damping(inputs=value), Damping(outputs=value), Damping(value, value, rank=1)):
+            tried(other)
+        tried(Damping(value, value, diagonal=True))
+    chosen = {sign: best(sign) for sign in (1, -1)}
+    both = Edits(
+        preconditioned(edits.plus, factors, chosen[1]) * found[chosen[1]][1].dose,
+        preconditioned(edits.minus, factors, chosen[-1]) * found[chosen[-1]][-1].dose,
+    )
+    signs = {1: "+", -1: "-"}
+    return both, {f"{d} {signs[s]}": outcome[s].effect for d, outcome in found.items() for s in (1, -1)}
+
+
+def outcome(probe: StrengthProbe, sign: int, floor: float, start: float | None = None) -> Outcome:
+    """Find about the largest dose of one sign whose damage the floor allows, and read its effect.
+
+    Damage grows about as the square of the dose, so each dose is where that says that the floor is.
+
+    Args:
+        start: dose to begin with; default: ‖Δ‖ = ‖W‖/64.
+
+    Raises:
+        EditError: even the smallest dose damages the model.
+    """
+    dose, allowed = start or _first_dose(probe), 1 - floor
+    low, high = 0.0, math.inf
+    for _ in range(_MOST_DOSES):
+        damage = _damage(probe, sign * dose)
+        low, high = (dose, high) if damage <= allowed else (low, dose)
+        if (low and high / low < _CLOSE) or _NEAR * allowed <= damage <= allowed:
+            break
+        aim = dose * math.sqrt((1 + _NEAR) / 2 * allowed / max(damage, allowed / 16))
+        inside = aim if low < aim < high else math.sqrt(low * high) if high < math.inf else 4 * dose
+        dose = inside if low else min(inside, dose / 1.5)
+    if not low:
+        raise EditError(
+            f"Even an edit of {dose / _first_dose(probe):.2g} ‖W‖/64 lowers the quality under {floor:.1%} of the base "
+            "model's. Train longer, use more data, or lower the floor."
+        )
+    effect = probe.summary(sign * low).effect(probe.classes, sign)
+    return Outcome(0.0 if effect is None else effect.mean, low)
+
+
+def _first_dose(probe: StrengthProbe) -> float:
+    with probe.model.strength_at(1.0):
+        return float(probe.model.active_peft_config.strength_unit / (64 * probe.model.receipt.relative_norm))
+
+
+def _damage(probe: StrengthProbe, dose: float) -> float:
+    """The largest damage, as reading everything is expected to bound it; infinite where there is NaN."""
+    try:
+        return float(probe.summary(dose).expected_damage)
+    except NotFiniteError:
+        return math.inf

@@ -1,0 +1,210 @@
+"""Decoders by Kronecker factors: the formula, and how each sign's dampings are chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradiend_hub import GradiendConfig
+from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.errors import EditError
+from gradiend_hub.evaluation.part import NotFiniteError
+from gradiend_hub.gradients import Curvature, KroneckerFactors
+from gradiend_hub.solvers import ByParameter, Solution
+from gradiend_hub.training.natural import Damping, Edits, Outcome, best_edits, outcome, preconditioned
+
+ROWS, COLUMNS, LENGTH = 6, 9, 5
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def curvature(matrix: Tensor) -> Curvature:
+    values, vectors = torch.linalg.eigh(matrix)
+    return Curvature(values, vectors, 0.0, float(matrix.diagonal().mean()), matrix.diagonal())
+
+
+S = (lambda root: root @ root.T)(random(ROWS, ROWS, seed=1).double())
+A = (lambda root: root @ root.T)(random(COLUMNS, COLUMNS, seed=2).double())
+F = random(LENGTH, seed=3).square().double()
+FACTORS = KroneckerFactors({"matrix": curvature(S)}, {"matrix": curvature(A)}, {"vector": F, "other": S.flatten()}, 0)
+
+
+def vector(seed: int, rank: int = 2) -> ByParameter:
+    return ByParameter(
+        {
+            "matrix": Factors(random(ROWS, rank, seed=seed), random(rank, COLUMNS, seed=seed + 1)),
+            "vector": random(LENGTH, seed=seed + 2),
+            "other": Factors(random(ROWS, 1, seed=seed + 3), random(1, ROWS, seed=seed + 4)),
+        }
+    )
+
+
+def whole(found: ByParameter) -> Tensor:
+    return torch.cat([(p.dense() if isinstance(p, Factors) else p).flatten() for p in found.parts.values()])
+
+
+@pytest.mark.parametrize("outputs", [0.1, 10.0, math.inf])
+@pytest.mark.parametrize("inputs", [0.01, 1.0, math.inf])
+def test_the_formula(outputs: float, inputs: float) -> None:
+    """(S + λ_S)⁻¹ M (A + λ_A)⁻¹ up to the norm, and of the rank of M."""
+    given = vector(10)
+    found = preconditioned(given, FACTORS, Damping(outputs, inputs))
+    assert found.norm() == pytest.approx(given.norm())
+    matrix = given.parts["matrix"].dense().double()  # type: ignore[operator]
+    if outputs < math.inf:
+        matrix = torch.linalg.solve(S + outputs * S.diagonal().mean() * torch.eye(ROWS), matrix)
+    if inputs < math.inf:
+        matrix = torch.linalg.solve(A + inputs * A.diagonal().mean() * torch.eye(COLUMNS), matrix.T).T
+    part = found.parts["matrix"]
+    assert isinstance(part, Factors) and part.rank == 2
+    similarity = torch.cosine_similarity(part.dense().double().flatten(), matrix.flatten(), dim=0)
+    assert float(similarity) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_bias_is_as_a_column_of_a_matrix_whose_input_is_one() -> None:
+    """Vectors and matrices stay in proportion, whatever the dampings."""
+    given, damping = vector(10), Damping(2.0, 3.0)
+    found = preconditioned(given, FACTORS, damping)
+    plain = given.parts["vector"].double() / ((F + 2.0 * F.mean()) * (1 + 3.0))  # type: ignore[union-attr]
+    matrix = given.parts["matrix"].dense().double()  # type: ignore[operator]
+    matrix = torch.linalg.solve(S + 2.0 * S.diagonal().mean() * torch.eye(ROWS), matrix)
+    matrix = torch.linalg.solve(A + 3.0 * A.diagonal().mean() * torch.eye(COLUMNS), matrix.T).T
+    scale = float(found.parts["matrix"].dense().double().norm() / matrix.norm())  # type: ignore[operator]
+    torch.testing.assert_close(found.parts["vector"].double(), scale * plain, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
+
+
+def test_diagonals_and_ranks() -> None:
+    given = vector(10)
+    found = preconditioned(given, FACTORS, Damping(1.0, 1.0, diagonal=True)).parts["matrix"]
+    matrix = given.parts["matrix"].dense().double()  # type: ignore[operator]
+    rows, columns = (d + d.mean() for d in (S.diagonal(), A.diagonal()))
+    expected = matrix / rows[:, None] / columns
+    assert isinstance(found, Factors)
+    similarity = torch.cosine_similarity(found.dense().double().flatten(), expected.flatten(), dim=0)
+    assert float(similarity) == pytest.approx(1, abs=1e-5)
+    cut = preconditioned(given, FACTORS, Damping(1.0, 1.0, rank=1)).parts["matrix"]
+    assert isinstance(cut, Factors) and cut.rank == 1
+    assert torch.equal(whole(preconditioned(given, FACTORS, Damping())), whole(given))
+
+
+@pytest.mark.parametrize("target", ["diff", "factual", "alternative"])
+@pytest.mark.parametrize("source", ["diff", "factual", "alternative"])
+def test_edits_and_solutions_say_the_same(source: str, target: str) -> None:
+    """A decoder makes the edits that it was made of, at strengths ±1, whatever the unit."""
+    config = GradiendConfig(feature_classes=["a", "b"], source=source, target=target, strength_unit=3.0)
+    solution = Solution(vector(1), 0.0, vector(20), vector(30))
+    edits = Edits.of(solution, config)
+    again = edits.solution(solution, config)
+    torch.testing.assert_close(whole(again.decoder), whole(solution.decoder), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole(again.decoder_bias), whole(solution.decoder_bias), rtol=1e-4, atol=1e-5)
+    for sign, edit in ((1.0, edits.plus), (-1.0, edits.minus)):
+        c_w, c_b = config.coefficients(sign)
+        expected = (c_w * whole(solution.decoder) + c_b * whole(solution.decoder_bias)) / 3.0
+        torch.testing.assert_close(whole(edit), expected, rtol=1e-4, atol=1e-5)
+    assert max(part.rank for part in edits.solution(solution, config, 2).decoder.parts.values()
+               if isinstance(part, Factors)) == 2  # fmt: skip
+
+
+def test_each_sign_gets_what_is_best_for_it() -> None:
+    """At its own best dose, so that one unit serves both."""
+    edits, asked = Edits(vector(40), vector(50)), []
+    effects = {(Damping(10.0, 10.0), 1): 0.6, (Damping(1.0, 1.0), 1): 0.9, (Damping(inputs=10.0), -1): 0.8}
+    known = {whole(edits.preconditioned(FACTORS, d).plus).double().sum().item(): d for d in _candidates()}
+
+    def measure(candidate: Edits) -> Mapping[int, Outcome]:
+        damping = known[whole(candidate.plus).double().sum().item()]
+        asked.append(damping)
+        return {sign: Outcome(effects.get((damping, sign), 0.5), 2.0 if sign > 0 else 4.0) for sign in (1, -1)}
+
+    found, by_damping = best_edits(edits, FACTORS, measure)
+    assert Damping() in asked and len(asked) == len(set(asked))
+    expected = (
+        preconditioned(edits.plus, FACTORS, Damping(1.0, 1.0)),
+        preconditioned(edits.minus, FACTORS, Damping(inputs=10.0)),
+    )
+    torch.testing.assert_close(whole(found.plus), 2.0 * whole(expected[0]))
+    torch.testing.assert_close(whole(found.minus), 4.0 * whole(expected[1]))
+    assert by_damping["1/1 +"] == 0.9 and by_damping["inf/10 -"] == 0.8 and by_damping["plain +"] == 0.5
+
+
+def _candidates() -> list[Damping]:
+    values = (10.0, 1.0, 0.1, math.inf)
+    some = [Damping(a, b) for a in values for b in values]
+    return [
+        *some,
+        *(Damping(v, v, rank=1) for v in values),
+        *(Damping(v, v, diagonal=True) for v in values[:3]),
+    ]
+
+
+def test_the_plain_decoder_stays_where_nothing_is_better() -> None:
+    edits = Edits(vector(40), vector(50))
+    seen: list[int] = []
+
+    def measure(_: Edits) -> Mapping[int, Outcome]:
+        seen.append(len(seen))
+        return {sign: Outcome(1.0 - 0.01 * len(seen), 1.0) for sign in (1, -1)}
+
+    found, _ = best_edits(edits, FACTORS, measure)
+    assert torch.equal(whole(found.plus), whole(edits.plus))
+    assert torch.equal(whole(found.minus), whole(edits.minus))
+
+
+def test_without_a_measurement() -> None:
+    edits = Edits(vector(40), vector(50))
+    found, effects = best_edits(edits, FACTORS, None)
+    assert effects == {}
+    assert torch.equal(whole(found.plus), whole(preconditioned(edits.plus, FACTORS, Damping(10.0, 10.0))))
+
+
+@dataclass
+class Probe:
+    """As much of a `StrengthProbe` as a search for a dose needs: damage scale·dose², effect of the dose itself."""
+
+    scale: float
+    broken_from: float = math.inf
+    classes: tuple[str, str] = ("a", "b")
+
+    def __post_init__(self) -> None:
+        self.asked: list[float] = []
+        receipt = SimpleNamespace(relative_norm=1 / 64)
+        config = SimpleNamespace(strength_unit=1.0)
+        self.model = SimpleNamespace(active_peft_config=config, receipt=receipt, strength_at=lambda _: nullcontext())
+
+    def summary(self, dose: float) -> Any:
+        self.asked.append(dose)
+        if abs(dose) >= self.broken_from:
+            raise NotFiniteError("NaN")
+        effect = lambda _classes, _sign: SimpleNamespace(mean=abs(dose))  # noqa: E731
+        return SimpleNamespace(expected_damage=self.scale * dose**2, effect=effect)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.01, 0.3, 50.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_dose_near_the_allowed_damage_is_found_in_few_readings(scale: float, sign: int) -> None:
+    probe: Any = Probe(scale)
+    found = outcome(probe, sign, 0.99)
+    assert 0.7 * 0.01 <= scale * found.dose**2 <= 0.01
+    assert found.effect == pytest.approx(found.dose)
+    assert all(dose * sign > 0 for dose in probe.asked)
+    assert len(set(probe.asked)) <= 8
+
+
+def test_a_dose_below_what_the_model_cannot_compute() -> None:
+    probe: Any = Probe(1e-6, broken_from=3.0)
+    assert 2.0 < outcome(probe, 1, 0.99).dose < 3.0
+
+
+def test_no_dose_is_safe() -> None:
+    with pytest.raises(EditError, match="lowers the quality under 99"):
+        outcome(Probe(math.inf), 1, 0.99)  # type: ignore[arg-type]
