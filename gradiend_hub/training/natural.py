@@ -212,7 +212,7 @@ def outcome(probe: StrengthProbe, sign: int, floor: float, start: float | None =
             f"Even an edit of {dose / _first_dose(probe):.2g} ‖W‖/64 lowers the quality under {floor:.1%} of the base "
             "model's. Train longer, use more data, or lower the floor."
         )
-    effect = probe.summary(sign * low).effect(probe.classes, sign)
+    effect = probe.summary(sign * low).effect(sign)
     return Outcome(0.0 if effect is None else effect.mean, low)
 
 

@@ -173,7 +173,6 @@ class Probe:
 
     scale: float
     broken_from: float = math.inf
-    classes: tuple[str, str] = ("a", "b")
 
     def __post_init__(self) -> None:
         self.asked: list[float] = []
@@ -185,7 +184,7 @@ class Probe:
         self.asked.append(dose)
         if abs(dose) >= self.broken_from:
             raise NotFiniteError("NaN")
-        effect = lambda _classes, _sign: SimpleNamespace(mean=abs(dose))  # noqa: E731
+        effect = lambda _sign: SimpleNamespace(mean=abs(dose))  # noqa: E731
         return SimpleNamespace(expected_damage=self.scale * dose**2, effect=effect)
 
 
