@@ -35,6 +35,7 @@ __all__ = [
     "load_whole",
     "original_parameters",
     "require_plain",
+    "skeleton",
 ]
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -217,6 +218,24 @@ def load_recorded_base(config: GradiendConfig, base: str | Path | None, **argume
         BaseModelMismatchError: If `base` has another architecture than that class; nothing but its configuration was
             read then.
     """
+    path, model_class = _recorded(config, base, arguments)
+    if "torch_dtype" in arguments:  # the former name, which transformers still takes
+        arguments.setdefault("dtype", arguments.pop("torch_dtype"))
+    arguments.setdefault("dtype", "auto" if torch.accelerator.is_available() else torch.float32)
+    arguments.setdefault("use_safetensors", True)  # a stranger has chosen this model: nothing is unpickled unasked
+    try:
+        _check_architecture(path, model_class, arguments)
+        return load_whole(model_class, path, **arguments)
+    except BaseModelError:
+        raise
+    except (OSError, ValueError) as error:
+        raise BaseModelError(_why_not_loaded(path, first_line(error), arguments)) from error
+
+
+def _recorded(
+    config: GradiendConfig, base: str | Path | None, arguments: dict[str, Any]
+) -> tuple[str, type[PreTrainedModel]]:
+    """Path and class of the base model that a direction names; its commit is added to the arguments."""
     import transformers
 
     path = str(base) if base is not None else config.base_model_name_or_path
@@ -233,17 +252,26 @@ def load_recorded_base(config: GradiendConfig, base: str | Path | None, **argume
         )
     if config.revision is not None and path == config.base_model_name_or_path:
         arguments.setdefault("revision", config.revision)
-    if "torch_dtype" in arguments:  # the former name, which transformers still takes
-        arguments.setdefault("dtype", arguments.pop("torch_dtype"))
-    arguments.setdefault("dtype", "auto" if torch.accelerator.is_available() else torch.float32)
-    arguments.setdefault("use_safetensors", True)  # a stranger has chosen this model: nothing is unpickled unasked
+    return path, model_class
+
+
+def skeleton(config: GradiendConfig, base: str | Path | None = None, **arguments: Any) -> nn.Module:
+    """The base model that a direction names without its weights: modules, names and ties, on the meta device.
+
+    Arguments and errors are those of `load_recorded_base`; of the base model, only the configuration is read.
+    """
+    path, model_class = _recorded(config, base, arguments)
+    options = {name: value for name, value in arguments.items() if name in HUB_OPTIONS}
     try:
-        _check_architecture(path, model_class, arguments)
-        return load_whole(model_class, path, **arguments)
-    except BaseModelError:
+        _check_architecture(path, model_class, options)
+        described = model_class.config_class.from_pretrained(path, **options)
+        with torch.device("meta"):
+            model: nn.Module = model_class(described)
+    except (BaseModelError, BaseModelMismatchError):
         raise
     except (OSError, ValueError) as error:
-        raise BaseModelError(_why_not_loaded(path, first_line(error), arguments)) from error
+        raise BaseModelError(_why_not_loaded(path, first_line(error), options)) from error
+    return model
 
 
 def _why_not_loaded(path: str, reason: str, arguments: dict[str, Any]) -> str:

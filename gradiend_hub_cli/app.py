@@ -342,6 +342,13 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
     allow_related: Related = False,
     allow_unverified_base: Unverified = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Merge into the files of the base model, one tensor in memory at a time; goes on where it was interrupted.",
+        ),
+    ] = False,
     revision: Revision = None,
 ) -> dict[str, Any]:
     """Write the rewritten model as a plain transformers checkpoint with its tokenizer."""
@@ -349,7 +356,31 @@ def merge(
 
     wanted = None if strength is None else _number(strength)
     allowed = {"allow_related": allow_related, "allow_unverified_base": allow_unverified_base}
-    return merge_into(out, direction, MergeOptions(base, revision, wanted, dtype, overwrite, allowed), story)
+    options = MergeOptions(base, revision, wanted, dtype, overwrite, allowed, stream)
+    return merge_into(out, direction, options, story)
+
+
+@command(app, "export")
+def export(
+    story: Story,
+    direction: Direction,
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for what is written.")],
+    form: Annotated[Literal["lora"], typer.Option("--format", help="What to write.")] = "lora",
+    rank: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Largest rank. Default: the direction's own, or 8.")
+    ] = None,
+    strength: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Strength that the scale 1 stands for. Default: 1.")
+    ] = None,
+    base: Base = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+    revision: Revision = None,
+) -> dict[str, Any]:
+    """Write a direction in a form that others read without this package: a plain LoRA of PEFT."""
+    from .export import ExportOptions, export_lora
+
+    wanted = 1.0 if strength is None else _number(strength)
+    return export_lora(out, direction, ExportOptions(base, revision, rank, wanted, overwrite), story)
 
 
 @command(app, "push")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.base_model import base_name
 from gradiend_hub.cards.card import write_rewritten_card
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report
+from gradiend_hub.export.merge_files import merge_files
 from gradiend_hub.folders import require_empty, require_writable, written_beside
 from gradiend_hub.hub.resolve import resolve_folder
+from gradiend_hub.model import EditReceipt
 
 from .console import Story
 from .quiet import quiet
@@ -32,6 +37,7 @@ class MergeOptions:
     dtype: str | None
     overwrite: bool
     allowed: dict[str, Any]
+    stream: bool = False
 
 
 def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -> dict[str, Any]:
@@ -47,31 +53,18 @@ def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -
     if _same(out, direction):
         raise ConfigError(f"{out} is the folder of the direction itself. Give another folder.")
     with quiet(story):
-        with story.step("Load", told=False):
-            model = _model(out, direction, options)
-        applied, receipt, tokenizer, config = model.strength, model.receipt, model.tokenizer, model.active_peft_config
-        with story.step("Merge", told=False), written_beside(out) as folder:
-            merged = model.merge_and_unload()
-            merged.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            dtype = str(merged.dtype).removeprefix("torch.")
-            write_rewritten_card(
-                folder,
-                config,
-                direction=direction,
-                strength=applied,
-                receipt=receipt,
-                dtype=dtype,
-                report=_report_of(direction, options.revision),
-            )
+        merged = (
+            _streamed(out, direction, options, story) if options.stream else _merged(out, direction, options, story)
+        )
+    config, applied, receipt = merged.config, merged.strength, merged.receipt
     warning = beyond_band(config, [applied])
     table = pairs_table()
     table.add_row("merged", f"{direction} at strength {strength_text(applied)}")
     table.add_row("changed", f"{receipt.entries:,} weights in {receipt.tensors} tensors")
     table.add_row("‖Δ‖ / ‖W‖", f"{receipt.relative_norm:.3g}")
-    lost = f"{receipt.swallowed:.2%} of the changes are below the spacing of {merged.dtype} numbers"
+    lost = f"{receipt.swallowed:.2%} of the changes are below the spacing of torch.{merged.dtype} numbers"
     table.add_row("lost to dtype", lost)
-    table.add_row("written", f"{out} ({type(merged).__name__} with tokenizer, {megabytes(folder_size(out))})")
+    table.add_row("written", f"{out} ({merged.model_class} with tokenizer, {megabytes(folder_size(out))})")
     if warning:
         table.add_row("beware", warning)
     story.show(table)
@@ -79,12 +72,72 @@ def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -
         "direction": direction,
         "strength": applied,
         "out": out,
-        "model_class": type(merged).__name__,
-        "dtype": dtype,
+        "model_class": merged.model_class,
+        "dtype": merged.dtype,
         "bytes": folder_size(out),
         "receipt": asdict(receipt),
         "warning": warning,
     }
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """What was merged, and what changed."""
+
+    config: GradiendConfig
+    strength: float
+    receipt: EditReceipt
+    model_class: str
+    dtype: str
+
+
+def _merged(out: Path, direction: str, options: MergeOptions, story: Story) -> _Merged:
+    """Merge in memory, and write the model with its tokenizer."""
+    with story.step("Load", told=False):
+        model = _model(out, direction, options)
+    applied, receipt, tokenizer, config = model.strength, model.receipt, model.tokenizer, model.active_peft_config
+    with story.step("Merge", told=False), written_beside(out) as folder:
+        merged = model.merge_and_unload()
+        merged.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        dtype = str(merged.dtype).removeprefix("torch.")
+        _write_card(folder, config, direction, options, applied, receipt, dtype)
+    return _Merged(config, applied, receipt, type(merged).__name__, dtype)
+
+
+def _streamed(out: Path, direction: str, options: MergeOptions, story: Story) -> _Merged:
+    """Merge file by file, without a model."""
+    if options.dtype is not None:
+        raise ConfigError("--stream keeps the type that the base model's files have. Leave --dtype out, or --stream.")
+    artifact = resolve_folder(direction, revision=options.revision, required=(CONFIG_FILE, WEIGHTS_FILE)).folder
+    config = GradiendConfig.from_pretrained(str(artifact))
+    if options.strength is None:
+        config.require_supported_strength()
+    applied = config.strength if options.strength is None else options.strength
+    if _same(out, options.base or config.base_model_name_or_path):
+        raise ConfigError(f"{out} is the folder of the base model itself. Give another folder.")
+    with story.step("Merge", told=False):
+        streamed = Direction.stream(artifact, config, encoder=False)
+        receipt = merge_files(streamed, config, out, strength=applied, base=options.base, **options.allowed)
+        fields = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        dtype = str(fields.get("dtype") or fields.get("torch_dtype") or "float32")
+        _write_card(out, config, direction, options, applied, receipt, dtype)
+    return _Merged(config, applied, receipt, (config.auto_mapping or {}).get("base_model_class", "model"), dtype)
+
+
+def _write_card(
+    folder: Path,
+    config: GradiendConfig,
+    direction: str,
+    options: MergeOptions,
+    strength: float,
+    receipt: EditReceipt,
+    dtype: str,
+) -> None:
+    report = _report_of(direction, options.revision)
+    write_rewritten_card(
+        folder, config, direction=direction, strength=strength, receipt=receipt, dtype=dtype, report=report
+    )
 
 
 def _model(out: Path, direction: str, options: MergeOptions) -> GradiendModel:

@@ -265,7 +265,8 @@ def test_receipt(base: nn.Module, merged: bool) -> None:
     receipt = model.receipt
     weights = torch.cat([p.detach().flatten() for p in base.parameters()])
     assert receipt.tensors == len(direction.parameters)
-    assert receipt.entries == direction.entries
+    deltas = [part.dense(part.delta(0.5, 0.5)) for part in direction.parameters.values()]
+    assert receipt.entries == sum(int(delta.count_nonzero()) for delta in deltas)
     assert receipt.relative_norm == pytest.approx(direction.norm(0.5, 0.5) / float(weights.norm()), rel=1e-4)
     assert receipt.swallowed == 0.0
     names = set(receipt.by_layer)

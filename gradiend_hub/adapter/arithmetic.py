@@ -245,6 +245,12 @@ def changes(base: torch.Tensor, parts: Sequence[Part]) -> Changes:
         return Changes(0, 0, 0.0, weight_square)
     indices, delta = total_delta(parts, base.numel(), sum_dtype(base.dtype))
     before = read_entries(base, indices)
+    entries, swallowed, delta_square = counted(before, delta)
+    return Changes(entries, swallowed, delta_square, weight_square)
+
+
+def counted(before: torch.Tensor, delta: torch.Tensor) -> tuple[int, int, float]:
+    """Entries of a Δ that are not zero, those of them that the weights' type swallows, and `‖Δ‖²`."""
     touched = delta != 0
     swallowed = int((touched & (rounded(before, delta) == before)).sum())
-    return Changes(int(touched.sum()), swallowed, float(delta.double().square().sum()), weight_square)
+    return int(touched.sum()), swallowed, float(delta.double().square().sum())

@@ -18,7 +18,8 @@ from gradiend_hub.errors import ConfigError, EditError
 from .attached import AttachedDirection
 from .quantized import quantized_layers
 from .receipt import EditReceipt, receipt_of
-from .rows import by_row, run_groups
+from .rows import GroupedCache, by_row, run_groups
+from .side_path import NoRowsError, SidePath
 from .sites import refuse_sharded
 from .tuner import GradiendTuner
 
@@ -193,7 +194,9 @@ class EditedModel(PeftModel):  # type: ignore[misc]
                 dictionary of such sequences by name (active directions that it lacks stay as they are), or a callable that
                 gets the arguments of the forward (e.g. `input_ids`) and returns either. The rows of each strength are
                 run by themselves, with the weights changed in between: no other thread may run the model meanwhile,
-                but for calls with strengths, which wait for each other.
+                but for calls with strengths, which wait for each other. Low-rank directions on linear layers and norms run
+                all rows at once beside the base model's weights; `gradiend_hub.adapter.side_path` says in which bits
+                that differs from merged weights.
             **kwargs: Of the base model.
 
         Raises:
@@ -225,6 +228,16 @@ class EditedModel(PeftModel):  # type: ignore[misc]
         self._require_loaded()
         groups = by_row(strengths, self.strengths, list(self.peft_config), args, inputs)
         with _ROWS_LOCK, self._all_or_nothing(for_good=False):
+            names = list(dict.fromkeys([*self.active_adapters, *(n for of in groups.strengths for n in of)]))
+            cached = any(isinstance(value, GroupedCache) for value in (*args, *inputs.values()))
+            if SidePath.fits(self.base_model, names) and not cached:
+                if any(self._attached[name].strength for name in names):
+                    self.set_strength(dict.fromkeys(names, 0.0))
+                try:
+                    with SidePath(self.base_model, groups.by_adapter()):
+                        return run(*args, **inputs)
+                except NoRowsError:  # of a layer that joins the rows
+                    pass
             return run_groups(groups, run, self.set_strength, args, inputs, **options)
 
     # -------------------------------------------------------------------------------------- which directions are active

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .arithmetic import Changes
 from .layer import GradiendLayer
 
-__all__ = ["EditReceipt", "receipt_of"]
+__all__ = ["EditReceipt", "receipt_from", "receipt_of"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,11 @@ class EditReceipt:
 
 def receipt_of(layers: Iterable[GradiendLayer]) -> EditReceipt:
     """Measure the current edit; one pass over the touched parameters."""
-    changes = {layer.site.name: layer.changes() for layer in layers}
+    return receipt_from({layer.site.name: layer.changes() for layer in layers})
+
+
+def receipt_from(changes: Mapping[str, Changes]) -> EditReceipt:
+    """Sum up the changes of parameters, by name."""
     entries = sum(change.entries for change in changes.values())
     groups: dict[str, list[Changes]] = {}
     for name, change in changes.items():

@@ -53,6 +53,15 @@ class Groups:
     strengths: list[dict[str, float]]
     rows: list[list[int]]
 
+    def by_adapter(self) -> dict[str, list[float]]:
+        """Strength of every row, by adapter."""
+        found = {name: [0.0] * self.batch for name in self.strengths[0]}
+        for strengths, rows in zip(self.strengths, self.rows, strict=True):
+            for name, strength in strengths.items():
+                for row in rows:
+                    found[name][row] = strength
+        return found
+
 
 def by_row(
     strengths: Any,

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi
+from peft import PeftModel
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from gradiend_hub import GradiendConfig, GradiendModel
+from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub_cli.apply import Guess, guesses_tables
@@ -235,6 +238,55 @@ def test_strengths_outside_of_the_safe_band_are_named(run: Run, trained: Trained
     assert f"beware {strength_text(far)}: outside of the safe band" in merged
     assert "safe band" not in run("apply", trained.folder, SENTENCE, "--strengths", f"{inside}").stdout
     assert "safe band" not in run("merge", trained.folder, tmp_path / "near", "--strength", str(inside)).stdout
+
+
+def test_merge_of_files_gives_the_same_model(run: Run, trained: Trained, tmp_path: Path) -> None:
+    found = json.loads(
+        run("merge", trained.folder, tmp_path / "live", "--strength", "-1", "--dtype", "bfloat16", "--json").stdout
+    )
+    result = run("merge", trained.folder, tmp_path / "files", "--strength", "-1", "--stream", "--json")
+    assert result.exit_code == 0, result.stderr
+    streamed = json.loads(result.stdout)
+    names = ("model_class", "dtype", "strength", "warning")
+    assert [streamed[name] for name in names] == [found[name] for name in names]
+    assert streamed["receipt"]["entries"] == found["receipt"]["entries"]
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("live", "files"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert "rewritten towards 3PL" in (tmp_path / "files" / "README.md").read_text()
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "files")(SENTENCE, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] > 2
+    for extra in (("--dtype", "bfloat16"), ("--strength", "0")):
+        refused = run("merge", trained.folder, tmp_path / "no", "--stream", *extra)
+        assert refused.exit_code == 1 and not (tmp_path / "no").exists()
+    onto_base = run("merge", trained.folder, trained.recipe["model"], "--overwrite", "--stream")
+    assert onto_base.exit_code == 1 and "the base model itself" in onto_base.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------- export
+
+
+def test_export_writes_what_plain_peft_reads(run: Run, trained: Trained, tmp_path: Path) -> None:
+    result = run("export", trained.folder, tmp_path / "lora", "--format", "lora", "--rank", "4", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    folders = [Path(folder) for folder in found["folders"]]
+    assert [folder.name for folder in folders] == ["plus", "minus"]  # the autoencoder's decoder has a bias
+    assert found["rank"] == 4 and 0.5 < found["energy"] < 1 and found["left_out"]
+    name = "bert.encoder.layer.1.output.dense"
+    config = GradiendConfig.from_pretrained(trained.folder)
+    part = Direction.load(trained.folder, config).parameters[f"{name}.weight"]
+    for folder, strength in zip(folders, (1.0, -1.0), strict=True):
+        u, s, v = torch.linalg.svd(part.dense(part.delta(*config.coefficients(strength))), full_matrices=False)
+        base = AutoModelForMaskedLM.from_pretrained(trained.recipe["model"], dtype=torch.float32)
+        layer = PeftModel.from_pretrained(base, folder).base_model.model.get_submodule(name)
+        torch.testing.assert_close(layer.get_delta_weight("default"), (u[:, :4] * s[:4]) @ v[:4], atol=1e-6, rtol=1e-3)
+    shown = words(run("export", trained.folder, tmp_path / "again").stdout)
+    assert "plus/ and minus/ are strength ±1" in shown and "rank 8" in shown and "of ‖Δ‖²" in shown
+    for extra in (("--rank", "0"), ("--rank", "100000"), ("--strength", "0"), ("--base", "nobody/nothing")):
+        refused = run("export", trained.folder, tmp_path / "no", *extra)
+        assert refused.exit_code == 1 and not (tmp_path / "no").exists(), extra
+    assert run("export", trained.folder, tmp_path / "no", "--format", "gguf").exit_code == 2
+    assert run("export", trained.folder, tmp_path / "lora").exit_code == 1  # not empty
 
 
 def test_merge_at_strength_zero_is_refused(run: Run, trained: Trained, tmp_path: Path) -> None:

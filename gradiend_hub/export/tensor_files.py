@@ -1,0 +1,101 @@
+"""safetensors files by their tensors: where each lies, read and copied without the others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gradiend_hub.errors import BaseModelError
+
+__all__ = ["StoredTensor", "TensorFile", "read_values", "write_values"]
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types of weights that an edit can be added to."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its name, type code, shape, and the bytes of the file that it takes, from first to last."""
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type.
+
+        Raises:
+            BaseModelError: If no edit can be added to it, because it is quantised.
+        """
+        if self.code not in DTYPES:
+            raise BaseModelError(
+                f"{self.name} is stored as {self.code}: it is quantised, and merging would round most of the direction "
+                "away. Merge into the base model before it is quantised."
+            )
+        return DTYPES[self.code]
+
+
+class TensorFile:
+    """The tensors of one safetensors file, in the order in which they lie there.
+
+    Args:
+        path: The file.
+
+    Raises:
+        BaseModelError: If it is not a whole safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(str(path), framework="pt"):  # checks header, offsets and size
+                pass
+        except (SafetensorError, OSError) as error:
+            raise BaseModelError(f"{path} is not a readable safetensors file: {error}. Download it again.") from error
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        self.begin = 8 + size
+        found = [
+            StoredTensor(name, spec["dtype"], tuple(spec["shape"]), *(self.begin + at for at in spec["data_offsets"]))
+            for name, spec in header.items()
+        ]
+        self.tensors = sorted(found, key=lambda tensor: tensor.start)
+
+    def values_at(self, tensor: StoredTensor, positions: Tensor) -> Tensor:
+        """Values at flat positions, `[k]`, read one by one."""
+        size = tensor.dtype.itemsize
+        with self.path.open("rb", buffering=0) as file:
+            found = bytearray()
+            for position in positions.tolist():
+                file.seek(tensor.start + position * size)
+                found += file.read(size)
+        return torch.frombuffer(found, dtype=tensor.dtype) if found else torch.empty(0, dtype=tensor.dtype)
+
+
+def read_values(file: BinaryIO, count: int, dtype: torch.dtype) -> Tensor:
+    """Read the next `count` numbers."""
+    values = torch.empty(count, dtype=dtype)
+    if count and file.readinto(_bytes(values)) != count * dtype.itemsize:  # type: ignore[attr-defined]
+        raise BaseModelError(f"{file.name} became shorter while it was read. Download it again.")
+    return values
+
+
+def write_values(file: BinaryIO, values: Tensor) -> None:
+    """Write numbers as they are in memory."""
+    if values.numel():
+        file.write(_bytes(values))
+
+
+def _bytes(values: Tensor) -> memoryview:
+    return values.view(-1).view(torch.uint8).numpy().data
