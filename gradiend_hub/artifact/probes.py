@@ -56,6 +56,10 @@ _FREE_FIELDS = (
 """Fields of `adapter_config.json` that a save through another version or to another place may change."""
 
 
+_LATER_FIELDS = ("objective_options",)
+"""Fields that artifacts of version 0.1 do not have: they count in a digest where they say something."""
+
+
 @dataclass(frozen=True)
 class Probes:
     """`gradiend_probes.jsonl`: a line of identity, then a line per row.
@@ -134,7 +138,8 @@ def content_digests(folder: Path) -> dict[str, str]:
     """
     digests = {}
     config = GradiendConfig.from_pretrained(str(folder)).to_dict()
-    digests[CONFIG_FILE] = _digest_json({name: v for name, v in config.items() if name not in _FREE_FIELDS})
+    said = {name: v for name, v in config.items() if not (v is None and name in _LATER_FIELDS)}
+    digests[CONFIG_FILE] = _digest_json({name: v for name, v in said.items() if name not in _FREE_FIELDS})
     for name, digest in (
         (WEIGHTS_FILE, _digest_tensors),
         (ENCODER_FILE, _digest_tensors),
