@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,13 +17,16 @@ from gradiend_hub.adapter.edited_model import EditedModel
 from gradiend_hub.adapter.quantized import quantized_layers
 from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.adapter.tuner import check_name
-from gradiend_hub.artifact.config import GradiendConfig, check_strength
+from gradiend_hub.artifact.config import GradiendConfig, Origin, check_strength
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.artifact.probes import take_along
 
 from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base, require_plain
 from .errors import ArtifactNotFoundError, BaseModelError, ConfigError
+
+if TYPE_CHECKING:
+    from gradiend_hub.hub.resolve import ResolvedRepo
 
 __all__ = ["EditReceipt", "GradiendModel"]
 
@@ -54,7 +57,8 @@ class GradiendModel(EditedModel):
         self, model: nn.Module, peft_config: GradiendConfig, adapter_name: str = "default", **kwargs: Any
     ) -> None:
         super().__init__(model, peft_config, adapter_name, **kwargs)
-        self._folders: dict[str, Path] = {}
+        self._found: dict[str, ResolvedRepo] = {}  # where directions were read from
+        self._hub: dict[str, Any] = {}  # arguments for what belongs to the base model and is loaded later
         self.processing_class: Any = None
 
     def __repr__(self) -> str:
@@ -83,6 +87,7 @@ class GradiendModel(EditedModel):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         subfolder: str | None = None,
+        force_download: bool = False,
         allow_related: bool = False,
         allow_unverified_base: bool = False,
         processing_class: Any = None,
@@ -102,6 +107,7 @@ class GradiendModel(EditedModel):
             cache_dir: Folder of the Hub cache.
             local_files_only: Use what is cached, and no network.
             subfolder: Folder within the repository.
+            force_download: Download the direction's files again, whatever is in the cache.
             allow_related: Accept a fine-tuned relative of the base model, with a warning.
             allow_unverified_base: Accept a direction that has no sampled weights of its base model, so that nothing tells
                 whether this is it.
@@ -120,7 +126,9 @@ class GradiendModel(EditedModel):
         if isinstance(repo_or_path, nn.Module):
             raise ConfigError("The direction comes first: GradiendModel.from_pretrained(repo_or_path, base_model).")
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder, config, direction = _read(repo_or_path, revision=revision, subfolder=subfolder, **hub)
+        found, config, direction = _read(
+            repo_or_path, revision=revision, subfolder=subfolder, force_download=force_download, **hub
+        )
         if strength is None:
             config.require_supported_strength()
             strength = config.strength
@@ -133,7 +141,7 @@ class GradiendModel(EditedModel):
         allowed = _allowed(config, allow_related, allow_unverified_base)
         model = cls._applied(base_model, direction, config, strength, adapter_name, **allowed)
         model._warn_if_overwhelming(direction)
-        model._folders[adapter_name] = folder
+        model._found[adapter_name], model._hub = found, hub
         model.processing_class = processing_class
         model.eval()
         return model
@@ -206,6 +214,7 @@ class GradiendModel(EditedModel):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         subfolder: str | None = None,
+        force_download: bool = False,
         **of_peft: Any,
     ) -> None:
         """Load a further direction of the base model; it is inactive until `set_strength` or `set_adapter` names it.
@@ -218,10 +227,12 @@ class GradiendModel(EditedModel):
                 "trained. Leave it out, or load with PeftModel."
             )
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder, config, direction = _read(model_id, revision=revision, subfolder=subfolder, **hub)
+        found, config, direction = _read(
+            model_id, revision=revision, subfolder=subfolder, force_download=force_download, **hub
+        )
         allowed = _allowed(config, allow_related, allow_unverified_base)
         self._add(adapter_name, direction, config, **allowed)
-        self._folders[adapter_name] = folder
+        self._found[adapter_name] = found
 
     def add_direction(
         self, adapter_name: str, direction: Direction, config: GradiendConfig, *, allow_related: bool = False
@@ -261,19 +272,19 @@ class GradiendModel(EditedModel):
         except BaseException:
             self._delete(temporary)
             raise
-        folder, direction, config = self._folders[temporary], self._directions[temporary], self.peft_config[temporary]
+        found, direction, config = self._found[temporary], self._directions[temporary], self.peft_config[temporary]
         names = {stored: name for name, stored in self._attached[temporary].stored_names.items()}
         self._set_active([name for name in active if name != adapter_name])
         self._delete(adapter_name)
         self._attach(adapter_name, direction, config, names, direction.peaks())
         self._delete(temporary)
-        self._folders[adapter_name] = folder
+        self._found[adapter_name] = found
         self.base_model.set_strength(adapter_name, strength)
         self._set_active(active)
 
     def _delete(self, adapter_name: str) -> None:
         super()._delete(adapter_name)
-        self._folders.pop(adapter_name, None)
+        self._found.pop(adapter_name, None)
 
     @property
     def direction(self) -> Direction:
@@ -289,8 +300,8 @@ class GradiendModel(EditedModel):
         """A direction under the parameter names of its artifact, with its encoder."""
         if name not in self._directions:  # a fresh adapter, which PEFT's add_adapter has made
             return self.base_model.direction_of(name).renamed(self._attached[name].stored_names)
-        if name in self._folders and not self._directions[name].has_encoder:
-            folder = self._folders[name]  # its own configuration: that of the model may be changed before it is saved
+        if name in self._found and not self._directions[name].has_encoder:
+            folder = self._found[name].folder  # its own configuration: that of the model may be changed before it is saved
             self._directions[name] = Direction.load(folder, GradiendConfig.from_pretrained(str(folder)))
         return self._directions[name]
 
@@ -308,7 +319,8 @@ class GradiendModel(EditedModel):
                     "GradiendModel.from_pretrained or from_direction."
                 )
             kind = objective_class(objective_name(base_model, config.objective))
-            self.processing_class = kind.load_processor(base, revision=base_commit(base_model))
+            hub = {name: value for name, value in self._hub.items() if value}
+            self.processing_class = kind.load_processor(base, revision=base_commit(base_model), **hub)
         return self.processing_class
 
     def encode(self, rows: Any, batch_size: int = 32, *, processing_class: Any = None) -> torch.Tensor:
@@ -347,11 +359,12 @@ class GradiendModel(EditedModel):
             ArtifactError: the self-test is damaged.
         """
         name = self._only_active()
-        if name not in self._folders:
+        if name not in self._found:
             raise ArtifactNotFoundError(
                 f"The direction {name!r} was not loaded from files, so there is nothing to verify."
             )
-        return resolve_name(_SELF_TEST)(self, self._folders[name], full=full)
+        self._found[name].complete()
+        return resolve_name(_SELF_TEST)(self, self._found[name].folder, full=full)
 
     # ---------------------------------------------------------------------------------------------------------- saving
 
@@ -402,8 +415,9 @@ class GradiendModel(EditedModel):
         folder.mkdir(parents=True, exist_ok=True)
         direction.save(folder, dtype=config.dtype)
         replace(config, parameters=direction.spec(), has_bias=direction.has_bias).save_pretrained(str(folder))
-        if name in self._folders:
-            take_along(self._folders[name], folder)
+        if name in self._found:
+            self._found[name].complete()
+            take_along(self._found[name].folder, folder)
 
     def to_lora(
         self, folder: str | Path, *, rank: int | None = None, strength: float = 1.0, adapter_name: str | None = None
@@ -441,15 +455,17 @@ class GradiendModel(EditedModel):
         return commit
 
 
-def _read(repo_or_path: str | Path, **arguments: Any) -> tuple[Path, GradiendConfig, Direction]:
-    """Folder, configuration and decoder of a stored direction; its values are still to be checked."""
-    from gradiend_hub.hub.resolve import resolve_folder
+def _read(repo_or_path: str | Path, **arguments: Any) -> tuple[ResolvedRepo, GradiendConfig, Direction]:
+    """Resolved folder, configuration and decoder of a stored direction; its values are still to be checked."""
+    from gradiend_hub.hub.resolve import APPLIED, resolve_folder
 
-    found = resolve_folder(repo_or_path, **arguments, required=(CONFIG_FILE, WEIGHTS_FILE))
+    found = resolve_folder(repo_or_path, **arguments, required=(CONFIG_FILE, WEIGHTS_FILE), wanted=APPLIED)
     config = GradiendConfig.from_pretrained(str(found.folder))
     if found.repo_id is not None:
         config = config.without_local_base(found.repo_id)
-    return found.folder, config, Direction.load(found.folder, config, encoder=False, check=False)
+        hub = {name: arguments.get(name) for name in ("token", "cache_dir", "local_files_only")}
+        config.origin = Origin(found.repo_id, arguments.get("subfolder"), {"revision": found.commit, **hub})
+    return found, config, Direction.load(found.folder, config, encoder=False, check=False)
 
 
 def _allowed(config: GradiendConfig, related: bool, unverified: bool) -> dict[str, Any]:

@@ -166,6 +166,17 @@ def apply(
     return show_texts(direction, texts, options, story)
 
 
+@command(app, "audit")
+def audit(story: Story, direction: Direction, revision: Revision = None) -> dict[str, Any]:
+    """Look for what is harmful, impossible or suspicious in a direction's files; exit status 1 if there is anything.
+
+    No model is loaded, and nothing is measured.
+    """
+    from .audit import show_audit
+
+    return show_audit(direction, revision, story)
+
+
 @command(app, "verify")
 def verify(
     story: Story,

@@ -54,7 +54,8 @@ def show_verification(direction: str, options: VerifyOptions, story: Story) -> d
             )
         with story.step("Measure", told=False):
             result: Verification = model.verify(full=options.full)
-        card = card_state(resolve_folder(direction, revision=options.revision).folder)
+        found = resolve_folder(direction, revision=options.revision)
+        card = card_state(found.folder)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("check", overflow="fold")
     for name in ("claimed", "found"):
@@ -69,6 +70,8 @@ def show_verification(direction: str, options: VerifyOptions, story: Story) -> d
     story.show(
         f"\ncard: {card}\n{len(result.checks)} checks, {tolerance}: " + (f"{wrong} differ." if wrong else "all agree.")
     )
+    if found.commit is not None:
+        story.show(f"files: the bytes that the Hub lists at commit {found.commit}.")
     for line in result.remarks:
         story.show(line)
     for claim in result.implausible:
@@ -79,6 +82,7 @@ def show_verification(direction: str, options: VerifyOptions, story: Story) -> d
         "differ": wrong,
         "tolerance": result.tolerance,
         "card": card,
+        "commit": found.commit,
         "checks": [asdict(check) for check in result.checks],
         "figures": result.figures,
         "figures_measured": result.measured,

@@ -24,7 +24,16 @@ from peft.utils.peft_types import PeftType, TaskType
 from gradiend_hub.errors import ArtifactError, ConfigError
 
 from .fields import DirectionFields, Name, read_fields, require_classes
-from .files import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REFERENCES_FILE, REPORT_FILE, WEIGHTS_FILE, own_file
+from .files import (
+    CONFIG_FILE,
+    ENCODER_FILE,
+    PROBES_FILE,
+    REFERENCES_FILE,
+    REPORT_FILE,
+    WEIGHTS_FILE,
+    is_damaged,
+    own_file,
+)
 from .names import hub_id
 from .validation import NAME, Limit, at_most, is_number
 
@@ -102,9 +111,17 @@ class Origin:
         if folder.is_dir():
             return own_file(folder, name)
         try:
-            return Path(hf_hub_download(self.folder_or_repo, name, subfolder=self.subfolder, **self.hub_arguments))
+            path = Path(hf_hub_download(self.folder_or_repo, name, subfolder=self.subfolder, **self.hub_arguments))
+            if is_damaged(path):
+                again = {**self.hub_arguments, "force_download": True}
+                path = Path(hf_hub_download(self.folder_or_repo, name, subfolder=self.subfolder, **again))
         except (EntryNotFoundError, LocalEntryNotFoundError):
             return None
+        if is_damaged(path):
+            raise ArtifactError(
+                f"{name} of {self.folder_or_repo} has other bytes than the Hub lists, also after it was downloaded again."
+            )
+        return path
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -91,6 +93,28 @@ def figures(folder: Path) -> Iterator[str]:
     for path in sorted(assets.iterdir() if assets.is_dir() else ()):
         if path.suffix in PICTURES and own_file(folder, name := f"{ASSETS_FOLDER}/{path.name}"):
             yield name
+
+
+def is_damaged(path: Path) -> bool:
+    """Tell whether a file in the cache of the Hub has other bytes than the Hub has listed.
+
+    The cache calls a file by the digest in the Hub's listing, and links to it: sha256 of a large file, and what git calls a
+    small one. A file that has no such name (on a disk without links) is not looked at.
+    """
+    if not path.is_symlink():
+        return False
+    expected = path.readlink().name
+    size = path.stat().st_size
+    if re.fullmatch("[0-9a-f]{64}", expected):
+        digest = hashlib.sha256()
+    elif re.fullmatch("[0-9a-f]{40}", expected):
+        digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    else:
+        return False
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest() != expected
 
 
 def require_within(path: Path, folder: Path) -> None:

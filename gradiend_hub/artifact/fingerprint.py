@@ -20,7 +20,7 @@ from gradiend_hub.errors import BaseModelMismatchError
 
 from .files import ENCODER_FILE
 
-__all__ = ["BaseMatch", "BaseModelRelation", "Fingerprint", "require_same_base"]
+__all__ = ["BaseMatch", "BaseModelRelation", "Fingerprint", "identifies", "require_same_base"]
 
 SAMPLES = 64
 """Values that are kept of each tensor."""
@@ -153,6 +153,11 @@ class Fingerprint:
         return BaseMatch(relation, median, worst, len(distances))
 
 
+def identifies(fingerprint: Fingerprint | None) -> bool:
+    """Tell whether samples say anything of a model: they are there, and not all constant as in models that differ."""
+    return fingerprint is not None and not all(_is_constant(values) for values in fingerprint.samples.values())
+
+
 def require_same_base(
     fingerprint: Fingerprint | None,
     tensors: Mapping[str, torch.Tensor],
@@ -175,7 +180,7 @@ def require_same_base(
         BaseModelMismatchError: With the evidence.
     """
     known = Fingerprint({}) if fingerprint is None else fingerprint.only(tensors)
-    if not allow_unverified and all(_is_constant(values) for values in known.samples.values()):
+    if not allow_unverified and not identifies(known):
         raise BaseModelMismatchError(
             f"Nothing in the direction tells whether this {model} is its base model: it has no sampled weights of it "
             f"({ENCODER_FILE} is missing or says nothing). On another model its edit is noise. Get the direction with its "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
@@ -15,16 +18,32 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
-from gradiend_hub.errors import ArtifactNotFoundError
+from gradiend_hub.artifact.files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    ENCODER_FILE,
+    PROBES_FILE,
+    REFERENCES_FILE,
+    REPORT_FILE,
+    WEIGHTS_FILE,
+    is_damaged,
+)
+from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
+from .patience import bounded
 from .retry import FAILURES, disk_error, summary, with_retries
 
-__all__ = ["ResolvedRepo", "resolve_folder"]
+__all__ = ["APPLIED", "ResolvedRepo", "other_files", "resolve_folder"]
 
-DOWNLOADED: Final = ("*.json", "*.jsonl", "*.safetensors", CARD_FILE)
+logger = logging.getLogger(__name__)
+
+APPLIED: Final = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE)
+"""Files that applying a direction needs: the encoder's holds the samples of the base model, too."""
+
+DOWNLOADED: Final = (*APPLIED, REFERENCES_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE)
 """The only files of a stranger's repository that reach this machine; none of them can run code."""
 
 
@@ -41,6 +60,17 @@ class ResolvedRepo:
     folder: Path
     commit: str | None
     repo_id: str | None
+    _source: _Source | None = field(default=None, compare=False, repr=False)
+
+    def complete(self) -> None:
+        """Download the other files of the direction, at the same commit.
+
+        Raises:
+            ArtifactNotFoundError: they cannot be had.
+            ArtifactError: one is damaged, also after it was downloaded again.
+        """
+        if self._source is not None and self.commit is not None:
+            self._source.also(self.commit, DOWNLOADED)
 
 
 def resolve_folder(
@@ -52,11 +82,14 @@ def resolve_folder(
     local_files_only: bool = False,
     subfolder: str | None = None,
     required: Iterable[str] = (CONFIG_FILE,),
+    wanted: Iterable[str] = DOWNLOADED,
+    force_download: bool = False,
 ) -> ResolvedRepo:
     """Find the files of a direction: in a local folder, or in the cache of the Hub after downloading what is missing.
 
     The revision is resolved to a commit first, so that all files are of one version even if the branch moves meanwhile.
-    A large repository of another kind is not downloaded: the required files come first.
+    A large repository of another kind is not downloaded: the required files come first. Every file is compared with the
+    digest that the Hub has listed for it, also if it was in the cache; what is damaged is downloaded again.
 
     Args:
         repo_or_path: an existing folder, else a repository id. A folder is used as it is.
@@ -66,8 +99,11 @@ def resolve_folder(
         local_files_only: use the cache alone, as HF_HUB_OFFLINE=1 does for the whole process.
         subfolder: folder in the repository or path that holds the direction.
         required: names of the files that must be there.
+        wanted: names of the files to download, if they are there; by default all that a direction consists of.
+        force_download: download them again, whatever is in the cache.
 
     Raises:
+        ArtifactError: a file is damaged, also after it was downloaded again.
         ArtifactNotFoundError: no such folder or repository, no access to it, no required file in it, or the Hub cannot
             be reached and the cache does not have it, or cannot be written. The message says which.
     """
@@ -83,9 +119,10 @@ def resolve_folder(
         raise ArtifactNotFoundError(
             f"There is no folder {repo_id}, and this is not a repository id on the Hub either (namespace/name)."
         ) from error
-    source = _Source(repo_id, revision, token, cache_dir, local_files_only or is_offline_mode(), subfolder)
+    offline = local_files_only or is_offline_mode()
+    source = _Source(repo_id, revision, token, cache_dir, offline, subfolder, force_download)
     try:
-        return source.fetch(tuple(required))
+        return source.fetch(tuple(required), tuple(wanted))
     except (*FAILURES, OSError) as error:
         raise ArtifactNotFoundError(source.explain(error)) from error
 
@@ -100,41 +137,92 @@ class _Source:
     cache_dir: str | Path | None
     offline: bool
     subfolder: str | None
+    force_download: bool
 
-    def fetch(self, required: tuple[str, ...]) -> ResolvedRepo:
+    def fetch(self, required: tuple[str, ...], wanted: tuple[str, ...]) -> ResolvedRepo:
         """Download what the cache does not have."""
         commit = with_retries(lambda: self._commit(required))
         where = f"commit {commit[:8]} of {self.repo_id}"
         folder = self._download(commit, required)
         _require(folder, required, f"{folder.name} in {where}" if self.subfolder else where)
-        self._download(commit, DOWNLOADED)
-        return ResolvedRepo(folder, commit, self.repo_id)
+        self._download(commit, [name for name in wanted if name not in required])
+        return ResolvedRepo(folder, commit, self.repo_id, self)
+
+    def names(self, commit: str) -> list[str]:
+        """Names of all files of the direction's folder in the repository; none while offline."""
+        prefix = f"{self.subfolder}/" if self.subfolder else ""
+        if self.offline:
+            return []
+        try:
+            with bounded():
+                every = with_retries(lambda: HfApi(token=self.token).list_repo_files(self.repo_id, revision=commit))
+        except (*FAILURES, OSError) as error:
+            raise ArtifactNotFoundError(self.explain(error)) from error
+        return [name.removeprefix(prefix) for name in every if name.startswith(prefix)]
+
+    def also(self, commit: str, wanted: tuple[str, ...]) -> None:
+        """Download further files of a commit."""
+        try:
+            self._download(commit, wanted)
+        except (*FAILURES, OSError) as error:
+            raise ArtifactNotFoundError(self.explain(error)) from error
 
     def _commit(self, required: tuple[str, ...]) -> str:
         """Commit of the revision; the cache's, with a warning, while the Hub cannot be reached."""
         api = HfApi(token=self.token)
         if not hasattr(api, "resolve_revision"):  # below huggingface_hub 2.2, which use the cache without a word
             return self._snapshot(self.revision, required).name
-        resolved = api.resolve_revision(
-            self.repo_id, revision=self.revision, cache_dir=self.cache_dir, local_files_only=self.offline
-        )
-        return resolved.resolved
+        with bounded() as answered:
+            resolved = api.resolve_revision(
+                self.repo_id, revision=self.revision, cache_dir=self.cache_dir, local_files_only=self.offline
+            )
+        commit: str = resolved.resolved
+        if not self.offline and commit != self.revision and not answered:
+            logger.warning(
+                f"The Hub cannot be reached, so {self.repo_id} is used as it is in the cache: commit {commit[:12]}, which "
+                f"{self.revision or 'main'} was at{self._when()}. There may be a newer one."
+            )
+        return commit
+
+    def _when(self) -> str:
+        """Say when the cache last heard of the revision."""
+        home = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser()
+        ref = home / repo_folder_name(repo_id=self.repo_id, repo_type="model") / "refs" / (self.revision or "main")
+        return time.strftime(" on %Y-%m-%d at %H:%M", time.localtime(ref.stat().st_mtime)) if ref.is_file() else ""
 
     def _download(self, commit: str, patterns: Iterable[str]) -> Path:
-        """Files of the direction's own folder, not of folders in it; the path of that folder."""
-        return with_retries(lambda: self._snapshot(commit, patterns)) / (self.subfolder or "")
-
-    def _snapshot(self, revision: str | None, patterns: Iterable[str]) -> Path:
-        prefix = f"{self.subfolder}/" if self.subfolder else ""
-        folder = snapshot_download(
-            self.repo_id,
-            revision=revision,
-            token=self.token,
-            cache_dir=self.cache_dir,
-            local_files_only=self.offline,
-            allow_patterns=[prefix + pattern for pattern in patterns],
-            ignore_patterns=[f"{prefix}*/*"],
+        """Files of the direction's own folder, not of folders in it, checked; the path of that folder."""
+        patterns = tuple(patterns)
+        folder = with_retries(lambda: self._snapshot(commit, patterns, force=self.force_download)) / (
+            self.subfolder or ""
         )
+        for name in [name for name in patterns if is_damaged(folder / name)]:
+            if not self.offline:
+                logger.warning(f"{name} of {self.repo_id} is damaged in the cache; it is downloaded again.")
+                with_retries(lambda name=name: self._snapshot(commit, [name], force=True))  # type: ignore[misc]
+            if self.offline or is_damaged(folder / name):
+                again = (
+                    "this call is offline; run it once online" if self.offline else "so it is after a second download"
+                )
+                raise ArtifactError(
+                    f"{name} of {self.repo_id} at commit {commit[:8]} has other bytes than the Hub lists: {again}. The file "
+                    f"is {folder / name}."
+                )
+        return folder
+
+    def _snapshot(self, revision: str | None, patterns: Iterable[str], *, force: bool = False) -> Path:
+        prefix = f"{self.subfolder}/" if self.subfolder else ""
+        with bounded():
+            folder = snapshot_download(
+                self.repo_id,
+                revision=revision,
+                token=self.token,
+                cache_dir=self.cache_dir,
+                local_files_only=self.offline,
+                force_download=force and not self.offline,
+                allow_patterns=[prefix + pattern for pattern in patterns],
+                ignore_patterns=[f"{prefix}*/*"],
+            )
         return Path(folder)
 
     def explain(self, error: Exception) -> str:
@@ -167,6 +255,20 @@ class _Source:
             f"{self.repo_id} is no folder on this machine, could not be downloaded from {constants.ENDPOINT}, and the cache "
             f"does not have all of it ({summary(error)}). Try again: what was downloaded so far is kept."
         )
+
+
+def other_files(found: ResolvedRepo, patterns: Iterable[str]) -> list[str]:
+    """Names of the files beside a direction, in its folder or repository, that match none of the patterns.
+
+    Raises:
+        ArtifactNotFoundError: the Hub does not list them.
+    """
+    patterns = (*patterns, ".gitattributes", "reports/*")
+    if found._source is None:
+        names = [path.relative_to(found.folder).as_posix() for path in found.folder.rglob("*") if not path.is_dir()]
+    else:
+        names = found._source.names(found.commit or "main")
+    return [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)]
 
 
 def _token_advice(sent: bool) -> str:

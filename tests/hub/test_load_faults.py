@@ -1,0 +1,267 @@
+"""Loading from a Hub that is silent, damaged, moving, or gone: one whole commit or a clear error, and the next try works."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import HfApi, constants, file_download
+from huggingface_hub.utils import _http
+
+from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
+from gradiend_hub.hub import patience, publish_folder, retry
+from gradiend_hub.hub.resolve import APPLIED, resolve_folder
+from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD
+from tests.hub_server import HubServer
+
+pytestmark = TOLERATE_LFS_UPLOAD
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=["own blobs", "shared blobs"])
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """An empty cache, which keeps what is in Xet for itself or shares it between repositories."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SHARED_BLOBS", request.param == "own blobs", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def published(direction_folder: Path, repo_id: str) -> str:
+    """A repository with one direction; its weights are random, so that no storage knows them."""
+    (direction_folder / WEIGHTS).write_bytes(os.urandom(120_000))
+    publish_folder(direction_folder, repo_id)
+    return repo_id
+
+
+def assert_whole(folder: Path, source: Path, names: tuple[str, ...] = (CONFIG, WEIGHTS)) -> None:
+    for name in names:
+        assert (folder / name).read_bytes() == (source / name).read_bytes(), name
+
+
+def flip(path: Path, place: int) -> None:
+    """Flip the bits of one byte of a file, wherever links lead to it."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    real = path.resolve()
+    real.chmod(0o644)
+    real.write_bytes(data)
+
+
+def test_applying_downloads_what_it_needs_and_the_rest_can_follow(
+    published: str, direction_folder: Path, cache: Path, hub: HubServer
+) -> None:
+    found = resolve_folder(published, cache_dir=cache, wanted=APPLIED)
+    assert {path.name for path in found.folder.iterdir()} == {*APPLIED} & {*FILES}
+    hub.clear()
+    found.complete()
+    assert {path.name for path in found.folder.iterdir()} == {name for name in FILES if not name.endswith(".png")}
+    assert not hub.log(path="/main")
+    assert_whole(found.folder, direction_folder, ("gradiend_probes.jsonl", "README.md"))
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "gradiend_encoder.safetensors"])
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_damage_in_the_cache_is_noticed_and_mended(
+    published: str, direction_folder: Path, cache: Path, transfer: str, name: str, where: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    folder = resolve_folder(published, cache_dir=cache).folder
+    size = (folder / name).stat().st_size
+    flip(folder / name, {"first": 0, "middle": size // 2, "last": size - 1}[where])
+    with pytest.raises(
+        ArtifactError, match=rf"{name} of {published} .* has other bytes than the Hub lists: this call is offl"
+    ):
+        resolve_folder(published, cache_dir=cache, local_files_only=True)
+    found = resolve_folder(published, cache_dir=cache)
+    assert_whole(found.folder, direction_folder, (name, CONFIG, WEIGHTS))
+    assert f"{name} of {published} is damaged in the cache" in caplog.text
+    assert resolve_folder(published, cache_dir=cache, local_files_only=True) == found
+
+
+@pytest.mark.parametrize("where", [0, 60_000, 119_999], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("times", [1, 99])
+@pytest.mark.usefixtures("plain_lfs")
+def test_damage_on_the_way_is_noticed(
+    published: str, direction_folder: Path, cache: Path, hub: HubServer, where: int, times: int
+) -> None:
+    digest_of_weights = "^/get"
+    hub.fault("corrupt", method="GET", path=digest_of_weights, origin="storage", after_bytes=where, times=times)
+    if times == 1:
+        found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS))
+    else:
+        with pytest.raises(ArtifactError, match="so it is after a second download"):
+            resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS))
+        hub.clear()
+        found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS))
+    assert_whole(found.folder, direction_folder)
+
+
+def test_damage_in_the_store_of_xet_is_noticed(
+    published: str, direction_folder: Path, cache: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flipped byte of data, or of what stands between; hf_xet notices some of them itself."""
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
+    for where in (30, 60_000):
+        hub.fault("corrupt", method="GET", path="^/cas/blob/", origin="storage", after_bytes=where, times=1)
+        try:
+            found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS), force_download=True)
+        except (ArtifactError, ArtifactNotFoundError):
+            hub.clear()
+            found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS))
+        assert_whole(found.folder, direction_folder)
+        hub.clear()
+
+
+def test_a_forced_download_asks_again(published: str, direction_folder: Path, cache: Path, hub: HubServer) -> None:
+    resolve_folder(published, cache_dir=cache)
+    hub.clear()
+    found = resolve_folder(published, cache_dir=cache, force_download=True)
+    assert hub.log(method="GET", path="/resolve/") or hub.log(path="/cas/")
+    assert_whole(found.folder, direction_folder)
+
+
+SILENT = {
+    "resolve": {"path": "/api/models/[^/]+/[^/]+(/revision/[^/]+)?$", "method": "GET"},
+    "listing": {"path": "/tree/", "method": "GET"},
+    "head": {"path": "/resolve/", "method": "HEAD"},
+    "small file": {"path": "/resolve/.*json", "method": "GET"},
+    "blob": {"path": "^/get", "method": "GET", "origin": "storage"},
+}
+
+
+@pytest.mark.parametrize("endpoint", SILENT)
+@pytest.mark.usefixtures("plain_lfs")
+def test_a_silent_server_is_not_waited_for(
+    published: str,
+    direction_folder: Path,
+    tmp_path: Path,
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    endpoint: str,
+) -> None:
+    monkeypatch.setattr(patience, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
+    for module in (_http, file_download):  # which wait between attempts of their own
+        monkeypatch.setattr(
+            module, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}), raising=False
+        )
+    hub.fault("hang", seconds=600, times=99, **SILENT[endpoint])
+    cache = tmp_path / "cache"
+    try:
+        found = resolve_folder(published, cache_dir=cache)
+    except ArtifactNotFoundError as error:
+        assert "could not be downloaded" in str(error) or "offline" in str(error)  # and nothing half-visible
+        hub.clear()
+        found = resolve_folder(published, cache_dir=cache)
+    else:
+        hub.clear()
+    assert_whole(found.folder, direction_folder)
+
+
+@pytest.mark.usefixtures("plain_lfs")
+def test_an_expired_url_is_an_error_and_the_next_try_works(
+    published: str, direction_folder: Path, tmp_path: Path, hub: HubServer
+) -> None:
+    hub.fault("status", status=403, path="^/get", origin="storage", times=99)
+    with pytest.raises(ArtifactNotFoundError, match="403"):
+        resolve_folder(published, cache_dir=tmp_path / "cache")
+    hub.clear()
+    assert_whole(resolve_folder(published, cache_dir=tmp_path / "cache").folder, direction_folder)
+
+
+@KNOWS_REVISIONS
+def test_an_old_commit_of_the_cache_is_said_aloud(
+    published: str, direction_folder: Path, tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = resolve_folder(published, cache_dir=tmp_path / "cache")
+    (direction_folder / CONFIG).write_text('{"second": 1}')
+    publish_folder(direction_folder, published)
+    hub.fault("status", status=503, path=f"/api/models/{published}", times=99)
+    caplog.clear()
+    assert resolve_folder(published, cache_dir=tmp_path / "cache") == old
+    assert f"it is in the cache: commit {(old.commit or '')[:12]}, which main was at on 20" in caplog.text
+    hub.clear()
+    caplog.clear()
+    assert resolve_folder(published, cache_dir=tmp_path / "cache").commit != old.commit
+    assert resolve_folder(published, cache_dir=tmp_path / "cache", revision=old.commit) == old
+    assert "cannot be reached" not in caplog.text
+
+
+def test_a_branch_that_moves_never_gives_two_commits(
+    api: HfApi, published: str, direction_folder: Path, tmp_path: Path
+) -> None:
+    contents: dict[str, bytes] = {api.repo_info(published).sha or "": (direction_folder / CONFIG).read_bytes()}
+    stop = threading.Event()
+
+    def move() -> None:
+        for number in range(40):
+            if stop.is_set():
+                return
+            text = b'{"peft_type": "GRADIEND", "number": %d}' % number
+            (direction_folder / CONFIG).write_bytes(text)
+            (direction_folder / "gradiend_probes.jsonl").write_bytes(text)
+            contents[publish_folder(direction_folder, published).oid] = text
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        for turn in range(6):
+            found = resolve_folder(published, cache_dir=tmp_path / f"cache-{turn}")
+            config = (found.folder / CONFIG).read_bytes()
+            probes = (found.folder / "gradiend_probes.jsonl").read_bytes()
+            assert config == probes or probes == FILES["gradiend_probes.jsonl"]
+    finally:
+        stop.set()
+        mover.join()
+    assert {found.commit} <= contents.keys() and contents[found.commit or ""] == config
+
+
+LOADER = """
+import sys
+from gradiend_hub.hub.resolve import resolve_folder
+print("ready", flush=True)
+resolve_folder(sys.argv[1], cache_dir=sys.argv[2], required=("adapter_config.json", "adapter_model.safetensors"))
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_fifty_kills(published: str, direction_folder: Path, tmp_path: Path, hub: HubServer) -> None:
+    """A load that is killed at any time leaves nothing that a later one takes for the direction."""
+    choose, killed = random.Random(17), 0
+    for turn in range(50):
+        cache = tmp_path / f"cache-{turn % 5}"
+        hub.fault("delay", seconds=0.05, times=3)
+        process = subprocess.Popen(
+            [sys.executable, "-c", LOADER, published, str(cache)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(choose.uniform(0, 0.8))
+        process.send_signal(signal.SIGKILL)
+        killed += b"done" not in process.communicate()[0]
+        hub.clear()
+        try:
+            found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS), local_files_only=True)
+        except ArtifactNotFoundError:
+            pass
+        else:
+            assert_whole(found.folder, direction_folder)
+        if turn % 5 == 4:
+            found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS))
+            assert_whole(found.folder, direction_folder)
+    assert killed > 10
