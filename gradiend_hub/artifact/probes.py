@@ -41,6 +41,7 @@ __all__ = ["STRENGTHS", "TOLERANCES", "Probes", "content_digests", "renew_digest
 STRENGTHS = (-1.0, 0.0, 1.0)
 MOST_BYTES = 2**20
 MOST_ROWS = 256
+MOST_DAMAGED_BYTES = 2**28
 MOST_REPORT_BYTES = 2**24
 """Largest report that is read."""
 Name = Annotated[str, NAME]
@@ -163,6 +164,9 @@ def _digest_report(path: Path) -> str:
 
 
 def _digest_bytes(path: Path) -> str:
+    """Digest what cannot be read otherwise; not of a file without end."""
+    if (size := path.stat().st_size) > MOST_DAMAGED_BYTES:
+        return f"not read, {size:,} bytes"
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -16,6 +16,8 @@ from huggingface_hub import errors
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
+from .patience import SilentHubError
+
 logger = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 6
@@ -55,7 +57,7 @@ def is_transient(error: Exception) -> bool:
 
     409 is the Hub's commit lock and 412 a branch that moved meanwhile. Being offline on purpose does not pass.
     """
-    if disk_error(error) is not None:
+    if disk_error(error) is not None or isinstance(error, SilentHubError):
         return False
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _PASSING_STATUS or error.response.status_code >= 500
