@@ -301,7 +301,9 @@ class GradiendModel(EditedModel):
         if name not in self._directions:  # a fresh adapter, which PEFT's add_adapter has made
             return self.base_model.direction_of(name).renamed(self._attached[name].stored_names)
         if name in self._found and not self._directions[name].has_encoder:
-            folder = self._found[name].folder  # its own configuration: that of the model may be changed before it is saved
+            folder = self._found[
+                name
+            ].folder  # its own configuration: that of the model may be changed before it is saved
             self._directions[name] = Direction.load(folder, GradiendConfig.from_pretrained(str(folder)))
         return self._directions[name]
 

@@ -179,6 +179,7 @@ def test_strength_must_be_a_number(base: nn.Module, strength: Any) -> None:
     assert model.strength == 1.0
 
 
+@pytest.mark.filterwarnings("ignore:At strength .* times as large as the weights")
 def test_strength_from_the_configuration_or_the_caller(base: nn.Module, tmp_path: Path) -> None:
     folder = save(tmp_path, random_direction(base), strength=0.3)
     assert GradiendModel.from_pretrained(folder, copy.deepcopy(base)).strength == 0.3
