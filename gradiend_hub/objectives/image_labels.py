@@ -42,6 +42,7 @@ class ImageClassificationObjective(LabelObjective):
 
     name = "image_classification"
     task = "image-classification"
+    asks = "IMAGE.png"
     auto_class = AutoModelForImageClassification
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
     column = "image"

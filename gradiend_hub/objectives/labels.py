@@ -253,6 +253,7 @@ class ConceptMixin(LabelObjective):
     """A concept direction: a counterfactual input, the same label."""
 
     read_name = "the input"
+    probability_note = "The probability of a class is that of a row's own label, on the row's input of the class."
 
     def read(self, record: Mapping[str, Any]) -> CounterfactualRow:  # type: ignore[override]
         """Make a row of a record with the columns of the input, `counterfactual`, `label` and the classes of both inputs."""

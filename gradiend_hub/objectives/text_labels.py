@@ -42,6 +42,7 @@ class TextClassificationObjective(LabelObjective):
 
     name = "text_classification"
     task = "text-classification"
+    asks = "TEXT"
     auto_class = AutoModelForSequenceClassification
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
     column = "text"
