@@ -34,7 +34,8 @@ Records = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """A direction to learn: base model, classes, the rows of three splits, and rows without the feature."""
+    """A direction to learn: base model, classes, the rows of three splits, and rows without the feature, to measure on and,
+    where the decoder is to spare them, to learn from."""
 
     model: str
     classes: tuple[str, str]
@@ -42,6 +43,7 @@ class Task:
     neutral: Records
     source: str = "factual"
     goal: str = "strengthen"
+    neutral_train: Records | None = None
 
 
 def parts(records: Records, train: int, held_out: int) -> dict[str, Records]:
@@ -54,8 +56,9 @@ def digits_label() -> Task:
     """Return 3 against 8: the same image, the other label."""
     other, images = {"3": "8", "8": "3"}, digits()
     rows = [{"image": r.input, "label": r.label, "alternative": other[r.label]} for r in images if r.label in other]
-    neutral = [{"image": r.input, "label": r.label} for r in images if r.label not in other and r.split != "train"]
-    return Task("digits", ("3", "8"), parts(rows, 200, 78), neutral, source="diff")
+    rest = [{"image": r.input, "label": r.label} for r in images if r.label not in other and r.split != "train"]
+    spared = [{"image": r.input, "label": r.label} for r in images if r.label not in other and r.split == "train"]
+    return Task("digits", ("3", "8"), parts(rows, 200, 78), rest, source="diff", neutral_train=spared[:400])
 
 
 def digits_concept() -> Task:
@@ -100,7 +103,7 @@ def sentences_label(ratings: Path | None) -> Task:
         neutral = [{"text": row.input, "label": row.label} for row in rated if row.label not in other]
     rng.shuffle(found)
     rows = [{"text": text, "label": label, "alternative": other[label]} for text, label in found]
-    return Task("sentiment", ("positive", "negative"), parts(rows, 300, 150), neutral[:300])
+    return Task("sentiment", ("positive", "negative"), parts(rows, 300, 150), neutral[::2], neutral_train=neutral[1::2])
 
 
 def sentences_concept() -> Task:
@@ -126,7 +129,8 @@ def learned(task: Task, folder: Path) -> tuple[GradiendTrainer, float]:
         GradiendTrainingArguments(
             str(folder),
             solver="closed_form",
-            quality_floor=0.95,
+            decoder="damage_aware" if task.neutral_train else "solver",
+            quality_floor=0.9,
             use_cpu=True,
             disable_tqdm=True,
             save_strategy="no",
@@ -138,6 +142,7 @@ def learned(task: Task, folder: Path) -> tuple[GradiendTrainer, float]:
         eval_dataset=task.rows["validation"],
         test_dataset=task.rows["test"],
         neutral_dataset=task.neutral,
+        neutral_train_dataset=task.neutral_train,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
