@@ -175,6 +175,13 @@ def _of_split(split: SplitReport, classes: Sequence[str]) -> Iterator[str]:
         yield "the strengths of the curve are not in order, or one is there twice."
     for point in [*split.curve, *split.search, *(p for drawn in split.control for p in drawn)]:
         yield from (f"at strength {point.strength:g}, {problem}" for problem in _of_point(point, classes))
+        # on counterfactual pairs, the classes' probabilities are of two inputs
+        if not any(decided.flipped is not None for decided in split.decisions):
+            yield from (f"at strength {point.strength:g}, {problem}" for problem in _of_sums(point))
+    for decided in split.decisions:
+        shares: dict[str, float | None] = {f"accuracy on {name}": share for name, share in decided.accuracy.items()}
+        shares |= {"changed decisions": decided.changed, "flipped decisions": decided.flipped}
+        yield from (f"at strength {decided.strength:g}, {problem}" for problem in _outside(shares, 0, 1))
     if split.curve and any(p.quality is not None for p in split.curve) and split.scored <= 0:
         yield "a quality is claimed, but no token was scored."
     base = next((p for p in split.curve if p.strength == 0), None)
@@ -232,13 +239,17 @@ def _of_point(point: StrengthPoint, classes: Sequence[str]) -> Iterator[str]:
         if of not in classes or set(by_class) - {*classes}:
             yield f"there are probabilities of other classes than {list(classes)}."
         yield from _outside({f"P({name}) on {of} rows": p for name, p in by_class.items()}, 0, 1)
-        if sum(by_class.values()) > 1 + 1e-3:
-            yield f"the classes' probabilities on {of} rows add up to more than 1."
     yield from _outside({"accuracy": point.accuracy}, 0, 1)
     yield from _outside({"quality": point.quality, "NLL": point.nll, "KL": point.kl}, -_SLACK, math.inf)
     for name, interval in point.intervals.items():
         if interval[0] > interval[1]:
             yield f"the interval of {name} is upside down."
+
+
+def _of_sums(point: StrengthPoint) -> Iterator[str]:
+    for of, by_class in point.probability.items():
+        if sum(by_class.values()) > 1 + 1e-3:
+            yield f"the classes' probabilities on {of} rows add up to more than 1."
 
 
 def _outside(figures: Mapping[str, float | None], low: float, high: float) -> Iterator[str]:

@@ -76,7 +76,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = GradiendTrainer(
         DIGITS,
         GradiendConfig(feature_classes=["3", "8"], source="diff"),
-        arguments(folder, quality_floor=0.6),
+        arguments(folder, quality_floor=0.9),
         train_dataset=digit_rows("3", "8", slice(0, 160)),
         eval_dataset=digit_rows("3", "8", slice(160, 220)),
         neutral_dataset=other_digits("3", "8", 120),
@@ -298,7 +298,7 @@ def test_signs_hold_for_every_target(tmp_path: Path, target: str) -> None:
         trainer = GradiendTrainer(
             DIGITS,
             GradiendConfig(feature_classes=["1", "7"], source=source, target=target),
-            arguments(tmp_path / source, quality_floor=0.6, controls=0),
+            arguments(tmp_path / source, quality_floor=0.9, controls=0),
             train_dataset=digit_rows("1", "7", slice(0, 80)),
             eval_dataset=digit_rows("1", "7", slice(80, 120)),
         )
