@@ -48,6 +48,7 @@ def normalised(card: str) -> str:
     card = re.sub(r"(?m)^(> \*\*Not learned\.\*\* .*? base model\.) .*$", r"\1 WHY", card)
     card = re.sub(r"(?m)^(\* At strength .*?), .*$", r"\1, CLAIM", card)
     card = re.sub(r"(?s)(## Caveats\n\n).*?(\* A correlation rises)", r"\1\2", card)
+    card = re.sub(r" \(limited by [^)]*\)|; it is \*\*limited by [^*]*\*\*", "", card)
     head, start, rest = card.partition("## What each")
     head = re.sub(r"(?m)^(      value: ).*$", r"\1N", head)
     head = re.sub(r"(?m)^\| (?!\||strength)([^|]*) \|.*$", r"| \1 | W | W | W |", head)
