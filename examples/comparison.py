@@ -143,7 +143,7 @@ def main() -> None:
 
 def _norm(base: object, ds: DirectionSet) -> float:
     parameters = dict(base.named_parameters())  # type: ignore[attr-defined]
-    return float(sum(parameters[name].float().square().sum() for name in ds.frame.shapes)) ** 0.5
+    return float(sum(parameters[name].detach().float().square().sum() for name in ds.frame.shapes)) ** 0.5
 
 
 def conclusions(ds: DirectionSet, groups: Mapping[str, Sequence[str]]) -> list[str]:

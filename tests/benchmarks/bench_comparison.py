@@ -132,7 +132,7 @@ def predicted_and_measured(name: str, path: Path, quick: bool) -> list[dict[str,
 
 def _norm(base: Any, ds: DirectionSet) -> float:
     parameters = dict(base.named_parameters())
-    return float(torch.stack([parameters[name].float().norm() for name in ds.frame.shapes]).norm())
+    return float(torch.stack([parameters[name].detach().float().norm() for name in ds.frame.shapes]).norm())
 
 
 def suite_cost(quick: bool) -> list[dict[str, Any]]:
