@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradiend_hub.adapter.arithmetic import rounded
 from gradiend_hub.adapter.receipt import layer_of
 from gradiend_hub.model import GradiendModel
 
@@ -62,8 +63,8 @@ def _ratio(delta: float, weight: float) -> float:
 
 def _stored_in(dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
     def achieved(weight: Tensor, delta: Tensor) -> Tensor:
-        stored = weight.to(dtype).float()
-        return (stored + delta).to(dtype).float() - stored
+        stored = weight.to(dtype)
+        return rounded(stored, delta).float() - stored.float()
 
     return achieved
 

@@ -77,7 +77,7 @@ def random_factors(
 
     def factors() -> Factors:
         size = sum(map(math.prod, form.shapes))
-        return form.factors(step * torch.randint(-12, 13, (size,), generator=generator))
+        return form.factors(step * torch.randint(-8, 9, (size,), generator=generator))
 
     return ParameterDirection(tuple(shape), factors(), factors() if bias else None, factors())
 
