@@ -11,7 +11,7 @@ TESTS ?= tests
 LOWER_TESTS ?= tests/adapter tests/artifact tests/data tests/gradients tests/hub/test_publish.py tests/hub/test_resolve.py tests/objectives \
     tests/test_base_model.py tests/test_model.py tests/test_package.py tests/training/test_trainer.py
 
-.PHONY: demo test test-slow test-lower-bounds lint bench format clean
+.PHONY: demo test test-slow test-lower-bounds lint bench docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tests.hub_server exec -- $(BIN)/gradiend-hub demo --repo-id alice/pronouns-3sg-3pl
@@ -36,6 +36,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The documentation, build/site; a broken link fails.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --clean --quiet
+
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks
 
@@ -44,6 +48,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev,energy]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 $(VENV)-lower/.installed: pyproject.toml tests/lower_bounds.txt

@@ -89,17 +89,22 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
+def require_command(words: list[str]) -> None:
+    """Raise if a line names a command, an option or an argument that is not there."""
+    command: Any = typer.main.get_command(app)
+    rest = words[1:]
+    while hasattr(command, "commands"):
+        assert rest[0] in command.commands, words
+        command, rest = command.commands[rest[0]], rest[1:]
+    command.make_context(" ".join(words), rest)
+
+
 @pytest.mark.parametrize("page", ["README.md", "examples/README.md"])
 def test_the_commands_of_a_page_exist_with_their_options(page: str) -> None:
     found = commands(page)
     assert found
     for words in found:
-        command: Any = typer.main.get_command(app)
-        rest = words[1:]
-        while hasattr(command, "commands"):
-            assert rest[0] in command.commands, words
-            command, rest = command.commands[rest[0]], rest[1:]
-        command.make_context(" ".join(words), rest)  # raises if an option is unknown or an argument is missing
+        require_command(words)
 
 
 @pytest.mark.skipif(tomllib is None, reason="the standard library reads TOML from 3.11 on")

@@ -1,0 +1,138 @@
+"""The documentation's pages: their code runs, their links lead somewhere, and no public name is without a page."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradiend_hub
+from tests.test_readme import require_command
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "scripts" / "reference.py"), run_name="reference")
+
+
+def test_every_public_name_has_a_page(reference: dict[str, Any]) -> None:
+    pages = reference["pages"]()
+    shown = {name for page in pages.values() for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
+    shown_values = {id(_value(name)) for name in shown}
+    rooms = [m.name for m in pkgutil.iter_modules(gradiend_hub.__path__, "gradiend_hub.") if m.ispkg]
+    missing = [
+        f"{module}.{name}"
+        for module in ["gradiend_hub", *rooms]
+        for name in getattr(importlib.import_module(module), "__all__", [])
+        if not name.startswith("__") and id(_value(f"{module}.{name}")) not in shown_values
+    ]
+    assert not missing
+    assert "`safe_band`" in pages["reference/schema.md"]  # a field of the configuration
+    assert "## train" in pages["reference/commands.md"]
+
+
+def _value(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def test_every_public_name_says_what_it_is(reference: dict[str, Any]) -> None:
+    silent = []
+    for module, names in reference["public_names"]().items():
+        for name in names:
+            value = getattr(importlib.import_module(module), name)
+            if (inspect.isclass(value) or inspect.isroutine(value)) and not (value.__doc__ or "").strip():
+                silent.append(f"{module}.{name}")
+    assert not silent
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str, reference: dict[str, Any]) -> None:
+    known = {*PAGES, *reference["pages"]()}
+    for target in re.findall(r"\]\(([^)#\s]+)", (DOCS / page).read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        path = os.path.normpath(Path(page).parent / target)
+        assert path in known or (DOCS / path).is_file(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_exist_with_their_options(page: str) -> None:
+    lines = re.findall(r"^gradiend-hub .*$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+    for line in lines:
+        require_command(shlex.split(line, comments=True))
+
+
+def test_quoted_messages_are_said_by_the_library() -> None:
+    sources = "\n".join(p.read_text(encoding="utf-8") for p in [*ROOT.glob("gradiend_hub*/**/*.py")])
+    quoted = re.findall(r'^\?\?\? question "`([^`]+)`', (DOCS / "faq.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(quoted) > 3
+    for message in quoted:
+        if message.startswith("ModuleNotFoundError"):
+            continue  # said by Python
+        # a word of the message that stands for a name is written otherwise in the code
+        longest = max(re.split(r"…|matplotlib", message), key=len).strip()
+        assert longest in re.sub(r'"\s*\n\s*f?"', "", sources), message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search((DOCS / p).read_text(encoding="utf-8"))])
+def test_the_code_of_a_page_runs(page: str, first_direction: Path, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    if page != "index.md":  # the first page makes the direction that the others use
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "first").symlink_to(first_direction)
+        if page != "guides/merging.md":
+            (tmp_path / "out" / "plural").mkdir()
+    code: list[str] = []
+    for kind, block in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):
+        if kind == "python":
+            code.append(block)
+            _run([sys.executable, "-c", "\n".join(code)], tmp_path)
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                program = ["-m", "gradiend_hub", *words[1:]] if words[0] == "gradiend-hub" else words[1:]
+                _run([sys.executable, *program], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def first_direction(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The direction that the first page makes."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    settings = ["--set", "args.output_dir=out/first", "--quiet"]
+    _run([sys.executable, "-m", "gradiend_hub", "train", "examples/train.yaml", *settings], folder)
+    return folder / "out" / "first"
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-2500:]}"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the documentation's tools come with `make docs`")
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="https?://(?!arxiv\.org|squidfunk\.github\.io)[^"]+\.(?:js|css|woff2?)"', page)
