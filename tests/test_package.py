@@ -89,7 +89,7 @@ def test_importing_loads_next_to_nothing_and_registers_with_peft() -> None:
         "from gradiend_hub import GradiendTrainer",
     )
     own = {name.removeprefix("gradiend_hub.") for name in first if name.startswith("gradiend_hub.")}
-    assert own == {"errors", "lazy", "registration"}
+    assert own == {"errors", "lazy", "printable", "registration"}
     assert not HEAVY & (first | probing)
     (plain,) = imported_by("import peft, transformers.modeling_utils")
     assert "gradiend_hub.adapter" in of_peft
