@@ -56,8 +56,12 @@ def agreement(predicted: Matrix, measured: Matrix) -> Agreement:
     Raises:
         ConfigError: Other directions, or fewer than three pairs that both know.
     """
-    if (predicted.rows, predicted.columns) != (measured.rows, measured.columns):
-        raise ConfigError("agreement: expected two tables of the same directions.")
+    columns = [name for name in predicted.columns if name in measured.columns]
+    if predicted.rows != measured.rows or not columns:
+        raise ConfigError("agreement: expected two tables of the same directions, with features that both know.")
+    rows = range(len(predicted.rows))
+    predicted = predicted.reordered(rows, [predicted.columns.index(name) for name in columns])
+    measured = measured.reordered(rows, [measured.columns.index(name) for name in columns])
     known = np.isfinite(predicted.values) & np.isfinite(measured.values)
     known &= np.array([[row != column for column in measured.columns] for row in measured.rows])
     groups, _ = np.nonzero(known)
