@@ -144,7 +144,14 @@ def test_a_mixture_is_taken_apart(ds: DirectionSet) -> None:
 def test_prediction_and_measurement_agree(ds: DirectionSet) -> None:
     predicted, measured = ds.predicted_effects(), ds.measured_effects()
     found = agreement(predicted, measured)
-    assert found.pairs == 6 and found.pearson > 0.9 and found.spearman > 0.7
+    assert found.pairs == 6 and found.pearson > 0.9
+    for (
+        one
+    ) in ds.names:  # ranks of six pairs say little, as four of them are near 0; what is beyond the null has its sign
+        for other in ds.names:
+            cell = predicted[one, other]
+            if abs(cell.value) > cell.null:
+                assert cell.value * measured[one, other].value > 0
     assert all(predicted[n, n].value > 0 and measured[n, n].value > 0 for n in ds.names)
 
 
