@@ -71,6 +71,7 @@ def test_plain_peft(architecture: str, dtype: torch.dtype, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.filterwarnings("ignore:.*little of the base model is left")  # edits that rounding cannot hide
 def test_gradiend_model(architecture: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Our own calls: merged by default, exact at every strength, saved with everything, persistent when merged."""
     base = frozen(architecture, dtype)
@@ -133,5 +134,6 @@ def test_transformers_integration(architecture: str, dtype: torch.dtype, tmp_pat
     model.set_adapter("default")
     model.delete_adapter("second")
     assert torch.equal(output(model, architecture, dtype), expected((first, 1.0)))
-    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "c")
+    # transformers saves no samples of the base model
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "c", allow_unverified_base=True)
     assert torch.equal(output(again, architecture, dtype), expected((second, -0.5)))
