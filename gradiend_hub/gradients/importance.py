@@ -56,7 +56,11 @@ def prune(
         examples: training rows.
         labels: ±1 per row, its class; rows with 0 (identity or neutral) say nothing about classes and are left out.
         density: share of the scope's coordinates to keep, in (0, 1].
-        measure, gradient, samples, batch_size, skipped: see `importance`.
+        measure: as of `importance`, and so are those below.
+        gradient: which gradient is read.
+        samples: rows that are read.
+        batch_size: rows of a gradient.
+        skipped: where rows that are left out are counted.
 
     Raises:
         ConfigError: an argument out of range, or rows of one class only.

@@ -132,7 +132,8 @@ def seed_report(
         solutions: one by run.
         h: feature values of validation rows, oriented so that label +1 is positive (`calibrated`); [k, N].
         labels: ±1, [N].
-        seeds, rates: those of the solver.
+        seeds: the solver's, one by run.
+        rates: the solver's learning rates, one by run.
         top: share of the coordinates that counts as important.
     """
     rates = rates or [1.0] * len(seeds)

@@ -16,7 +16,8 @@ class Shard:
 
     Args:
         size: n.
-        rank, world: number of this process, and of all.
+        rank: number of this process, from 0.
+        world: number of all processes.
     """
 
     size: int

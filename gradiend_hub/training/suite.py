@@ -47,10 +47,13 @@ class DirectionSuite:
             "closed_form" (use it unless you know why not) and "ridge".
         train_dataset: rows of all classes; a text with several alternatives has a row for each.
         config: fields of `GradiendConfig` for every direction, e.g. `scope`; its classes are the suite's to set.
-        pairs, merged: which directions, as of `pairs_of`.
+        pairs: which directions, as of `pairs_of`.
+        merged: classes that are several of the rows', as of `pairs_of`.
         identities: let each direction read texts of the other classes as rows of no feature (ridge learns to be silent).
-        eval_dataset, test_dataset: rows of all classes that are measured on.
-        neutral_dataset, neutral_train_dataset: sentences, as of `GradiendTrainer`.
+        eval_dataset: rows of all classes that the unit is chosen on.
+        test_dataset: rows of all classes that are measured on in the end.
+        neutral_dataset: sentences that damage is measured on, as of `GradiendTrainer`.
+        neutral_train_dataset: sentences that are learned from, as of `GradiendTrainer`.
 
     Raises:
         ConfigError: another solver, a density below 1, or pairs that cannot be meant.
