@@ -85,8 +85,8 @@ def test_what_is_no_base_model(hub: object, repo_id: str, tmp_path: Path) -> Non
     with pytest.raises(BaseModelError, match="There is no base model at"):
         load_base_model(tmp_path)
     build("vit").save_pretrained(tmp_path / "vit")
-    with pytest.raises(BaseModelError, match=r"a vit checkpoint that AutoModelForCausalLM cannot load.*'causal_lm'"):
-        load_base_model(tmp_path / "vit")
+    with pytest.raises(BaseModelError, match=r"a vit checkpoint that AutoModelForCausalLM cannot load"):
+        load_base_model(tmp_path / "vit", objective="causal_lm")
     build("llama").save_pretrained(tmp_path / "llama")
     with pytest.raises(BaseModelError, match=r"llama checkpoint that AutoModelForMaskedLM cannot load"):
         load_base_model(tmp_path / "llama", objective="masked_lm")

@@ -23,6 +23,8 @@ CARD_FILE: Final = "README.md"
 HTML_FILE: Final = "report.html"
 ASSETS_FOLDER: Final = "assets"
 """Folder of the card's figures."""
+MOST_REPORT_BYTES: Final = 2**24
+"""Largest report that is read."""
 REPORTS_FOLDER: Final = "reports"
 """Folder of the reports that others than the author have added."""
 

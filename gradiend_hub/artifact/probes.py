@@ -26,6 +26,7 @@ from .files import (
     CONFIG_FILE,
     ENCODER_FILE,
     HTML_FILE,
+    MOST_REPORT_BYTES,
     PROBES_FILE,
     REFERENCES_FILE,
     REPORT_FILE,
@@ -42,8 +43,6 @@ STRENGTHS = (-1.0, 0.0, 1.0)
 MOST_BYTES = 2**20
 MOST_ROWS = 256
 MOST_DAMAGED_BYTES = 2**28
-MOST_REPORT_BYTES = 2**24
-"""Largest report that is read."""
 Name = Annotated[str, NAME]
 
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}

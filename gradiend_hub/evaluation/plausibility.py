@@ -155,6 +155,8 @@ def _public(name: str | None) -> str | None:
 def _of_band(config: DirectionFields, report: Report) -> str | None:
     """Compare the safe band with the curves."""
     curves = [[*split.curve, *split.search] for split in report.splits.values()]
+    if all(p.quality is None for curve in curves for p in curve):
+        return None  # without neutral items nothing contradicts the band
     for end in config.safe_band or ():
         if end and abs(end) <= _WIDEST_BAND and curves and not any(supports(curve, end) for curve in curves):
             reach = max((abs(p.strength) for curve in curves for p in curve if p.strength * end > 0), default=0.0)

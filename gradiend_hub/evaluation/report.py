@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from gradiend_hub.artifact.files import REPORT_FILE, SCHEMA_VERSION, own_file
-from gradiend_hub.artifact.probes import MOST_REPORT_BYTES
+from gradiend_hub.artifact.files import MOST_REPORT_BYTES, REPORT_FILE, SCHEMA_VERSION, own_file
 from gradiend_hub.artifact.validation import NAME, Limit, at_most, is_number, read_as, read_json
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
 from gradiend_hub.printable import legible

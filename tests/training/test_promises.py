@@ -238,7 +238,7 @@ def test_named_data_are_opened(base: Any, tmp_path: Path, pronouns: Any) -> None
     [
         ("eval_dataset", "class", DataError), ("eval_dataset", "words", DataError), ("eval_dataset", "slot", DataError),
         ("test_dataset", "class", DataError), ("test_dataset", "words", DataError), ("test_dataset", "slot", DataError),
-        ("test_dataset", "path", ConfigError), ("neutral_train_dataset", "path", ConfigError),
+        ("test_dataset", "path", DataError), ("neutral_train_dataset", "path", DataError),
         ("test_neutral_dataset", "empty", DataError), ("neutral_train_dataset", "empty", DataError),
     ],
 )  # fmt: skip
