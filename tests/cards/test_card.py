@@ -232,7 +232,8 @@ def test_a_full_card_leaves_nothing_unmeasured_but_what_is(tmp_path: Path) -> No
     lines = [line for line in text.splitlines() if line.startswith("|") and "not measured" in line]
     assert [line.split(" | ")[0] for line in lines] == [
         "| quality on own text, the words of the classes left out", "| quality on text of another source",
-        "| what the model goes on with", "| CrowS-Pairs", "| WinoBias", "| WinoGender", "| SEAT", "| other features of the language model",
+        "| what the model goes on with",
+        "| CrowS-Pairs", "| WinoBias", "| WinoGender", "| SEAT", "| other features of the language model",
     ]  # fmt: skip
     training = [
         line for line in text.splitlines() if line.startswith(("| learning rate", "| seed", "| solver", "| epochs"))

