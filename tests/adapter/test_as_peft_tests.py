@@ -17,7 +17,7 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.model import GradiendModel
-from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
+from tests.adapter.support import OWN_LOADER_WORKS, bits, config_for, edited, random_direction, same_bits, save
 from tests.models import build, output
 
 pytestmark = [
@@ -47,13 +47,11 @@ def test_training_mode_reaches_every_module(base: nn.Module, config: GradiendCon
 
 def test_evaluation_mode_of_loaded_models(base: nn.Module, tmp_path: Path) -> None:
     folder = save(tmp_path, random_direction(base))
-    plain = copy.deepcopy(base)
-    plain.load_adapter(folder)
-    for model in (
-        PeftModel.from_pretrained(copy.deepcopy(base), folder),
-        GradiendModel.from_pretrained(folder, base),
-        plain,
-    ):
+    models = [PeftModel.from_pretrained(copy.deepcopy(base), folder), GradiendModel.from_pretrained(folder, base)]
+    if OWN_LOADER_WORKS:
+        models.append(copy.deepcopy(base))
+        models[-1].load_adapter(folder)
+    for model in models:
         model.eval()
         assert not any(module.training for module in model.modules())
 
