@@ -21,7 +21,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+try:
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+except ImportError:  # before transformers 5.20 the only variant without torchvision
+    from transformers import ViTImageProcessor as ViTImageProcessorPil
+
 
 BATCH, PEAK_LR = 64, 2e-3
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate import cpu_offload, dispatch_model
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -89,7 +91,11 @@ def test_equal_to_autograd_by_parameter(architecture: str) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()) + 1e-7, name
-    assert sorted({name.split(".")[-2] for name in reader.matrices_of_their_own}) == OWN.get(architecture, [])
+    own = sorted({name.split(".")[-2] for name in reader.matrices_of_their_own})
+    if Version(transformers.__version__) >= Version("5.20"):
+        assert own == OWN.get(architecture, [])
+    else:  # older releases read fewer of them past their layers
+        assert {*own} <= {*OWN.get(architecture, [])}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

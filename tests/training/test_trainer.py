@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import HfApi
+from packaging.version import Version
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
 from gradiend_hub import Direction, GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
@@ -241,6 +243,9 @@ class StopAt(TrainerCallback):  # type: ignore[misc]
             raise KeyboardInterrupt
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.20"), reason="resumed to other bits: see lower_bounds.txt"
+)
 @pytest.mark.parametrize("kind", ["masked", "causal"])
 def test_a_resumed_run_ends_in_the_same_bits(
     request: pytest.FixtureRequest, kind: str, pronouns: Any, tmp_path: Path

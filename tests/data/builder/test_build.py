@@ -16,6 +16,7 @@ import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from gradiend_hub.data import FeatureData, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec, TextFilters, read_rows
 from gradiend_hub.data.builder.matching import WordMatcher
@@ -438,7 +439,12 @@ def test_files_and_streams(tmp_path: Path) -> None:
     assert built(table, max_texts=30).funnel.steps[0] == ("read", "texts", 30)
 
 
-@pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
+OLD_CSV = pytest.mark.skipif(
+    Version(datasets.__version__) < Version("5.2"), reason="it reads no table with broken bytes"
+)
+
+
+@pytest.mark.parametrize("ending", ["txt", pytest.param("csv", marks=OLD_CSV), "jsonl"])
 def test_broken_bytes_are_counted(tmp_path: Path, ending: str) -> None:
     lines = [text.encode() for text in texts(60)]
     lines[7] += "Grüße".encode("latin-1")
