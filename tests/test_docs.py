@@ -75,7 +75,8 @@ def test_links_lead_somewhere(page: str, reference: dict[str, Any]) -> None:
 def test_the_commands_exist_with_their_options(page: str) -> None:
     lines = re.findall(r"^gradiend-hub .*$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
     for line in lines:
-        require_command(shlex.split(line, comments=True))
+        require_command(shlex.split(line, comments=True))  # raises
+    assert all(line.split()[1:] for line in lines)
 
 
 def test_quoted_messages_are_said_by_the_library() -> None:

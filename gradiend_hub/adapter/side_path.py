@@ -113,7 +113,7 @@ class _Vector:
 
 
 def _unit(module: nn.Module, x: Tensor, vectors: dict[str, _Vector]) -> Tensor:
-    """What the edit of strength 1 adds to the output of a layer, fp32."""
+    """Addition of the edit of strength 1 to the output of a layer, fp32."""
     x = x.float()
     if not isinstance(
         module, (nn.Linear, Conv1D)

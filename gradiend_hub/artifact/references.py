@@ -36,7 +36,7 @@ _Shape = Annotated[list[Annotated[int, at_least(1)]], Limit("at most 8 sizes", l
 
 @dataclass(frozen=True)
 class _Head:
-    """What the file says of its tensors."""
+    """Metadata of the file about its tensors."""
 
     parameters: dict[str, _Shape] = field(default_factory=dict)
     controls: int = 0

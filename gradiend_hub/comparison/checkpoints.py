@@ -74,7 +74,7 @@ class Mixture(_Shown):
 
 @dataclass(frozen=True)
 class Drift(_Shown):
-    """How a checkpoint has moved along known directions.
+    """Movement of a checkpoint along known directions.
 
     Attributes:
         cosine: signed cosine of the checkpoint's change and each direction's edit.

@@ -37,7 +37,7 @@ _RENDER = "gradiend_hub.cards:render_artifact"
 
 @dataclass(frozen=True, eq=False)
 class ConflictReport:
-    """What the parts of a combination do to each other, to first order; nothing was applied to find out.
+    """Effects of the parts of a combination on each other, to first order; nothing was applied to find out.
 
     Attributes:
         weights: strength of each part; with `orthogonal`, of its own part of the sum.

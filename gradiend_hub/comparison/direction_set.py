@@ -134,7 +134,7 @@ class DirectionSet:
         top_k: int | float = 1000,
         by: str | None = None,
     ) -> Matrix | Profile:
-        """How alike the directions are, oriented so that each raises its first class.
+        """Measure how alike the directions are, oriented so that each raises its first class.
 
         Args:
             measure: "cosine" (signed), "overlap" or "mass_overlap" of the largest entries, "spearman", or "fisher_cosine":
@@ -333,7 +333,7 @@ class DirectionSet:
         )
 
     def compare_checkpoint(self, checkpoint: str | Path | nn.Module) -> Drift:
-        """How a fine-tune of the base model has moved along the directions.
+        """Measure how a fine-tune of the base model has moved along the directions.
 
         Args:
             checkpoint: folder or id of a checkpoint of the same architecture, or the model.

@@ -34,7 +34,7 @@ __all__ = ["Agreement", "agreement", "log_odds", "measure_effects"]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well one table says what another holds, over the pairs of different directions.
+    """Agreement of one table with another, over the pairs of different directions.
 
     Attributes:
         pearson, spearman: correlations.
