@@ -1,4 +1,4 @@
-"""Additions for releases of PEFT and transformers that lack them; each part can go when its releases are no longer supported.
+"""Additions for releases of PEFT and transformers that lack them; each part can go when its releases are not supported.
 
 * PEFT before 0.21 saves and loads the tensors of every method alike: `PeftModel.from_pretrained` would neither check values
   nor compare the base model, and `save_pretrained` would ignore the stored type and names. It learns to ask the tuner.
