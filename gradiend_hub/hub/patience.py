@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TypeVar
 
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-__all__ = ["SilentHubError", "bounded"]
+__all__ = ["SilentHubError", "bounded", "in_time"]
 
 CONNECT_SECONDS: Final = 10.0
 SILENT_SECONDS = max(30.0, float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
 """How long the Hub may send nothing while it is waited for; HF_HUB_DOWNLOAD_TIMEOUT makes it longer."""
 
+SLOWEST_BYTES_PER_SECOND: Final = 50_000
+"""An upload that is slower than this, on top of the time for silence, is given up."""
 
 TRIES: Final = 3
 """How often a request is sent before a silent Hub is given up."""
+
+MOST_REPEATS: Final = 100
+"""How often the same URL is asked, whatever it answers: the client repeats some refusals without end."""
+
+_T = TypeVar("_T")
+_hooking = threading.Lock()
 
 
 class SilentHubError(ConnectionError):
@@ -35,31 +44,86 @@ def bounded() -> Iterator[list[int]]:
         The status of each answer below 500, as they come.
 
     Raises:
-        SilentHubError: a request was sent `TRIES` times and never answered.
+        SilentHubError: a thread sent a request `TRIES` times and got no answer, or `MOST_REPEATS` times.
     """
     answered: list[int] = []
-    unanswered: Counter[tuple[str, str]] = Counter()
+    unanswered: Counter[tuple[int, str, str]] = Counter()
+    repeats: Counter[tuple[int, str, str]] = Counter()
 
     def limit(request: Any) -> None:
-        place = request.method, str(request.url.copy_with(query=None))
+        place = _place(request)
         unanswered[place] += 1
+        repeats[threading.get_ident(), request.method, str(request.url)] += 1
         if unanswered[place] > TRIES:
-            raise SilentHubError(f"{place[1]} was asked {TRIES} times and has not answered")
+            raise SilentHubError(f"{place[2]} was asked {TRIES} times and has not answered")
+        if repeats[threading.get_ident(), request.method, str(request.url)] > MOST_REPEATS:
+            raise SilentHubError(f"{place[2]} was asked {MOST_REPEATS} times and was always busy")
         given = request.extensions.get("timeout") or {}
         limits = {"connect": CONNECT_SECONDS, **dict.fromkeys(("read", "write", "pool"), SILENT_SECONDS)}
         shorter = {name: min(most, given.get(name) or most) for name, most in limits.items()}
         request.extensions = {**request.extensions, "timeout": shorter}
 
     def note(response: Any) -> None:
-        unanswered.pop((response.request.method, str(response.request.url.copy_with(query=None))), None)
+        unanswered.pop(_place(response.request), None)
         if response.status_code < 500:
             answered.append(response.status_code)
 
     hooks = get_session().event_hooks
-    hooks["request"].append(limit)
-    hooks["response"].append(note)
+    with _hooking:  # new lists: another thread may be going through the old ones
+        hooks["request"], hooks["response"] = [*hooks["request"], limit], [*hooks["response"], note]
     try:
         yield answered
     finally:
-        hooks["request"].remove(limit)
-        hooks["response"].remove(note)
+        with _hooking:
+            hooks["request"] = [hook for hook in hooks["request"] if hook is not limit]
+            hooks["response"] = [hook for hook in hooks["response"] if hook is not note]
+
+
+def _place(request: Any) -> tuple[int, str, str]:
+    """What is asked for how, by which thread: others may ask for the same at the same time."""
+    return threading.get_ident(), request.method, str(request.url.copy_with(query=None))
+
+
+def in_time(upload: Callable[[], _T], size: int) -> _T:
+    """Result of an upload of `size` bytes that is given up when it takes too long.
+
+    hf_xet has a client of its own, which `bounded` does not reach and which waits for the end of an upload for ever.
+
+    Raises:
+        SilentHubError: it took longer.
+        BaseException: what the upload raised.
+    """
+    seconds = (TRIES + 1) * SILENT_SECONDS + size / SLOWEST_BYTES_PER_SECOND
+    results: list[_T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(upload())
+        except BaseException as error:  # raised in the thread that waits
+            errors.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        worker.join(seconds)
+    except BaseException:  # Ctrl-C
+        _abort()
+        raise
+    if worker.is_alive():
+        _abort()
+        raise SilentHubError(
+            f"the storage of the Hub has not taken {size:,} bytes within {seconds:.0f} s; HF_HUB_DOWNLOAD_TIMEOUT=SECONDS "
+            "makes that longer"
+        )
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _abort() -> None:
+    """End what hf_xet is at. An older client cannot: its thread waits on, and ends with the process."""
+    with suppress(ImportError):
+        from huggingface_hub.utils._xet import abort_xet_session
+
+        abort_xet_session()  # type: ignore[no-untyped-call]

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi, is_offline_mode
+from huggingface_hub import CommitInfo, is_offline_mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gradiend_hub.artifact.files import CONFIG_FILE, REPORTS_FOLDER
 from gradiend_hub.errors import HubPushError
 
-from .publish import _File, _Push
+from .publish import PushApi, _File, _Push
 
 __all__ = ["ReportProposal"]
 
@@ -34,7 +34,7 @@ class ReportProposal:
     ) -> None:
         report = Path(report)
         self._push = _ReportPush(
-            api=HfApi(token=token),
+            api=PushApi(token=token),
             folder=report.parent,
             repo_id=repo_id,
             private=None,

@@ -39,8 +39,9 @@ from gradiend_hub.errors import ArtifactError, HubPushError
 from gradiend_hub.printable import listed
 
 from .names import hub_id
+from .patience import bounded, in_time
 from .published import published_card, published_config, renewed_probes
-from .retry import FAILURES, disk_error, is_transient, summary, with_retries
+from .retry import FAILURES, disk_error, is_silent, is_transient, summary, with_retries
 
 __all__ = ["publish_folder"]
 
@@ -131,7 +132,7 @@ def publish_folder(
             that pushes the folder again.
     """
     push = _Push(
-        api=HfApi(token=token),
+        api=PushApi(token=token),
         folder=Path(folder),
         repo_id=repo_id,
         private=private,
@@ -144,6 +145,15 @@ def publish_folder(
     )
     push.check()
     return push.run()
+
+
+class PushApi(HfApi):
+    """The Hub's client, whose uploads of large files end: with the files stored, or with an error."""
+
+    def preupload_lfs_files(self, repo_id: str, additions: Iterable[CommitOperationAdd], **options: Any) -> None:
+        additions = list(additions)
+        upload = super().preupload_lfs_files
+        in_time(lambda: upload(repo_id, additions, **options), sum(addition.upload_info.size for addition in additions))
 
 
 @dataclass
@@ -270,12 +280,14 @@ class _Push:
     def _try(self, action: Callable[[], _T], *, landed: Callable[[], _T | None] = lambda: None) -> _T:
         """Result of `action`, or of `landed` if the action failed for good but did its work; else HubPushError."""
         try:
-            return with_retries(action)
-        except (*FAILURES, ValueError, OSError) as error:
+            with bounded():
+                return with_retries(action)
+        except (*FAILURES, ValueError, OSError, LookupError) as error:
             state = None
-            if is_transient(error):
+            if is_transient(error) or is_silent(error):
                 try:
-                    done = landed()
+                    with bounded():
+                        done = landed()
                 except FAILURES:
                     state = _UNKNOWN_STATE
                 else:
@@ -355,7 +367,8 @@ class _Push:
     def _state(self) -> str:
         """Say what the repository holds after a failure, as far as the Hub tells."""
         try:
-            head = self._head(self.branch)
+            with bounded():
+                head = self._head(self.branch)
         except RepositoryNotFoundError:
             return "Nothing was uploaded: the repository does not exist, or this token does not see it."
         except RevisionNotFoundError:
@@ -400,6 +413,8 @@ def _reason(error: Exception) -> str:
         return f"the token may not write there ({summary(error)})"
     if (refused := disk_error(error)) is not None:
         return f"a file cannot be read or written here ({refused})"
+    if isinstance(error, LookupError):
+        return f"the Hub has sent an answer without what was asked for ({summary(error)})"
     if isinstance(error, ValueError) and status is None:
         return " ".join(str(error).split())
     return summary(error)

@@ -57,13 +57,18 @@ def is_transient(error: Exception) -> bool:
 
     409 is the Hub's commit lock and 412 a branch that moved meanwhile. Being offline on purpose does not pass.
     """
-    if disk_error(error) is not None or isinstance(error, SilentHubError):
+    if disk_error(error) is not None or is_silent(error):
         return False
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _PASSING_STATUS or error.response.status_code >= 500
     if isinstance(error, _UnresolvedError):
         return isinstance(error.__cause__, Exception) and is_transient(error.__cause__)
     return isinstance(error, FAILURES) and not isinstance(error, OfflineModeIsEnabled)
+
+
+def is_silent(error: BaseException | None) -> bool:
+    """Return whether the Hub was waited for and not heard of, be it behind an error of the client."""
+    return isinstance(error, SilentHubError) or (error is not None and is_silent(error.__cause__))
 
 
 def disk_error(error: BaseException) -> str | None:
