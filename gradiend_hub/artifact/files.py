@@ -21,6 +21,10 @@ PROBES_FILE: Final = "gradiend_probes.jsonl"
 REFERENCES_FILE: Final = "gradiend_references.safetensors"
 CARD_FILE: Final = "README.md"
 HTML_FILE: Final = "report.html"
+LORA_FOLDER: Final = "lora"
+"""Folder of the direction at strength 1 as a plain LoRA, or of one for each sign."""
+LORA_SIGNS: Final = {1: "plus", -1: "minus"}
+"""Names of the folders of both, where one is not the opposite of the other."""
 ASSETS_FOLDER: Final = "assets"
 """Folder of the card's figures."""
 MOST_REPORT_BYTES: Final = 2**24
@@ -46,6 +50,11 @@ ARTIFACT_FILES: Final = (
     CARD_FILE,
     HTML_FILE,
     *(f"{ASSETS_FOLDER}/*{end}" for end in PICTURES),
+    *(
+        f"{LORA_FOLDER}/{place}{name}"
+        for place in ("", *(f"{sign}/" for sign in LORA_SIGNS.values()))
+        for name in (CONFIG_FILE, WEIGHTS_FILE)
+    ),
     "LICENSE",
 )
 """All files that belong to a direction, as patterns of their names."""

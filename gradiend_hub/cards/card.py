@@ -17,9 +17,12 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import (
     ASSETS_FOLDER,
     CARD_FILE,
+    CONFIG_FILE,
     ENCODER_FILE,
     HTML_FILE,
     HUB_TAGS,
+    LORA_FOLDER,
+    LORA_SIGNS,
     SLOT,
     WEIGHTS_FILE,
     own_file,
@@ -138,10 +141,19 @@ def render_card(folder: str | Path, config: GradiendConfig | None = None, report
         figures=[n for n in FIGURES if (folder / ASSETS_FOLDER / f"{n}.png").is_file()],
         interactive=(folder / HTML_FILE).is_file(),
         size=(folder / WEIGHTS_FILE).stat().st_size,
+        lora=report.lora if report and own_file(folder, f"{_lora_place(folder)}/{CONFIG_FILE}") else None,
+        lora_place=_lora_place(folder),
+        auto_class=objective.auto_class.__name__ if objective else None,
         assets=ASSETS_FOLDER,
         headings=[_heading(strength, config) for strength in compared],
         **_names(config, split),
     )
+
+
+def _lora_place(folder: Path) -> str:
+    """Folder of the LoRA of positive strengths within an artifact."""
+    signed = f"{LORA_FOLDER}/{LORA_SIGNS[1]}"
+    return signed if (folder / signed).is_dir() else LORA_FOLDER
 
 
 def render_rewritten_card(

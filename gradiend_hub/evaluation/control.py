@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from .report import StrengthPoint
 CONTROL_STRENGTHS = (-1.0, 0.0, 1.0)
 """Strengths of a curve at which random directions are measured."""
 
-_NAME = "random_control"
+_NAME = "compared"
 
 _FIRST_NORM, _WIDEST_NORM = 4.0, 1024.0
 """Norm of the first random direction that is tried, relative to the direction's, and the widest one."""
@@ -81,12 +82,14 @@ def _like(delta: Values, generator: np.random.Generator) -> Values:
 
 
 @contextmanager
-def _instead(model: GradiendModel, direction: Direction) -> Iterator[None]:
-    """Inside, this direction is the active one, in the unit of the one that was; afterwards everything is as before."""
+def instead(model: GradiendModel, direction: Direction, **fields: Any) -> Iterator[None]:
+    """Inside, this direction is the active one, afterwards everything is as before.
+
+    Its configuration is that of the one that was, with the signs of plain values, and what `fields` say.
+    """
     active = list(model.active_adapters)
-    config = replace(
-        model.active_peft_config, parameters=None, feature_factor=1.0, decoder_sign=1, has_bias=direction.has_bias
-    )
+    signs = {"parameters": None, "feature_factor": 1.0, "decoder_sign": 1, "has_bias": direction.has_bias}
+    config = replace(model.active_peft_config, **{**signs, **fields})
     model.add_direction(_NAME, direction, config)
     model.base_model.set_strength(_NAME, 0.0)  # nothing is written before a strength is asked for
     try:
@@ -143,7 +146,7 @@ def control_curves(
         missing = [strength for strength in strengths if strength not in curve]
         if missing:
             aside = probe.aside()
-            with _instead(probe.model, random_direction(probe.model, seed + draw)):
+            with instead(probe.model, random_direction(probe.model, seed + draw)):
                 for sign, target in targets.items():
                     of_sign = [strength for strength in missing if strength * sign > 0]
                     if not of_sign:

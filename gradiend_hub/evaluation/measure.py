@@ -36,6 +36,7 @@ from .damage import GENERATION, NEUTRAL, OWN
 from .decisions import decide
 from .encoder import measure_encoder
 from .generation import GenerationProbe
+from .lora import measure_lora
 from .part import NotFiniteError
 from .probe import OWN_TOKENS, StrengthProbe
 from .report import EncoderReport, SplitReport
@@ -149,6 +150,7 @@ def evaluate_direction(
         unit_limit=search.limited_by,
         band_limits=limits,
         generation=writing.report(_written_at(config)) if writing else None,
+        lora=measure_lora(probe) if choose_unit_for else None,
     )
 
 

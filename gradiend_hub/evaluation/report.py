@@ -23,6 +23,9 @@ from .damage import NEUTRAL, Damage, worst
 MOST_POINTS = 2000
 """Points of a curve, and doses of a search, that are read."""
 
+HELD_EFFECT = 0.95
+"""Share of the direction's effect that a LoRA has to hold to be published beside it."""
+
 MOST_PICTURE = 2**17
 """Most letters of a picture in a report."""
 
@@ -178,14 +181,14 @@ class StrengthPoint:
     @property
     def effect(self) -> float | None:
         """P(c₊) on rows of c₋ at a positive strength, P(c₋) on rows of c₊ at a negative one; `None` where not measured."""
-        return self.reading(*self._effect_of()).value
+        return self.reading(*self.effect_of()).value
 
     @property
     def effect_interval(self) -> Interval | None:
         """95 % interval of `effect`."""
-        return self.reading(*self._effect_of()).interval
+        return self.reading(*self.effect_of()).interval
 
-    def _effect_of(self) -> tuple[str, str]:
+    def effect_of(self) -> tuple[str, str]:
         """The class that this strength should make likelier, and the other one, on whose rows that shows."""
         classes = next((list(of) for of in self.probability.values()), [])
         if self.strength == 0 or len(classes) != 2:
@@ -243,6 +246,31 @@ class Decisions:
 
 
 @dataclass(frozen=True)
+class LoraReport:
+    """The direction at strength ±1 as a plain LoRA, beside the direction itself, on the same rows and texts.
+
+    Attributes:
+        rank: of every module, and `modules` their number.
+        energy: share of ‖Δ‖² that it holds.
+        left_out: parameters that a LoRA has no place for.
+        effect: share of the direction's change of P(wanted class) that it has, by strength ("-1.0", "1.0").
+        quality: lowest quality on any damage set, by strength.
+    """
+
+    rank: int
+    modules: int
+    energy: float
+    left_out: int
+    effect: dict[Name, float]
+    quality: dict[Name, float] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it does at both signs what the direction does, `HELD_EFFECT` of it at least."""
+        return len(self.effect) == 2 and min(self.effect.values()) >= HELD_EFFECT
+
+
+@dataclass(frozen=True)
 class SplitReport:
     """A direction measured on one set of rows.
 
@@ -263,6 +291,7 @@ class SplitReport:
         band_limits: the same of both ends of the safe band, the negative first; `None` where it was not seen, or, in reports
             of version 0.1, where neutral text alone was read.
         generation: what the model goes on with at 0, ±1 and the ends of the band; `None` for models that generate no text.
+        lora: what the direction does as a plain LoRA; `None` where the unit was only used, or it has no such form.
     """
 
     encoder: EncoderReport | None
@@ -278,6 +307,7 @@ class SplitReport:
     unit_limit: str | None = None
     band_limits: Annotated[list[str | None], _TWO] | None = None
     generation: GenerationReport | None = None
+    lora: LoraReport | None = None
 
     def at(self, strength: float) -> StrengthPoint:
         """The measured point at `strength`."""
@@ -297,7 +327,7 @@ class SplitReport:
             values["quality"] = min(scores)
         for point in self.curve:
             if abs(point.strength) == 1 and point.effect is not None:
-                values[f"probability_{point._effect_of()[0]}"] = point.effect
+                values[f"probability_{point.effect_of()[0]}"] = point.effect
         return values
 
 
@@ -447,6 +477,11 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     references: ReferenceReport | None = None
     parents: list[Parent] = field(default_factory=list)
+
+    @property
+    def lora(self) -> LoraReport | None:
+        """What the direction does as a plain LoRA, on the split that the strength unit was chosen on."""
+        return next((split.lora for split in self.splits.values() if split.lora), None)
 
     def save(self, path: str | Path) -> None:
         """Write `gradiend_report.json` into a folder, or the file that a path ending in `.json` names."""

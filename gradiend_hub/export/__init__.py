@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .lora import LoraExport, to_lora
+from .lora import LoraExport, Loras, as_loras, to_lora, write_loras
 
-__all__ = ["LoraExport", "to_lora"]
+__all__ = ["LoraExport", "Loras", "as_loras", "to_lora", "write_loras"]

@@ -26,18 +26,15 @@ from transformers.pytorch_utils import Conv1D
 from gradiend_hub.adapter.sites import Site, SiteMap, resolve_names
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
-from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, LORA_SIGNS, WEIGHTS_FILE
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.artifact.storage import KEY_PREFIX, write
 from gradiend_hub.errors import ConfigError
 
-__all__ = ["LORA_FOLDER", "LoraExport", "Loras", "as_loras", "to_lora", "write_loras"]
+__all__ = ["LoraExport", "Loras", "as_loras", "to_lora", "write_loras"]
 
 DEFAULT_RANK = 8
 """Rank of what is not low-rank already."""
-LORA_FOLDER = "lora"
-"""Folder of an artifact that holds its LoRA."""
-SIGNS = {1: "plus", -1: "minus"}
 TASKS = {"causal_lm": TaskType.CAUSAL_LM.value, "seq2seq_lm": TaskType.SEQ_2_SEQ_LM.value}
 
 
@@ -138,7 +135,7 @@ def write_loras(
     """Write what `as_loras` has cut; arguments as of `to_lora`."""
     folders = []
     for sign, deltas in loras.deltas.items():
-        place = Path(folder) if len(loras.deltas) == 1 else Path(folder, SIGNS[sign])
+        place = Path(folder) if len(loras.deltas) == 1 else Path(folder, LORA_SIGNS[sign])
         place.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         for name, delta in deltas.items():

@@ -30,6 +30,7 @@ from gradiend_hub.artifact.files import (
     ASSETS_FOLDER,
     CARD_FILE,
     CONFIG_FILE,
+    LORA_FOLDER,
     PROBES_FILE,
     REPORTS_FOLDER,
     require_within,
@@ -258,6 +259,11 @@ class _Push:
             contents[CONFIG_FILE] = published_config(self.config, base_id, commit)
             if (probes := self.folder / PROBES_FILE).is_file():
                 contents[PROBES_FILE] = renewed_probes(probes.read_text(encoding="utf-8"), contents[CONFIG_FILE])
+        if CONFIG_FILE in contents:
+            for file in self.files:
+                if file.name.startswith(f"{LORA_FOLDER}/") and file.name.endswith(CONFIG_FILE):
+                    fields = json.loads(file.path.read_text(encoding="utf-8"))
+                    contents[file.name] = published_config(fields, base_id, commit)
         if (card := self.folder / CARD_FILE).is_file():
             text = card.read_bytes().decode("utf-8", errors="surrogateescape")
             contents[CARD_FILE] = published_card(text, self.repo_id, base_id, commit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import version
@@ -10,7 +11,7 @@ from typing import Any
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import REFERENCES_FILE
+from gradiend_hub.artifact.files import LORA_FOLDER, REFERENCES_FILE
 from gradiend_hub.artifact.references import References
 from gradiend_hub.cards import render_artifact
 from gradiend_hub.data import require_classes, rows_digest
@@ -125,6 +126,9 @@ def save_artifact(
         _save_references(folder, references)
         model.save_pretrained(folder)
         write_probes(folder, model, run.data.eval_rows or run.data.rows, run.objective)
+        shutil.rmtree(folder / LORA_FOLDER, ignore_errors=True)  # of a former direction
+        if report.lora is not None and report.lora.holds:
+            model.to_lora(folder / LORA_FOLDER)
     finally:
         model.unload()
     render_artifact(folder, config, report)
