@@ -23,7 +23,7 @@ from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.artifact.probes import take_along
 
 from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base, require_plain
-from .errors import ArtifactNotFoundError, BaseModelError, ConfigError
+from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, HubPushError
 
 if TYPE_CHECKING:
     from gradiend_hub.hub.resolve import ResolvedRepo
@@ -448,11 +448,19 @@ class GradiendModel(EditedModel):
         Raises:
             HubPushError: the upload failed; the message names the folder where the artifact is kept.
         """
-        from gradiend_hub.hub.publish import publish_folder
+        from gradiend_hub.hub.publish import publish_folder, refusal
 
+        if reason := refusal(repo_id, kwargs.get("base_id")):
+            raise HubPushError(f"Could not push to {repo_id}: {reason}.\nNothing was written or sent.")
         folder = tempfile.mkdtemp(prefix="gradiend-")
-        self.save_pretrained(folder)
-        commit = publish_folder(folder, repo_id, **kwargs)
+        try:
+            self.save_pretrained(folder)
+            commit = publish_folder(folder, repo_id, **kwargs)
+        except HubPushError:
+            raise  # it names the folder, which can be pushed as it is
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
         shutil.rmtree(folder)
         return commit
 

@@ -85,8 +85,11 @@ def compare_directions(sources: Sequence[str], options: CompareOptions, story: S
             story.show(f"\n{_told(table)}")
     if options.checkpoint:
         story.show(f"\ndrift of {options.checkpoint}\n" + _drift(found["drift"]))
-    return {"directions": {m.name: {"source": m.source, "commit": m.commit} for m in ds.members}, **found,
-            "out": options.out}  # fmt: skip
+    return {
+        "directions": {m.name: {"source": m.source, "commit": m.commit} for m in ds.members},
+        **found,
+        "out": options.out,
+    }
 
 
 def _told(table: Matrix) -> str:

@@ -6,9 +6,11 @@ import copy
 import json
 import math
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -26,6 +28,7 @@ from gradiend_hub.errors import (
     BaseModelMismatchError,
     ConfigError,
     EditError,
+    HubPushError,
 )
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
@@ -388,6 +391,24 @@ def test_push_and_load(hub: object, repo_id: str, base: nn.Module, tmp_path: Pat
     assert same_bits(bits(again), bits(model))
     assert torch.equal(output(again, "bert"), output(model, "bert"))
     assert again.direction.has_encoder
+
+
+@pytest.mark.parametrize(("name", "options", "error"), [("a//b", {}, HubPushError), ("a/b", {"tags": 1}, TypeError)])
+def test_a_refused_push_leaves_no_folder(
+    name: str, options: Any, error: type[Exception], base: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(error) as found:
+        in_memory(base, 0.5).push_to_hub(name, **options)
+    assert not list(tmp_path.iterdir()) and str(tmp_path) not in str(found.value)
+
+
+def test_an_offline_push_leaves_no_folder(base: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubPushError, match="offline"):
+        in_memory(base, 0.5).push_to_hub("a/b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_merged_model_is_a_plain_one(base: nn.Module, tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ class EditedModel(PeftModel):  # type: ignore[misc]
             return
         c_w, c_b = (abs(c) for c in attached.config.coefficients(attached.strength, attached.feature_factor))
         parts = direction.parameters
-        delta = sum(parts[n].entries * (c_w * w + c_b * b) ** 2 for n, (w, b) in direction.peaks().items())
+        peaks = {attached.stored_names[n]: bounds for n, bounds in self.base_model.peaks_of(name).items()}
+        delta = sum(parts[n].entries * (c_w * w + c_b * b) ** 2 for n, (w, b) in peaks.items())
         whole = sum(parts[n].numel * float(values.square().mean()) for n, values in samples.items() if n in parts)
         if delta < 0.25 * whole:  # of a sample, the norm is uncertain
             return

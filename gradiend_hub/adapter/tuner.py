@@ -140,6 +140,10 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         for layer in self._layers_of(adapter_name):
             layer.fill(adapter_name, direction.parameters[layer.site.name], peaks[layer.site.name])
 
+    def peaks_of(self, adapter_name: str) -> dict[str, tuple[float, float]]:
+        """Return the largest absolute value of weight and bias by parameter, as they were when the adapter was filled."""
+        return {layer.site.name: layer._peaks[adapter_name] for layer in self._layers_of(adapter_name)}
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep an adapter's values in fp32, or round them to the base model's type if PEFT's caller asks for that.
 

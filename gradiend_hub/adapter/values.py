@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from .sites import Site
 __all__ = ["AdapterValues"]
 
 
-class AdapterValues:
+class AdapterValues(ABC):
     """The part of a side-car that keeps the adapters' values. `GradiendLayer` describes the attributes."""
 
     gradiend_weight: nn.ParameterDict
@@ -37,24 +38,24 @@ class AdapterValues:
     _modules: dict[str, Any]
 
     @property
+    @abstractmethod
     def site(self) -> Site:
         """Place of the parameter in the model."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def shape(self) -> torch.Size:
         """Shape of the parameter."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Device of the parameter."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def dtype(self) -> torch.dtype:
         """Type in which the edited values live."""
-        raise NotImplementedError
 
     @property
     def strength(self) -> dict[str, float]:

@@ -50,9 +50,15 @@ TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
 batch sizes move them by about 1e-5."""
 
 _FREE_FIELDS = (
-    "auto_mapping", "base_model_name_or_path", "gradiend_version", "inference_mode", "peft_type", "peft_version",
-    "task_type", "transformers_version",
-)  # fmt: skip
+    "auto_mapping",
+    "base_model_name_or_path",
+    "gradiend_version",
+    "inference_mode",
+    "peft_type",
+    "peft_version",
+    "task_type",
+    "transformers_version",
+)
 """Fields of `adapter_config.json` that a save through another version or to another place may change."""
 
 

@@ -139,9 +139,12 @@ def _by_word(x: Array, y: Array, words: Sequence[str], feature_classes: Sequence
         own = np.array([w == word for w in words])
         sign = np.sign(y[own].sum()) or 1.0
         found[word] = OutputReport(
-            feature_classes[0] if sign > 0 else feature_classes[1], count, float(x[own].mean()), _spread(x[own]),
+            feature_classes[0] if sign > 0 else feature_classes[1],
+            count,
+            float(x[own].mean()),
+            _spread(x[own]),
             float(((x[own] > 0) == (y[own] > 0)).mean()),
-        )  # fmt: skip
+        )
     return found
 
 

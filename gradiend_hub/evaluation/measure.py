@@ -120,7 +120,7 @@ def evaluate_direction(
     others = damage_items(model, objective, sets, seed=settings.seed)
     probe = StrengthProbe(
         model, objective, rows, texts, own=settings.own_tokens, others=others, exhaustive=settings.exhaustive, **sizes
-    )  # fmt: skip
+    )
     writing = continued(model, objective, rows, texts, sets) if settings.generation else None
     search = Search([], [])
     if choose_unit_for:

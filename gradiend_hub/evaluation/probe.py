@@ -126,10 +126,15 @@ class StrengthProbe:
         kept = min(1.0, KL_VALUES / (2 * self.objective.width * max(compared, 1)))
         self.parts = [
             Part(
-                self.objective, *part, self._rest, batch_size=self.batch_size, share=kept, seed=self.seed + 1000 * number
+                self.objective,
+                *part,
+                self._rest,
+                batch_size=self.batch_size,
+                share=kept,
+                seed=self.seed + 1000 * number,
             )
             for number, part in enumerate(filled)
-        ]  # fmt: skip
+        ]
         ordered = [item for part in self.parts for item in part.items]
         names = dict.fromkeys(name for part in self.parts for name in part.set_items)
         several = [

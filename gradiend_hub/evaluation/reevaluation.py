@@ -67,12 +67,13 @@ def reevaluate(
         base_model=_public(base_name(base) or config.base_model_name_or_path or "unknown"),
         base_revision=base_commit(base),
         data={
-            "test_rows": {name: counts[name] for name in classes}, "test_neutral_texts": len(texts),
+            "test_rows": {name: counts[name] for name in classes},
+            "test_neutral_texts": len(texts),
             "test_sha256": rows_digest(rows),
         },
         versions={name: version(name) for name in ("gradiend_hub", "torch", "transformers", "peft")},
         examples=[asdict(row) for row in rows[:_EXAMPLES]],
-    )  # fmt: skip
+    )
     with _timed(report, f"evaluate {SPLIT}"):
         report.splits[SPLIT] = evaluate_direction(model, objective, rows, texts, settings, damage_sets=damage_sets)
         report.layers, report.dtype_loss = edit_account(model)

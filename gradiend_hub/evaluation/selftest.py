@@ -143,10 +143,14 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
     probes = Probes.load(folder)
     found_digests = content_digests(folder)
     checks = [
-        Check(name, probes.sha256.get(name, "none")[:16], found_digests.get(name, "none")[:16],
-              probes.sha256.get(name) == found_digests.get(name))
+        Check(
+            name,
+            probes.sha256.get(name, "none")[:16],
+            found_digests.get(name, "none")[:16],
+            probes.sha256.get(name) == found_digests.get(name),
+        )
         for name in sorted(probes.sha256.keys() | found_digests.keys())
-    ]  # fmt: skip
+    ]
     if (fingerprint := model.direction.fingerprint) is not None:
         relation = fingerprint.compare(original_parameters(model.get_base_model())).relation
         same = relation in (BaseModelRelation.SAME, BaseModelRelation.ROUNDED)

@@ -72,9 +72,16 @@ def prune(
     if density == 1:
         return scope
     values = importance(
-        reader, objective, examples, labels, measure=measure, gradient=gradient, samples=samples, batch_size=batch_size,
+        reader,
+        objective,
+        examples,
+        labels,
+        measure=measure,
+        gradient=gradient,
+        samples=samples,
+        batch_size=batch_size,
         skipped=skipped,
-    )  # fmt: skip
+    )
     count = max(1, round(density * scope.size))
     useful = sum(int(part.count_nonzero()) for part in values.split(_CHUNK))
     if useful < count:

@@ -44,7 +44,7 @@ from .patience import bounded, in_time
 from .published import published_card, published_config, renewed_probes
 from .retry import FAILURES, disk_error, is_silent, is_transient, summary, with_retries
 
-__all__ = ["publish_folder"]
+__all__ = ["publish_folder", "refusal"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,16 @@ class PushApi(HfApi):
         in_time(lambda: upload(repo_id, additions, **options), sum(addition.upload_info.size for addition in additions))
 
 
+def refusal(repo_id: str, base_id: str | None = None) -> str | None:
+    """Return why no push can begin, whatever the files are: an id that is none, or no network; else `None`."""
+    for name in [repo_id, *([] if base_id is None else [base_id])]:
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            return f"the repository id is not valid. {error}"
+    return "this process is offline (HF_HUB_OFFLINE=1)" if is_offline_mode() else None
+
+
 @dataclass
 class _Push:
     """One push in progress."""
@@ -206,19 +216,14 @@ class _Push:
 
     def check(self) -> None:
         """Find what is wrong without the Hub, before the first request."""
-        for name in [self.repo_id, *([] if self.base_id is None else [self.base_id])]:
-            try:
-                validate_repo_id(name)
-            except HFValidationError as error:
-                raise self._failure(f"the repository id is not valid. {error}", "Nothing was sent.") from error
         if self.repo_type == "model":
             self._check_config()
         elif self.base_id is not None:
             raise self._failure("a data set has no base model, so base_id is not for it", "Nothing was sent.")
         if not self.files:
             raise self._failure(f"no file of the folder matches {', '.join(self.patterns)}", "Nothing was sent.")
-        if is_offline_mode():
-            raise self._failure("this process is offline (HF_HUB_OFFLINE=1)", "Nothing was sent.")
+        if reason := refusal(self.repo_id, self.base_id):
+            raise self._failure(reason, "Nothing was sent.")
 
     def _check_config(self) -> None:
         try:

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from .base import (
-    IGNORED,
-    Answer,
-    Batch,
-    Example,
-    Objective,
-    PairBatch,
-    QualityItem,
-    Reading,
-    Sample,
-    batched,
-    output_nll,
-)
+from .base import Objective
+from .batching import batched
 from .causal_lm import CausalLMObjective
 from .cloze import ClozeObjective
 from .examples import examples_of, neutral_examples, other_examples, require_readable
@@ -32,6 +21,7 @@ from .registry import (
     objective_name,
     register_objective,
 )
+from .samples import IGNORED, Answer, Batch, Example, PairBatch, QualityItem, Reading, Sample, output_nll
 from .seq2seq import Seq2SeqObjective
 from .slots import TextObjective
 from .text_labels import TextClassificationObjective, TextConceptObjective

@@ -1,4 +1,4 @@
-"""The seam between data and gradients: an example is an input with labelled positions, a label has a loss.
+"""The seam between data and gradients.
 
 An objective says what a record of a data set is, how its input becomes a batch of a model, where the outputs are read and
 which outputs there are. It knows nothing of encoders, decoders or solvers, and these know nothing of texts or images:
@@ -7,12 +7,10 @@ a classifier of images is an objective with one position and as many outputs as 
 
 from __future__ import annotations
 
-import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,216 +19,23 @@ from gradiend_hub.data import Row, class_fillers
 from gradiend_hub.errors import ConfigError, DataError
 
 from .prompts import Prompt
+from .samples import (
+    IGNORED,
+    Answer,
+    Batch,
+    Example,
+    PairBatch,
+    QualityItem,
+    Reading,
+    Sample,
+    output_nll,
+    same_inputs,
+)
 
-__all__ = [
-    "IGNORED",
-    "Answer",
-    "Batch",
-    "Example",
-    "Objective",
-    "PairBatch",
-    "QualityItem",
-    "Reading",
-    "Sample",
-    "batched",
-    "output_nll",
-]
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-IGNORED = -100
-"""Label of a position that is not read."""
-
-FEW = 8
-"""Items of a batch whose padding is not worth another batch."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One input of a model: the label `labels[i]` is predicted at `positions[i]`.
-
-    Attributes:
-        inputs: The model's arguments for this row alone, e.g. token ids as a tuple, or an image as a tensor or
-            as the bytes of its file. Samples that
-            read the same logits share this very object.
-        positions: Positions that are read, [S]; an objective without positions has (0,).
-        labels: Output at each of them, [S].
-        cost: Work of a forward pass, e.g. the number of tokens: what batches are balanced by.
-    """
-
-    inputs: Mapping[str, Any]
-    positions: tuple[int, ...]
-    labels: tuple[int, ...]
-    cost: int
-
-    def reads_as(self, other: Sample) -> bool:
-        """Return whether both read the same logits, so that one forward pass serves them."""
-        return self.positions == other.positions and (self.inputs is other.inputs or _equal(self.inputs, other.inputs))
-
-    def content(self) -> bytes:
-        """Return everything that a gradient of the sample depends on, as bytes."""
-        parts = [json.dumps([self.positions, self.labels]).encode()]
-        for name, value in self.inputs.items():
-            if isinstance(value, Tensor):
-                value = value.cpu().contiguous().numpy().tobytes()
-            parts += [name.encode(), value if isinstance(value, bytes) else json.dumps(value).encode()]
-        return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-
-
-def _equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    if first.keys() != second.keys():
-        return False
-    pairs = [(first[name], second[name]) for name in first]
-    return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs)
-
-
-@dataclass(frozen=True)
-class Example:
-    """The factual and the alternative output of one row. Equal inputs share one forward pass."""
-
-    factual: Sample
-    alternative: Sample
-
-    @property
-    def cost(self) -> int:
-        """Work of a forward pass of the larger sample."""
-        return max(self.factual.cost, self.alternative.cost)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Collated samples.
-
-    Attributes:
-        inputs: Arguments of the model by name, each [B, …].
-        positions: Positions that are read, [B, S].
-        labels: Output at each of them, [B, S]; `IGNORED` where a row has fewer.
-        samples: What the rows were made of.
-    """
-
-    inputs: dict[str, Tensor]
-    positions: Tensor
-    labels: Tensor
-    samples: tuple[Sample, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> Batch:
-        """Move the tensors to a device."""
-        inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        return Batch(inputs, self.positions.to(device), self.labels.to(device), self.samples)
-
-    def select(self, rows: Sequence[int]) -> Batch:
-        """Keep some rows, padded as before."""
-        chosen = list(rows)
-        inputs = {name: value[chosen] for name, value in self.inputs.items()}
-        samples = tuple(self.samples[i] for i in chosen) if self.samples else ()
-        return Batch(inputs, self.positions[chosen], self.labels[chosen], samples)
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """Factual and alternative samples of the same rows; `shared` when both read the same logits."""
-
-    factual: Batch
-    alternative: Batch
-
-    def __len__(self) -> int:
-        return len(self.factual)
-
-    @property
-    def shared(self) -> bool:
-        """Return whether one forward pass serves both."""
-        return self.factual.inputs is self.alternative.inputs
-
-    def _with(self, factual: Batch, alternative: Batch) -> PairBatch:
-        if self.shared:
-            alternative = Batch(factual.inputs, factual.positions, alternative.labels, alternative.samples)
-        return PairBatch(factual, alternative)
-
-    def to(self, device: torch.device) -> PairBatch:
-        """Move the tensors to a device."""
-        return self._with(self.factual.to(device), self.alternative.to(device))
-
-    def select(self, rows: Sequence[int]) -> PairBatch:
-        """Keep some rows, padded as before."""
-        return self._with(self.factual.select(rows), self.alternative.select(rows))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One input of a row, and the outputs of each class that are read there.
-
-    Attributes:
-        sample: The input; its own labels are not read.
-        outputs: Ids of the outputs by class, each [K] for the first K positions.
-    """
-
-    sample: Sample
-    outputs: list[list[tuple[int, ...]]]
-
-
-@dataclass(frozen=True)
-class QualityItem:
-    """A sample on which an edit should change nothing.
-
-    Attributes:
-        unit: Number of the text (or image) that it is of: samples of one unit are easy or hard together.
-        sample: Input with the labels that it really has.
-    """
-
-    unit: int
-    sample: Sample
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Answer of a model to one input.
-
-    Attributes:
-        outputs: Likeliest outputs at the position that is asked for, with their probabilities.
-        continuation: Text that a generating model goes on with; `None` for others.
-    """
-
-    outputs: list[tuple[str, float]]
-    continuation: str | None = None
-
-
-def batched(
-    costs: Sequence[int],
-    size: int,
-    *,
-    widths: Sequence[int] | None = None,
-    most: int | None = None,
-    stretch: float | None = None,
-) -> list[list[int]]:
-    """Group items of about equal cost into batches, cheap ones first.
-
-    Args:
-        costs: Cost of each item; within a batch all are padded to the largest.
-        size: Most items in a batch.
-        widths: Numbers of positions that are read of each item, if `most` is given.
-        most: Most positions in a batch, counted as items times the largest width.
-        stretch: How many times the smallest cost of a batch the largest may be, once the batch has `FEW` items: padding
-            costs more than another batch does.
-
-    Returns:
-        Indices of the items by batch.
-    """
-    batches: list[list[int]] = []
-    width = 0
-    for i in sorted(range(len(costs)), key=lambda i: costs[i]):
-        own = 0 if widths is None else widths[i]
-        width = max(width, own)
-        full = not batches or len(batches[-1]) == size
-        wide = most is not None and not full and (len(batches[-1]) + 1) * width > most
-        uneven = (
-            stretch is not None and not full and len(batches[-1]) >= FEW and costs[i] > stretch * costs[batches[-1][0]]
-        )
-        if full or wide or uneven:
-            batches.append([])
-            width = own
-        batches[-1].append(i)
-    return batches
+__all__ = ["Objective"]
 
 
 class Objective(ABC):
@@ -285,11 +90,24 @@ class Objective(ABC):
         """Return whether a model class of that name, with that configuration, has the head for this objective."""
 
     @classmethod
-    def of_model(cls, model: nn.Module, processor: Any, *, max_length: int | None = None) -> Objective:
-        """Make the objective of a model; raises `BaseModelError` if the model is not of the kind."""
-        del max_length  # only texts have a length
-        config = getattr(model, "config", None)
-        return cls(processor, name_or_path=getattr(config, "name_or_path", "") or type(model).__name__)
+    def of_model(cls, model: nn.Module, processor: Any, *, max_length: int | None = None) -> Self:
+        """Make the objective of a model.
+
+        Args:
+            model: The base model.
+            processor: What prepares its inputs.
+            max_length: Longest input, of objectives whose inputs have a length.
+
+        Raises:
+            BaseModelError: The model is not of the kind.
+        """
+        name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+        return cls(processor, name_or_path=name, **cls.traits(model, processor, max_length))
+
+    @classmethod
+    def traits(cls, model: nn.Module, processor: Any, max_length: int | None) -> dict[str, Any]:
+        """Return what the constructor takes of a model beside its processor; raises `BaseModelError` as `of_model` does."""
+        return {}
 
     @classmethod
     def load_processor(cls, name_or_path: str, **hub: Any) -> Any:
@@ -361,7 +179,9 @@ class Objective(ABC):
         found: list[Sample] = []
         for output in outputs:
             sample = self.sample(row, output)
-            twin = next((s for s in found if s.inputs is not sample.inputs and _equal(s.inputs, sample.inputs)), None)
+            twin = next(
+                (s for s in found if s.inputs is not sample.inputs and same_inputs(s.inputs, sample.inputs)), None
+            )
             found.append(sample if twin is None else Sample(twin.inputs, sample.positions, sample.labels, sample.cost))
         return found
 
@@ -578,20 +398,3 @@ class Objective(ABC):
             DataError: Models of this objective generate no text.
         """
         raise DataError(f"The objective {self.name!r} generates no text.")
-
-
-def output_nll(log_probs: Tensor, labels: Tensor) -> Tensor:
-    """Return the negative log-likelihood of each row's output: the sum over its positions.
-
-    The sum, not the mean: it is −log P(output), so that a class's gradient is that of its outputs' log-likelihood and does
-    not depend on how finely a tokenizer happens to cut them.
-
-    Args:
-        log_probs: [B, S, V].
-        labels: [B, S].
-
-    Returns:
-        [B].
-    """
-    nll = -log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return (nll * (labels != IGNORED)).sum(-1)

@@ -14,11 +14,12 @@ from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import TextRow
 from gradiend_hub.errors import BaseModelError, DataError
 
-from .base import IGNORED, Answer, Sample
 from .checks import Behaviour
+from .filling import Encoded, Filled
 from .greedy import continuation, greedy
 from .prompts import CHAT_PROMPTS, Prompt, read_prompt
-from .slots import Encoded, Filled, TextObjective
+from .samples import IGNORED, Answer, Sample
+from .slots import TextObjective
 
 __all__ = ["CausalLMObjective"]
 
@@ -140,7 +141,7 @@ class CausalLMObjective(TextObjective):
         texts = {i: self.tokenizer.decode(ids, skip_special_tokens=True).strip() for i, ids in written.items()}
         return [Answer(likeliest.get(i, []), texts.get(i)) for i in range(len(inputs))]
 
-    def generate(self, model: nn.Module, inputs: Sequence[str], *, tokens: int, batch_size: int = 32) -> list[Sample]:
+    def generate(self, model: nn.Module, inputs: Sequence[Any], *, tokens: int, batch_size: int = 32) -> list[Sample]:
         """Continue the text before the slot of each input, or all of it, greedily.
 
         Raises:

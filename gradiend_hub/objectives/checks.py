@@ -15,7 +15,7 @@ from gradiend_hub.errors import BaseModelError
 
 from .logits import evaluating, vocabulary_logits
 
-__all__ = ["Behaviour", "behaviour_of", "longest_input"]
+__all__ = ["Behaviour", "behaviour_of", "longest_input", "most_tokens"]
 
 SHORT, LONG = 5, 9
 """Tokens of the two rows that a model is tried on."""
@@ -25,9 +25,15 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-2, tor
 routes through a mixture of experts take other kernels."""
 
 POSITION_LIMITS = (
-    "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length", "max_sequence_length", "n_ctx",
-    "seq_length", "max_target_positions",
-)  # fmt: skip
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_seq_length",
+    "max_sequence_length",
+    "n_ctx",
+    "seq_length",
+    "max_target_positions",
+)
 """Names by which configurations call the longest input."""
 
 
@@ -126,6 +132,11 @@ def longest_input(model: nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1
     return min(_limits(getattr(model, "config", None)), default=None)
+
+
+def most_tokens(model: nn.Module, tokenizer: Any, wanted: int | None = None) -> int:
+    """Return the longest input that model and tokenizer can both read, or what is wanted if that is less."""
+    return min(limit for limit in (int(tokenizer.model_max_length), longest_input(model), wanted) if limit)
 
 
 def _limits(config: Any) -> Iterator[int]:

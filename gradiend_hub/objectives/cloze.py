@@ -13,9 +13,10 @@ from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import TextRow
 from gradiend_hub.errors import ConfigError
 
-from .base import Answer, Example, Sample, batched, output_nll
+from .batching import batched
 from .causal_lm import CausalLMObjective
-from .slots import Encoded, Filled
+from .filling import Encoded, Filled
+from .samples import Answer, Example, Sample, output_nll
 
 __all__ = ["ClozeObjective"]
 

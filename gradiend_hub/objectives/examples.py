@@ -9,7 +9,8 @@ from typing import Any
 from gradiend_hub.data import Row
 from gradiend_hub.errors import DataError
 
-from .base import Example, Objective
+from .base import Objective
+from .samples import Example
 
 __all__ = ["examples_of", "neutral_examples", "other_examples", "require_readable"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .base import Sample
+from .samples import Sample
 
 __all__ = ["continuation", "greedy"]
 
@@ -35,9 +35,16 @@ def greedy(
     if tokens < 1 or not prompts:
         return [[] for _ in prompts]
     config = GenerationConfig(
-        max_new_tokens=tokens, do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
-        temperature=1.0, top_k=50, top_p=1.0, pad_token_id=pad,
-    )  # fmt: skip
+        max_new_tokens=tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        pad_token_id=pad,
+    )
     ends = model.generation_config.eos_token_id
     ends = {*ends} if isinstance(ends, list) else {ends}
     device = next(model.parameters()).device

@@ -15,8 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from gradiend_hub.data import Picture
 from gradiend_hub.errors import BaseModelError, DataError, first_line
 
-from .base import Batch
-from .labels import ConceptMixin, LabelObjective, label_names
+from .labels import ConceptMixin, LabelObjective
+from .samples import Batch
 
 __all__ = ["ImageClassificationObjective", "ImageConceptObjective"]
 
@@ -64,19 +64,10 @@ class ImageClassificationObjective(LabelObjective):
         return architecture in known or architecture.endswith("ForImageClassification")
 
     @classmethod
-    def of_model(
-        cls, model: nn.Module, processor: Any, *, max_length: int | None = None
-    ) -> ImageClassificationObjective:
-        """Make the objective of a model.
-
-        Raises:
-            BaseModelError: The head gives no one label of several.
-        """
-        del max_length
-        config: Any = getattr(model, "config", None)
-        labels = label_names(config, type(model).__name__)
-        name = getattr(config, "name_or_path", "") or type(model).__name__
-        return cls(processor, labels=labels, channels=getattr(config, "num_channels", None) or 3, name_or_path=name)
+    def traits(cls, model: nn.Module, processor: Any, max_length: int | None) -> dict[str, Any]:
+        """Return the labels, and how many channels the model reads."""
+        channels = getattr(getattr(model, "config", None), "num_channels", None) or 3
+        return super().traits(model, processor, max_length) | {"channels": channels}
 
     @classmethod
     def load_processor(cls, name_or_path: str, **hub: Any) -> Any:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from gradiend_hub.data import CounterfactualRow, LabelRow
 from gradiend_hub.errors import BaseModelError, DataError
 
-from .base import Answer, Batch, Example, Objective, Sample
+from .base import Objective
+from .samples import Answer, Batch, Example, Sample
 
 __all__ = ["ConceptMixin", "LabelObjective", "Labelled"]
 
@@ -58,16 +59,13 @@ class LabelObjective(Objective):
         self.labels = tuple(labels)
 
     @classmethod
-    def of_model(cls, model: nn.Module, processor: Any, *, max_length: int | None = None) -> LabelObjective:
-        """Make the objective of a model.
+    def traits(cls, model: nn.Module, processor: Any, max_length: int | None) -> dict[str, Any]:
+        """Return the names of the labels.
 
         Raises:
             BaseModelError: The head gives no one label of several: it is for regression, or for several labels at a time.
         """
-        del max_length
-        config: Any = getattr(model, "config", None)
-        name = getattr(config, "name_or_path", "") or type(model).__name__
-        return cls(processor, labels=label_names(config, type(model).__name__), name_or_path=name)
+        return {"labels": label_names(getattr(model, "config", None), type(model).__name__)}
 
     @property
     def width(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Batch
+from .samples import Batch
 
 __all__ = ["evaluating", "position_logits", "vocabulary_logits"]
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
 from transformers import AutoModelForMaskedLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from gradiend_hub.data import TextRow
 from gradiend_hub.errors import BaseModelError, DataError
 
-from .base import Answer, Sample
 from .checks import Behaviour
-from .slots import Encoded, Filled, TextObjective
+from .filling import Encoded, Filled
+from .samples import Sample
+from .slots import TextObjective
 
 __all__ = ["MaskedLMObjective"]
-
-MASKED_SHARE = 0.15
-"""Share of a neutral text's tokens that are masked together when its quality is read."""
 
 
 class MaskedLMObjective(TextObjective):
@@ -77,30 +72,3 @@ class MaskedLMObjective(TextObjective):
         chosen, mask = set(places), self.tokenizer.mask_token_id
         ids = tuple(mask if i in chosen else token for i, token in enumerate(encoded.ids))
         return Sample({"input_ids": ids}, tuple(places), tuple(encoded.ids[i] for i in places), len(ids))
-
-    def together(self, places: Sequence[int]) -> list[Sequence[int]]:
-        """Return each place by itself: what is masked beside it would be hidden from it."""
-        return [[place] for place in places]
-
-    def drawn(self, encoded: Encoded, places: Sequence[int], rng: random.Random, draws: int = 1) -> list[Sample]:
-        """Mask 15 % of the places at a time, up to `draws` times, each time others."""
-        if not places:
-            return []
-        count = max(1, round(MASKED_SHARE * len(places)))
-        chosen = rng.sample(places, min(count * draws, len(places)))
-        return [self.token_sample(encoded, sorted(chosen[i : i + count])) for i in range(0, len(chosen), count)]
-
-    def prompt(self, row: TextRow) -> str:
-        """Return the text with its slot."""
-        return row.input
-
-    def complete(
-        self, model: nn.Module, inputs: Sequence[str], *, top: int = 5, tokens: int = 16, hints: Sequence[str] = ()
-    ) -> list[Answer]:
-        """Return the likeliest fillers of the slot of each text.
-
-        Raises:
-            DataError: A text has no slot, or none that a word could fill.
-        """
-        samples = [self.asked(text, hints) for text in inputs]
-        return [Answer(found) for found in self.likeliest(model, samples, top)] if samples else []

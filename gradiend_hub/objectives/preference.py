@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from gradiend_hub.data.preference import Chat, PreferenceRow, Text, read_completion, read_prompt, shared_beginning
 from gradiend_hub.errors import ConfigError, DataError
 
-from .base import Answer, Example, Reading, Sample
 from .causal_lm import CausalLMObjective
+from .filling import Filled
 from .logits import evaluating
 from .prompts import Prompt
-from .slots import Filled
+from .samples import Answer, Example, Reading, Sample
 
 __all__ = ["NeutralPrompt", "PreferenceObjective", "own_replies"]
 

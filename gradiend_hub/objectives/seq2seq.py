@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from gradiend_hub.data import TextRow
 from gradiend_hub.errors import BaseModelError, DataError
 
-from .base import Answer, Batch, Sample
-from .checks import longest_input
-from .masked_lm import MASKED_SHARE
-from .slots import Encoded, Filled, TextObjective
+from .batching import padded
+from .checks import most_tokens
+from .filling import Encoded, Filled
+from .samples import Batch, Sample
+from .slots import TextObjective
 
 __all__ = ["Seq2SeqObjective"]
 
@@ -65,11 +63,11 @@ class Seq2SeqObjective(TextObjective):
         return known and bool(getattr(config, "is_encoder_decoder", False))
 
     @classmethod
-    def of_model(cls, model: nn.Module, processor: Any, *, max_length: int | None = None) -> Seq2SeqObjective:
-        """Make the objective of a model; inputs never exceed what tokenizer and model can read.
+    def traits(cls, model: nn.Module, processor: Any, max_length: int | None) -> dict[str, Any]:
+        """Return the longest input that tokenizer and model can both read, and the decoder's first token.
 
         Raises:
-            BaseModelError: The model has no decoder, or its tokenizer neither sentinels nor a mask token.
+            BaseModelError: The model has no encoder and decoder.
         """
         config: Any = getattr(model, "config", None)
         if not getattr(config, "is_encoder_decoder", False):
@@ -77,11 +75,8 @@ class Seq2SeqObjective(TextObjective):
                 f"{type(model).__name__} has no encoder and decoder: expected a model of AutoModelForSeq2SeqLM for the "
                 f"objective {cls.name!r}."
             )
-        name = getattr(config, "name_or_path", "") or type(model).__name__
-        limits = [int(processor.model_max_length), longest_input(model), max_length]
-        longest = min(limit for limit in limits if limit)
         start = getattr(config, "decoder_start_token_id", None)
-        return cls(processor, decoder_start=start, max_length=longest, name_or_path=name)
+        return {"max_length": most_tokens(model, processor, max_length), "decoder_start": start}
 
     # -- samples --------------------------------------------------------------------------------------------------------
 
@@ -129,26 +124,11 @@ class Seq2SeqObjective(TextObjective):
         inputs, positions, tokens = self._spans(encoded, spans)
         return Sample(inputs, positions, tokens, sum(map(len, inputs.values())))
 
-    def together(self, places: Sequence[int]) -> list[Sequence[int]]:
-        """Return each place by itself: what is left out beside it would be hidden from it."""
-        return [[place] for place in places]
-
-    def drawn(self, encoded: Encoded, places: Sequence[int], rng: random.Random, draws: int = 1) -> list[Sample]:
-        """Leave 15 % of the places out at a time, up to `draws` times, each time others."""
-        if not places:
-            return []
-        count = max(1, round(MASKED_SHARE * len(places)))
-        chosen = rng.sample(places, min(count * draws, len(places)))
-        return [self.token_sample(encoded, chosen[i : i + count]) for i in range(0, len(chosen), count)]
-
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Pad the encoder's and the decoder's ids to the longest (to the right; positions are explicit)."""
         batch = super().collate(samples)
         written = [sample.inputs["decoder_input_ids"] for sample in samples]
-        longest = max(map(len, written))
-        batch.inputs["decoder_input_ids"] = torch.tensor(
-            [[*ids, *[self.pad_token_id] * (longest - len(ids))] for ids in written]
-        )
+        batch.inputs["decoder_input_ids"] = padded(written, self.pad_token_id)
         return batch
 
     # -- for people -----------------------------------------------------------------------------------------------------
@@ -162,18 +142,3 @@ class Seq2SeqObjective(TextObjective):
             self.tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:place], ids[place + 1 :])
         )
         return f"{before} [MASK] {after}".strip(), self.tokenizer.decode(list(sample.labels)).strip()
-
-    def prompt(self, row: TextRow) -> str:
-        """Return the text with its slot."""
-        return row.input
-
-    def complete(
-        self, model: nn.Module, inputs: Sequence[str], *, top: int = 5, tokens: int = 16, hints: Sequence[str] = ()
-    ) -> list[Answer]:
-        """Return the likeliest fillers of the slot of each text.
-
-        Raises:
-            DataError: A text has no slot, or none that a word could fill.
-        """
-        samples = [self.asked(text, hints) for text in inputs]
-        return [Answer(found) for found in self.likeliest(model, samples, top)] if samples else []

@@ -1,19 +1,12 @@
-"""Text with a slot, whatever model reads it.
-
-The tokens that are read are those of the filled text: the text is tokenised with each word in its slot, and the word's
-tokens are found by their characters. So white space, letters that touch the slot, and a tokenizer's own rules for the
-beginning of a word are never guessed; where a token covers the word and more than white space beside it, the row is refused.
-"""
+"""Objectives of text with one slot, whatever model reads it."""
 
 from __future__ import annotations
 
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -23,57 +16,24 @@ from gradiend_hub.data.casing import Casing, capitalised
 from gradiend_hub.data.row import COLUMNS
 from gradiend_hub.errors import DataError
 
-from .base import IGNORED, Answer, Batch, Example, Objective, Reading, Sample
-from .checks import Behaviour, behaviour_of, longest_input
+from .base import Objective
+from .batching import by_length, padded, padded_tokens
+from .checks import Behaviour, behaviour_of, most_tokens
+from .filling import Encoded, Filled, SlotFiller
 from .logits import position_logits
+from .samples import IGNORED, Answer, Batch, Example, Reading, Sample
 
-__all__ = ["Filled", "TextObjective"]
+__all__ = ["MASKED_SHARE", "TextObjective"]
+
+MASKED_SHARE = 0.15
+"""Share of a neutral text's tokens that are hidden together when its quality is read."""
 
 MOST_PROMPT_CHARACTERS = 160
 LEAST_PROMPT_WORDS = 4
 PROMPTS_PER_CLASS = 3
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A text as its tokenizer writes it.
-
-    Attributes:
-        ids: Token ids, the tokenizer's own first and last ones included.
-        spans: First character and end of each token in the text.
-        added: Whether the tokenizer has put the token there, and not the text.
-    """
-
-    ids: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
-    added: tuple[bool, ...]
-
-    @property
-    def start(self) -> int:
-        """Number of tokens that the tokenizer has put before the text."""
-        return next((i for i, added in enumerate(self.added) if not added), len(self.added))
-
-    @property
-    def end(self) -> int:
-        """Place behind the text's last token."""
-        return len(self.added) - next((i for i, added in enumerate(reversed(self.added)) if not added), 0)
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A text with a word in its slot: token ids, and the places `start` to `stop` of the word's own."""
-
-    encoded: Encoded
-    start: int
-    stop: int
-
-    @property
-    def word(self) -> tuple[int, ...]:
-        """Token ids of the word."""
-        return self.encoded.ids[self.start : self.stop]
-
-
-class TextObjective(Objective):
+class TextObjective(SlotFiller, Objective):
     """A text with one slot, filled with a word of one or more tokens.
 
     Args:
@@ -107,21 +67,17 @@ class TextObjective(Objective):
     # -- which models ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def of_model(cls, model: nn.Module, processor: Any, *, max_length: int | None = None) -> TextObjective:
-        """Make the objective of a model; inputs never exceed what tokenizer and model can read.
+    def traits(cls, model: nn.Module, processor: Any, max_length: int | None) -> dict[str, Any]:
+        """Return the longest input that tokenizer and model can both read, and whether padding matters.
 
         Raises:
             BaseModelError: The model has no vocabulary head, or reads its text in another way than the objective does.
         """
-        config = getattr(model, "config", None)
-        name = getattr(config, "name_or_path", "") or type(model).__name__
         behaviour = behaviour_of(model)
         if behaviour is not None:
             cls.require(behaviour, type(model).__name__)
-        limits = [int(processor.model_max_length), longest_input(model), max_length]
-        longest = min(limit for limit in limits if limit)
         matters = behaviour is not None and behaviour.padding_matters
-        return cls(processor, max_length=longest, padding_matters=matters, name_or_path=name)
+        return {"max_length": most_tokens(model, processor, max_length), "padding_matters": matters}
 
     @classmethod
     def require(cls, behaviour: Behaviour, model: str) -> None:
@@ -141,122 +97,6 @@ class TextObjective(Objective):
     def width(self) -> int:
         """Size of the vocabulary."""
         return len(self.tokenizer)
-
-    # -- tokens ---------------------------------------------------------------------------------------------------------
-
-    def encode(self, text: str) -> Encoded:
-        """Tokenise a text as it is, however long, with the tokenizer's own first and last tokens.
-
-        A text that brings its own first or last token (a chat template does) does not get another one.
-        """
-        if self.tokenizer.is_fast:
-            found = self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
-            spans = [(int(low), int(high)) for low, high in found.offset_mapping]
-            mask = found.special_tokens_mask
-            added = [bool(special) and low == high for special, (low, high) in zip(mask, spans, strict=True)]
-            ids = list(found.input_ids)
-        else:
-            ids, spans, added = self._encode_slowly(text)
-        if len(ids) > 1 and ids[0] == ids[1] and added[0] and not added[1]:
-            ids, spans, added = ids[1:], spans[1:], added[1:]
-        if len(ids) > 1 and ids[-1] == ids[-2] and added[-1] and not added[-2]:
-            ids, spans, added = ids[:-1], spans[:-1], added[:-1]
-        return Encoded(tuple(ids), tuple(spans), tuple(added))
-
-    def _encode_slowly(self, text: str) -> tuple[list[int], list[tuple[int, int]], list[bool]]:
-        """Find the characters of each token of a tokenizer in Python, which does not tell them, in the decoded text."""
-        ids: list[int] = self.tokenizer(text, verbose=False).input_ids
-        bare: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        start = next((i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare), None)
-        if start is None:
-            raise DataError(
-                f"The tokenizer of {self.name_or_path} writes {text[:80]!r} otherwise between special tokens."
-            )
-        spans: list[tuple[int, int]] = []
-        place = 0
-        for number in range(len(bare)):
-            # what one more token adds to the text, white space aside, stands next in it
-            written = "".join(self._decoded(bare[: number + 1]).split())
-            known = "".join(text[:place].split())
-            low = place
-            while len(known) < len(written) and place < len(text):
-                if not text[place].isspace():
-                    known += text[place]
-                place += 1
-            while low < place and text[low].isspace():
-                low += 1
-            spans.append((low, place))
-        if "".join(self._decoded(bare).split()).casefold() != "".join(text.split()).casefold():
-            raise DataError(
-                f"The tokenizer of {self.name_or_path} does not say which characters its tokens stand for, and changes "
-                f"{text[:80]!r}, so the slot cannot be found in it. Use a fast tokenizer."
-            )
-        behind = len(ids) - start - len(bare)
-        added = [True] * start + [False] * len(bare) + [True] * behind
-        return ids, [(0, 0)] * start + spans + [(len(text), len(text))] * behind, added
-
-    def _decoded(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    def split_at_slot(self, masked: str) -> tuple[str, str]:
-        """Return the text before and behind the slot.
-
-        Raises:
-            DataError: There is no slot, or more than one.
-        """
-        before, found, after = masked.partition(SLOT)
-        if not found or SLOT in after:
-            raise DataError(
-                f"{'No' if not found else 'More than one'} slot: expected exactly one {SLOT} in {masked!r}."
-            )
-        return before, after
-
-    def fill(self, masked: str, word: str) -> Filled:
-        """Tokenise a text with a word in its slot, and find the word's tokens.
-
-        Raises:
-            DataError: No slot, a token that the word shares with letters beside it, or a word that the tokenizer cannot
-                write.
-        """
-        return self.fill_between(*self.split_at_slot(masked), word)
-
-    def fill_between(self, before: str, after: str, word: str) -> Filled:
-        """`fill` of the text between two others."""
-        text, low, high = before + word + after, len(before), len(before) + len(word)
-        encoded = self.encode(text)
-        own = [
-            i
-            for i, ((start, stop), added) in enumerate(zip(encoded.spans, encoded.added, strict=True))
-            if not added and start < high and stop > low
-        ]
-        if not own:
-            raise self._unknown(word)
-        start, stop = own[0], own[-1] + 1
-        first, last = encoded.spans[start][0], encoded.spans[own[-1]][1]
-        if text[first:low].strip() or text[high:last].strip():
-            side, place = ("before", "before") if text[first:low].strip() else ("behind", "behind")
-            raise DataError(
-                f"The tokenizer of {self.name_or_path} merges {word!r} with the letters {side} it into one token, so the "
-                f"filler has no token of its own here. Put a space {place} the slot: {(before + SLOT + after)[:80]!r}."
-            )
-        # " they" is one token or a space and its letters, as the vocabulary has it: the space is the word's in either case
-        if start and first == low and encoded.spans[start - 1] == (low - 1, low) and text[low - 1] == " ":
-            start -= 1
-        filled = Filled(encoded, start, stop)
-        if (unknown := self.tokenizer.unk_token_id) is not None and unknown in filled.word:
-            raise self._unknown(word)
-        return filled
-
-    def _unknown(self, word: str) -> DataError:
-        return DataError(
-            f"The filler {word!r} is unknown to the tokenizer of {self.name_or_path}. Choose another filler or a base "
-            "model whose vocabulary can write it."
-        )
-
-    def content(self, encoded: Encoded) -> list[int]:
-        """Return the places of tokens that are text: no special token, nor one that stands for unknown letters."""
-        special = set(self.tokenizer.all_special_ids)
-        return [i for i, token in enumerate(encoded.ids) if not encoded.added[i] and token not in special]
 
     # -- rows -----------------------------------------------------------------------------------------------------------
 
@@ -303,14 +143,6 @@ class TextObjective(Objective):
 
     # -- neutral text ---------------------------------------------------------------------------------------------------
 
-    def cut(self, encoded: Encoded) -> Encoded:
-        """Cut a text at its end to the longest input; what the tokenizer adds stays."""
-        surplus = len(encoded.ids) - self.max_length
-        if surplus <= 0:
-            return encoded
-        keep = [*range(encoded.end - surplus), *range(encoded.end, len(encoded.ids))]
-        return Encoded(*(tuple(part[i] for i in keep) for part in (encoded.ids, encoded.spans, encoded.added)))  # type: ignore[arg-type]
-
     @abstractmethod
     def token_sample(self, encoded: Encoded, places: Sequence[int]) -> Sample:
         """Return a sample that reads the tokens of a text at some places, all at once."""
@@ -339,9 +171,9 @@ class TextObjective(Objective):
         """Return the places of tokens that the model can predict."""
         return self.content(encoded)
 
-    @abstractmethod
     def together(self, places: Sequence[int]) -> list[Sequence[int]]:
-        """Group places by what one input can read without hiding context from any of them."""
+        """Group places by what one input can read without hiding context from any of them: each by itself."""
+        return [[place] for place in places]
 
     def neutral_example(self, item: str, rng: random.Random) -> Example | None:
         """Return one random real token of a text as a slot whose factual and alternative filler are that token itself."""
@@ -366,9 +198,13 @@ class TextObjective(Objective):
         encoded = self.cut(self.encode(item))
         return self.drawn(encoded, self.readable(encoded), rng, draws)
 
-    @abstractmethod
     def drawn(self, encoded: Encoded, places: Sequence[int], rng: random.Random, draws: int = 1) -> list[Sample]:
-        """Return up to `draws` samples that read tokens at some places of a text, each time others."""
+        """Return up to `draws` samples, each time of other places of a text: 15 % of them, hidden together."""
+        if not places:
+            return []
+        count = max(1, round(MASKED_SHARE * len(places)))
+        chosen = rng.sample(places, min(count * draws, len(places)))
+        return [self.token_sample(encoded, sorted(chosen[i : i + count])) for i in range(0, len(chosen), count)]
 
     def own_samples(self, row: TextRow, rng: random.Random, avoid: Collection[int] = ()) -> list[Sample]:
         """Read tokens of a row's filled text beside the word; none of a text that is longer than the model reads."""
@@ -407,36 +243,20 @@ class TextObjective(Objective):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Pad to the longest sample (to the right; positions are explicit)."""
-        ids = [s.inputs["input_ids"] for s in samples]
-        tokens, slots = max(map(len, ids)), max(len(s.positions) for s in samples)
-
-        def pad(values: Sequence[int], size: int, fill: int) -> list[int]:
-            return [*values, *[fill] * (size - len(values))]
-
         return Batch(
-            inputs={
-                "input_ids": torch.tensor([pad(row, tokens, self.pad_token_id) for row in ids]),
-                "attention_mask": torch.tensor([pad((1,) * len(row), tokens, 0) for row in ids]),
-            },
-            positions=torch.tensor([pad(s.positions, slots, 0) for s in samples]),
-            labels=torch.tensor([pad(s.labels, slots, IGNORED) for s in samples]),
+            inputs=padded_tokens([s.inputs["input_ids"] for s in samples], self.pad_token_id),
+            positions=padded([s.positions for s in samples], 0),
+            labels=padded([s.labels for s in samples], IGNORED),
             samples=tuple(samples),
         )
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return log-probabilities of the vocabulary at the slots: [B, S, V], fp32 or wider."""
-        if not self.padding_matters:
-            return position_logits(model, batch).log_softmax(-1)
-        lengths = batch.inputs["attention_mask"].sum(1).tolist()
-        parts: list[Tensor] = []
-        order: list[int] = []
-        for length in dict.fromkeys(lengths):
-            rows = [i for i, other in enumerate(lengths) if other == length]
-            chosen = batch.select(rows)
-            inputs = {name: value[:, :length] for name, value in chosen.inputs.items()}
-            parts.append(position_logits(model, Batch(inputs, chosen.positions, chosen.labels)).log_softmax(-1))
-            order += rows
-        return torch.cat(parts)[torch.tensor(order, device=parts[0].device).argsort()]
+
+        def read(rows: Batch) -> Tensor:
+            return position_logits(model, rows).log_softmax(-1)
+
+        return by_length(batch, read) if self.padding_matters else read(batch)
 
     # -- for people -----------------------------------------------------------------------------------------------------
 
@@ -474,9 +294,9 @@ class TextObjective(Objective):
         turns = range(max(map(len, groups.values()), default=0))
         return [group[turn] for turn in turns for group in groups.values() if turn < len(group)]
 
-    @abstractmethod
     def prompt(self, row: TextRow) -> str:
-        """Return what a person would ask the model with, to see what it makes of the row."""
+        """Return what a person would ask the model with, to see what it makes of the row: the text with its slot."""
+        return row.input
 
     def asked(self, text: str, hints: Sequence[str]) -> Sample:
         """Return the sample of a text's slot, for whatever word.
@@ -514,8 +334,13 @@ class TextObjective(Objective):
             for tokens, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-    @abstractmethod
     def complete(
         self, model: nn.Module, inputs: Sequence[str], *, top: int = 5, tokens: int = 16, hints: Sequence[str] = ()
     ) -> list[Answer]:
-        """Return what the model makes of some texts, as it is now."""
+        """Return the likeliest fillers of the slot of each text.
+
+        Raises:
+            DataError: A text has no slot, or none that a word could fill.
+        """
+        samples = [self.asked(text, hints) for text in inputs]
+        return [Answer(found) for found in self.likeliest(model, samples, top)] if samples else []

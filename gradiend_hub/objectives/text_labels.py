@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,10 +13,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from gradiend_hub.errors import BaseModelError, DataError
 
-from .base import Batch
-from .checks import longest_input
-from .labels import ConceptMixin, LabelObjective, label_names, log_softmax
+from .batching import by_length, padded_tokens
+from .checks import most_tokens
+from .labels import ConceptMixin, LabelObjective
 from .logits import evaluating
+from .samples import Batch
 
 __all__ = ["TextClassificationObjective", "TextConceptObjective"]
 
@@ -69,24 +71,16 @@ class TextClassificationObjective(LabelObjective):
         return known or architecture.endswith("ForSequenceClassification")
 
     @classmethod
-    def of_model(
-        cls, model: nn.Module, processor: Any, *, max_length: int | None = None
-    ) -> TextClassificationObjective:
-        """Make the objective of a model; inputs never exceed what tokenizer and model can read.
+    def traits(cls, model: nn.Module, processor: Any, max_length: int | None) -> dict[str, Any]:
+        """Return the labels, the longest input that tokenizer and model can both read, and whether padding matters.
 
         Raises:
             BaseModelError: The head gives no one label of several, or the model cannot read rows of different lengths.
         """
-        config: Any = getattr(model, "config", None)
-        labels = label_names(config, type(model).__name__)
-        limits = [int(processor.model_max_length), longest_input(model), max_length]
-        return cls(
-            processor,
-            labels=labels,
-            max_length=min(limit for limit in limits if limit),
-            padding_matters=_padding_matters(model, processor),
-            name_or_path=getattr(config, "name_or_path", "") or type(model).__name__,
-        )
+        return super().traits(model, processor, max_length) | {
+            "max_length": most_tokens(model, processor, max_length),
+            "padding_matters": _padding_matters(model, processor),
+        }
 
     @classmethod
     def load_processor(cls, name_or_path: str, **hub: Any) -> Any:
@@ -115,20 +109,12 @@ class TextClassificationObjective(LabelObjective):
 
     def collate_inputs(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pad to the longest row, to the right."""
-        return _padded([row["input_ids"] for row in inputs], self.pad_token_id)
+        return padded_tokens([row["input_ids"] for row in inputs], self.pad_token_id)
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return log-probabilities of the labels: [B, 1, V], fp32 or wider."""
-        if not self.padding_matters:
-            return super().log_probs(model, batch)
-        lengths = batch.inputs["attention_mask"].sum(1).tolist()
-        rows = {length: [i for i, other in enumerate(lengths) if other == length] for length in lengths}
-        parts = [
-            model(**{name: value[chosen, :length] for name, value in batch.inputs.items()}).logits
-            for length, chosen in rows.items()
-        ]
-        order = torch.tensor([i for chosen in rows.values() for i in chosen], device=parts[0].device)
-        return log_softmax(torch.cat(parts)[order.argsort()]).unsqueeze(1)
+        read = functools.partial(super().log_probs, model)
+        return by_length(batch, read) if self.padding_matters else read(batch)
 
     def named(self, inputs: Mapping[str, Any]) -> str:
         """Return the text as the model reads it."""
@@ -146,14 +132,6 @@ class TextConceptObjective(ConceptMixin, TextClassificationObjective):
     columns = ("text", "counterfactual", "label")
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    longest = max(map(len, rows))
-    return {
-        "input_ids": torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
-    }
-
-
 def _padding_matters(model: nn.Module, tokenizer: Any) -> bool:
     """Try whether a row's logits depend on the padding that a longer row beside it brings.
 
@@ -169,7 +147,7 @@ def _padding_matters(model: nn.Module, tokenizer: Any) -> bool:
     device = next(model.parameters()).device
 
     def logits(*rows: list[int]) -> Tensor:
-        found: Tensor = model(**{name: value.to(device) for name, value in _padded(rows, pad).items()}).logits
+        found: Tensor = model(**{name: value.to(device) for name, value in padded_tokens(rows, pad).items()}).logits
         return found.float()
 
     with evaluating(model), torch.no_grad():

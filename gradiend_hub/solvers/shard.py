@@ -80,9 +80,11 @@ class Shard:
             which = [any(p is vector for vector in vectors) for p in parameters]
             return [
                 (state, name)
-                for i, state in moments.items() if which[i]
-                for name, x in state.items() if isinstance(x, Tensor) and x.dim() == 2 and x.shape[-1] == length
-            ]  # fmt: skip
+                for i, state in moments.items()
+                if which[i]
+                for name, x in state.items()
+                if isinstance(x, Tensor) and x.dim() == 2 and x.shape[-1] == length
+            ]
 
         def gather(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
             copied = state | {"state": {i: dict(moments) for i, moments in state["state"].items()}}

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradiend_hub.data import Row
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
-from gradiend_hub.evaluation.probe import OWN_TOKENS, SCORED_TOKENS
+from gradiend_hub.evaluation.probe import KL_VALUES, OWN_TOKENS, SCORED_TOKENS
 from gradiend_hub.gradients import (
     Estimate,
     FactorReader,
@@ -113,10 +113,18 @@ def _reads(run: TrainingRun, batches: list[list[int]], steps: int) -> int:
 
 
 def _later_bytes(reader: GradientReader | FactorReader, run: TrainingRun) -> int:
-    """Predict the memory of encoding and measuring beside base model and solver: vectors, and one batch of rows at work."""
+    """Predict the memory of encoding and measuring beside base model and solver.
+
+    It is vectors, one batch of rows at work, and the base model's distributions, which a probe keeps.
+    """
     rows = spread(run.data.dataset.examples, run.args.eval_batch_size)
     kept = activation_bytes(reader, run.objective, run.objective.collate_pairs(rows[:1]).to(reader.device))
-    return 4 * MEASURING_VECTORS * run.numbers + 2 * len(rows) * kept // max(len(reader.scope.parameters), 1)
+    measured = [(run.data.eval_rows, run.data.texts)] if run.data.eval_sets else []
+    measured += [(run.data.test.rows, run.data.test.texts)] if run.data.test is not None else []
+    compared = max((len(rows) + OWN_TOKENS + SCORED_TOKENS * bool(texts) for rows, texts in measured), default=0)
+    distributions = 4 * min(KL_VALUES, 2 * run.objective.width * compared)
+    batch = 2 * len(rows) * kept // max(len(reader.scope.parameters), 1)
+    return 4 * MEASURING_VECTORS * run.numbers + batch + distributions
 
 
 def seconds_of_the_rest(run: TrainingRun, steps: int) -> dict[str, float]:

@@ -228,9 +228,12 @@ class MeasuringTrainer(PublishingTrainer):
     def _measure(self, measured: MeasuredRows, choose_unit: bool, name: str) -> dict[str, float]:
         start, direction = time.perf_counter(), self.direction
         split = self.report.splits[name] = measure(
-            self._run, direction, measured, choose_unit=choose_unit,
+            self._run,
+            direction,
+            measured,
+            choose_unit=choose_unit,
             encoded=self._h if measured.rows is self._run.data.eval_rows else None,
-        )  # fmt: skip
+        )
         if choose_unit:
             sets = sorted(split.curve[0].damage) if split.curve else []
             self.report.settings = {

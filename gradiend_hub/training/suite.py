@@ -159,9 +159,16 @@ class DirectionSuite:
     def _claim(self) -> None:
         """Write down what this suite is, or refuse a folder of another one."""
         folder = Path(self.args.output_dir)
-        said = {"pairs": [[p.first, p.second, dict(p.members)] for p in self.pairs], "fields": self.fields,
-                "solver": self.args.solver, "decoder": self.args.decoder, "batch": self.args.train_batch_size,
-                "seed": self.args.row_seed, "identities": self.identities, "rows": _digest(self.rows.records)}  # fmt: skip
+        said = {
+            "pairs": [[p.first, p.second, dict(p.members)] for p in self.pairs],
+            "fields": self.fields,
+            "solver": self.args.solver,
+            "decoder": self.args.decoder,
+            "batch": self.args.train_batch_size,
+            "seed": self.args.row_seed,
+            "identities": self.identities,
+            "rows": _digest(self.rows.records),
+        }
         text, path = json.dumps(said, indent=1, ensure_ascii=False, sort_keys=True, default=str), folder / SUITE_FILE
         if path.is_file() and path.read_text(encoding="utf-8") != text and not self.args.overwrite_output_dir:
             raise ConfigError(

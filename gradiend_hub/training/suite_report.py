@@ -90,10 +90,11 @@ def _readme(figures: Mapping[str, Mapping[str, Any]], page: bool) -> str:
         return "not measured" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
     lines = [
-        "# A suite of directions", "",
+        "# A suite of directions",
+        "",
         "| direction | classes | correlation | effect at +1 | effect at −1 | cosine of its halves |",
         "|---|---|---:|---:|---:|---:|",
-    ]  # fmt: skip
+    ]
     for name, one in figures.items():
         numbers = " | ".join(cell(one[key]) for key in ("correlation", "effect_up", "effect_down", "split_half_cosine"))
         lines.append(f"| [{name}]({name}) | {' / '.join(one['classes'])} | {numbers} |".replace("\n", " "))
