@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
-from itertools import combinations, permutations
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from gradiend_hub.comparison.tables import Matrix
 from gradiend_hub.plots.comparison import plot_venn
 from gradiend_hub.plots.comparison_page import Section, render_comparison, sections_of
 from gradiend_hub.training import DirectionSuite
+from gradiend_hub.training.suite_rows import Pair
 
 HERE = Path(__file__).resolve().parent
 PERSONS = {"1SG": ["i"], "1PL": ["we"], "2": ["you"], "3SG": ["he", "she"], "3PL": ["they"]}
@@ -50,6 +51,7 @@ NOUNS = {
     "fem_dat": "wir helfen {} Frau heute", "fem_gen": "das Haus {} Frau ist alt", "neut_nom": "{} Kind kommt heute",
     "neut_acc": "wir sehen {} Kind heute", "neut_dat": "wir helfen {} Kind heute", "neut_gen": "das Haus {} Kindes ist alt",
 }  # fmt: skip
+GERMAN_STARTS = ["Heute sagt man", "Im Dorf hört man oft"]
 GERMAN_ENDS = ["", " wieder", " in die Stadt", " mit uns", " am Abend", " im Dorf", " noch einmal", " nach dem Krieg"]
 
 
@@ -70,10 +72,10 @@ def german_rows() -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
     """Articles by gender and case; pairs of cells that share gender or case, with different articles (23 are taken)."""
     rows = []
     for cell, frame in NOUNS.items():
-        for end in GERMAN_ENDS:
+        for start, end in product(GERMAN_STARTS, GERMAN_ENDS):
             for other in CELLS:
                 if CELLS[other][0] != CELLS[cell][0]:
-                    masked = f"Heute sagt man: {frame.format('[MASK]')}{end}."
+                    masked = f"{start}: {frame.format('[MASK]')}{end}."
                     rows.append({"masked": masked, "factual": CELLS[cell][0], "alternative": CELLS[other][0],
                                  "factual_class": cell, "alternative_class": other})  # fmt: skip
     related = [
@@ -113,12 +115,14 @@ def main() -> None:
     base = load_base_model(args.model or HERE / "base_models" / "masked")
     folders: dict[str, Path] = {}
     groups: dict[str, list[str]] = {}
+    pairs_by_name: dict[str, Pair] = {}
     for feature, (rows, pairs, merged) in features().items():
         training = GradiendTrainingArguments(
             str(args.out / feature), solver="closed_form", per_device_train_batch_size=8, final_density=0.05, use_cpu=True,
             disable_tqdm=True, logging_strategy="no", save_strategy="no", controls=0,
         )  # fmt: skip
         suite = DirectionSuite(base, training, train_dataset=rows, pairs=pairs, merged=merged)
+        pairs_by_name |= {pair.name: pair for pair in suite.pairs}
         for name, folder in suite.train().items():
             folders[name] = folder
             groups.setdefault("merged" if {*name.split("_")} & {*MERGED} - {"2"} else feature, []).append(name)
@@ -130,7 +134,7 @@ def main() -> None:
     three = ["1SG_1PL", "3SG_3PL", "3SG_2" if "3SG_2" in folders else "2_3SG"]
     venn = plot_venn({name: ds.largest(name, 1000) for name in three})
     sections.insert(2, Section("Three pronoun pairs", ["Their 1000 largest entries."], [(venn, "Venn diagram")]))
-    said = conclusions(ds, groups)
+    said = conclusions(ds, groups, pairs_by_name)
     print("\n".join(said))
     sections.insert(0, Section("What holds here", said))
     page = render_comparison(
@@ -146,45 +150,72 @@ def _norm(base: object, ds: DirectionSet) -> float:
     return float(sum(parameters[name].detach().float().square().sum() for name in ds.frame.shapes)) ** 0.5
 
 
-def conclusions(ds: DirectionSet, groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """The papers' claims as sentences with the figures that a reader can check."""
+Pairs = Sequence[tuple[str, str]]
+
+
+def conclusions(ds: DirectionSet, groups: Mapping[str, Sequence[str]], names: Mapping[str, Pair]) -> list[str]:
+    """The papers' claims, each with the figures that a reader can check, and whether these bear it out.
+
+    Two sets of pairs differ in what they share if more of the first than of the second lie beyond the null, by 20 points.
+    """
     cosine, overlap = ds.similarity("cosine"), ds.similarity("overlap")
     assert isinstance(cosine, Matrix) and isinstance(overlap, Matrix)
     found = agreement(ds.predicted_effects(), ds.measured_effects())
     said = [
-        f"Predicted and measured effects: r = {found.pearson:.2f} [{found.interval[0]:.2f}, {found.interval[1]:.2f}], "
-        f"ρ = {found.spearman:.2f}, {found.pairs} pairs of different directions."
+        f"Artifacts predict what a direction does to other features: r = {found.pearson:.2f} "
+        f"[{found.interval[0]:.2f}, {found.interval[1]:.2f}], ρ = {found.spearman:.2f}, {found.pairs} pairs of different "
+        "directions. Overlap has no sign, so it cannot tell what raises a feature from what lowers it."
     ]
-    for group, names in groups.items():
-        inside = list(combinations(names, 2))
-        if inside:
-            said.append(f"Within {group}: {_figures(inside, cosine, overlap)}")
+
+    def claim(what: str, related: Pairs, other: Pairs, named: tuple[str, str]) -> None:
+        shares = [beyond_null(cosine, pairs) for pairs in (related, other)]
+        verdict = "Holds here" if shares[0] - shares[1] > 0.2 else "Does not hold here"
+        said.append(f"{what} {verdict}. {named[0]}: {figures(related, cosine, overlap)} {named[1]}: "
+                    f"{figures(other, cosine, overlap)}")  # fmt: skip
+
+    within = [pair for members in groups.values() for pair in combinations(members, 2)]
     across = [(a, b) for one, other in combinations(groups, 2) for a in groups[one] for b in groups[other]]
-    said.append(f"Between groups: {_figures(across, cosine, overlap)}")
+    claim("Directions of one group share weights.", within, across, ("Within groups", "Between groups"))
+    articles = {
+        name: frozenset(CELLS[c][0] for c in (names[name].first, names[name].second)) for name in groups["German"]
+    }
+    pairs = list(combinations(groups["German"], 2))
+    same = [(a, b) for a, b in pairs if articles[a] == articles[b]]
+    apart = [(a, b) for a, b in pairs if not articles[a] & articles[b]]
+    claim("German transitions that exchange the same articles share weights.", same, apart,
+          ("The same two articles", "No article in common"))  # fmt: skip
     number = [("1SG_1PL", "3SG_3PL")]
     person = [("1SG_3SG", "1PL_3PL")]
-    apart = [("1SG_1PL", "1SG_3SG"), ("3SG_3PL", "1PL_3PL")]
-    said.append(f"Number of the first and of the third person: {_figures(number, cosine, overlap)}")
-    said.append(f"Person in singular and in plural: {_figures(person, cosine, overlap)}")
-    said.append(f"Number and person: {_figures(apart, cosine, overlap)}")
+    mixed = [("1SG_1PL", "1SG_3SG"), ("3SG_3PL", "1PL_3PL"), ("1SG_1PL", "1PL_3PL"), ("3SG_3PL", "1SG_3SG")]
+    disjoint = beyond_null(cosine, mixed) < 0.5
+    said.append(
+        f"Number and person are largely disjoint. {'Holds here' if disjoint else 'Does not hold here'}. Number and person: "
+        f"{figures(mixed, cosine, overlap)} Number of the first and of the third person: {figures(number, cosine, overlap)} "
+        f"Person in singular and in plural: {figures(person, cosine, overlap)}"
+    )
     return said
 
 
-def _figures(pairs: Sequence[tuple[str, str]], cosine: Matrix, overlap: Matrix) -> str:
-    cells = [cosine[pair] for pair in pairs]
-    shared = [overlap[pair] for pair in pairs]
-    beyond = sum(abs(cell.value or 0) > (cell.null or 0) for cell in cells)
-    above = sum((cell.value or 0) > (cell.null or 0) for cell in shared)
-    ceiling = [cell.ceiling for cell in cells if cell.ceiling is not None]
+def beyond_null(table: Matrix, pairs: Pairs) -> float:
+    """Share of pairs whose value lies beyond what directions of coin labels reach."""
+    return float(np.mean([abs(table[pair].value or 0) > (table[pair].null or 0) for pair in pairs]))
 
-    def mean(values: list[float | None]) -> float:
-        return float(np.mean([value or 0.0 for value in values]))
 
-    return (
-        f"mean |cosine| {mean([abs(c.value or 0) for c in cells]):.2f} (null {mean([c.null for c in cells]):.2f}, ceiling "
-        f"{np.mean(ceiling or [np.nan]):.2f}), beyond the null in {beyond} of {len(cells)} pairs; mean overlap "
-        f"{mean([c.value for c in shared]):.2f} (null {mean([c.null for c in shared]):.2f}), above it in {above}."
-    )
+def figures(pairs: Pairs, cosine: Matrix, overlap: Matrix) -> str:
+    """Means over some pairs, each beside its null and ceiling."""
+
+    def mean(values: Iterable[float | None]) -> str:
+        known = [abs(value) for value in values if value is not None]
+        return f"{np.mean(known):.2f}" if known else "unknown"
+
+    parts = []
+    for name, table in (("|cosine|", cosine), ("overlap", overlap)):
+        cells = [table[pair] for pair in pairs]
+        references = f"null {mean(c.null for c in cells)}, ceiling {mean(c.ceiling for c in cells)}"
+        parts.append(
+            f"mean {name} {mean(c.value for c in cells)} ({references}, beyond the null {beyond_null(table, pairs):.0%})"
+        )
+    return f"{'; '.join(parts)}; {len(pairs)} pair{'s' * (len(pairs) > 1)}."
 
 
 if __name__ == "__main__":

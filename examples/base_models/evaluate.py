@@ -11,41 +11,84 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from corpus import DATA, load_corpus
 from torch.nn import functional as F
-from train import MASK_RATE, MAX_TOKENS
+from train import MASK_RATE, MAX_TOKENS, corrupt, seq2seq_pieces
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+AUTO = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 CLASSES = {"3SG": ("he", "she", "it"), "3PL": ("they",)}
 
 
-def text_score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str], *, masked: bool
-) -> dict[str, float]:
-    """Accuracy and perplexity of the scored tokens: a random 15 % masked, or every next token."""
-    generator = torch.Generator().manual_seed(0)
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure: "masked", "causal" or "seq2seq", with its tokenizer."""
+
+    kind: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+
+    @classmethod
+    def load(cls, folder: Path) -> Subject:
+        """Read a model directory, in float32."""
+        tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+        kind = "seq2seq" if config.is_encoder_decoder else "causal" if tokenizer.mask_token_id is None else "masked"
+        return cls(kind, AUTO[kind].from_pretrained(folder, dtype=torch.float32).eval(), tokenizer)
+
+    def read(self, text: str) -> torch.Tensor:
+        """Ids [1, T] of a text, at most as long as in the training."""
+        return self.tokenizer(text, return_tensors="pt", truncation=True, max_length=MAX_TOKENS)["input_ids"]
+
+    def gap(self) -> str:
+        """Return what a text has in place of its slot."""
+        return "<extra_id_0>" if self.kind == "seq2seq" else self.tokenizer.mask_token
+
+
+@dataclass
+class Draws:
+    """What a measurement draws from; the same each time."""
+
+    torch: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    python: random.Random = field(default_factory=lambda: random.Random(0))
+
+
+def scored(subject: Subject, text: str, drawn: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [T, vocabulary] and ids [T] of a text's scored tokens: a random 15 % masked, every next token, or spans."""
+    ids, model = subject.read(text), subject.model
+    if subject.kind == "masked":
+        chosen = torch.rand(ids.shape, generator=drawn.torch) < MASK_RATE
+        chosen[:, [0, -1]] = False
+        if not chosen.any():
+            return torch.empty(0, len(subject.tokenizer)), ids[chosen]
+        return model(input_ids=ids.masked_fill(chosen, subject.tokenizer.mask_token_id)).logits[chosen], ids[chosen]
+    if subject.kind == "causal":
+        return model(input_ids=ids).logits[0, :-1], ids[0, 1:]
+    pronouns, sentinels = seq2seq_pieces(subject.tokenizer)
+    source, written = (torch.tensor([part]) for part in corrupt(ids[0].tolist(), pronouns, sentinels, drawn.python))
+    own = ~torch.isin(written[0], torch.tensor([*sentinels, subject.tokenizer.eos_token_id]))
+    return model(input_ids=source, labels=written).logits[0][own], written[0][own]
+
+
+def text_score(subject: Subject, texts: list[str]) -> dict[str, float]:
+    """Accuracy and perplexity of the scored tokens."""
+    drawn = Draws()
     loss, right, count = 0.0, 0, 0
     for text in texts:
-        ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=MAX_TOKENS)["input_ids"]
-        if masked:
-            chosen = torch.rand(ids.shape, generator=generator) < MASK_RATE
-            chosen[:, [0, -1]] = False
-            if not chosen.any():
-                continue
-            logits = model(input_ids=ids.masked_fill(chosen, tokenizer.mask_token_id)).logits[chosen]
-            labels = ids[chosen]
-        else:
-            logits, labels = model(input_ids=ids).logits[0, :-1], ids[0, 1:]
+        logits, labels = scored(subject, text, drawn)
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         right += int((logits.argmax(-1) == labels).sum())
         count += len(labels)
@@ -57,35 +100,34 @@ def text_score(
     }
 
 
-def slot_probabilities(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, *, masked: bool
-) -> torch.Tensor:
+def slot_probabilities(subject: Subject, text: str) -> torch.Tensor:
     """Probabilities (vocabulary,) at the slot; a causal model reads the text on its left alone."""
     left, _, right = text.partition("[MASK]")
-    if masked:
-        ids = tokenizer(left + tokenizer.mask_token + right, return_tensors="pt")["input_ids"]
-        position = (ids[0] == tokenizer.mask_token_id).nonzero().item()
+    if subject.kind == "causal":
+        ids, position, more = subject.tokenizer(left.rstrip(), return_tensors="pt")["input_ids"], -1, {}
     else:
-        ids = tokenizer(left.rstrip(), return_tensors="pt")["input_ids"]
-        position = -1
-    return model(input_ids=ids).logits[0, int(position)].softmax(-1)
+        ids = subject.tokenizer(left + subject.gap() + right, return_tensors="pt")["input_ids"]
+        gap = subject.tokenizer.convert_tokens_to_ids(subject.gap())
+        position, more = int((ids[0] == gap).nonzero().item()), {}
+        if subject.kind == "seq2seq":
+            start = subject.model.config.decoder_start_token_id
+            position, more = -1, {"decoder_input_ids": torch.tensor([[start, gap]])}
+    return subject.model(input_ids=ids, **more).logits[0, position].softmax(-1)
 
 
-def pronoun_score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, str]], *, masked: bool
-) -> dict[str, float]:
+def pronoun_score(subject: Subject, rows: list[dict[str, str]]) -> dict[str, float]:
     """Balanced accuracy of the number (P(he)+P(she)+P(it) against P(they)), of the best of the four words' class, the
     share of rows whose best word of the whole vocabulary is of the right class, and the mean probability of the
     right class."""
-    prefix = "" if masked else " "
+    prefix = " " if subject.kind == "causal" else ""
     ids = {
-        name: [tokenizer(prefix + word, add_special_tokens=False)["input_ids"] for word in group]
+        name: [subject.tokenizer(prefix + word, add_special_tokens=False)["input_ids"] for word in group]
         for name, group in CLASSES.items()
     }
     assert all(len(word) == 1 for group in ids.values() for word in group), "a pronoun is more than one token"
     hits: dict[str, list[tuple[bool, bool, bool, float]]] = {"3SG": [], "3PL": []}
     for row in rows:
-        probabilities = slot_probabilities(model, tokenizer, row["masked"], masked=masked)
+        probabilities = slot_probabilities(subject, row["masked"])
         words = {name: probabilities[[word[0] for word in group]] for name, group in ids.items()}
         own = row["factual_class"]
         other = "3PL" if own == "3SG" else "3SG"
@@ -108,22 +150,19 @@ def pronoun_score(
 @torch.no_grad()
 def evaluate(folder: Path, texts: list[str], split: str) -> dict[str, dict[str, float]]:
     """All figures of one model directory, in float32."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    masked = tokenizer.mask_token_id is not None
-    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-    model = auto.from_pretrained(folder, dtype=torch.float32).eval()
+    subject = Subject.load(folder)
 
     def read(name: str) -> list[dict[str, str]]:
         return [json.loads(line) for line in (DATA / "pronouns" / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
     rows = read(split)
     neutral = [row["text"] for row in read("neutral") if row["split"] == split]
-    result = {"held_out_text": text_score(model, tokenizer, texts, masked=masked)} if texts else {}
-    result["neutral"] = text_score(model, tokenizer, neutral, masked=masked)
-    result["pronouns"] = pronoun_score(model, tokenizer, rows, masked=masked)
+    result = {"held_out_text": text_score(subject, texts)} if texts else {}
+    result["neutral"] = text_score(subject, neutral)
+    result["pronouns"] = pronoun_score(subject, rows)
     for source in ("template", "kjv", "wordnet"):
         part = [row for row in rows if row["source"] == source]
-        result[f"pronouns_{source}"] = pronoun_score(model, tokenizer, part, masked=masked)
+        result[f"pronouns_{source}"] = pronoun_score(subject, part)
     return result
 
 

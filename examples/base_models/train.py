@@ -22,6 +22,7 @@ from corpus import TEMPLATE_SHARE, batches, load_corpus, template_texts
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertTokenizerFast,
@@ -185,13 +186,18 @@ def corrupt(
     return inputs + row[place:], [*labels, sentinels[used], row[-1]]
 
 
+def seq2seq_pieces(tokenizer: PreTrainedTokenizerFast) -> tuple[set[int], list[int]]:
+    """Ids of the pronouns, with and without a capital, and of the sentinels."""
+    pieces = [f"▁{form}" for word in PRONOUNS for form in (word, word.capitalize())]
+    pronouns = {*tokenizer.convert_tokens_to_ids(pieces)} - {tokenizer.unk_token_id}
+    return pronouns, tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
+
+
 def seq2seq_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, seed: int
 ) -> torch.Tensor:
     """The mean cross entropy of the spans that are left out of a padded batch `ids` (rows, length)."""
-    pieces = [f"▁{form}" for word in PRONOUNS for form in (word, word.capitalize())]
-    pronouns = {*tokenizer.convert_tokens_to_ids(pieces)} - {tokenizer.unk_token_id}
-    sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
+    pronouns, sentinels = seq2seq_pieces(tokenizer)
     rng, padding = random.Random(seed), tokenizer.pad_token_id
     pairs = [corrupt([i for i in row if i != padding], pronouns, sentinels, rng) for row in ids.tolist()]
     inputs, labels = (pad(list(part), padding) for part in zip(*pairs, strict=True))
@@ -254,13 +260,16 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     texts, _ = load_corpus(args.text)
-    vocabulary_texts = texts + template_texts(args.seed, 200_000)
-    makers = {"masked": masked_tokenizer, "causal": causal_tokenizer, "seq2seq": seq2seq_tokenizer}
-    tokenizer = makers[args.kind](vocabulary_texts)
+    checkpoint = args.out / "checkpoint.pt"
+    if checkpoint.exists():  # a tokenizer that was trained again might number its pieces in another way
+        tokenizer = AutoTokenizer.from_pretrained(args.out / "model")
+    else:
+        makers = {"masked": masked_tokenizer, "causal": causal_tokenizer, "seq2seq": seq2seq_tokenizer}
+        tokenizer = makers[args.kind](texts + template_texts(args.seed, 200_000))
     model = new_model(args.kind, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    checkpoint, step, seconds, tokens = args.out / "checkpoint.pt", 0, 0.0, 0
+    step, seconds, tokens = 0, 0.0, 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])

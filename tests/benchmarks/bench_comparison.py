@@ -1,7 +1,14 @@
-"""Comparison: how well artifacts predict measured effects, the cost of a suite, and of comparing many directions."""
+"""Comparison: how well artifacts predict measured effects, the cost of a suite, and of comparing many directions.
+
+    python -m tests.benchmarks.bench_comparison [--features N] [--rows N] [--held N] [BASE] ...
+
+As a command of its own it measures only the first of these, and prints a line for each base model: predicted and measured
+effects of every direction on the features of the others, with null and ceiling of the cosines.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -14,18 +21,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from scipy.stats import spearmanr
+from transformers.utils import logging
 
 from gradiend_hub import GradiendTrainingArguments
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.comparison import DirectionSet, agreement
+from gradiend_hub.comparison.similarity import Sides, similarity
+from gradiend_hub.comparison.vectors import Frame, Vectors
 from gradiend_hub.training import DirectionSuite
 
-from .measure import MODELS, line
+from .measure import MODELS, line, skipped
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"hidden": 576, "inner": 1536, "layers": 30, "heads": (576, 192, 192, 576)}
 """SmolLM2-135M: its linear maps, all that is in the default scope but for the norms."""
+
+SHOWN = (
+    "signed cosine and measured effects, Spearman", "overlap of 1000 and size of measured effects, Spearman",
+    "null of the cosine", "ceiling of the cosine", "null of the overlap", "ceiling of the overlap",
+)  # fmt: skip
+
+THEIRS = {
+    "cosine_signed": "cosine",
+    "topk_overlap": "overlap",
+    "mass_overlap": "mass_overlap",
+    "spearman_signed": "spearman",
+}
+"""Measures of the reference, and what they are called here."""
 
 FEATURES = {
     "number": [("he", "they"), ("she", "they"), ("it", "they")],
@@ -47,10 +72,10 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         if not Path(path).exists():
             lines.append({"model": name, "what": "predicted and measured effects", "skipped": f"{path} is not there"})
         else:
-            lines += predicted_and_measured(name, Path(path), quick)
+            lines += predicted_and_measured(name, Path(path), most=48 if quick else 120)
     lines += suite_cost(quick)
     lines += many_directions(quick)
-    return lines
+    return lines + beside_the_reference(quick)
 
 
 def sentences() -> list[str]:
@@ -81,18 +106,25 @@ def feature_rows(pairs: list[tuple[str, str]], texts: list[str], most: int) -> l
     return [row for rows in found.values() for row in rows[:count]]
 
 
-def predicted_and_measured(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
-    """Train a closed form of each feature, and compare what artifacts predict with what edits do on other rows."""
-    texts, most = sentences(), 48 if quick else 120
-    base, folders, held = load_base_model(path), {}, {}
+def predicted_and_measured(
+    name: str, path: Path, most: int, features: int | None = None, held_out: int = 24
+) -> list[dict[str, Any]]:
+    """Train a closed form of each feature, and compare what artifacts predict with what edits do on other rows.
+
+    Args:
+        most: training rows of each class.
+        features: the first so many of `FEATURES`; default: all.
+        held_out: rows of each class that effects are measured on.
+    """
+    texts, base, folders, held = sentences(), load_base_model(path), {}, {}
     with tempfile.TemporaryDirectory() as place:
-        for feature, pairs in FEATURES.items():
-            rows = feature_rows(pairs, texts, most + 24)
+        for feature, pairs in list(FEATURES.items())[:features]:
+            rows = feature_rows(pairs, texts, most + held_out)
             half = len(rows) // 2
-            if half < 40:
+            if half < held_out + 16:
                 continue
-            train = [r for of in (rows[:half], rows[half:]) for r in of[24:]]
-            held[feature] = [r for of in (rows[:half], rows[half:]) for r in of[:24]]
+            train = [r for of in (rows[:half], rows[half:]) for r in of[held_out:]]
+            held[feature] = [r for of in (rows[:half], rows[half:]) for r in of[:held_out]]
             args = GradiendTrainingArguments(
                 str(Path(place, feature)), solver="closed_form", max_steps=-1, per_device_train_batch_size=8, controls=0,
                 use_cpu=True, disable_tqdm=True, logging_strategy="no", save_strategy="no",
@@ -136,7 +168,11 @@ def _norm(base: Any, ds: DirectionSet) -> float:
 
 
 def suite_cost(quick: bool) -> list[dict[str, Any]]:
-    """CPU seconds of the stream of 44 directions beside that of one with as many rows."""
+    """CPU seconds of the stream of 44 directions beside that of one with as many rows, and with as many texts.
+
+    A text has a row for each of its 9 alternatives. Its forward pass serves them all, but each needs a backward pass of its
+    own: 10 with the factual one, beside 2 of a text of one direction.
+    """
     path = ROOT / "examples" / "base_models" / "masked"
     base = load_base_model(path)
     words = ["house", "king", "water", "people", "way", "time", "man", "day", "land", "city"]
@@ -163,18 +199,27 @@ def suite_cost(quick: bool) -> list[dict[str, Any]]:
             suite._stream(trainers)
             return time.process_time() - start
 
-    texts = len({(r["masked"], r["factual"]) for r in rows})
-    one = [
-        {**row, "masked": f"{row['masked']} {number}"}
-        for number in range(-(-texts // (2 * len(frames))))
-        for row in rows
-        if {row["factual"], row["alternative"]} == {"house", "king"}
-    ][:texts]
-    many, single = seconds(rows, pairs), seconds(one, [("house", "king")])
-    return [
-        line("a suite of 44 directions beside one with the same rows", many / single, "×", "≤ 3", model="masked, one layer",
-             ours=f"{many:.1f} s", other=f"{single:.1f} s", note=f"{texts} texts")
-    ]  # fmt: skip
+    chosen = [row for row in rows if (row["factual"], row["alternative"]) in {*pairs, *((b, a) for a, b in pairs)}]
+    of_one = [row for row in rows if {row["factual"], row["alternative"]} == {*pairs[0]}]
+
+    def one_direction(count: int) -> list[dict[str, str]]:
+        """As many different rows of the first pair."""
+        return [
+            {**row, "masked": f"{row['masked']} {number}"}
+            for number in range(-(-count // len(of_one)))
+            for row in of_one
+        ][:count]
+
+    texts = len({(r["masked"], r["factual"]) for r in chosen})
+    many = seconds(chosen, pairs)
+    found = []
+    for what, count, target in (("rows", len(chosen), "≤ 3"), ("texts", texts, "")):
+        single = seconds(one_direction(count), pairs[:1])
+        found.append(
+            line(f"a suite of 44 directions beside one with the same {what}", many / single, "×", target,
+                 model="masked, one layer", ours=f"{many:.1f} s", other=f"{single:.1f} s", note=f"{count} {what}")
+        )  # fmt: skip
+    return found
 
 
 _MANY = """
@@ -194,7 +239,6 @@ print(time.perf_counter() - start, time.process_time() - cpu, resource.getrusage
 def many_directions(quick: bool) -> list[dict[str, Any]]:
     """Seconds and memory to compare 44 directions of 1 % of the weights of a 135M model; values are drawn."""
     from gradiend_hub.artifact.config import GradiendConfig
-    from gradiend_hub.artifact.direction import Direction, ParameterDirection
     from gradiend_hub.artifact.references import References
 
     count, hidden, inner = 8 if quick else 44, SIZES["hidden"], SIZES["inner"]
@@ -247,3 +291,71 @@ def many_directions(quick: bool) -> list[dict[str, Any]]:
         ),
         line("the same: memory", memory, "GiB", "≤ 2", model="135M, 1 %"),
     ]
+
+
+def beside_the_reference(quick: bool) -> list[dict[str, Any]]:
+    """CPU seconds of the reference's functions and of ours on the same sparse vectors, and how far the tables differ."""
+    python = os.environ.get("GRADIEND_REFERENCE_PYTHON")
+    if not python:
+        return [
+            skipped("against the reference", "GRADIEND_REFERENCE_PYTHON is not set; see tests/benchmarks/README.md")
+        ]
+    count, entries, generator = 4, 20_000 if quick else 200_000, torch.Generator().manual_seed(0)
+    elements, parts = 10 * entries, []
+    for _ in range(count):
+        places = torch.randperm(elements, generator=generator)[:entries].sort().values
+        parts.append((places, torch.randn(entries, generator=generator)))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "vectors.safetensors")
+        save_file(
+            {f"{i}.{n}": pair[k] for i, pair in enumerate(parts) for k, n in enumerate(("places", "values"))}, file
+        )
+        script = Path(__file__).with_name("reference_comparison.py")
+        command = [python, str(script), str(file), str(elements), "1000", *THEIRS]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    shape = (elements // 1000, 1000)
+    directions = [Direction({"weight": ParameterDirection(shape, v, indices=p.int())}) for p, v in parts]
+    lines = []
+    for measure, ours in THEIRS.items():
+        start = time.process_time()
+        sides = Sides(Vectors(Frame.of([{"weight": shape}]), directions, [1.0] * count))
+        table = similarity(sides, ours, 1000)
+        seconds, other = time.process_time() - start, theirs[measure]
+        apart = float(np.abs(table - np.array(other["matrix"])).max())
+        lines.append(
+            line(f"{ours}: reference / ours", other["seconds"] / seconds, "×", "> 1", model="drawn",
+                 ours=f"{1e3 * seconds:.0f} ms", other=f"{other['seconds']:.2f} s",
+                 note=f"{count} vectors of {entries:,} of {elements:,} entries; tables differ by {apart:.0e} at most")
+        )  # fmt: skip
+    return lines
+
+
+def main() -> None:
+    """Print the table of predicted and measured effects."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "bases", nargs="*", default=list(MODELS), help="masked, causal, minilm, or folders of base models"
+    )
+    parser.add_argument("--features", type=int, help="the first so many; default: all")
+    parser.add_argument("--rows", type=int, default=120, help="training rows of each class, at most")
+    parser.add_argument("--held", type=int, default=24, help="rows of each class that effects are measured on")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    print("| base | r, ρ and their number | " + " | ".join(SHOWN) + " | CPU s |\n|" + "---|" * (len(SHOWN) + 3))
+    for name in options.bases:
+        start, path = time.process_time(), Path(MODELS.get(name, name))
+        found = predicted_and_measured(path.name, path, options.rows, options.features, options.held)
+        values = {one["what"]: one["value"] for one in found}
+        cells = [
+            path.name,
+            f"r {found[0]['value']:.3f}, {found[0]['note']}",
+            *(f"{values[what]:.2f}" for what in SHOWN),
+        ]
+        print(f"| {' | '.join(cells)} | {time.process_time() - start:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
