@@ -25,7 +25,7 @@ PAGE, TABLES = "comparison.html", "comparison.json"
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What `compare` does beside the similarities.
+    """Options of `compare` beside the similarities.
 
     Attributes:
         base: the base model, for what has to be measured.

@@ -82,7 +82,7 @@ def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -
 
 @dataclass(frozen=True)
 class _Merged:
-    """What was merged, and what changed."""
+    """Record of a merge, and of what it changed."""
 
     config: GradiendConfig
     strength: float

@@ -302,7 +302,7 @@ def _task(config: GradiendConfig) -> str | None:
 
 
 def _probability(config: GradiendConfig) -> str:
-    """What the probability of a class is, beside the outputs that are summed up, in the objective's words."""
+    """Note on the probability of a class, beside the outputs that are summed up, in the objective's words."""
     objective = OBJECTIVES.get(config.objective or "")
     return objective.probability_note if objective else ""
 
@@ -404,7 +404,7 @@ def _damage(split: SplitReport, points: Sequence[StrengthPoint | None]) -> list[
 
 
 def _limits(report: Report) -> dict[str, Any]:
-    """What limits the unit and both ends of the safe band, as measured when the unit was chosen; `None` if unseen."""
+    """Name what limits the unit and both ends of the safe band, as measured at its choice; `None` if unseen."""
     chosen = report.splits.get("eval")
     bands = chosen.band_limits if chosen and chosen.band_limits else [None, None]
     named = report.settings.get("damage_sets")  # a stranger's report may say anything there

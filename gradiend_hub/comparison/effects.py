@@ -1,4 +1,4 @@
-"""What an edit by one direction does to another feature: predicted from the artifacts, and measured on rows.
+"""Effects of one direction's edit on another feature: predicted from the artifacts, and measured on rows.
 
 The plain class-mean gradient g_j of a direction is that of the mean log-odds of its first class over the second, so that to
 first order an edit Δ changes them by ⟨Δ, g_j⟩. How well that predicts the measured change, and how much worse the overlap of

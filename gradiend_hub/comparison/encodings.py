@@ -1,4 +1,4 @@
-"""What every direction's encoder reads from every feature's rows: one backward pass a row serves all directions."""
+"""Encodings of every feature's rows by every direction's encoder: one backward pass a row serves all directions."""
 
 from __future__ import annotations
 

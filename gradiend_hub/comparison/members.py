@@ -144,7 +144,7 @@ def read_member(name: str, source: str, **hub: Any) -> Member:
 
 
 def _has_encoder(direction: Direction) -> bool:
-    """Whether the first parameter has an encoder; a file has them all, or none."""
+    """Tell whether the first parameter has an encoder; a file has them all, or none."""
     first = next(iter(direction.parameters))
     return direction.parameters[first].encoder is not None
 

@@ -1,4 +1,4 @@
-"""What a finished direction is compared with later: controls and gradient in short form, and how alike its halves are."""
+"""References that a finished direction is compared with later: controls, gradient in short form, and split halves."""
 
 from __future__ import annotations
 

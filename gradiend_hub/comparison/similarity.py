@@ -1,4 +1,4 @@
-"""How alike two vectors are: the papers' measures, and signed ones, on vectors of one frame.
+"""Similarity of two vectors: the papers' measures, and signed ones, on vectors of one frame.
 
 The cosine is signed: −1 is the same feature the other way round. Overlap is that of the k largest entries,
 |A ∩ B|/min(|A|, |B|); mass overlap is ½(‖a_S‖/‖a_A‖ + ‖b_S‖/‖b_B‖) with S = A ∩ B. Spearman's correlation ranks all elements

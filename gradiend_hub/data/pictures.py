@@ -101,7 +101,7 @@ class Picture:
 
     @cached_property
     def name(self) -> str:
-        """How texts call it: by its content."""
+        """Name in texts, made of the content."""
         return f"image {hashlib.sha256(self.data).hexdigest()[:12]}"
 
     def __str__(self) -> str:

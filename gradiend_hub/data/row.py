@@ -35,7 +35,7 @@ class Row:
 
     @property
     def group(self) -> Any:
-        """What rows that depend on each other have in common, e.g. their prompt; `None` where each is for itself."""
+        """Key that rows which depend on each other share, e.g. their prompt; `None` where each is for itself."""
         return None
 
     def label(self, feature_classes: Sequence[str], source: str) -> float:

@@ -1,4 +1,4 @@
-"""What is wrong or odd about somebody's direction, found in its files alone: no model is loaded, nothing is measured."""
+"""Faults and oddities of somebody's direction, found in its files alone: no model is loaded, nothing is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger's report and configuration claim, held against each other: no model is loaded, nothing is measured.
+"""Claims of a stranger's report and configuration, held against each other: no model is loaded, nothing is measured.
 
 A digest that the author wrote proves nothing, since whoever changes a report can renew it. What is impossible, or does not
 fit the rest of the artifact, shows all the same.

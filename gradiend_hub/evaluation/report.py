@@ -228,7 +228,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What a classifier decides at one strength.
+    """Decisions of a classifier at one strength.
 
     Attributes:
         strength: in units of the recommended dose.
@@ -266,7 +266,7 @@ class LoraReport:
 
     @property
     def holds(self) -> bool:
-        """Whether it does at both signs what the direction does, `HELD_EFFECT` of it at least."""
+        """Tell whether it does at both signs what the direction does, `HELD_EFFECT` of it at least."""
         return len(self.effect) == 2 and min(self.effect.values()) >= HELD_EFFECT
 
 
@@ -480,7 +480,7 @@ class Report:
 
     @property
     def lora(self) -> LoraReport | None:
-        """What the direction does as a plain LoRA, on the split that the strength unit was chosen on."""
+        """Effect of the direction as a plain LoRA, on the split that the strength unit was chosen on."""
         return next((split.lora for split in self.splits.values() if split.lora), None)
 
     def save(self, path: str | Path) -> None:

@@ -65,7 +65,7 @@ class Verification:
 
     @property
     def remarks(self) -> list[str]:
-        """What was measured here and what was not, a line each."""
+        """Say what was measured here and what was not, a line each."""
         of_report = f"{self.measured or 'none'} measured here" + (
             "; the others are the author's word, and so is the digest of the file" if self.figures else ""
         )

@@ -1,4 +1,4 @@
-"""What damage is read on, made of what a user gives: texts, prompts that the model answers, and continuations."""
+"""Damage sets, made of what a user gives: texts, prompts that the model answers, and continuations."""
 
 from __future__ import annotations
 

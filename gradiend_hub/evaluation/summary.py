@@ -304,7 +304,7 @@ class Summary:
 
     @property
     def rises(self) -> dict[str, Rise]:
-        """What counts as the damage of each set."""
+        """Damage of each set that counts."""
         return {name: rise for name in self.items.sets if (rise := self.rise(name))}
 
     @property

@@ -40,7 +40,7 @@ TASKS = {"causal_lm": TaskType.CAUSAL_LM.value, "seq2seq_lm": TaskType.SEQ_2_SEQ
 
 @dataclass(frozen=True)
 class LoraExport:
-    """What was written.
+    """Record of a LoRA that was written.
 
     Attributes:
         folders: One folder if Δ is odd in the strength, so that scale −1 is the opposite; else "plus" and "minus".
@@ -61,7 +61,7 @@ class LoraExport:
 
 @dataclass(frozen=True)
 class Loras:
-    """What LoRAs hold of a direction.
+    """Shares of a direction that LoRAs hold.
 
     Attributes:
         deltas: Δ by sign of the strength (+1 alone if Δ is odd in it), and by name of the weight in the base model, whose
@@ -231,7 +231,7 @@ def _cut(delta: Factors | Tensor, rank: int | None) -> Factors:
 
 
 def _left_out(site: Site) -> str | None:
-    """Why a LoRA has no place for a parameter; `None` if it has."""
+    """Say why a LoRA has no place for a parameter; `None` if it has."""
     if site.leaf != "weight" or not isinstance(site.owner, (nn.Linear, Conv1D)):
         if site.quantized is not None:
             return None

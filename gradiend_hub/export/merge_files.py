@@ -288,7 +288,7 @@ def _identity(job: _Job, files: Sequence[TensorFile]) -> str:
 
 
 def _resumed(partial: Path, identity: str) -> _Done:
-    """What a merge of the same was interrupted after; an empty folder if there is none."""
+    """Find what an interrupted merge of the same has left; an empty folder if there is none."""
     try:
         state = json.loads((partial / STATE).read_text(encoding="utf-8"))
         if state["identity"] == identity:

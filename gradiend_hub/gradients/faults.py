@@ -54,7 +54,7 @@ class SkippedRows:
         return self.read(objective, batch, partial(read_pair, reader, objective, source=source, target=target))
 
     def read(self, objective: Objective, batch: PairBatch, read: Callable[[PairBatch], T]) -> T | None:
-        """What `read` returns of the usable rows of the batch; None if there is none.
+        """Return what `read` does for the usable rows of the batch; `None` if there is none.
 
         Args:
             read: raises `NotFiniteError` where a loss or a gradient of the rows is not finite.

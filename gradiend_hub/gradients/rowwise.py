@@ -37,7 +37,7 @@ class Entries:
     shape: tuple[int, ...]
 
     def dense(self) -> Tensor:
-        """In the parameter's shape, zero elsewhere."""
+        """Return a dense tensor in the parameter's shape, zero elsewhere."""
         flat = torch.zeros(self.shape, dtype=self.values.dtype).flatten()
         return flat.index_copy_(0, self.indices.long().cpu(), self.values.cpu()).view(self.shape)
 
@@ -57,7 +57,7 @@ Tangent = Tensor | Factors | Entries
 
 
 def dense_tangent(tangent: Tangent, shape: torch.Size) -> Tensor:
-    """In the parameter's shape."""
+    """Return a tangent as a dense tensor in the parameter's shape."""
     return tangent if isinstance(tangent, Tensor) else tangent.dense().view(shape)
 
 

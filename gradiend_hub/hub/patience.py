@@ -80,7 +80,7 @@ def bounded() -> Iterator[list[int]]:
 
 
 def _place(request: Any) -> tuple[int, str, str]:
-    """What is asked for how, by which thread: others may ask for the same at the same time."""
+    """Identify what is asked for, how, and by which thread: others may ask for the same at the same time."""
     return threading.get_ident(), request.method, str(request.url.copy_with(query=None))
 
 

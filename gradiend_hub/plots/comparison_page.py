@@ -78,7 +78,7 @@ def sections_of(
 
 
 def _beyond(table: Matrix) -> list[str]:
-    """How many pairs differ from what coin labels reach."""
+    """Say how many pairs differ from what coin labels reach."""
     if table.null is None or len(table.rows) < 2:
         return []
     upper = np.triu_indices(len(table.rows), 1)

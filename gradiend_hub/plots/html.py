@@ -168,7 +168,7 @@ def _all_shown(value: Any) -> Any:
 
 
 def _shown(value: Any) -> Any:
-    """What the template writes: plain text as `spelled_out`; marked-up text is of this module."""
+    """Return what the template writes: plain text as `spelled_out`; marked-up text is of this module."""
     return spelled_out(value, lines=True) if type(value) is str else value
 
 

@@ -58,7 +58,7 @@ class ByParameter:
 
 
 def _sum(one: Tensor | Factors, other: Tensor | Factors) -> Tensor | Factors:
-    """Of one parameter; factors that outgrow the smaller side are cut to it, which loses nothing."""
+    """Add up values of one parameter; factors that outgrow the smaller side are cut to it, which loses nothing."""
     if isinstance(one, Factors) and isinstance(other, Factors):
         joined = Factors.joined([one, other])
         return joined.to_rank(min(joined.b.shape[0], joined.a.shape[1]))

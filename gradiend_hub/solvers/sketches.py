@@ -28,7 +28,7 @@ KINDS = ("source +", "source -", "target +", "target -")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter's sums are in a flat vector: `whole`, or both of its sketches, y [rows, k] and z [l, columns]."""
+    """Place of a parameter's sums in a flat vector: `whole`, or both of its sketches, y [rows, k] and z [l, columns]."""
 
     rows: int
     columns: int
@@ -111,7 +111,7 @@ class Sketching:
         return float(whole.dot(whole)) + float(y.dot(y)) / self.k
 
     def read(self, vector: Tensor) -> ByParameter:
-        """What was summed, its matrices cut to the rank."""
+        """Return what was summed, its matrices cut to the rank."""
         return ByParameter({name: self._read(vector, name) for name in self.places})
 
     def _read(self, vector: Tensor, name: str) -> Tensor | Factors:

@@ -24,7 +24,7 @@ __all__ = ["Contrasts", "SplitMeans"]
 
 
 class Contrasts(NamedTuple):
-    """What the four means of `SplitMeans` say, each [n] and in one unit, that of a mean gradient.
+    """Statistics of the four means of `SplitMeans`, each [n] and in one unit, that of a mean gradient.
 
     Attributes:
         mean: (m₊ − m₋)/2 of all rows.

@@ -102,7 +102,7 @@ _NEAR = 0.75
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sign of an edit does at the largest dose that the damage allows."""
+    """Effect of one sign of an edit at the largest dose that the damage allows."""
 
     effect: float
     dose: float

@@ -284,7 +284,7 @@ class TrainingRun:
     def references(
         self, direction: Direction, contrasts: Contrasts | None, weights: Tensor | None
     ) -> tuple[References | None, ReferenceReport | None]:
-        """What a finished direction is compared with later; nothing where the rows were too few for two halves."""
+        """Learn what a finished direction is compared with later; nothing where the rows were too few for two halves."""
         if contrasts is None:
             return None, None
         return references_of(contrasts, direction, self.scope, self.config, weights)

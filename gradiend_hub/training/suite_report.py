@@ -69,7 +69,7 @@ def write_suite_report(
 
 
 def _figures(member: Any) -> dict[str, Any]:
-    """What was measured of a direction; `None` for what was not."""
+    """Figures of a direction; `None` for what was not measured."""
     report = member.report
     split = shown_split(report)[1] if report is not None and report.splits else None
     encoder = split.encoder if split is not None else None
