@@ -1,12 +1,15 @@
 """Damage by where it is read: neutral text, the rows' own text, another source; and effects where all of it is held.
 
-    python -m tests.benchmarks.bench_damage [--features N] [--rows N] [--texts N] [--steps N] [--damping X] [BASE] ...
+    python -m tests.benchmarks.bench_damage [--features N] [--rows N] [--texts N] [--steps N] [--damping X]
+        [--decoders A,B] [--forms dense,1 %,rank 8] [BASE] ...
 
-Three decoders of one stream of gradients, `autoencoder`, `mean`, and `diagonal` (the mean's, divided by the Fisher
-information of neutral text and of training rows' own text; its damping is chosen on validation rows, unless given), each at
-two doses per sign: the largest at which the NLL of neutral text rises by 1 %, and the largest at which no set rises by more:
-neutral text, another source, and the rows' own text without the classes' outputs. All figures are of test rows and of text
-that nothing was learned from, with 95 % intervals by text.
+Decoders of one stream of gradients, `autoencoder`, `mean`, `diagonal` (the mean's, divided by the Fisher information of
+neutral text and of training rows' own text; its damping is chosen on validation rows, unless given), and, at rank 8 alone,
+`natural` (the mean's by Kronecker factors, chosen on validation rows by sign), in the forms in which a direction is stored.
+CPU seconds are those of the stream, which all decoders share, and of the decoder's own making. Each is measured at two doses
+per sign: the largest at which the NLL of neutral text rises by 1 %, and the largest at which no set rises by more: neutral
+text, another source, and the rows' own text without the classes' outputs. All figures are of test rows and of text that
+nothing was learned from, with 95 % intervals by text.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import gzip
 import json
 import math
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,21 +29,23 @@ from typing import Any
 
 import torch
 from datasets import disable_progress_bars
+from torch import Tensor
 
 from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainingArguments
 from gradiend_hub.evaluation import StrengthPoint, StrengthProbe
+from gradiend_hub.evaluation.encoder import measure_encoder
 from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.evaluation.sets import damage_items
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher
 from gradiend_hub.objectives import CausalLMObjective, examples_of
-from gradiend_hub.solvers import Solution, damage_aware
+from gradiend_hub.solvers import Solution, damage_aware, effect_shares
 from gradiend_hub.training.batches import TransitionDataset
 from gradiend_hub.training.data import TrainingData
-from gradiend_hub.training.decoders import best_damped
+from gradiend_hub.training.decoders import best_damped, cut_to_rank, pruned
 from gradiend_hub.training.run import TrainingRun, as_direction
 
 from . import bench_solvers
-from .bench_solvers import EXAMPLES, Feature, Laboratory, features, learn, some
+from .bench_solvers import DENSITY, EXAMPLES, Feature, Kept, Laboratory, features, learn, some
 from .measure import MODELS, MORE_TEXT, line, read_jsonl
 
 ALLOWED = 0.01
@@ -49,6 +56,10 @@ READINGS = 7
 """Doses of each sign and rule that are tried."""
 
 PROMPTS = 3
+
+DECODERS = ("autoencoder", "mean", "diagonal", "natural")
+FORMS = ("dense", "1 %", "rank 8")
+RANK = 8
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,12 @@ def measured(
         )
         names = list(probe.scored)
         base = probe.measure_dose(0.0)
-        record: dict[str, Any] = {"scored": probe.scored, "rules": {}}
+        report = measure_encoder(model, laboratory.objective, rows, laboratory.texts)
+        encoder = {name: getattr(report, name) for name in ("correlation", "auc", "neutral_abs_mean")}
+        record: dict[str, Any] = {"scored": probe.scored, "rules": {}, "encoder": encoder}
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            record["bytes"] = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
         with model.strength_at(1.0):
             first = 1 / (256 * model.receipt.relative_norm)
         for sign, side in ((1, "+"), (-1, "-")):
@@ -152,39 +168,92 @@ def _continued(model: GradiendModel, laboratory: Laboratory, prompt: str, dose: 
     return answer.continuation or ""
 
 
+@dataclass
+class Learned:
+    """What one stream of gradients gives: solutions, and what the decoders that are made of the mean's need."""
+
+    run: TrainingRun
+    solutions: Mapping[str, Solution]
+    fisher: Callable[[], Tensor]
+    damping: float | None
+    progress: Callable[[str], None]
+
+    def make(self, decoder: str, form: str) -> Kept:
+        """A decoder in a form, with its encoder oriented and scaled by validation rows."""
+        scope, density = self.run.scope, DENSITY if form == "1 %" else 1.0
+        if decoder == "diagonal":
+            solution, kept = self._diagonal(density)
+        else:
+            solution = self.solutions["mean" if decoder == "natural" else decoder]
+            solution, kept = pruned(solution, scope, solution.decoder.abs(), density)
+        if form == "rank 8":
+            solution = cut_to_rank(solution, kept, RANK)
+        read = self.run.read(solution, kept)
+        if decoder == "natural":
+            finished = self.run.finished(read, None)
+            self.progress(f"natural: effect by damping and sign {finished.effects}")
+            return finished.solution, kept
+        return read.solution, kept
+
+    def _diagonal(self, density: float) -> Kept:
+        mean, scope, fisher = self.solutions["mean"], self.run.scope, self.fisher()
+        if self.damping is not None:
+            shares = effect_shares(mean, fisher, self.damping)
+            return pruned(damage_aware(mean, fisher, self.damping), scope, shares, density)
+        chosen, tried = best_damped(mean, scope, fisher, density=density, effect=self.run.effect)
+        self.progress(f"diagonal at density {density:g}: effect by damping {tried}")
+        return chosen
+
+
+def learned(
+    laboratory: Laboratory, feature: Feature, early: Sequence[str], texts: int, damping: float | None,
+    progress: Callable[[str], None],
+) -> Learned:  # fmt: skip
+    """Learn a feature from one stream of gradients; dampings are compared on other rows and texts than are measured on."""
+    base, objective, scope = laboratory.base, laboratory.objective, laboratory.scope
+    train = feature.rows["train"]
+    data = TransitionDataset(train, examples_of(objective, train), feature.classes, "alternative")
+    spared, own = spread(early[::2], texts), spread(train, texts)
+    config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
+    validation = {"": some(feature, "validation", laboratory.rows // 2)}
+    known = TrainingData(data, train, feature.words, validation, spread(early[1::2], texts // 2), fisher_texts=spared)
+    args = GradiendTrainingArguments("unused", use_cpu=True, solver="closed_form", decoder="natural", rank=RANK)
+    run = TrainingRun(base, objective, config, args, scope, known)
+
+    def fisher() -> Tensor:
+        with GradientReader(base, scope) as reader:
+            return diagonal_fisher(reader, objective, spared, own)
+
+    return Learned(run, learn(base, objective, scope, data), fisher, damping, progress)
+
+
 def bench_base(
     name: str, folder: Path, progress: Callable[[str], None], *, count: int = 2, rows: int = 40, texts: int = 120,
     damping: float | None = None, decoders: Sequence[str] = ("autoencoder", "mean", "diagonal"),
+    forms: Sequence[str] = ("dense",),
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Records of the first `count` features on one base model."""
     neutral = read_jsonl(EXAMPLES / "data" / "pronouns" / "neutral.jsonl")
     early, late = ([r["text"] for r in neutral if r["split"] == split] for split in ("validation", "test"))
     laboratory = Laboratory.of(folder, spread(late, texts), rows)
-    base, objective, scope = laboratory.base, laboratory.objective, laboratory.scope
     others = spread(_other_text(), texts)
-    args = GradiendTrainingArguments("unused", use_cpu=True)
-    records = []
-    for feature in islice(features(objective), count):
-        train = feature.rows["train"]
-        data = TransitionDataset(train, examples_of(objective, train), feature.classes, "alternative")
-        solutions = learn(base, objective, scope, data)
-        if "diagonal" in decoders:
-            own = spread(train, texts)
-            with GradientReader(base, scope) as reader:
-                fisher = diagonal_fisher(reader, objective, spread(early[::2], texts), own)
-            config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
-            validation = {"": some(feature, "validation", rows // 2)}
-            known = TrainingData(data, train, feature.words, validation, spread(early[1::2], texts // 2))
-            effect = TrainingRun(base, objective, config, args, scope, known).effect
-            if damping is None:
-                (solutions["diagonal"], _), tried = best_damped(solutions["mean"], scope, fisher, effect=effect)
-                progress(f"{name} {feature.name}: effect by damping {tried}")
-            else:
-                solutions["diagonal"] = damage_aware(solutions["mean"], fisher, damping)
+    records: list[dict[str, Any]] = []
+    for feature in islice(features(laboratory.objective), count):
+        start = time.process_time()
+        known = learned(laboratory, feature, early, texts, damping, progress)
+        stream = time.process_time() - start
         for decoder in decoders:
-            found = measured(laboratory, feature, solutions[decoder], scope, others, not records or decoder == "mean")
-            records.append({"base": name, "feature": feature.name, "decoder": decoder, **found})
-            progress(table(records[-1:]))
+            for form in forms:
+                if decoder == "natural" and form != "rank 8":
+                    continue
+                start = time.process_time()
+                solution, scope = known.make(decoder, form)
+                seconds = stream + time.process_time() - start
+                write = not records or decoder == "mean"
+                found = measured(laboratory, feature, solution, scope, others, write)
+                cell = {"base": name, "feature": feature.name, "decoder": decoder, "form": form, "seconds": seconds}
+                records.append(cell | found)
+                progress(table(records[-1:]))
     return records
 
 
@@ -202,9 +271,10 @@ def _other_text() -> list[str]:
 def table(records: Sequence[Mapping[str, Any]]) -> str:
     """The records as Markdown; each cell has the figures of the + sign and of the − sign."""
     shown = [
-        "| base | feature | decoder | before | effect at 1 % of neutral text | own text | own, without class words | other "
+        "| base | feature | decoder | form | r / AUC / neutral \\|h\\| | MB | CPU s | before | "
+        "effect at 1 % of neutral text | own text | own, without class words | other "
         "source | effect with every set held to 1 % | limited by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
 
     def both(r: Mapping[str, Any], rule: str, read: Callable[[Mapping[str, Any]], str]) -> str:
@@ -214,7 +284,9 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         return f"{of['effect']:.3f} [{of['interval'][0]:.3f}, {of['interval'][1]:.3f}]"
 
     for r in records:
-        cells = [r["base"], r["feature"], r["decoder"], f"{r['before +']:.3f} / {r['before -']:.3f}"]
+        figures = " / ".join(f"{value:.3f}" for value in r["encoder"].values())
+        cells = [r["base"], r["feature"], r["decoder"], r["form"], figures, f"{r['bytes'] / 1e6:.2f}"]
+        cells += [f"{r['seconds']:.0f}", f"{r['before +']:.3f} / {r['before -']:.3f}"]
         cells += [both(r, "neutral", effect)]
         for kind, name in (("rise", "own"), ("collateral", "own"), ("rise", "other")):
             cells.append(both(r, "neutral", lambda of, kind=kind, name=name: f"{100 * of[kind][name]:+.2f} %"))  # type: ignore[misc]
@@ -253,7 +325,8 @@ if __name__ == "__main__":
     parser.add_argument("--texts", type=int, default=120, help="texts of each set")
     parser.add_argument("--steps", type=int, default=bench_solvers.STEPS, help="batches of 16 rows to learn from")
     parser.add_argument("--damping", type=float, help="of the diagonal decoder; by default chosen on validation rows")
-    parser.add_argument("--decoders", default="autoencoder,mean,diagonal", help="with commas between them")
+    parser.add_argument("--decoders", default="autoencoder,mean,diagonal", help=f"of {', '.join(DECODERS)}")
+    parser.add_argument("--forms", default="dense", help=f"of {', '.join(FORMS)}".replace("%", "%%"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bars()
@@ -263,6 +336,6 @@ if __name__ == "__main__":
             Path(base_name).name, MODELS.get(base_name, Path(base_name)),
             lambda text: print(text, file=sys.stderr, flush=True),
             count=options.features, rows=options.rows, texts=options.texts, damping=options.damping,
-            decoders=options.decoders.split(","),
+            decoders=options.decoders.split(","), forms=options.forms.split(","),
         )  # fmt: skip
         print(table(found) + "\n" + json.dumps(found), flush=True)
