@@ -91,6 +91,10 @@ class MissingLibraryError(GradiendError, ImportError):
     """A library that comes with an extra is not installed."""
 
 
+class HubSearchError(GradiendError, RuntimeError):
+    """The Hub could not be searched."""
+
+
 class HubPushError(GradiendError, RuntimeError):
     """An upload failed; the artifact is still on disk."""
 

@@ -135,6 +135,36 @@ def info(story: Story, direction: Direction, revision: Revision = None) -> dict[
     return show_direction(direction, revision, story)
 
 
+@command(app, "search")
+def search(
+    story: Story,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Part of the repository's id.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Id of the base model.")] = None,
+    feature: Annotated[str | None, typer.Option(help="Name of a class, or part of one.")] = None,
+    task: Annotated[str | None, typer.Option(help="The Hub's name of a task, e.g. fill-mask.")] = None,
+    author: Annotated[str | None, typer.Option(help="User or organization.")] = None,
+    sort: Annotated[
+        Literal["downloads", "likes", "last_modified", "created_at", "effect", "damage"],
+        typer.Option(help="The best first; effect and damage are the authors' figures."),
+    ] = "downloads",
+    min_effect: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Smallest probability of the wanted class at ±1.")
+    ] = None,
+    max_damage: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Largest share of the quality lost at ±1.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 20,
+) -> dict[str, Any]:
+    """Find directions that others have published. One small file of each is read; no model is loaded."""
+    from .search import show_search
+
+    options = {
+        "base_model": base, "feature": feature, "task": task, "author": author, "sort": sort,
+        "min_effect": min_effect, "max_damage": max_damage, "limit": limit,
+    }  # fmt: skip
+    return show_search(text, options, story)
+
+
 @command(app, "apply")
 def apply(
     story: Story,

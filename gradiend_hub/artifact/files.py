@@ -19,6 +19,7 @@ ENCODER_FILE: Final = "gradiend_encoder.safetensors"
 REPORT_FILE: Final = "gradiend_report.json"
 PROBES_FILE: Final = "gradiend_probes.jsonl"
 REFERENCES_FILE: Final = "gradiend_references.safetensors"
+SUMMARY_FILE: Final = "gradiend_summary.json"
 CARD_FILE: Final = "README.md"
 HTML_FILE: Final = "report.html"
 LORA_FOLDER: Final = "lora"
@@ -36,6 +37,9 @@ SLOT: Final = "[MASK]"
 """Placeholder of the slot in a row's `masked` text, whatever the model's own mask token is."""
 
 HUB_TAGS: Final = ("gradiend", "feature-direction")
+"""Tags of a direction on the Hub."""
+REWRITTEN_TAGS: Final = ("gradiend-rewritten",)
+"""Tags of a model that a direction was merged into; a search for directions does not find it."""
 
 PICTURES: Final = (".png", ".svg")
 """Ends of the names of figures."""
@@ -47,6 +51,7 @@ ARTIFACT_FILES: Final = (
     REPORT_FILE,
     PROBES_FILE,
     REFERENCES_FILE,
+    SUMMARY_FILE,
     CARD_FILE,
     HTML_FILE,
     *(f"{ASSETS_FOLDER}/*{end}" for end in PICTURES),

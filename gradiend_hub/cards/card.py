@@ -23,6 +23,7 @@ from gradiend_hub.artifact.files import (
     HUB_TAGS,
     LORA_FOLDER,
     LORA_SIGNS,
+    REWRITTEN_TAGS,
     SLOT,
     WEIGHTS_FILE,
     own_file,
@@ -185,7 +186,7 @@ def render_rewritten_card(
     task = _task(config)
     return _fill(
         "rewritten.md.jinja",
-        ModelCardData(library_name="transformers", base_model=base, pipeline_tag=task, tags=[*HUB_TAGS], **extra),
+        ModelCardData(library_name="transformers", base_model=base, pipeline_tag=task, tags=[*REWRITTEN_TAGS], **extra),
         config=config,
         report=report,
         direction=Path(direction).name or direction,

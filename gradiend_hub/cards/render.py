@@ -1,4 +1,4 @@
-"""Render an artifact for people: the card, its figures, and the interactive page."""
+"""Render an artifact for people: the card, its figures, the interactive page, and what a search shows of it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from gradiend_hub.hub.names import shown_name
 from gradiend_hub.plots import can_draw, save_html, save_plots
 
 from .card import write_card
+from .summary import summarize
 
 __all__ = ["render_artifact"]
 
 
 def render_artifact(folder: str | Path, config: GradiendConfig, report: Report | None) -> None:
-    """Write card, figures and the HTML page into the folder of a saved direction.
+    """Write card, summary, figures and the HTML page into the folder of a saved direction.
 
     Args:
         config: of the direction, with its stored tensors.
@@ -34,3 +35,4 @@ def render_artifact(folder: str | Path, config: GradiendConfig, report: Report |
     else:
         (folder / HTML_FILE).unlink(missing_ok=True)
     write_card(folder, config, report)
+    summarize(folder, config, report).save(folder)

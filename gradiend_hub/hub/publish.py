@@ -33,6 +33,7 @@ from gradiend_hub.artifact.files import (
     LORA_FOLDER,
     PROBES_FILE,
     REPORTS_FOLDER,
+    SUMMARY_FILE,
     require_within,
 )
 from gradiend_hub.artifact.validation import read_json
@@ -269,6 +270,10 @@ class _Push:
                 if file.name.startswith(f"{LORA_FOLDER}/") and file.name.endswith(CONFIG_FILE):
                     fields = json.loads(file.path.read_text(encoding="utf-8"))
                     contents[file.name] = published_config(fields, base_id, commit)
+                elif file.name == SUMMARY_FILE:
+                    said = json.loads(file.path.read_text(encoding="utf-8"))
+                    named = {"base_model": base_id, "base_revision": commit}
+                    contents[file.name] = json.dumps({**said, **named}, ensure_ascii=False) + "\n"
         if (card := self.folder / CARD_FILE).is_file():
             text = card.read_bytes().decode("utf-8", errors="surrogateescape")
             contents[CARD_FILE] = published_card(text, self.repo_id, base_id, commit)

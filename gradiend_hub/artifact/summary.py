@@ -1,0 +1,96 @@
+"""`gradiend_summary.json`: what a search shows of a direction, in one small file beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Final
+
+from gradiend_hub.errors import ArtifactError
+
+from .files import SCHEMA_VERSION, SUMMARY_FILE
+from .validation import NAME, Limit, read_as, read_json
+
+__all__ = ["MOST_SUMMARY_BYTES", "Summary"]
+
+MOST_SUMMARY_BYTES: Final = 4096
+"""Largest summary that is written or read."""
+
+_Name = Annotated[str, NAME]
+_Two = Annotated[list[_Name], Limit("a list of two", lambda values: len(values) == 2)]
+_Share = Annotated[float, Limit("a number in [0, 1]", lambda value: 0 <= value <= 1)]
+_Correlation = Annotated[float, Limit("a number in [-1, 1]", lambda value: -1 <= value <= 1)]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A direction in a few figures, which are its author's word; what was not measured is `None` or empty.
+
+    Attributes:
+        feature_classes: the class of positive strength first.
+        base_model: repository of the base model; `None` for one that has no id on the Hub.
+        base_revision: its commit.
+        objective: name of the objective, and `task` what the Hub calls such a model.
+        form: "dense", "sparse", or "rank R".
+        size: bytes of the decoder's file.
+        split: the split of the rows that the figures are of.
+        correlation: of the feature values with the classes.
+        before: probability of the wanted class at strength 0, for each sign of the strength, "-1.0" and "1.0".
+        effect: the same at that strength.
+        quality: at each of both strengths, relative to the base model's, where it is lowest.
+        above_control: whether the effect at ±1 is above that of random directions of equal damage.
+        learned: whether the training found the feature.
+    """
+
+    feature_classes: _Two
+    base_model: _Name | None = None
+    base_revision: _Name | None = None
+    objective: _Name | None = None
+    task: _Name | None = None
+    form: _Name = "dense"
+    size: int = 0
+    split: _Name | None = None
+    correlation: _Correlation | None = None
+    before: dict[_Name, _Share] = field(default_factory=dict)
+    effect: dict[_Name, _Share] = field(default_factory=dict)
+    quality: dict[_Name, float] = field(default_factory=dict)
+    above_control: bool | None = None
+    learned: bool | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def weakest_effect(self) -> float | None:
+        """The smaller one of the effects at both signs; `None` unless both were measured."""
+        return min(self.effect.values()) if len(self.effect) == 2 else None
+
+    @property
+    def damage(self) -> float | None:
+        """1 − quality at the sign where it is worse; `None` unless both were measured."""
+        return 1 - min(self.quality.values()) if len(self.quality) == 2 else None
+
+    def save(self, folder: str | Path) -> None:
+        """Write `gradiend_summary.json` into a folder.
+
+        Raises:
+            ArtifactError: it would be larger than what is read, because a name is very long.
+        """
+        text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+        if (size := len(text.encode())) > MOST_SUMMARY_BYTES:
+            raise ArtifactError(
+                f"{SUMMARY_FILE} would have {size:,} bytes, and {MOST_SUMMARY_BYTES:,} are read. "
+                "Give the classes shorter names."
+            )
+        Path(folder, SUMMARY_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Summary:
+        """Read what `save` wrote. Names, types and ranges are checked: it may be a stranger's.
+
+        Raises:
+            ArtifactError: it is missing, too large, or no summary.
+        """
+        try:
+            return read_as(cls, read_json(Path(path), MOST_SUMMARY_BYTES), "summary")
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path} is missing or no summary of a direction: {error}") from error

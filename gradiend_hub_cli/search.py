@@ -1,0 +1,63 @@
+"""`search`: directions that others have published."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from gradiend_hub.hub.search import FoundDirection, search_directions
+from gradiend_hub.printable import printable
+
+from .console import Story
+from .quiet import quiet
+from .tables import megabytes
+
+__all__ = ["show_search"]
+
+
+def show_search(text: str | None, options: dict[str, Any], story: Story) -> dict[str, Any]:
+    """Print what a search of the Hub has found.
+
+    Raises:
+        GradiendError: an option is out of range, or the Hub cannot be searched.
+    """
+    with quiet(story), story.step("Search", told=False):
+        found = search_directions(text, **options)
+    if not found:
+        story.show("No direction was found. Ask for less, or leave out --base, --feature or the figures.")
+    else:
+        story.show(_table(found))
+        story.show(
+            "Figures are the authors' own. More of one: gradiend-hub info ID; to measure it: gradiend-hub evaluate ID."
+        )
+    return {"directions": [asdict(one) for one in found]}
+
+
+def _table(found: list[FoundDirection]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("direction", "classes", "base model", "form"):
+        table.add_column(name, overflow="fold")
+    for name in ("correlation", "effect −1", "effect +1", "quality", "downloads"):
+        table.add_column(name, justify="right")
+    for one in found:
+        said = one.summary
+        figures = ["–"] * 4
+        if said is not None:
+            effects = [said.effect.get(strength) for strength in ("-1.0", "1.0")]
+            quality = None if said.damage is None else 1 - said.damage
+            figures = [
+                *("–" if value is None else f"{value:.2f}" for value in (said.correlation, *effects)),
+                "–" if quality is None else f"{quality:.1%}",
+            ]
+        table.add_row(
+            printable(one.repo_id),
+            printable(" ↔ ".join(said.feature_classes)) if said else "–",
+            printable(one.base_model or "–"),
+            printable(f"{said.form}, {megabytes(said.size)}") if said else "–",
+            *figures,
+            f"{one.downloads:,}",
+        )
+    return table
