@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .errors import ConfigError, first_line
 
-__all__ = ["require_empty", "require_writable", "written_beside"]
+__all__ = ["new_file_mode", "require_empty", "require_writable", "written_beside"]
 
 
 def require_empty(folder: Path, instead: str) -> None:
@@ -76,6 +76,11 @@ def _move_into(source: Path, target: Path) -> None:
             _move_into(path, target / path.name)
         else:
             path.replace(target / path.name)
+
+
+def new_file_mode() -> int:
+    """Permissions of a new file of this process, as `open` gives them."""
+    return 0o666 & ~_umask()
 
 
 def _umask() -> int:

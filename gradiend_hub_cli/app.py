@@ -439,6 +439,16 @@ def push(
             metavar="REPO_ID", help="The base model on the Hub, if it was a folder of yours when you trained."
         ),
     ] = None,
+    subfolder: Annotated[
+        str | None, typer.Option(help="Folder of the repository; one can hold several directions.")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Name for the commit, e.g. v1.")] = None,
+    allow_unmeasured: Annotated[
+        bool, typer.Option("--allow-unmeasured", help="Publish it without a report or a card, too.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a card that was edited on the Hub, and add to foreign files.")
+    ] = False,
 ) -> dict[str, Any]:
     """Publish a saved direction in one commit. To repeat a push that failed is safe."""
     from .push import push_direction
@@ -449,6 +459,10 @@ def push(
         "create_pr": create_pr,
         "commit_message": message,
         "base_id": base_id,
+        "subfolder": subfolder,
+        "tag": tag,
+        "allow_unmeasured": allow_unmeasured,
+        "overwrite": overwrite,
     }
     return push_direction(folder, repo_id, options, story)
 

@@ -386,7 +386,9 @@ def test_encoder_is_read_only_when_asked(base: nn.Module, tmp_path: Path) -> Non
 def test_push_and_load(hub: object, repo_id: str, base: nn.Module, tmp_path: Path) -> None:
     direction = random_direction(base)
     model = GradiendModel.from_pretrained(save(tmp_path, direction), base, strength=0.5)
-    model.push_to_hub(repo_id)
+    with pytest.raises(HubPushError, match="unmeasured"):
+        model.push_to_hub(repo_id)
+    model.push_to_hub(repo_id, allow_unmeasured=True)
     again = GradiendModel.from_pretrained(repo_id, build("bert"), strength=0.5)
     assert same_bits(bits(again), bits(model))
     assert torch.equal(output(again, "bert"), output(model, "bert"))

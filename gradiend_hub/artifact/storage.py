@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from gradiend_hub.errors import ArtifactError, first_line
+from gradiend_hub.folders import new_file_mode
 from gradiend_hub.printable import printable
 
 from .fields import stored_size
@@ -95,6 +96,7 @@ def write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, s
         seen.add(value.data_ptr())
     try:
         save_file(plain, temporary, metadata)
+        temporary.chmod(new_file_mode())  # safetensors lets nobody else read it
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

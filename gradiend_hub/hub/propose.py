@@ -14,7 +14,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from gradiend_hub.artifact.files import CONFIG_FILE, REPORTS_FOLDER
 from gradiend_hub.errors import HubPushError
 
-from .publish import PushApi, _File, _Push
+from .local_files import LocalFile
+from .publish import PushApi, _Push
 
 __all__ = ["ReportProposal"]
 
@@ -43,6 +44,7 @@ class ReportProposal:
             create_pr=True,
             patterns=(),
             repo_type="model",
+            overwrite=True,  # it adds a file that is not there
             report=report,
         )
 
@@ -75,8 +77,8 @@ class _ReportPush(_Push):
         return f"{REPORTS_FOLDER}/{self.report.name}"
 
     @cached_property
-    def files(self) -> list[_File]:
-        return [_File(self.report, self.name)]
+    def files(self) -> list[LocalFile]:
+        return [LocalFile(self.report, self.name)]
 
     def check(self) -> None:
         try:

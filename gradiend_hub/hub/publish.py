@@ -7,87 +7,42 @@ repository already holds them.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import os
 import shlex
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from gradiend_hub.artifact.files import (
-    ARTIFACT_FILES,
-    ASSETS_FOLDER,
-    CARD_FILE,
-    CONFIG_FILE,
-    LORA_FOLDER,
-    PROBES_FILE,
-    REPORTS_FOLDER,
-    SUMMARY_FILE,
-    require_within,
-)
-from gradiend_hub.artifact.validation import read_json
-from gradiend_hub.errors import ArtifactError, HubPushError
+from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE, LORA_FOLDER, PROBES_FILE, SUMMARY_FILE
+from gradiend_hub.artifact.validation import parse_json
+from gradiend_hub.errors import ArtifactError, GradiendError, HubPushError
 from gradiend_hub.printable import listed
 
+from .local_files import UPLOADED, LocalFile, chosen_files, require_publishable
 from .names import hub_id
 from .patience import bounded, in_time
-from .published import published_card, published_config, renewed_probes
+from .published import merged_card, published_card, published_config, renewed_probes
 from .retry import FAILURES, disk_error, is_silent, is_transient, summary, with_retries
 
 __all__ = ["publish_folder", "refusal"]
 
 logger = logging.getLogger(__name__)
 
-UPLOADED: Final = {
-    "model": (*ARTIFACT_FILES, f"{REPORTS_FOLDER}/*.json"),
-    "dataset": ("*.json", "*.jsonl", CARD_FILE, "LICENSE"),
-}
-"""Files that are pushed unless the caller asks for others: those that a direction, or data that was built, consists of. Of
-any other one in the folder, nobody knows what is in it."""
-
-NOT_UPLOADED: Final = (".*", "*/.*", "checkpoint-*/*")
-"""Never pushed: hidden files, and the checkpoints of a training run."""
-
 _DEFAULT_BRANCH: Final = "main"
+_NEUTRAL: Final = frozenset({".gitattributes", ".gitignore", CARD_FILE, "LICENSE"})
+"""Files that a repository may have before a direction is pushed to it."""
+_OVERWRITE: Final = "To push all the same: overwrite=True (--overwrite)"
 _UNKNOWN_STATE: Final = "The state of the repository is unknown; a repeated push finds out, and never commits twice."
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file to push: where it is, its path in the repository, and its content if that is not the one on disk."""
-
-    path: Path
-    name: str
-    content: bytes | None = None
-
-    @cached_property
-    def sha256(self) -> str:
-        with self.path.open("rb") if self.content is None else io.BytesIO(self.content) as content:
-            return sha_fileobj(content).hex()
-
-    def equals(self, remote: RepoFile) -> bool:
-        """Return whether the repository has the same bytes. It names large files by sha256 and small ones as git does."""
-        if remote.size != (self.path.stat().st_size if self.content is None else len(self.content)):
-            return False
-        if remote.lfs is not None:
-            return remote.lfs.sha256 == self.sha256
-        return remote.blob_id == git_hash(self.path.read_bytes() if self.content is None else self.content)
-
-    def addition(self) -> CommitOperationAdd:
-        """A new operation for each attempt: used ones remember what the repository held before."""
-        return CommitOperationAdd(self.name, self.path if self.content is None else self.content)
 
 
 def publish_folder(
@@ -102,6 +57,10 @@ def publish_folder(
     allow_patterns: Sequence[str] | None = None,
     repo_type: str = "model",
     base_id: str | None = None,
+    subfolder: str | None = None,
+    tag: str | None = None,
+    allow_unmeasured: bool = False,
+    overwrite: bool = False,
 ) -> CommitInfo:
     """Push a saved direction to the Hub in one commit that adds or replaces files and deletes none.
 
@@ -111,6 +70,11 @@ def publish_folder(
 
     A generated card is published with the repository's id in its code. The path of a base model on this machine is not
     published: name the base with `base_id`, or those who load the direction have to pass `base_model=`.
+
+    A direction is looked at before the first request: what nobody could load is not sent. What others have put into the
+    repository stays: text that was written around a generated card on the Hub, and its licence, tags and other metadata,
+    go into the new card; a card that was written by hand or changed within, and a repository with something else than a
+    direction, are refused.
 
     Args:
         folder: what `save_pretrained` wrote; it must contain `adapter_config.json`.
@@ -125,6 +89,11 @@ def publish_folder(
         repo_type: "model", or "dataset" for a folder of feature data.
         base_id: repository of the base model, written into the published config and card together with its head commit;
             by default the one that the config names.
+        subfolder: folder of the repository to push to, so that one repository can hold several directions; by default the
+            repository itself.
+        tag: name to give to the commit, e.g. "v1". A tag that exists already does not move.
+        allow_unmeasured: publish a direction that has no report or no card, too.
+        overwrite: replace a card that was edited on the Hub, and add to a repository with something else.
 
     Returns:
         The new commit, or the current head if there was nothing to do.
@@ -144,9 +113,16 @@ def publish_folder(
         patterns=UPLOADED[repo_type] if allow_patterns is None else tuple(allow_patterns),
         repo_type=repo_type,
         base_id=base_id,
+        subfolder=subfolder,
+        tag=tag,
+        allow_unmeasured=allow_unmeasured,
+        overwrite=overwrite,
     )
     push.check()
-    return push.run()
+    commit = push.run()
+    if tag is not None:
+        push.set_tag(commit.oid)
+    return commit
 
 
 class PushApi(HfApi):
@@ -182,6 +158,12 @@ class _Push:
     patterns: tuple[str, ...]
     repo_type: str
     base_id: str | None = None
+    subfolder: str | None = None
+    tag: str | None = None
+    allow_unmeasured: bool = False
+    overwrite: bool = False
+    card: LocalFile | None = None
+    """Our card, before it is merged with that of the repository."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of `adapter_config.json`."""
     parent: str | None = None
@@ -191,29 +173,17 @@ class _Push:
     def branch(self) -> str:
         return self.revision or _DEFAULT_BRANCH
 
-    @cached_property
-    def files(self) -> list[_File]:
-        names = [name for name in _names(self.folder) if not _matches(name, NOT_UPLOADED)]
-        chosen = [name for name in names if _matches(name, self.patterns) and self._is_one(name)]
-        known = {name.split("/")[0] for name in chosen}
-        if left := {name if (top := name.split("/")[0]) in known else top for name in {*names} - {*chosen}}:
-            logger.warning(f"Not published, since it is no part of a direction: {listed(sorted(left))}.")
-        for name in (ASSETS_FOLDER, REPORTS_FOLDER, *chosen):
-            try:
-                require_within(self.folder / name, self.folder)
-            except ArtifactError as error:
-                raise self._failure(str(error).rstrip("."), "Nothing was sent.") from error
-        return [_File(self.folder / name, name) for name in chosen]
+    @property
+    def place(self) -> str:
+        """What the names of the direction's files begin with in the repository."""
+        return f"{self.subfolder}/" if self.subfolder else ""
 
-    def _is_one(self, name: str) -> bool:
-        """Tell whether a file is what its name says, where other files may have such a name."""
-        if self.patterns is not UPLOADED["model"] or not name.startswith(f"{REPORTS_FOLDER}/"):
-            return True
+    @cached_property
+    def files(self) -> list[LocalFile]:
         try:
-            report = read_json(self.folder / name, 2**24)
-        except (OSError, ValueError):
-            return False
-        return isinstance(report, dict) and {"schema_version", "splits", "feature_classes"} <= report.keys()
+            return chosen_files(self.folder, self.patterns, self.subfolder)
+        except ArtifactError as error:
+            raise self._failure(str(error).rstrip("."), "Nothing was sent.") from error
 
     def check(self) -> None:
         """Find what is wrong without the Hub, before the first request."""
@@ -221,14 +191,23 @@ class _Push:
             self._check_config()
         elif self.base_id is not None:
             raise self._failure("a data set has no base model, so base_id is not for it", "Nothing was sent.")
+        if self.subfolder is not None and not _is_inside(self.subfolder):
+            raise self._failure(f"{self.subfolder!r} is no name of a folder in a repository", "Nothing was sent.")
+        if self.tag is not None and self.create_pr:
+            raise self._failure("a pull request has no commit to tag before it is merged", "Nothing was sent.")
         if not self.files:
             raise self._failure(f"no file of the folder matches {', '.join(self.patterns)}", "Nothing was sent.")
         if reason := refusal(self.repo_id, self.base_id):
             raise self._failure(reason, "Nothing was sent.")
+        if self.repo_type == "model":
+            try:
+                require_publishable(self.folder, self.patterns, self.allow_unmeasured)
+            except (GradiendError, OSError, ValueError) as error:
+                raise self._failure(" ".join(str(error).split()).rstrip("."), "Nothing was sent.") from error
 
     def _check_config(self) -> None:
         try:
-            self.config = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            self.config = parse_json((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             reason = f"the folder is not a saved direction, it has no {CONFIG_FILE}"
             raise self._failure(reason, "Nothing was sent.") from error
@@ -246,6 +225,7 @@ class _Push:
         self._try(self._create_branch)
         if self.repo_type == "model":
             self._name_what_is_published()
+        self.card = next((file for file in self.files if file.name == self.place + CARD_FILE), None)
         known = self._try(self._pull_requests)
         return self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
 
@@ -266,23 +246,85 @@ class _Push:
             if (probes := self.folder / PROBES_FILE).is_file():
                 contents[PROBES_FILE] = renewed_probes(probes.read_text(encoding="utf-8"), contents[CONFIG_FILE])
         if CONFIG_FILE in contents:
-            for file in self.files:
-                if file.name.startswith(f"{LORA_FOLDER}/") and file.name.endswith(CONFIG_FILE):
-                    fields = json.loads(file.path.read_text(encoding="utf-8"))
-                    contents[file.name] = published_config(fields, base_id, commit)
-                elif file.name == SUMMARY_FILE:
-                    said = json.loads(file.path.read_text(encoding="utf-8"))
+            for name in (file.name.removeprefix(self.place) for file in self.files):
+                if name.startswith(f"{LORA_FOLDER}/") and name.endswith(CONFIG_FILE):
+                    fields = json.loads((self.folder / name).read_text(encoding="utf-8"))
+                    contents[name] = published_config(fields, base_id, commit)
+                elif name == SUMMARY_FILE:
+                    said = json.loads((self.folder / name).read_text(encoding="utf-8"))
                     named = {"base_model": base_id, "base_revision": commit}
-                    contents[file.name] = json.dumps({**said, **named}, ensure_ascii=False) + "\n"
+                    contents[name] = json.dumps({**said, **named}, ensure_ascii=False) + "\n"
         if (card := self.folder / CARD_FILE).is_file():
             text = card.read_bytes().decode("utf-8", errors="surrogateescape")
-            contents[CARD_FILE] = published_card(text, self.repo_id, base_id, commit)
-        self.files = [
-            replace(file, content=contents[file.name].encode("utf-8", errors="surrogateescape"))
-            if file.name in contents
-            else file
-            for file in self.files
-        ]
+            contents[CARD_FILE] = published_card(text, self.repo_id, base_id, commit, self.subfolder)
+        for name, text in contents.items():
+            self._put(self.place + name, text.encode("utf-8", errors="surrogateescape"))
+
+    def _put(self, name: str, content: bytes) -> None:
+        """Publish other content than that on disk under a name."""
+        self.files = [replace(file, content=content) if file.name == name else file for file in self.files]
+
+    def _respect(self, names: set[str]) -> None:
+        """Look at what the repository holds at `parent`, and take what people have written there into our card.
+
+        Raises:
+            ArtifactError: it holds what we would destroy.
+        """
+        if self.overwrite:
+            return
+        config, card = self.place + CONFIG_FILE, self.place + CARD_FILE
+        if self.repo_type == "model" and config in names:
+            theirs = self._read(config)
+            try:
+                kind = json.loads(theirs).get("peft_type")
+            except (ValueError, AttributeError):
+                kind = None
+            if kind != "GRADIEND":
+                raise ArtifactError(
+                    f"its {config} is of {f'a {kind} adapter' if kind else 'no adapter'}, which this push would replace. "
+                    f"{_OVERWRITE}"
+                )
+        elif not self.subfolder and names - _NEUTRAL and not {file.name for file in self.files} - _NEUTRAL & names:
+            others = listed(sorted(names - _NEUTRAL))
+            raise ArtifactError(f"it holds something else ({others}). Name another repository. {_OVERWRITE}")
+        if self.card is not None and card in names:
+            texts = (self.card.read(), self._read(card))
+            merged = merged_card(*(text.decode("utf-8", errors="surrogateescape") for text in texts))
+            if merged is None:
+                raise ArtifactError(
+                    f"its {card} was written or changed by hand, and this push would replace it. To keep it, download it "
+                    f"into your folder: hf download {self.repo_id} {card}. {_OVERWRITE}"
+                )
+            self._put(card, merged.encode("utf-8", errors="surrogateescape"))
+
+    def _read(self, name: str) -> bytes:
+        """A file of the repository at `parent`; the user's cache is left alone."""
+        with tempfile.TemporaryDirectory() as cache:
+            path = self.api.hf_hub_download(
+                self.repo_id, name, revision=self.parent, repo_type=self.repo_type, cache_dir=cache
+            )
+            return Path(path).read_bytes()
+
+    def set_tag(self, commit: str) -> None:
+        """Give a name to the commit."""
+        assert self.tag is not None
+
+        def create() -> None:
+            tags = self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type).tags
+            at = next((tag.target_commit for tag in tags if tag.name == self.tag), None)
+            if at not in (None, commit):
+                raise ArtifactError(f"that tag is at commit {str(at)[:8]} already; choose another name")
+            if at is None:
+                self.api.create_tag(self.repo_id, tag=self.tag or "", revision=commit, repo_type=self.repo_type)
+
+        try:
+            with bounded():
+                with_retries(create)
+        except (*FAILURES, ValueError, OSError, LookupError) as error:
+            raise HubPushError(
+                f"Published to {self.repo_id} as commit {commit}, but without the tag {self.tag!r}: {_reason(error)}. "
+                f"To set it: hf repos tag create {self.repo_id} {self.tag} --revision {commit}"
+            ) from error
 
     def _base_commit(self) -> str | None:
         """Head commit of the base model's repository; `None`, with a warning, if this token does not see it."""
@@ -304,7 +346,7 @@ class _Push:
                 try:
                     with bounded():
                         done = landed()
-                except FAILURES:
+                except (*FAILURES, ValueError, OSError, LookupError):
                     state = _UNKNOWN_STATE
                 else:
                     if done is not None:
@@ -324,7 +366,8 @@ class _Push:
 
     def _landed(self, known_pull_requests: set[str]) -> CommitInfo | None:
         """The commit that holds our files, however the attempt that made it seemed to end."""
-        self.parent = self._head(self.branch)
+        self.parent, names = self._head_and_names(self.branch)
+        self._respect(names)
         if self._is_published(self.parent):
             logger.info(f"{self.repo_id} has these files at commit {self.parent}.")
             return self._commit_info(self.parent)
@@ -347,9 +390,13 @@ class _Push:
         )
 
     def _head(self, revision: str) -> str:
-        commit = self.api.repo_info(self.repo_id, revision=revision, repo_type=self.repo_type).sha
-        assert commit is not None
-        return commit
+        return self._head_and_names(revision)[0]
+
+    def _head_and_names(self, revision: str) -> tuple[str, set[str]]:
+        """Commit of a branch, and the names of all files there."""
+        info = self.api.repo_info(self.repo_id, revision=revision, repo_type=self.repo_type)
+        assert info.sha is not None
+        return info.sha, {row.rfilename for row in getattr(info, "siblings", None) or ()}
 
     def _is_published(self, commit: str) -> bool:
         """Return whether the commit holds every file with our content."""
@@ -401,23 +448,20 @@ class _Push:
         command += ["--private"] if self.private else []
         command += ["--revision", self.revision] if self.revision else []
         command += ["--create-pr"] if self.create_pr else []
+        command += ["--subfolder", self.subfolder] if self.subfolder else []
+        command += ["--tag", self.tag] if self.tag else []
+        command += ["--allow-unmeasured"] if self.allow_unmeasured else []
+        command += ["--overwrite"] if self.overwrite else []
         return HubPushError(
             f"Could not push {self.folder} to {self.repo_id}: {reason}.\n{state}\n"
             f"The files are kept in {self.folder}. To push them again: {shlex.join(command)}"
         )
 
 
-def _names(folder: Path) -> list[str]:
-    """Names of all files of a folder and the folders in it; links to folders are not followed, but they are named."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        links = [name for name in folders if Path(place, name).is_symlink()]
-        found += [Path(place, name).relative_to(folder).as_posix() for name in (*files, *links)]
-    return sorted(found)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+def _is_inside(subfolder: str) -> bool:
+    """Return whether this is a plain relative path of folders."""
+    parts = PurePosixPath(subfolder).parts
+    return bool(parts) and "/".join(parts) == subfolder and not subfolder.startswith("/") and ".." not in parts
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,16 @@ from huggingface_hub import ModelCard
 
 from gradiend_hub.artifact.files import CONFIG_FILE
 
-__all__ = ["BASE_PLACE", "REPO_PLACE", "is_generated", "marked", "published_card", "published_config", "renewed_probes"]
+__all__ = [
+    "BASE_PLACE",
+    "REPO_PLACE",
+    "is_generated",
+    "marked",
+    "merged_card",
+    "published_card",
+    "published_config",
+    "renewed_probes",
+]
 
 REPO_PLACE: Final = "REPO_ID_OR_FOLDER"
 """Stands in a generated card for the repository until the push."""
@@ -25,11 +34,18 @@ BASE_PLACE: Final = "PATH_OR_ID_OF_THE_BASE"
 """Stands in a generated card for a base model that has no id on the Hub."""
 
 _MARK: Final = re.compile(r"<!-- gradiend-hub card (\w*)(?: of (\S+))? -->")
+_END: Final = re.compile(r"\n*<!-- end of gradiend-hub card (\w*) -->\n?")
+_MEASURED: Final = frozenset({"model-index", "model_name", "base_model", "base_model_relation", "library_name", "tags"})
+"""Metadata of a card that follow from the direction; people may add tags."""
 _BASE_ROW: Final = re.compile(r"^\| base model \| .* \|$", re.MULTILINE)
 
 
 def marked(card: str, repo_id: str = REPO_PLACE) -> str:
-    """The card with its own digest, and the repository that it names, in its mark; `is_generated` reads it."""
+    """The card with its own digest, and the repository that it names, in its mark, and a mark with the digest of the text
+    at its end; `is_generated` and `merged_card` read them."""
+    card = _END.sub("", card)
+    if (begin := _MARK.search(card)) is not None:
+        card = f"{card.rstrip()}\n\n<!-- end of gradiend-hub card {_digest(card[begin.end() :])} -->\n"
     return _MARK.sub(f"<!-- gradiend-hub card {_digest(card)} of {repo_id} -->", card, count=1)
 
 
@@ -40,17 +56,51 @@ def is_generated(card: str) -> bool:
 
 
 def _digest(card: str) -> str:
-    """Digest of the card without its mark and without white space, which editors and git change on their own."""
-    return hashlib.sha256("".join(_MARK.sub("", card).split()).encode()).hexdigest()[:16]
+    """Digest of the card without its marks and without white space, which editors and git change on their own."""
+    return hashlib.sha256("".join(_END.sub("", _MARK.sub("", card)).split()).encode()).hexdigest()[:16]
 
 
-def published_card(card: str, repo_id: str, base_id: str | None = None, commit: str | None = None) -> str:
+def merged_card(ours: str, theirs: str) -> str | None:
+    """Our card with what people have written around an earlier one on the Hub, and with their licence, tags and the like.
+
+    Returns:
+        `None` if that would lose something: they have written the card, or changed it between its marks, or ours is written
+        by hand, too.
+    """
+    if ours == theirs or is_generated(theirs):
+        return ours
+    old = ModelCard(theirs, ignore_metadata_errors=True)
+    begin, end = _MARK.search(old.text), _END.search(old.text)
+    if begin and end and _digest(old.text[begin.end() : end.start()]) == end[1]:
+        before, after = old.text[: begin.start()], old.text[end.end() :]
+    elif not old.text.strip():  # metadata alone, as the Hub's form for new repositories writes them
+        before = after = ""
+    else:
+        return None
+    if not is_generated(ours):
+        return None
+    new = ModelCard(ours, ignore_metadata_errors=True)
+    written: dict[str, Any] = old.data.to_dict()  # type: ignore[no-untyped-call]
+    for key, value in written.items():
+        if key not in _MEASURED:
+            new.data[key] = value
+    if tags := [*(new.data.get("tags") or ()), *(written.get("tags") or ())]:
+        new.data["tags"] = [*dict.fromkeys(tags)]
+    new.text = before + new.text.lstrip("\n") + after if before else new.text + after
+    return str(new)
+
+
+def published_card(
+    card: str, repo_id: str, base_id: str | None = None, commit: str | None = None, subfolder: str | None = None
+) -> str:
     """The generated card with the ids of the repository and, if it is given, of the base model and its commit."""
     mark = _MARK.search(card)
     if mark is None or not is_generated(card):
         return card
     former = re.escape(mark[2] or REPO_PLACE)
-    card = re.sub(rf'(?<="){former}(?=")|(?<=apply ){former}(?= )', lambda _: repo_id, card)
+    named = f'{repo_id}", subfolder="{subfolder}' if subfolder else repo_id
+    card = re.sub(rf'(?<="){former}(", subfolder="[^"]*)?(?=")', lambda _: named, card)
+    card = re.sub(rf"(?<=apply ){former}(?= )", lambda _: repo_id, card)
     if base_id is not None:
         found = ModelCard(card.replace(BASE_PLACE, base_id), ignore_metadata_errors=True)
         found.data["base_model"], found.data["base_model_relation"] = base_id, "adapter"

@@ -48,6 +48,14 @@ _OF_THE_DISK: Final = frozenset({errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.
 
 _PASSING_STATUS: Final = frozenset({408, 409, 412, 429})
 
+_TAKEN_STATUS: Final = frozenset({409, 412})
+"""Somebody else is writing, or has written, to the repository: not a failure, but their success."""
+
+TURNS: Final = 40
+"""How often an action gives way to others before its error is raised."""
+
+LONGEST_TURN_SECONDS: Final = 8.0
+
 _T = TypeVar("_T")
 _jitter = random.Random()  # its own state: a retry must not change what a seeded training draws
 
@@ -104,15 +112,17 @@ def with_retries(action: Callable[[], _T]) -> _T:
     Raises:
         Exception: what the action raised, if it is not transient or the attempts are used up.
     """
-    failures = 0
+    failures = turns = 0
     while True:
         try:
             return action()
         except FAILURES as error:
-            failures += 1
-            if failures == ATTEMPTS or not is_transient(error):
+            taken = isinstance(error, HfHubHTTPError) and error.response.status_code in _TAKEN_STATUS
+            failures, turns = failures + (not taken), turns + taken
+            if failures == ATTEMPTS or turns == TURNS or not is_transient(error):
                 raise
-            seconds = wait_seconds(error, failures)
+            seconds = wait_seconds(error, turns if taken else failures)
+            seconds = min(seconds, LONGEST_TURN_SECONDS * _jitter.random()) if taken and turns > 1 else seconds
             logger.warning(f"Hub request failed ({summary(error)}); trying again in {seconds:.1f} s.")
             time.sleep(seconds)
 

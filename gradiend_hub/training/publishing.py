@@ -173,6 +173,7 @@ class PublishingTrainer(DirectionTrainer):
             commit_message=commit_message or "End of training",
             create_pr=create_pr,
             allow_patterns=ARTIFACT_FILES,
+            allow_unmeasured=allow_unmeasured,
         )
 
     def create_model_card(

@@ -467,9 +467,12 @@ def test_hub_revision_and_subfolder(base: nn.Module, tmp_path: Path, hub: object
     first, second = random_direction(base, seed=1), random_direction(base, seed=2)
     save(tmp_path / "a", first)
     save(tmp_path / "a" / "nested", second)
-    publish_folder(tmp_path / "a", repo_id, allow_patterns=["*.json", "*.safetensors"])
+    options = {"allow_patterns": ["*.json", "*.safetensors"], "allow_unmeasured": True}
+    publish_folder(tmp_path / "a", repo_id, **options)
     save(tmp_path / "a", second)
-    publish_folder(tmp_path / "a", repo_id, revision="other", allow_patterns=["*.json", "*.safetensors"])
+    publish_folder(
+        tmp_path / "a", repo_id, revision="other", allow_patterns=["*.json", "*.safetensors"], allow_unmeasured=True
+    )
     for revision, subfolder, direction in ((None, None, first), ("other", None, second), (None, "nested", second)):
         expected = at(base, "bert", (direction, 1.0))
         model = PeftModel.from_pretrained(copy.deepcopy(base), repo_id, revision=revision, subfolder=subfolder)

@@ -41,7 +41,7 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?(?![\w])")
 
 def normalised(card: str) -> str:
     """A card without what a measurement gives."""
-    card = re.sub(r"card [0-9a-f]{16} of", "card HEX of", card)
+    card = re.sub(r"card [0-9a-f]{16} (of|-->)", r"card HEX \1", card)
     card = re.sub(r"`[0-9a-f]{64}`", "`HEX`", card)
     card = re.sub(r"(?m)^(\| versions \| ).*$", r"\1V |", card)
     card = re.sub(r"(?m)^(\| seconds \| ).*$", r"\1S |", card)

@@ -4,20 +4,51 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import HfApi, constants
 
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.hub import retry
+
+
+def write_direction(folder: Path, seed: int | None = None) -> None:
+    """Write config, weights and encoder of a small direction; without a seed, one that no storage has seen."""
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    decoder, encoder = (torch.randn(37_000, generator=generator) for _ in range(2))
+    direction = Direction({"encoder.weight": ParameterDirection((370, 100), decoder, None, encoder)})
+    direction.save(folder)
+    config = GradiendConfig(feature_classes=["3SG", "3PL"], parameters=direction.spec(), has_bias=False)
+    config.save_pretrained(str(folder))
+
+
+def change_config(folder: Path, value: float) -> bytes:
+    """Change a number in the config; its new content."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "strength": value}))
+    return path.read_bytes()
+
+
+def _saved() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_direction(Path(folder), seed=1)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "README.md"}
+
 
 FILES = {
     "README.md": b"---\nlicense: mit\ntags: [gradiend]\n---\n# Plural\n",
-    "adapter_config.json": json.dumps({"peft_type": "GRADIEND"}).encode(),
-    "adapter_model.safetensors": random.Random(1).randbytes(150_000),
+    **_saved(),
     "assets/curve.png": random.Random(2).randbytes(2_000),
-    "gradiend_encoder.safetensors": random.Random(3).randbytes(70_000),
     "gradiend_probes.jsonl": b'{"text": "they"}\n',
+    "gradiend_report.json": b'{"schema_version": 1, "splits": {"test": {}}}',
 }
 """A direction as far as the Hub is concerned: large and small, binary and text, in folders and not."""
 

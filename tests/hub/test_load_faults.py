@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from huggingface_hub.utils import _http
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 from gradiend_hub.hub import patience, publish_folder, retry
 from gradiend_hub.hub.resolve import APPLIED, resolve_folder
-from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD
+from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD, change_config, write_direction
 from tests.hub_server import HubServer
 
 pytestmark = TOLERATE_LFS_UPLOAD
@@ -38,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 @pytest.fixture
 def published(direction_folder: Path, repo_id: str) -> str:
     """A repository with one direction; its weights are random, so that no storage knows them."""
-    (direction_folder / WEIGHTS).write_bytes(os.urandom(120_000))
+    write_direction(direction_folder)
     publish_folder(direction_folder, repo_id)
     return repo_id
 
@@ -186,7 +185,7 @@ def test_an_old_commit_of_the_cache_is_said_aloud(
     published: str, direction_folder: Path, tmp_path: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = resolve_folder(published, cache_dir=tmp_path / "cache")
-    (direction_folder / CONFIG).write_text('{"second": 1}')
+    change_config(direction_folder, 0.5)
     publish_folder(direction_folder, published)
     hub.fault("status", status=503, path=f"/api/models/{published}", times=99)
     caplog.clear()
@@ -209,8 +208,7 @@ def test_a_branch_that_moves_never_gives_two_commits(
         for number in range(40):
             if stop.is_set():
                 return
-            text = b'{"peft_type": "GRADIEND", "number": %d}' % number
-            (direction_folder / CONFIG).write_bytes(text)
+            text = change_config(direction_folder, 0.25 + number)
             (direction_folder / "gradiend_probes.jsonl").write_bytes(text)
             contents[publish_folder(direction_folder, published).oid] = text
 

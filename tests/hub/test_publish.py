@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 
 from gradiend_hub.errors import HubPushError
 from gradiend_hub.hub import publish_folder, retry
-from gradiend_hub.hub.publish import UPLOADED, _Push
-from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD
+from gradiend_hub.hub.local_files import UPLOADED
+from gradiend_hub.hub.publish import _Push
+from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD, change_config, write_direction
 from tests.hub_server import TOKENS, HubServer
 
 pytestmark = TOLERATE_LFS_UPLOAD
@@ -64,8 +64,13 @@ def test_nothing_changed_is_no_commit(api: HfApi, direction_folder: Path, repo_i
 @pytest.mark.parametrize("name", ["gradiend_probes.jsonl", "adapter_model.safetensors"])
 def test_a_changed_file_of_the_same_size_is_pushed(api: HfApi, direction_folder: Path, repo_id: str, name: str) -> None:
     publish_folder(direction_folder, repo_id)
-    content = (direction_folder / name).read_bytes()[::-1]
-    (direction_folder / name).write_bytes(content)
+    before = (direction_folder / name).read_bytes()
+    if name.endswith(".jsonl"):
+        (direction_folder / name).write_bytes(before.replace(b"they", b"them"))
+    else:
+        write_direction(direction_folder, seed=2)
+    content = (direction_folder / name).read_bytes()
+    assert content != before and len(content) == len(before)
     publish_folder(direction_folder, repo_id, commit_message="second")
     assert len(titles(api, repo_id)) == 2
     assert Path(hf_hub_download(repo_id, name)).read_bytes() == content
@@ -141,8 +146,8 @@ def test_a_failure_that_passes_ends_in_one_commit(
 def test_an_upload_that_breaks_off_is_repeated(
     api: HfApi, direction_folder: Path, repo_id: str, hub: HubServer
 ) -> None:
-    content = os.urandom(100_000)  # unknown to the storage and to the client's cache of what it sent
-    (direction_folder / "adapter_model.safetensors").write_bytes(content)
+    write_direction(direction_folder)  # unknown to the storage and to the client's cache of what it sent
+    content = (direction_folder / "adapter_model.safetensors").read_bytes()
     hub.fault("drop_request", path="/cas/v1/xorbs", after_bytes=1000, origin="storage", reset=True)
     publish_folder(direction_folder, repo_id)
     assert [record["fault"] for record in hub.log(path="/cas/v1/xorbs")] == ["drop_request", None]
@@ -189,7 +194,7 @@ def test_a_commit_of_somebody_else_in_between_is_seen(
     api: HfApi, direction_folder: Path, repo_id: str, hub: HubServer
 ) -> None:
     publish_folder(direction_folder, repo_id)
-    (direction_folder / "adapter_config.json").write_text("{}")
+    change_config(direction_folder, 0.5)
     hub.clear()
     # while our commit waits in the network, theirs replaces a file that we did not change
     hub.fault("delay", path="/commit/", seconds=0.5)
@@ -327,7 +332,7 @@ def test_a_base_model_that_only_this_machine_has_is_warned_of(
 ) -> None:
     config = direction_folder / "adapter_config.json"
     for base, warned in (("google-bert/bert-base-cased", False), (str(direction_folder), True)):
-        config.write_text(json.dumps({"peft_type": "GRADIEND", "base_model_name_or_path": base}))
+        config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": base}))
         caplog.clear()
         publish_folder(direction_folder, repo_id)
         assert ("Others will have to pass `base_model=`" in caplog.text) is warned

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +15,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import _http
 
 from gradiend_hub.errors import HubPushError
-from gradiend_hub.hub import patience, publish_folder
-from tests.hub.conftest import TOLERATE_LFS_UPLOAD
+from gradiend_hub.hub import patience, publish_folder, resolve_folder, retry
+from gradiend_hub.hub.published import REPO_PLACE, marked
+from tests.hub.conftest import TOLERATE_LFS_UPLOAD, change_config, write_direction
 from tests.hub.test_publish import titles
 from tests.hub_server import HubServer
 
@@ -50,7 +54,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def push_around_silence(hub: HubServer, folder: Path, repo_id: str, rule: dict[str, str]) -> None:
     """The Hub says nothing at one place for good: an error, nothing visible, and the next push is whole."""
-    (folder / "adapter_model.safetensors").write_bytes(os.urandom(100_000))  # unknown to the storage
+    write_direction(folder)  # unknown to the storage
     hub.fault("hang", seconds=600, times=99, **rule)
     with pytest.raises(HubPushError, match=r"Could not push .*(not answered|not taken)") as raised:
         publish_folder(folder, repo_id, revision="v2")
@@ -119,3 +123,230 @@ def test_a_hub_that_is_always_busy_with_the_repository_is_given_up(
         publish_folder(direction_folder, repo_id)
     hub.clear()
     assert publish_folder(direction_folder, repo_id).oid
+
+
+# ------------------------------------------------------------------------------------------- looked at before any request
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def not_finite(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")  # a NaN
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def with_text(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text, encoding="utf-8") and None
+
+
+LORA = '{"peft_type": "LORA", "r": 8, "target_modules": ["query"]}'
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncated, "adapter_model.safetensors"),
+        (not_finite, "nan"),
+        (without("adapter_model.safetensors"), "no adapter_model.safetensors"),
+        (with_text("adapter_config.json", LORA), "LORA"),
+        (with_text("adapter_config.json", '{"peft_type": "GRADIEND"}'), "parameters"),
+        (with_text("adapter_config.json", '{"strength": NaN}'), "adapter_config.json cannot be read"),
+        (with_text("adapter_config.json", "[" * 100_000), "adapter_config.json cannot be read"),
+        (without("README.md"), "has no card"),
+        (without("gradiend_report.json"), "unmeasured"),
+        (with_text("gradiend_report.json", '{"schema_version": 1, "splits": {}}'), "unmeasured"),
+        (with_text("gradiend_report.json", "{"), "gradiend_report.json cannot be read"),
+        (with_text("gradiend_report.json", "[]"), "gradiend_report.json is no report"),
+        (with_text("gradiend_probes.jsonl", '{"a": 1}\n{'), "gradiend_probes.jsonl cannot be read, line 2"),
+    ],
+)
+def test_what_nobody_could_use_is_refused_before_any_request(
+    direction_folder: Path, repo_id: str, hub: HubServer, damage: Callable[[Path], None], reason: str
+) -> None:
+    damage(direction_folder)
+    with pytest.raises(HubPushError, match=rf"(?i){reason}(.|\n)*Nothing was sent"):
+        publish_folder(direction_folder, repo_id)
+    assert hub.log() == []
+
+
+def test_an_unmeasured_direction_goes_up_when_it_is_meant(api: HfApi, direction_folder: Path, repo_id: str) -> None:
+    (direction_folder / "gradiend_report.json").unlink()
+    (direction_folder / "README.md").unlink()
+    publish_folder(direction_folder, repo_id, allow_unmeasured=True)
+    assert "adapter_model.safetensors" in api.list_repo_files(repo_id)
+
+
+# -------------------------------------------------------------------------------------------------- the others' own words
+
+
+def generated(folder: Path, body: str = "Measured.") -> None:
+    """Write a card as `write_card` does."""
+    head = "---\nlibrary_name: peft\ntags:\n- gradiend\n---\n<!-- gradiend-hub card  -->\n\n# 3SG and 3PL\n\n"
+    (folder / "README.md").write_text(marked(f"{head}{body}\n"), encoding="utf-8")
+
+
+def card_of(api: HfApi, repo_id: str, name: str = "README.md") -> str:
+    return Path(api.hf_hub_download(repo_id, name)).read_text(encoding="utf-8")
+
+
+def edit(api: HfApi, repo_id: str, change: Callable[[str], str]) -> None:
+    api.upload_file(path_or_fileobj=change(card_of(api, repo_id)).encode(), path_in_repo="README.md", repo_id=repo_id)
+
+
+def test_what_was_written_around_the_card_on_the_hub_survives(
+    api: HfApi, direction_folder: Path, repo_id: str, hub: HubServer
+) -> None:
+    generated(direction_folder)
+    publish_folder(direction_folder, repo_id)
+    edit(
+        api,
+        repo_id,
+        lambda card: (
+            card.replace("- gradiend\n---\n", "- gradiend\n- fairness\nlicense: mit\n---\nRead this first.\n\n")
+            + "\n## Thanks\n\nTo all.\n"
+        ),
+    )
+    generated(direction_folder, "Measured again.")
+    publish_folder(direction_folder, repo_id)
+    card = card_of(api, repo_id)
+    for text in (
+        "Read this first.",
+        "## Thanks\n\nTo all.",
+        "Measured again.",
+        "license: mit",
+        "- fairness",
+        "- gradiend\n",
+    ):
+        assert card.count(text) == 1, text
+    assert "Measured.\n" not in card
+    hub.clear()
+    publish_folder(direction_folder, repo_id)
+    assert not hub.log(path="/commit/")
+    generated(direction_folder, "A third time.")
+    publish_folder(direction_folder, repo_id)
+    assert "To all." in card_of(api, repo_id) and "A third time." in card_of(api, repo_id)
+
+
+def test_metadata_of_a_new_repository_is_kept(api: HfApi, direction_folder: Path, repo_id: str) -> None:
+    api.create_repo(repo_id)
+    api.upload_file(path_or_fileobj=b"---\nlicense: apache-2.0\n---\n", path_in_repo="README.md", repo_id=repo_id)
+    generated(direction_folder)
+    publish_folder(direction_folder, repo_id)
+    assert "license: apache-2.0" in card_of(api, repo_id) and "# 3SG and 3PL" in card_of(api, repo_id)
+
+
+def test_a_card_that_was_changed_within_is_not_replaced(
+    api: HfApi, direction_folder: Path, repo_id: str, hub: HubServer
+) -> None:
+    generated(direction_folder)
+    publish_folder(direction_folder, repo_id)
+    edit(api, repo_id, lambda card: card.replace("Measured.", "Measured by me."))
+    generated(direction_folder, "Again.")
+    hub.clear()
+    with pytest.raises(HubPushError, match=r"changed by hand.*hf download .*--overwrite\)\.\nNothing was committed"):
+        publish_folder(direction_folder, repo_id)
+    assert not hub.log(path="/commit/")
+    assert "Measured by me." in card_of(api, repo_id)
+    publish_folder(direction_folder, repo_id, overwrite=True)
+    assert "Again." in card_of(api, repo_id)
+
+
+@pytest.mark.parametrize(
+    "theirs", [{"model.safetensors": b"weights", "config.json": b"{}"}, {"adapter_config.json": LORA.encode()}]
+)
+def test_a_repository_with_something_else_is_left_alone(
+    api: HfApi, direction_folder: Path, repo_id: str, hub: HubServer, theirs: dict[str, bytes]
+) -> None:
+    api.create_repo(repo_id)
+    for name, content in theirs.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repo_id)
+    hub.clear()
+    with pytest.raises(HubPushError, match=r"(holds something else|a LORA adapter).*overwrite=True"):
+        publish_folder(direction_folder, repo_id)
+    assert not hub.log(path="/commit/")
+    publish_folder(direction_folder, repo_id, overwrite=True)
+    assert b"GRADIEND" in Path(api.hf_hub_download(repo_id, "adapter_config.json")).read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------- many at the same time
+
+
+def test_of_eight_publishers_nothing_is_lost(
+    api: HfApi, direction_folder: Path, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All eight commits are there, one after the other, each with the files of one of them."""
+    monkeypatch.setattr(retry, "LONGEST_TURN_SECONDS", 0.5)
+    folders = []
+    for number in range(8):
+        folder = tmp_path / f"of {number}"
+        shutil.copytree(direction_folder, folder)
+        write_direction(folder, seed=100 + number)
+        change_config(folder, 1.0 + number)
+        folders.append(folder)
+    with ThreadPoolExecutor(8) as pool:
+        commits = [*pool.map(lambda folder: publish_folder(folder, repo_id, commit_message=folder.name).oid, folders)]
+    assert sorted(titles(api, repo_id)) == [folder.name for folder in folders]
+    assert len({*commits}) == 8
+    for folder, commit in zip(folders, commits, strict=True):
+        for name in ("adapter_config.json", "adapter_model.safetensors", "gradiend_encoder.safetensors"):
+            assert (
+                Path(api.hf_hub_download(repo_id, name, revision=commit)).read_bytes() == (folder / name).read_bytes()
+            )
+
+
+# ------------------------------------------------------------------------------------------------- tags and subfolders
+
+
+def test_a_tag_names_the_commit_and_does_not_move(api: HfApi, direction_folder: Path, repo_id: str) -> None:
+    commit = publish_folder(direction_folder, repo_id, tag="v1")
+    assert publish_folder(direction_folder, repo_id, tag="v1").oid == commit.oid
+    assert [(tag.name, tag.target_commit) for tag in api.list_repo_refs(repo_id).tags] == [("v1", commit.oid)]
+    change_config(direction_folder, 0.5)
+    with pytest.raises(HubPushError, match=r"Published .* without the tag 'v1': that tag is at commit .* already"):
+        publish_folder(direction_folder, repo_id, tag="v1")
+    assert len(titles(api, repo_id)) == 2
+    with pytest.raises(HubPushError, match="pull request has no commit to tag"):
+        publish_folder(direction_folder, repo_id, tag="v2", create_pr=True)
+
+
+def test_one_repository_holds_several_directions(
+    api: HfApi, direction_folder: Path, repo_id: str, hub: HubServer, tmp_path: Path
+) -> None:
+    publish_folder(direction_folder, repo_id, subfolder="layers/11")
+    weights = (direction_folder / "adapter_model.safetensors").read_bytes()
+    write_direction(direction_folder, seed=7)
+    (direction_folder / "README.md").write_text(
+        marked(
+            f'---\ntags: [gradiend]\n---\n<!-- gradiend-hub card  -->\nfrom_pretrained("{REPO_PLACE}", strength=0.0)\n'
+        )
+    )
+    publish_folder(direction_folder, repo_id, subfolder="layers/12")
+    assert len(titles(api, repo_id)) == 2
+    assert f'from_pretrained("{repo_id}", subfolder="layers/12", strength=0.0)' in card_of(
+        api, repo_id, "layers/12/README.md"
+    )
+    for number, content in ((11, weights), (12, (direction_folder / "adapter_model.safetensors").read_bytes())):
+        found = resolve_folder(repo_id, subfolder=f"layers/{number}", cache_dir=tmp_path / "cache")
+        assert (found.folder / "adapter_model.safetensors").read_bytes() == content
+    hub.clear()
+    for bad in ("../x", "/x", "", "a//b", "."):
+        with pytest.raises(HubPushError, match="no name of a folder"):
+            publish_folder(direction_folder, repo_id, subfolder=bad)
+    assert hub.log() == []
+
+
+def test_files_of_a_saved_direction_can_be_read_by_the_group(direction_folder: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        write_direction(direction_folder, seed=3)
+    finally:
+        os.umask(mask)
+    for name in ("adapter_model.safetensors", "gradiend_encoder.safetensors"):
+        assert (direction_folder / name).stat().st_mode & 0o777 == 0o640

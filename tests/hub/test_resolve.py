@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 
 from gradiend_hub.errors import ArtifactNotFoundError
 from gradiend_hub.hub import ResolvedRepo, publish_folder, resolve_folder, retry
-from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD
+from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD, change_config, write_direction
 from tests.hub_server import TOKENS, HubServer
 
 pytestmark = TOLERATE_LFS_UPLOAD
@@ -30,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def published(api: HfApi, direction_folder: Path, repo_id: str) -> str:
     """A repository with one direction; its weights are random, so that no storage knows them."""
-    (direction_folder / WEIGHTS).write_bytes(os.urandom(120_000))
+    write_direction(direction_folder)
     publish_folder(direction_folder, repo_id)
     return repo_id
 
@@ -107,7 +107,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(
 ) -> None:
     first = api.repo_info(published).sha
     api.create_tag(published, tag="v1")
-    (direction_folder / "adapter_config.json").write_text('{"second": 1}')
+    change_config(direction_folder, 0.5)
     second = publish_folder(direction_folder, published, revision="dev").oid
     for revision, commit in ((None, first), ("v1", first), (first, first), ("dev", second), ("refs/heads/dev", second)):
         assert resolve_folder(published, revision=revision, cache_dir=cache).commit == commit

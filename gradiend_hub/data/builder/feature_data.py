@@ -157,7 +157,7 @@ class FeatureData:
             tags=["gradiend"],
             configs=_configs(self),
         )
-        return DatasetCard(f"---\n{header.to_yaml()}\n---\n\n{body}")
+        return DatasetCard(marked(f"---\n{header.to_yaml()}\n---\n<!-- gradiend-hub card  -->\n\n{body}", repo_id))
 
 
 def _configs(data: FeatureData) -> list[dict[str, Any]]:
