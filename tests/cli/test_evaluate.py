@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.base_model import load_base_model
+from gradiend_hub.cards import write_card
 from gradiend_hub.errors import ConfigError, DataError, HubPushError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.benchmarks import Benchmark, crows_pairs, side_effects
@@ -241,6 +242,7 @@ class TestPullRequest:
     @pytest.fixture
     def published(self, copy: Path, repo_id: str, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.0)
+        write_card(copy)
         publish_folder(copy, repo_id)
         return repo_id
 

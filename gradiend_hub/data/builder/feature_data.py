@@ -20,6 +20,7 @@ from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data.funnel import Funnel
 from gradiend_hub.data.splits import Leaks
 from gradiend_hub.folders import require_empty, require_writable
+from gradiend_hub.hub.published import marked
 
 from .spec import FeatureDataConfig
 
