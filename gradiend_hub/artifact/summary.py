@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
@@ -10,17 +11,22 @@ from typing import Annotated, Final
 from gradiend_hub.errors import ArtifactError
 
 from .files import SCHEMA_VERSION, SUMMARY_FILE
-from .validation import NAME, Limit, read_as, read_json
+from .validation import NAME, Limit, at_least, one_of, read_as, read_json
 
 __all__ = ["MOST_SUMMARY_BYTES", "Summary"]
+
+logger = logging.getLogger(__name__)
 
 MOST_SUMMARY_BYTES: Final = 4096
 """Largest summary that is written or read."""
 
 _Name = Annotated[str, NAME]
-_Two = Annotated[list[_Name], Limit("a list of two", lambda values: len(values) == 2)]
+_Two = Annotated[list[_Name], Limit("a list of two names", lambda values: len({*values}) == len(values) == 2)]
 _Share = Annotated[float, Limit("a number in [0, 1]", lambda value: 0 <= value <= 1)]
 _Correlation = Annotated[float, Limit("a number in [-1, 1]", lambda value: -1 <= value <= 1)]
+_Quality = Annotated[float, Limit("a number in [0, 2]", lambda value: 0 <= value <= 2)]
+_Sign = Annotated[str, one_of("-1.0", "1.0")]
+"""A strength."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +55,15 @@ class Summary:
     objective: _Name | None = None
     task: _Name | None = None
     form: _Name = "dense"
-    size: int = 0
+    size: Annotated[int, at_least(0)] = 0
     split: _Name | None = None
     correlation: _Correlation | None = None
-    before: dict[_Name, _Share] = field(default_factory=dict)
-    effect: dict[_Name, _Share] = field(default_factory=dict)
-    quality: dict[_Name, float] = field(default_factory=dict)
+    before: dict[_Sign, _Share] = field(default_factory=dict)
+    effect: dict[_Sign, _Share] = field(default_factory=dict)
+    quality: dict[_Sign, _Quality] = field(default_factory=dict)
     above_control: bool | None = None
     learned: bool | None = None
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Annotated[int, one_of(SCHEMA_VERSION)] = SCHEMA_VERSION
 
     @property
     def weakest_effect(self) -> float | None:
@@ -70,18 +76,18 @@ class Summary:
         return 1 - min(self.quality.values()) if len(self.quality) == 2 else None
 
     def save(self, folder: str | Path) -> None:
-        """Write `gradiend_summary.json` into a folder.
-
-        Raises:
-            ArtifactError: it would be larger than what is read, because a name is very long.
-        """
+        """Write `gradiend_summary.json` into a folder; none, with a warning, where its names are too long for one."""
         text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-        if (size := len(text.encode())) > MOST_SUMMARY_BYTES:
-            raise ArtifactError(
-                f"{SUMMARY_FILE} would have {size:,} bytes, and {MOST_SUMMARY_BYTES:,} are read. "
-                "Give the classes shorter names."
+        path = Path(folder, SUMMARY_FILE)
+        if len(text.encode()) > MOST_SUMMARY_BYTES:
+            path.unlink(missing_ok=True)
+            logger.warning(
+                "No %s is written, so a search shows no figures: it would be larger than %d bytes. Give the classes shorter names.",
+                SUMMARY_FILE,
+                MOST_SUMMARY_BYTES,
             )
-        Path(folder, SUMMARY_FILE).write_text(text, encoding="utf-8")
+        else:
+            path.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Summary:

@@ -38,7 +38,9 @@ def summarize(folder: str | Path, config: GradiendConfig, report: Report | None)
         correlation=split.encoder.correlation if split and split.encoder else None,
         before={str(s.strength): s.before for s in found if s.before is not None},
         effect={str(s.strength): s.after for s in found if s.after is not None},
-        quality={strength: quality[1] for strength, quality in worst.items() if quality is not None},
+        quality={
+            strength: min(max(quality[1], 0.0), 2.0) for strength, quality in worst.items() if quality is not None
+        },
         above_control=above_control(split.curve, split.control) if split else None,
         learned=report.converged if report else None,
     )

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE, SUMMARY_FILE, WEIGHTS_FILE
 from gradiend_hub.artifact.summary import MOST_SUMMARY_BYTES, Summary
+from gradiend_hub.cards import write_card
 from gradiend_hub.cards.summary import summarize
-from gradiend_hub.errors import ArtifactError, ConfigError, HubSearchError
+from gradiend_hub.errors import ConfigError, HubSearchError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.hub import publish_folder, search_directions
 from gradiend_hub_cli import app
@@ -87,6 +88,11 @@ def test_what_is_found(some: None) -> None:
         json.dumps({"feature_classes": ["a", "b"], "correlation": 7}),
         json.dumps({"feature_classes": ["a", "b"], "effect": {"1.0": 3.0}}),
         json.dumps({"feature_classes": ["a\u001b[2J", "b"]}),
+        json.dumps({"feature_classes": ["a", "a"]}),
+        json.dumps({"feature_classes": ["a", "b"], "schema_version": 99}),
+        json.dumps({"feature_classes": ["a", "b"], "effect": {"x": 0.9, "y": 0.95}}),
+        json.dumps({"feature_classes": ["a", "b"], "quality": {"-1.0": 1e308, "1.0": 1.0}}),
+        json.dumps({"feature_classes": ["a", "b"], "size": -1}),
         json.dumps({"feature_classes": ["a", "b"], "base_model": "x" * MOST_SUMMARY_BYTES}),
     ],
 )
@@ -120,7 +126,7 @@ def test_the_command(some: None) -> None:
     assert result.exit_code == 0 and "No direction was found" in result.output
 
 
-def test_the_summary_of_a_direction(tmp_path: Path) -> None:
+def test_the_summary_of_a_direction(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     kind = next(path for path in sorted(STORED.iterdir()) if (path / WEIGHTS_FILE).is_file())
     shutil.copytree(kind, tmp_path / "x")
     config, report = GradiendConfig.from_pretrained(str(tmp_path / "x")), Report.find(tmp_path / "x")
@@ -128,8 +134,14 @@ def test_the_summary_of_a_direction(tmp_path: Path) -> None:
     made.save(tmp_path / "x")
     assert Summary.load(tmp_path / "x" / SUMMARY_FILE) == made
     assert made.feature_classes == config.feature_classes and made.size == (kind / WEIGHTS_FILE).stat().st_size
-    with pytest.raises(ArtifactError, match="Give the classes shorter names"):
-        Summary(["a" * 900, "b" * 900], base_model="c" * 900, base_revision="d" * 900, task="e" * 900).save(tmp_path)
+    long = replace(
+        made, feature_classes=["a" * 900, "b" * 900], base_model="c" * 900, base_revision="d" * 900, task="e" * 900
+    )
+    with caplog.at_level("WARNING"):
+        long.save(tmp_path / "x")
+    assert (
+        "shorter names" in caplog.text and not (tmp_path / "x" / SUMMARY_FILE).exists()
+    )  # nor that of a former direction
 
 
 def test_the_base_that_a_push_names_is_in_the_summary(tmp_path: Path, hub: HubServer, repo_id: str) -> None:
@@ -137,6 +149,7 @@ def test_the_base_that_a_push_names_is_in_the_summary(tmp_path: Path, hub: HubSe
     shutil.copytree(kind, tmp_path / "x")
     config = GradiendConfig.from_pretrained(str(tmp_path / "x"))
     summarize(tmp_path / "x", config, Report.find(tmp_path / "x")).save(tmp_path / "x")
+    write_card(tmp_path / "x")
     publish_folder(tmp_path / "x", repo_id, base_id="us/base")
     path = HfApi().hf_hub_download(repo_id, SUMMARY_FILE)
     assert Summary.load(path).base_model == "us/base"
