@@ -102,7 +102,7 @@ def search_directions(
                 author=author,
                 search=text,
                 pipeline_tag=task,
-                sort="downloads" if sort in _MEASURED else sort,
+                sort="downloads" if sort == "effect" or sort == "damage" else sort,
                 limit=_MOST_LOOKED_AT if chosen else limit,
                 full=True,
             )
@@ -153,7 +153,7 @@ def _fits(found: FoundDirection, feature: str | None, min_effect: float | None, 
     """Tell whether a direction is what was asked for; one without a figure that was asked for is not."""
     said = found.summary
     if said is None:
-        return feature is min_effect is max_damage is None
+        return feature is None and min_effect is None and max_damage is None
     effect, damage = said.weakest_effect, said.damage
     return (
         (feature is None or any(feature.casefold() in name.casefold() for name in said.feature_classes))
