@@ -390,6 +390,10 @@ def merge(
             help="Merge into the files of the base model, one tensor in memory at a time; goes on where it was interrupted.",
         ),
     ] = False,
+    push_to: Annotated[
+        str | None, typer.Option("--push-to", metavar="REPO_ID", help="Publish the model there when it is written.")
+    ] = None,
+    private: Private = False,
     revision: Revision = None,
 ) -> dict[str, Any]:
     """Write the rewritten model as a plain transformers checkpoint with its tokenizer."""
@@ -397,7 +401,7 @@ def merge(
 
     wanted = None if strength is None else _number(strength)
     allowed = {"allow_related": allow_related, "allow_unverified_base": allow_unverified_base}
-    options = MergeOptions(base, revision, wanted, dtype, overwrite, allowed, stream)
+    options = MergeOptions(base, revision, wanted, dtype, overwrite, allowed, stream, push_to, private)
     return merge_into(out, direction, options, story)
 
 
@@ -427,12 +431,12 @@ def export(
 @command(app, "push")
 def push(
     story: Story,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A saved direction.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A saved direction, or a merged model.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made if there is none.")],
     private: Private = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to; made if there is none.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
-    message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Upload direction",
+    message: Annotated[str | None, typer.Option(help="First line of the commit message.")] = None,
     base_id: Annotated[
         str | None,
         typer.Option(
@@ -450,7 +454,7 @@ def push(
         bool, typer.Option("--overwrite", help="Replace a card that was edited on the Hub, and add to foreign files.")
     ] = False,
 ) -> dict[str, Any]:
-    """Publish a saved direction in one commit. To repeat a push that failed is safe."""
+    """Publish a saved direction, or a merged model, in one commit. To repeat a push that failed is safe."""
     from .push import push_direction
 
     options = {

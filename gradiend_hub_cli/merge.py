@@ -13,14 +13,16 @@ from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.base_model import base_name
 from gradiend_hub.cards.card import write_rewritten_card
-from gradiend_hub.errors import ConfigError
+from gradiend_hub.errors import ConfigError, HubPushError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.export.merge_files import merge_files
 from gradiend_hub.folders import require_empty, require_writable, written_beside
+from gradiend_hub.hub.publish import refusal
 from gradiend_hub.hub.resolve import resolve_folder
 from gradiend_hub.model import EditReceipt
 
 from .console import Story
+from .push import push_direction
 from .quiet import quiet
 from .tables import beyond_band, folder_size, megabytes, pairs_table, strength_text
 
@@ -38,6 +40,8 @@ class MergeOptions:
     overwrite: bool
     allowed: dict[str, Any]
     stream: bool = False
+    push_to: str | None = None
+    private: bool = False
 
 
 def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -> dict[str, Any]:
@@ -52,6 +56,8 @@ def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -
         require_empty(out, "another folder, or --overwrite to write into it")
     if _same(out, direction):
         raise ConfigError(f"{out} is the folder of the direction itself. Give another folder.")
+    if options.push_to and (reason := refusal(options.push_to)):
+        raise HubPushError(f"Nothing was merged, since it could not be pushed to {options.push_to}: {reason}.")
     with quiet(story):
         merged = (
             _streamed(out, direction, options, story) if options.stream else _merged(out, direction, options, story)
@@ -68,6 +74,9 @@ def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -
     if warning:
         table.add_row("beware", warning)
     story.show(table)
+    pushed = None
+    if options.push_to:
+        pushed = push_direction(out, options.push_to, {"private": options.private or None}, story)
     return {
         "direction": direction,
         "strength": applied,
@@ -77,6 +86,7 @@ def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -
         "bytes": folder_size(out),
         "receipt": asdict(receipt),
         "warning": warning,
+        "pushed": pushed,
     }
 
 

@@ -1,4 +1,4 @@
-"""`push`: a saved direction on the Hub."""
+"""`push`: a saved direction, or a merged model, on the Hub."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gradiend_hub.hub.publish import publish_folder
+from gradiend_hub.hub.rewritten import is_rewritten, publish_rewritten
 
 from .console import Story, on_interrupt
 from .quiet import quiet
@@ -17,14 +18,16 @@ def push_direction(folder: Path, repo_id: str, options: dict[str, Any], story: S
     """Publish a folder in one commit, and print where it is.
 
     Args:
-        options: of `publish_folder`.
+        options: of `publish_folder`; without "commit_message", what is pushed decides.
 
     Raises:
         HubPushError: the upload failed; the message says how to repeat it.
     """
     kept = on_interrupt("The folder is as it was. To run the command again is safe.")
     with kept, quiet(story), story.step("Push", told=False):
-        commit = publish_folder(folder, repo_id, **options)
+        given = {name: value for name, value in options.items() if name != "commit_message" or value is not None}
+        publish = publish_rewritten if is_rewritten(folder) else publish_folder
+        commit = publish(folder, repo_id, **given)
     story.show(f"Published {folder}: {commit.pr_url or commit.commit_url}", soft_wrap=True)
     return {
         "folder": folder,

@@ -204,6 +204,19 @@ def test_merge_writes_a_plain_checkpoint_and_its_receipt(run: Run, trained: Trai
     assert f"| weights | {edited.receipt.entries:,} in {edited.receipt.tensors} tensors |" in card
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_merge_can_push_what_it_wrote(run: Run, trained: Trained, hub: HubServer, repo_id: str, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    result = run("merge", trained.folder, out, "--strength", "-1", "--push-to", repo_id, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["pushed"]["repo_id"] == repo_id
+    here, there = (AutoModelForMaskedLM.from_pretrained(place).state_dict() for place in (out, repo_id))
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    refused = run("merge", trained.folder, tmp_path / "other", "--strength", "-1", "--push-to", "no/such/id")
+    assert refused.exit_code == 1 and "Nothing was merged" in words(refused.stderr)
+    assert not (tmp_path / "other").exists()
+
+
 def test_merge_in_half_precision_says_what_is_lost(run: Run, trained: Trained, tmp_path: Path) -> None:
     result = run("merge", trained.folder, tmp_path / "merged", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.stderr

@@ -1,0 +1,91 @@
+"""Pushing a model that a direction was merged into: its own files by their names, in one commit or none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from huggingface_hub import CommitInfo
+
+from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
+
+from .publish import PushApi, _Push
+
+__all__ = ["is_rewritten", "publish_rewritten"]
+
+MODEL_CONFIG: Final = "config.json"
+MODEL_FILES: Final = (
+    MODEL_CONFIG,
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.j*",
+    CARD_FILE,
+    "LICENSE",
+)
+"""What transformers writes for a model with its tokenizer or processor; nothing else of the folder is pushed."""
+
+
+def is_rewritten(folder: str | Path) -> bool:
+    """Tell whether a folder holds a whole model and no direction."""
+    folder = Path(folder)
+    return (folder / MODEL_CONFIG).is_file() and not (folder / CONFIG_FILE).exists()
+
+
+def publish_rewritten(
+    folder: str | Path, repo_id: str, *, token: str | bool | None = None, private: bool | None = None, **options: Any
+) -> CommitInfo:
+    """Push a merged model with its card to the Hub in one commit; see `publish_folder`, which pushes directions so.
+
+    Args:
+        folder: what `gradiend-hub merge` wrote, with its card; without one nobody could tell what the model is.
+        repo_id: `namespace/name`, or `name` for the user's own namespace.
+        token: access token; by default the one that the user logged in with.
+        private: visibility of a new repository.
+        **options: `revision`, `commit_message` and `create_pr` of `publish_folder`.
+
+    Raises:
+        HubPushError: nothing was committed. The message says why, and how to repeat it.
+    """
+    push = _RewrittenPush(
+        api=PushApi(token=token),
+        folder=Path(folder),
+        repo_id=repo_id,
+        private=private,
+        revision=options.pop("revision", None),
+        message=options.pop("commit_message", "Upload rewritten model"),
+        create_pr=options.pop("create_pr", False),
+        patterns=MODEL_FILES,
+        repo_type="model",
+        **options,
+    )
+    push.check()
+    return push.run()
+
+
+@dataclass
+class _RewrittenPush(_Push):
+    """A push of a model's files."""
+
+    def _check_config(self) -> None:
+        missing = [name for name in (MODEL_CONFIG, CARD_FILE) if not (self.folder / name).is_file()]
+        missing += [] if any(self.folder.glob("model*.safetensors")) else ["model*.safetensors"]
+        if missing:
+            reason = f"the folder is not a merged model with its card, it has no {' and no '.join(missing)}"
+            raise self._failure(reason, "Nothing was sent.")
+        if self.base_id is not None:
+            raise self._failure(
+                "a merged model needs no other base model, so base_id is not for it", "Nothing was sent."
+            )
