@@ -410,9 +410,13 @@ def export(
     story: Story,
     direction: Direction,
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for what is written.")],
-    form: Annotated[Literal["lora"], typer.Option("--format", help="What to write.")] = "lora",
+    form: Annotated[
+        Literal["lora", "task-vector"],
+        typer.Option("--format", help="What to write: a LoRA, or the change of every parameter (safetensors)."),
+    ] = "lora",
     rank: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="Largest rank. Default: the direction's own, or 8.")
+        int | None,
+        typer.Option(metavar="NUMBER", help="Largest rank of a LoRA. Default: the direction's own, or 8."),
     ] = None,
     strength: Annotated[
         str | None, typer.Option(metavar="NUMBER", help="Strength that the scale 1 stands for. Default: 1.")
@@ -421,11 +425,11 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
     revision: Revision = None,
 ) -> dict[str, Any]:
-    """Write a direction in a form that others read without this package: a plain LoRA of PEFT."""
-    from .export import ExportOptions, export_lora
+    """Write a direction in a form that others read without this package: a plain LoRA of PEFT, or a task vector."""
+    from .export import ExportOptions, export_direction
 
     wanted = 1.0 if strength is None else _number(strength)
-    return export_lora(out, direction, ExportOptions(base, revision, rank, wanted, overwrite), story)
+    return export_direction(out, direction, ExportOptions(form, base, revision, rank, wanted, overwrite), story)
 
 
 @command(app, "push")

@@ -6,7 +6,7 @@ Nothing here knows PEFT, modules or training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -294,6 +294,60 @@ class Direction:
         vectors = StoredVectors(Path(folder), config, encoder=encoder)
         fingerprint = Fingerprint(vectors.samples, vectors.base_dtype) if vectors.samples else None
         return cls(StoredParameters(config.parameters, vectors), vectors.encoder_bias, fingerprint)
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        base: str | Path,
+        tuned: str | Path,
+        *,
+        density: float | None = None,
+        rank: int | None = None,
+        exclude: Sequence[str] = (),
+        base_revision: str | None = None,
+        tuned_revision: str | None = None,
+        **hub: Any,
+    ) -> Direction:
+        """Read what a fine-tune has changed, `θ' − θ`, as a direction without an encoder; one tensor at a time is in memory.
+
+        With `target="diff"`, `decoder_sign=1` and `strength_unit=1.0` in its configuration, strength 1 on the base is the
+        tuned model (to the rounding of fp32; of a bf16 or fp16 checkpoint, nearly always its bits), 0.5 half of the way,
+        and −1 as far in the other direction. Parameters that are equal in both are left out. Without `density` or `rank`,
+        all that differs is kept: by its entries where these are fewer than half, else whole.
+
+        Args:
+            base: Folder or Hub id of the base model; only safetensors are read.
+            tuned: Folder or Hub id of the fine-tuned (or merged, or edited) model.
+            density: Share of the entries of what differs to keep, the largest ones over all parameters.
+            rank: Rank to cut every matrix to. A merged LoRA of this rank or less is kept whole.
+            exclude: fnmatch patterns of tensor names to leave out, e.g. a new head.
+            base_revision: Commit, branch or tag of the base.
+            tuned_revision: The same of the tuned model.
+            **hub: Of `snapshot_download`, e.g. `token`, `cache_dir` and `local_files_only`.
+
+        Raises:
+            ConfigError: If both `density` and `rank` are given, one is out of range, or nothing differs.
+            BaseModelError: If a checkpoint is not there, damaged, quantised, or not finite.
+            BaseModelMismatchError: If a tensor is in one of both only, or its shape differs.
+        """
+        from .differences import read_difference
+
+        revisions = base_revision, tuned_revision
+        return read_difference(base, tuned, density=density, rank=rank, exclude=exclude, revisions=revisions, **hub)
+
+    @classmethod
+    def from_task_vector(cls, file: str | Path, *, density: float | None = None, rank: int | None = None) -> Direction:
+        """Read a safetensors file of differences by parameter name, such as `gradiend-hub export` writes.
+
+        As `from_checkpoints`, but that nothing in such a file tells which base model it belongs to.
+
+        Raises:
+            ConfigError: As `from_checkpoints`, or if there is no such file.
+            BaseModelError: If it is damaged, quantised, or not finite.
+        """
+        from .differences import read_task_vector
+
+        return read_task_vector(file, density=density, rank=rank)
 
 
 class StoredParameters(Mapping[str, ParameterDirection]):

@@ -27,15 +27,12 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.fingerprint import require_same_base, sample_positions
 from gradiend_hub.artifact.low_rank import Form
+from gradiend_hub.artifact.tensor_files import StoredTensor, TensorFile, checkpoint_files, read_values, write_values
 from gradiend_hub.base_model import skeleton
 from gradiend_hub.errors import BaseModelError, ConfigError, EditError, GradiendError, first_line
 
-from .tensor_files import StoredTensor, TensorFile, read_values, write_values
-
 __all__ = ["merge_files"]
 
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "model.safetensors"
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 """Files of the base that go along: configuration and tokenizer."""
 STATE = ".merge.json"
@@ -103,7 +100,7 @@ def merge_files(
     if strength == 0 or not math.isfinite(strength):
         raise ConfigError(f"Strength {strength:g} is no edit to merge. Give another one.")
     folder, model = _downloaded(config, base, hub), skeleton(config, base, **hub)
-    files = [TensorFile(path) for path in _shards(folder)]
+    files = [TensorFile(path) for path in checkpoint_files(folder)]
     job = _Job(direction, config.coefficients(strength), _places(direction, model, files))
     # a tensor of so few values is its own sample
     found = {
@@ -151,27 +148,6 @@ def _downloaded(config: GradiendConfig, base: str | Path | None, hub: Mapping[st
             f"The base model {path!r} is neither a folder nor to be had from the Hub: {first_line(error)} Name it with "
             "--base, or `base`."
         ) from error
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint."""
-    if not (folder / INDEX).is_file():
-        if not (folder / WEIGHTS).is_file():
-            raise BaseModelError(
-                f"{folder} has no {WEIGHTS} and no {INDEX}: only safetensors are merged file by file. Merge without "
-                "streaming."
-            )
-        return [folder / WEIGHTS]
-    try:
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        paths = [folder / name for name in names if Path(name).name == name]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BaseModelError(f"{folder / INDEX} is damaged: {error!r}. Download it again.") from error
-    if lost := [path.name for path in paths if not path.is_file()] or (
-        ["its files"] if len(paths) < len(names) else []
-    ):
-        raise BaseModelError(f"{folder} lacks {lost[0]}, which {INDEX} names. Download it again.")
-    return paths
 
 
 def _places(direction: Direction, model: nn.Module, files: Sequence[TensorFile]) -> dict[str, str]:

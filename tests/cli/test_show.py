@@ -302,6 +302,27 @@ def test_export_writes_what_plain_peft_reads(run: Run, trained: Trained, tmp_pat
     assert run("export", trained.folder, tmp_path / "lora").exit_code == 1  # not empty
 
 
+def test_export_of_a_task_vector(run: Run, trained: Trained, tmp_path: Path) -> None:
+    result = run("export", trained.folder, tmp_path / "tv", "--format", "task-vector", "--strength", "-2", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert Path(found["file"]) == tmp_path / "tv" / "task_vector.safetensors" and found["odd"] is False
+    config = GradiendConfig.from_pretrained(trained.folder)
+    expected = {
+        name: part.dense(part.delta(*config.coefficients(-2.0)))
+        for name, part in Direction.load(trained.folder, config).parameters.items()
+    }
+    written = load_file(found["file"])
+    assert written.keys() == expected.keys() and found["tensors"] == len(written)
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
+    assert found["norm"] == pytest.approx(float(torch.cat([t.flatten() for t in written.values()]).double().norm()))
+    shown = words(run("export", trained.folder, tmp_path / "again", "--format", "task-vector").stdout)
+    assert "scale 1 is strength" in shown and "not odd in the strength" in shown
+    for extra in (("--rank", "2"), ("--strength", "0"), ("--strength", "1e300"), ("--base", "nobody/nothing")):
+        refused = run("export", trained.folder, tmp_path / "no", "--format", "task-vector", *extra)
+        assert refused.exit_code == 1 and not (tmp_path / "no").exists(), extra
+
+
 def test_merge_at_strength_zero_is_refused(run: Run, trained: Trained, tmp_path: Path) -> None:
     refused = run("merge", trained.folder, tmp_path / "merged", "--strength", "0")
     assert refused.exit_code == 1 and "nothing to merge" in refused.stderr

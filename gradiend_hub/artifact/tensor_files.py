@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from gradiend_hub.errors import BaseModelError
 
-__all__ = ["StoredTensor", "TensorFile", "read_values", "write_values"]
+__all__ = ["StoredTensor", "TensorFile", "checkpoint_files", "read_values", "write_values"]
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of weights that an edit can be added to."""
@@ -72,6 +76,12 @@ class TensorFile:
         ]
         self.tensors = sorted(found, key=lambda tensor: tensor.start)
 
+    def values(self, tensor: StoredTensor) -> Tensor:
+        """All values of a tensor, flat."""
+        with self.path.open("rb") as file:  # buffered: the system reads 2 GB at a time at most
+            file.seek(tensor.start)
+            return read_values(file, math.prod(tensor.shape), tensor.dtype)
+
     def values_at(self, tensor: StoredTensor, positions: Tensor) -> Tensor:
         """Values at flat positions, `[k]`, read one by one."""
         size = tensor.dtype.itemsize
@@ -81,6 +91,27 @@ class TensorFile:
                 file.seek(tensor.start + position * size)
                 found += file.read(size)
         return torch.frombuffer(found, dtype=tensor.dtype) if found else torch.empty(0, dtype=tensor.dtype)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint."""
+    if not (folder / INDEX).is_file():
+        if not (folder / WEIGHTS).is_file():
+            raise BaseModelError(
+                f"{folder} has no {WEIGHTS} and no {INDEX}: only safetensors are read file by file. Save it "
+                "with `save_pretrained` first (to merge: merge without streaming)."
+            )
+        return [folder / WEIGHTS]
+    try:
+        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [folder / name for name in names if Path(name).name == name]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BaseModelError(f"{folder / INDEX} is damaged: {error!r}. Download it again.") from error
+    if lost := [path.name for path in paths if not path.is_file()] or (
+        ["its files"] if len(paths) < len(names) else []
+    ):
+        raise BaseModelError(f"{folder} lacks {lost[0]}, which {INDEX} names. Download it again.")
+    return paths
 
 
 def read_values(file: BinaryIO, count: int, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,104 @@
+"""A direction as a task vector: the difference `θ' − θ` by parameter name, as safetensors."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gradiend_hub.adapter.sites import SiteMap, resolve_names
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.artifact.tensor_files import write_values
+from gradiend_hub.errors import BaseModelMismatchError, ConfigError, EditError
+
+__all__ = ["TASK_VECTOR_FILE", "TaskVectorExport", "to_task_vector"]
+
+TASK_VECTOR_FILE = "task_vector.safetensors"
+
+
+@dataclass(frozen=True)
+class TaskVectorExport:
+    """What was written.
+
+    Attributes:
+        file: The file.
+        strength: Strength that the scale 1 stands for.
+        odd: Whether the scale −1 is the opposite strength: the decoder has no bias.
+        tensors: Number of tensors.
+        norm: `‖Δ‖`.
+    """
+
+    file: Path
+    strength: float
+    odd: bool
+    tensors: int
+    norm: float
+
+
+def to_task_vector(
+    direction: Direction, config: GradiendConfig, base_model: nn.Module, folder: str | Path, *, strength: float = 1.0
+) -> TaskVectorExport:
+    """Write Δ at a strength as `task_vector.safetensors`: fp32 tensors by the base model's names, in its shapes.
+
+    `θ + Δ` is the merge at this strength. One parameter at a time is made dense. The metadata name base model, commit and
+    strength.
+
+    Args:
+        direction: The direction; it may be streamed.
+        config: Its configuration.
+        base_model: Its base model, for names and shapes; values are not read (it may be on the meta device).
+        folder: Where to write; created if missing.
+        strength: Strength to write Δ at.
+
+    Raises:
+        ConfigError: If the strength is 0 or not finite.
+        BaseModelMismatchError: If the base model lacks a parameter, or has it in another shape.
+        EditError: If Δ is beyond the numbers of fp32 at this strength.
+    """
+    if strength == 0 or not math.isfinite(strength):
+        raise ConfigError(f"A task vector stands for a strength other than 0, found {strength}.")
+    coefficients = config.coefficients(strength)
+    parameters = SiteMap(base_model).parameters
+    names = resolve_names(base_model, direction.parameters, parameters)
+    header: dict[str, object] = {"__metadata__": _metadata(config, strength)}
+    end = 0
+    for stored, name in names.items():
+        spec = direction.parameters[stored].shape
+        if tuple(parameters[name].shape) != spec:
+            raise BaseModelMismatchError(
+                f"{name} is {list(parameters[name].shape)} in the base model and {list(spec)} in the direction. Give the "
+                "base model that it was learned on."
+            )
+        start, end = end, end + 4 * math.prod(spec)
+        header[name] = {"dtype": "F32", "shape": list(spec), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    target = Path(folder, TASK_VECTOR_FILE)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    squares, odd = [], True
+    try:
+        with partial.open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            for stored, name in names.items():
+                part = direction.parameters[stored]
+                delta = part.dense(part.delta(*coefficients)).contiguous()
+                if not torch.isfinite(delta).all():
+                    raise EditError(f"At strength {strength:g} the change of {name} is beyond the numbers of fp32.")
+                write_values(file, delta)
+                squares.append(float(delta.double().square().sum()))
+                odd = odd and (part.decoder_bias is None or not part.inner(part, 0.0, 1.0))
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return TaskVectorExport(target, strength, odd, len(names), math.sqrt(math.fsum(squares)))
+
+
+def _metadata(config: GradiendConfig, strength: float) -> dict[str, str]:
+    fields = {"base_model": config.base_model_name_or_path, "revision": config.revision}
+    return {"format": "pt", "strength": repr(float(strength)), **{k: v for k, v in fields.items() if v is not None}}
