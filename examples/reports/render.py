@@ -2,6 +2,9 @@
 
     python examples/reports/render.py masked causal           # the bundled models
     python examples/reports/render.py --base FOLDER minilm    # any other masked or causal model, under a name
+    python examples/reports/render.py digits-label digits-concept sentences-label sentences-concept preference
+
+The latter are the directions of `examples/classifiers.py` and `examples/preferences.py`: a card of each further objective.
 
 Everything is the default; run it in the repository's root folder.
 """
@@ -10,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,6 +25,15 @@ from gradiend_hub.artifact.files import ASSETS_FOLDER, CARD_FILE, HTML_FILE, REP
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent
+SCRIPTS = {
+    **{
+        f"{of}-{kind}": ("classifiers.py", "--only", f"{of}, {kind}")
+        for of in ("digits", "sentences")
+        for kind in ("label", "concept")
+    },
+    "preference": ("preferences.py", "--offline"),
+}
+"""What learns, measures and saves the directions of the other examples."""
 
 
 def render(name: str, base: Path, folder: Path) -> None:
@@ -39,6 +53,19 @@ def render(name: str, base: Path, folder: Path) -> None:
     trainer.evaluate()
     trainer.evaluate(rows["test"], metric_key_prefix="test", neutral_dataset=neutral["test"])
     trainer.create_model_card(language="en")
+    keep(name, folder)
+
+
+def render_example(name: str, folder: Path) -> None:
+    """Run an example, and keep what it renders."""
+    script, *options = SCRIPTS[name]
+    command = [sys.executable, str(EXAMPLES / script), *options, "--save", str(folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    keep(name, folder if (folder / CARD_FILE).is_file() else folder / name)
+
+
+def keep(name: str, folder: Path) -> None:
+    """Copy card, figures, page and report of a direction, without its weights."""
     target = HERE / name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -51,12 +78,15 @@ def render(name: str, base: Path, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", help="masked, causal, or with --base any name for the folder")
+    parser.add_argument("names", nargs="+", help=f"masked, causal, {', '.join(SCRIPTS)}, or with --base any name")
     parser.add_argument("--base", type=Path, help="folder of another base model")
     arguments = parser.parse_args()
     for name in arguments.names:
         with tempfile.TemporaryDirectory() as folder:
-            render(name, arguments.base or EXAMPLES / "base_models" / name, Path(folder))
+            if name in SCRIPTS and arguments.base is None:
+                render_example(name, Path(folder))
+            else:
+                render(name, arguments.base or EXAMPLES / "base_models" / name, Path(folder))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ HEAD = (
     "rows",
     "correlation",
     "AUC",
-    "neutral |h|",
+    "neutral abs. h",
     "P before",
     "P at −1, +1",
     "random",
