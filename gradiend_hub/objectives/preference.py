@@ -57,8 +57,9 @@ class PreferenceObjective(CausalLMObjective):
     asks = "PROMPT"
     probability_note = (
         "The probability of a class at a row is the share of its completion (or answers) among those of both classes behind "
-        "the prompt. `share`: pairs whose completion of the first class is the likelier one; `log-odds`: of the first class."
+        "the prompt. Share: pairs whose completion of the first class is the likelier one; log-odds: of the first class."
     )
+    read_name = "the completion"
     relative = True
 
     def __init__(self, processor: Any, **options: Any) -> None:

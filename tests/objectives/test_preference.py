@@ -246,7 +246,8 @@ def test_pairs_train_evaluate_save_load_apply_and_merge(causal_path: Path, chat_
     assert split.completions[0].text == CHATS[12]["prompt"][0]["content"]
     assert report.examples[0]["prompt"] == CHATS[0]["prompt"]
     card = (tmp_path / CARD_FILE).read_text("utf-8")
-    assert "pipeline_tag: text-generation" in card
+    assert "pipeline_tag: text-generation" in card and "&#96;" not in card
+    assert "where the completion is of chosen" in " ".join(card.split())
 
     model = GradiendModel.from_pretrained(tmp_path, strength=0.0, processing_class=chat_tokenizer)
     h = model.encode(CHATS[12:])
