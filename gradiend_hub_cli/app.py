@@ -500,6 +500,23 @@ def build(
 
 
 @command(data_app, "data")
+def push_(
+    story: Story,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `data build` wrote.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made if there is none.")],
+    private: Private = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if there is none.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Upload feature data",
+) -> dict[str, Any]:
+    """Publish a data set that was built, in one commit. To repeat a push that failed is safe."""
+    from .data import push_data
+
+    options = {"private": private or None, "revision": revision, "create_pr": create_pr, "commit_message": message}
+    return push_data(folder, repo_id, options, story)
+
+
+@command(data_app, "data")
 def words(
     story: Story,
     config: DataConfig,

@@ -103,7 +103,7 @@ def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[
 
         run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(cls=_Command)(run)
+        app.command(function.__name__.rstrip("_").replace("_", "-"), cls=_Command)(run)  # `push_` is `data push`
         return function
 
     return register

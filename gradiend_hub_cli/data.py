@@ -1,4 +1,4 @@
-"""`data`: build a feature data set from text, and look at what a tokenizer makes of its words."""
+"""`data`: build a feature data set from text, publish it, and look at what a tokenizer makes of its words."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from gradiend_hub.data import FeatureDatasetBuilder
-from gradiend_hub.data.builder.feature_data import FeatureData, check_folder, remove_build
+from gradiend_hub.data.builder.feature_data import FeatureData, check_folder, push_saved, remove_build
 from gradiend_hub.data.builder.spec import FeatureDataConfig
 from gradiend_hub.errors import BaseModelError, first_line
 from gradiend_hub.folders import written_beside
 from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective
 from gradiend_hub.objectives.words import FillerTokens, word_tokens
 
-from .console import Story
+from .console import Story, on_interrupt
 from .quiet import quiet
 from .yaml_files import read_yaml
 
-__all__ = ["build_data", "show_fillers"]
+__all__ = ["build_data", "push_data", "show_fillers"]
 
 
 def read_config(path: Path, overrides: list[str]) -> FeatureDataConfig:
@@ -71,6 +71,29 @@ def build_data(
         "neutral": dict(zip(data.rows, data.neutral_counts, strict=False)),
         "funnel": [dict(zip(("step", "left", "dropped"), row, strict=True)) for row in data.funnel.rows()],
         "seconds": story.seconds,
+    }
+
+
+def push_data(folder: Path, repo_id: str, options: dict[str, Any], story: Story) -> dict[str, Any]:
+    """Publish a data set that was built, in one commit, and print where it is.
+
+    Args:
+        options: of `publish_folder`.
+
+    Raises:
+        GradiendError: the folder is no data set, or the upload failed.
+    """
+    kept = on_interrupt("The folder is as it was. To run the command again is safe.")
+    with kept, quiet(story), story.step("Push", told=False):
+        commit = push_saved(folder, repo_id, **options)
+    url = commit.pr_url or commit.commit_url
+    story.show(f"Published {folder}: {url}", soft_wrap=True)
+    return {
+        "folder": folder,
+        "repo_id": repo_id,
+        "commit": commit.oid,
+        "url": commit.commit_url,
+        "pull_request": commit.pr_url,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data.funnel import Funnel
 from gradiend_hub.data.splits import Leaks
+from gradiend_hub.errors import ConfigError, DataError, first_line
 from gradiend_hub.folders import require_empty, require_writable
 from gradiend_hub.hub.published import marked
 
 from .spec import FeatureDataConfig
 
-__all__ = ["CONFIG_FILE", "FeatureData", "check_folder", "remove_build"]
+__all__ = ["CONFIG_FILE", "FeatureData", "check_folder", "push_saved", "remove_build"]
 
 CONFIG_FILE = "build.json"
 """The configuration of a set beside its rows; as JSON it is YAML, too, and so the command line can build from it."""
@@ -95,13 +97,9 @@ class FeatureData:
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Publish rows, neutral text and card in one commit; options are those of `publish_folder`."""
-        from gradiend_hub.hub.publish import publish_folder
-
         with tempfile.TemporaryDirectory() as folder:
             self.save(folder)
-            self.card(repo_id).save(Path(folder, CARD_FILE))
-            options.setdefault("commit_message", "Upload feature data")
-            return publish_folder(folder, repo_id, repo_type="dataset", **options)
+            return push_saved(folder, repo_id, **options)
 
     def _config_text(self) -> str:
         content = self.config.to_dict() | {"source": _public(self.config.source)}
@@ -199,6 +197,44 @@ def _public(source: Any) -> Any:
 def _source_name(source: Any) -> str:
     public = _public(source)
     return str((public.get("path") if isinstance(public, dict) else public) or "not stated")
+
+
+def push_saved(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
+    """Publish a data set that `FeatureData.save` wrote in one commit, with the repository's id in its card.
+
+    The folder stays as it is, and may be moved or changed by hand before.
+
+    Args:
+        folder: of the data set.
+        repo_id: `namespace/name`, or `name` for the user's own namespace.
+        **options: those of `publish_folder`.
+
+    Raises:
+        ConfigError: it is no folder of a data set that was built.
+        DataError: its rows cannot be read. Nothing was sent.
+        HubPushError: nothing was committed.
+    """
+    from gradiend_hub.data.readers import read_feature_data
+    from gradiend_hub.hub.publish import publish_folder
+
+    folder = Path(folder)
+    for name in (CONFIG_FILE, CARD_FILE):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"{folder} is no data set that was built: there is no {name}. Expected a folder that `gradiend-hub data "
+                "build` or FeatureData.save wrote. Nothing was sent."
+            )
+    try:
+        read_feature_data(folder)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise DataError(f"The rows of {folder} cannot be read: {first_line(error)} Nothing was sent.") from error
+    options.setdefault("commit_message", "Upload feature data")
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place, "data")
+        shutil.copytree(folder, copy, symlinks=True)  # a link that leads out is refused by the push
+        text = (copy / CARD_FILE).read_text(encoding="utf-8")
+        (copy / CARD_FILE).write_text(text.replace(f'"{_HERE}"', f'"{repo_id}"'), encoding="utf-8")
+        return publish_folder(copy, repo_id, repo_type="dataset", **options)
 
 
 def remove_build(folder: Path) -> None:

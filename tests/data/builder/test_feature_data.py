@@ -131,6 +131,40 @@ def test_a_model_without_a_tokenizer() -> None:
     assert "There is no tokenizer at 'no/such-model'" in " ".join(run.output.split())
 
 
+def test_a_saved_data_set_is_pushed_later(data: FeatureData, hub: Any, repo_id: str, tmp_path: Path) -> None:
+    folder = data.save(tmp_path / "set")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run = CliRunner().invoke(app, ["data", "push", str(folder), repo_id, "--json"])
+    assert run.exit_code == 0, run.output
+    commit = json.loads(run.stdout)["commit"]
+    assert commit == HfApi().repo_info(repo_id, repo_type="dataset").sha
+    assert same(datasets.load_dataset(repo_id), data.rows)
+    card = Path(HfApi().hf_hub_download(repo_id, "README.md", repo_type="dataset")).read_text(encoding="utf-8")
+    assert f'load_dataset("{repo_id}")' in card and "path/to/this/folder" not in card
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert data.push_to_hub(repo_id).oid == commit  # the same set by the other door
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("build.json", None, "no build.json"),
+        ("README.md", None, "no README.md"),
+        ("train.jsonl", '{"a": ', "cannot be read"),
+    ],
+)
+def test_what_is_no_data_set_is_not_pushed(
+    data: FeatureData, hub: Any, repo_id: str, tmp_path: Path, name: str, text: str | None, reason: str
+) -> None:
+    path = data.save(tmp_path / "set") / name
+    path.unlink()
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    run = CliRunner().invoke(app, ["data", "push", str(tmp_path / "set"), repo_id])
+    assert run.exit_code == 1 and reason in " ".join(run.output.split()), run.output
+    assert not HfApi().repo_exists(repo_id, repo_type="dataset")
+
+
 def test_a_push_that_fails_says_so(data: FeatureData, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.0)
     with pytest.raises(HubPushError, match="Could not push to the data set bob/nothing: the token may not write there"):
