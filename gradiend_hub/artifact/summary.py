@@ -82,7 +82,8 @@ class Summary:
         if len(text.encode()) > MOST_SUMMARY_BYTES:
             path.unlink(missing_ok=True)
             logger.warning(
-                "No %s is written, so a search shows no figures: it would be larger than %d bytes. Give the classes shorter names.",
+                "No %s is written, so a search shows no figures: it would be larger than %d bytes. Give the classes "
+                "shorter names.",
                 SUMMARY_FILE,
                 MOST_SUMMARY_BYTES,
             )

@@ -22,7 +22,7 @@ from gradiend_hub.data.funnel import Funnel
 from gradiend_hub.data.splits import Leaks
 from gradiend_hub.errors import ConfigError, DataError, first_line
 from gradiend_hub.folders import require_empty, require_writable
-from gradiend_hub.hub.published import marked
+from gradiend_hub.hub.published import marked, published_card
 
 from .spec import FeatureDataConfig
 
@@ -202,7 +202,7 @@ def _source_name(source: Any) -> str:
 def push_saved(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
     """Publish a data set that `FeatureData.save` wrote in one commit, with the repository's id in its card.
 
-    The folder stays as it is, and may be moved or changed by hand before.
+    The folder stays as it is, and may have been moved.
 
     Args:
         folder: of the data set.
@@ -233,7 +233,7 @@ def push_saved(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
         copy = Path(place, "data")
         shutil.copytree(folder, copy, symlinks=True)  # a link that leads out is refused by the push
         text = (copy / CARD_FILE).read_text(encoding="utf-8")
-        (copy / CARD_FILE).write_text(text.replace(f'"{_HERE}"', f'"{repo_id}"'), encoding="utf-8")
+        (copy / CARD_FILE).write_text(published_card(text, repo_id), encoding="utf-8")
         return publish_folder(copy, repo_id, repo_type="dataset", **options)
 
 

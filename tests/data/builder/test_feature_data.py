@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,14 @@ def test_a_saved_data_set_is_pushed_later(data: FeatureData, hub: Any, repo_id: 
     assert f'load_dataset("{repo_id}")' in card and "path/to/this/folder" not in card
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert data.push_to_hub(repo_id).oid == commit  # the same set by the other door
+    fewer = data.rows["train"].select(range(data.rows["train"].num_rows - 1))
+    other = replace(data, rows=datasets.DatasetDict({**data.rows, "train": fewer})).save(tmp_path / "other")
+    run = CliRunner().invoke(
+        app, ["data", "push", str(other), repo_id, "--json"]
+    )  # its card is not one changed by hand
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["commit"] != commit
+    assert datasets.load_dataset(repo_id)["train"].num_rows == fewer.num_rows
 
 
 @pytest.mark.parametrize(
