@@ -14,6 +14,7 @@ __all__ = ["attach", "require"]
 
 EXTRAS = {
     "ahocorasick_rs": "data",
+    "gradio": "explorer",
     "matplotlib": "plots",
     "PIL": "plots",
     "spacy": "spacy",

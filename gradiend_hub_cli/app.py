@@ -196,6 +196,32 @@ def apply(
     return show_texts(direction, texts, options, story)
 
 
+@command(app, "explore", story=True)
+def explore(
+    story: Story,
+    directions: Annotated[
+        list[str], typer.Argument(metavar="DIRECTION...", help="Folders or ids, all of one base model.")
+    ],
+    base: Base = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 7860,
+    browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser.")] = False,
+    space: Annotated[
+        str | None,
+        typer.Option(metavar="USER/NAME", help="Publish the page as this Space instead; the directions are ids then."),
+    ] = None,
+    private: Private = False,
+    allow_related: Related = False,
+    allow_unverified_base: Unverified = False,
+) -> dict[str, Any]:
+    """Open a page with a slider for each direction, on which the model answers at the chosen strengths and at 0."""
+    from .explore import ExploreOptions, explore_directions
+
+    allowed = {"allow_related": allow_related, "allow_unverified_base": allow_unverified_base}
+    options = ExploreOptions(base, host, port, browser, space, private, allowed)
+    return explore_directions(directions, options, story)
+
+
 @command(app, "audit")
 def audit(story: Story, direction: Direction, revision: Revision = None) -> dict[str, Any]:
     """Look for what is harmful, impossible or suspicious in a direction's files; exit status 1 if there is anything.

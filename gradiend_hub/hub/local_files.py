@@ -39,9 +39,10 @@ logger = logging.getLogger(__name__)
 UPLOADED: Final = {
     "model": (*ARTIFACT_FILES, f"{REPORTS_FOLDER}/*.json"),
     "dataset": ("*.json", "*.jsonl", CARD_FILE, "LICENSE"),
+    "space": ("app.py", "requirements.txt", CARD_FILE),
 }
-"""Files that are pushed unless the caller asks for others: those that a direction, or data that was built, consists of. Of
-any other one in the folder, nobody knows what is in it."""
+"""Files that are pushed unless the caller asks for others: those that a direction, data that was built, or a Space
+consists of. Of any other one in the folder, nobody knows what is in it."""
 
 NOT_UPLOADED: Final = (".*", "*/.*", "checkpoint-*/*")
 """Never pushed: hidden files, and the checkpoints of a training run."""

@@ -38,6 +38,7 @@ __all__ = ["publish_folder", "refusal"]
 logger = logging.getLogger(__name__)
 
 _DEFAULT_BRANCH: Final = "main"
+_PAGES: Final = {"dataset": "datasets/", "space": "spaces/"}
 _NEUTRAL: Final = frozenset({".gitattributes", ".gitignore", CARD_FILE, "LICENSE"})
 """Files that a repository may have before a direction is pushed to it."""
 _OVERWRITE: Final = "To push all the same: overwrite=True (--overwrite)"
@@ -86,7 +87,7 @@ def publish_folder(
         create_pr: open a pull request instead of committing to the branch.
         allow_patterns: glob patterns of the files to push, by default those that a direction consists of. Which others of
             the folder are left out is logged.
-        repo_type: "model", or "dataset" for a folder of feature data.
+        repo_type: "model"; "dataset" for a folder of feature data; or "space" for one of gradio.
         base_id: repository of the base model, written into the published config and card together with its head commit;
             by default the one that the config names.
         subfolder: folder of the repository to push to, so that one repository can hold several directions; by default the
@@ -190,7 +191,7 @@ class _Push:
         if self.repo_type == "model":
             self._check_config()
         elif self.base_id is not None:
-            raise self._failure("a data set has no base model, so base_id is not for it", "Nothing was sent.")
+            raise self._failure("only a direction has a base model that base_id could name", "Nothing was sent.")
         if self.subfolder is not None and not _is_inside(self.subfolder):
             raise self._failure(f"{self.subfolder!r} is no name of a folder in a repository", "Nothing was sent.")
         if self.tag is not None and self.create_pr:
@@ -356,7 +357,11 @@ class _Push:
     def _create_repository(self) -> bool:
         """Create the repository if it does not exist; whether it is private."""
         self.repo_id = self.api.create_repo(
-            self.repo_id, private=self.private, exist_ok=True, repo_type=self.repo_type
+            self.repo_id,
+            private=self.private,
+            exist_ok=True,
+            repo_type=self.repo_type,
+            space_sdk="gradio" if self.repo_type == "space" else None,
         ).repo_id
         return bool(self.api.repo_info(self.repo_id, repo_type=self.repo_type).private)
 
@@ -414,7 +419,7 @@ class _Push:
         return {request.ref for request in refs.pull_requests or ()}
 
     def _commit_info(self, commit: str, pull_request: str | None = None) -> CommitInfo:
-        page = f"{self.api.endpoint}/{'datasets/' if self.repo_type == 'dataset' else ''}{self.repo_id}"
+        page = f"{self.api.endpoint}/{_PAGES.get(self.repo_type, '')}{self.repo_id}"
         number = pull_request.rsplit("/", 1)[-1] if pull_request else None
         # huggingface_hub 1 knows one endpoint, 2 is told
         endpoint = {"_endpoint": self.api.endpoint} if "_endpoint" in CommitInfo.__dataclass_fields__ else {}
@@ -442,7 +447,8 @@ class _Push:
 
     def _failure(self, reason: str, state: str) -> HubPushError:
         if self.repo_type != "model":
-            return HubPushError(f"Could not push to the data set {self.repo_id}: {reason}.\n{state} Push it again.")
+            kind = "data set" if self.repo_type == "dataset" else "Space"
+            return HubPushError(f"Could not push to the {kind} {self.repo_id}: {reason}.\n{state} Push it again.")
         command = ["gradiend-hub", "push", str(self.folder), self.repo_id]
         command += ["--base-id", self.base_id] if self.base_id else []
         command += ["--private"] if self.private else []

@@ -1,0 +1,9 @@
+"""A page on which people move directions of a real model and see what it says."""
+
+from __future__ import annotations
+
+from .asking import Explorer, Shown, Word
+from .page import build_page, launch_options
+from .space import push_space, space_files
+
+__all__ = ["Explorer", "Shown", "Word", "build_page", "launch_options", "push_space", "space_files"]
