@@ -211,6 +211,7 @@ def explore(
         typer.Option(metavar="USER/NAME", help="Publish the page as this Space instead; the directions are ids then."),
     ] = None,
     private: Private = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a Space of something else.")] = False,
     allow_related: Related = False,
     allow_unverified_base: Unverified = False,
 ) -> dict[str, Any]:
@@ -218,7 +219,7 @@ def explore(
     from .explore import ExploreOptions, explore_directions
 
     allowed = {"allow_related": allow_related, "allow_unverified_base": allow_unverified_base}
-    options = ExploreOptions(base, host, port, browser, space, private, allowed)
+    options = ExploreOptions(base, host, port, browser, space, private, overwrite, allowed)
     return explore_directions(directions, options, story)
 
 

@@ -26,6 +26,7 @@ class ExploreOptions:
     browser: bool
     space: str | None
     private: bool
+    overwrite: bool
     allowed: dict[str, Any]
 
 
@@ -36,7 +37,9 @@ def explore_directions(directions: Sequence[str], options: ExploreOptions, story
         GradiendError: A direction cannot be loaded or published, or gradio is not installed.
     """
     if options.space:
-        commit = push_space(options.space, directions, options.base, private=options.private or None)
+        commit = push_space(
+            options.space, directions, options.base, private=options.private or None, overwrite=options.overwrite
+        )
         story.show(f"Published: {commit.commit_url}")
         return {"space": options.space, "commit": commit.oid, "url": commit.commit_url}
     require("gradio", "The explorer")  # before the model is loaded

@@ -30,6 +30,7 @@ HEAVY = {
     "pandas",
     "PIL",
     "spacy",
+    "gradio",
 }
 
 

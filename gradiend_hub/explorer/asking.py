@@ -30,7 +30,7 @@ from gradiend_hub.objectives import (
 )
 from gradiend_hub.objectives.labels import LabelObjective
 
-__all__ = ["Explorer", "Shown", "Word"]
+__all__ = ["Explorer", "Shown", "Word", "dose"]
 
 SLOT = "[MASK]"
 MOST_WORDS = 100
@@ -178,8 +178,8 @@ class Explorer:
                 found.append(f"{name}: no safe band was measured, so nobody knows what this strength damages.")
             elif not low <= strength <= high:
                 found.append(
-                    f"{name} at {strength:+g} is outside of the safe band, {low:+g} to {high:+g}: the model may lose "
-                    "quality elsewhere, too. Move the slider back."
+                    f"{name} at {dose(strength)} is outside of the safe band, {dose(low)} to {dose(high)}: the model may "
+                    "lose quality elsewhere, too. Move the slider back."
                 )
         if isinstance(self.objective, TextObjective) and isinstance(value, str):
             words = value.replace(SLOT, " ").split()
@@ -307,6 +307,11 @@ class Explorer:
                 for ids in found:
                     total[of] += math.exp(sum(float(log_probs[i, token]) for i, token in enumerate(ids)))
         return total
+
+
+def dose(strength: float) -> str:
+    """Write a strength for people: with its sign, but 0 without one."""
+    return f"{strength:+g}" if strength else "0"
 
 
 def _names(directions: Sequence[str | Path]) -> list[str]:

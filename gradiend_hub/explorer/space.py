@@ -15,6 +15,7 @@ from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.hub.names import hub_id
 from gradiend_hub.hub.publish import publish_folder
+from gradiend_hub.hub.published import marked
 from gradiend_hub.hub.resolve import resolve_folder
 
 __all__ = ["push_space", "space_files"]
@@ -71,17 +72,33 @@ def space_files(
     }
     listed = "\n".join(f"* [{name}](https://huggingface.co/{name})" for name in directions)
     head = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+    card = (
+        f"---\n{head}---\n<!-- gradiend-hub card  -->\n\n# {title}\n\n"
+        f"Move a slider and see what the model says. Directions:\n\n{listed}\n"
+    )
     return {
-        CARD_FILE: f"---\n{head}---\n\n# {title}\n\nMove a slider and see what the model says. Directions:\n\n{listed}\n",
+        CARD_FILE: marked(card),
         "app.py": _APP.format(directions=[*directions], base=base_model),
         "requirements.txt": f"gradiend_hub[explorer]=={version('gradiend_hub')}\ntorch\n",
     }
 
 
 def push_space(
-    repo_id: str, directions: Sequence[str], base_model: str | None = None, *, private: bool | None = None
+    repo_id: str,
+    directions: Sequence[str],
+    base_model: str | None = None,
+    *,
+    private: bool | None = None,
+    overwrite: bool = False,
 ) -> Any:
     """Publish the explorer as a Space in one commit; to repeat a push is safe.
+
+    Args:
+        repo_id: The Space, which is made if it does not exist.
+        directions: Repositories on the Hub.
+        base_model: Repository of the base model, if not the one that the directions name.
+        private: Visibility of a new Space.
+        overwrite: Replace a Space of something else, or a card that was edited.
 
     Returns:
         The commit, as of huggingface_hub.
@@ -95,7 +112,12 @@ def push_space(
         for name, text in files.items():
             Path(folder, name).write_text(text, encoding="utf-8")
         return publish_folder(
-            folder, repo_id, repo_type="space", private=private, commit_message="Show directions in the explorer"
+            folder,
+            repo_id,
+            repo_type="space",
+            private=private,
+            overwrite=overwrite,
+            commit_message="Show directions in the explorer",
         )
 
 

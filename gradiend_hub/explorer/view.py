@@ -8,7 +8,7 @@ from html import escape
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.printable import printable
 
-from .asking import Shown, Word
+from .asking import Shown, Word, dose
 
 __all__ = ["CSS", "HEAD", "answers", "curve", "notice", "words"]
 
@@ -27,7 +27,14 @@ CSS = """
 .gh .word {border-radius: .2rem; padding: 0 .15rem}
 .gh .text {line-height: 2; overflow-wrap: anywhere}
 .gh svg {width: 100%; max-width: 40rem; height: auto}
-.gh svg text {fill: currentColor; font-size: 12px}
+.gh svg text {fill: currentColor; font-size: 13px}
+.gh .key {display: flex; flex-wrap: wrap; gap: 0 1.5rem; margin: 0}
+.gh .line {display: inline-block; width: 1.5rem; margin-right: .4rem; vertical-align: middle}
+@media (max-width: 600px) {
+  .gh .bar {grid-template-columns: 1fr auto; gap: 0 .5rem; margin-bottom: .5rem}
+  .gh .track {grid-row: 2; grid-column: 1 / -1}
+  .gh svg text {font-size: 20px}
+}
 #gh-stopped {position: fixed; inset: 0 0 auto 0; z-index: 9999; padding: 1rem; background: #7a2e0b; color: #fff}
 """
 
@@ -50,7 +57,7 @@ setInterval(async () => {
 """
 """Says so when the server is gone."""
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 220, 44, 12, 30, 34
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 240, 44, 24, 12, 52
 _COLOURS = ("#3b6fd4", "#b3541e")
 
 
@@ -64,7 +71,7 @@ def notice(messages: Sequence[str]) -> str:
 
 def answers(base: Shown, edited: Shown, strengths: Mapping[str, float]) -> str:
     """Return what the model says at 0 and at the chosen strengths, side by side."""
-    chosen = ", ".join(f"{_text(name)} {strength:+g}" for name, strength in strengths.items())
+    chosen = ", ".join(f"{_text(name)} {dose(strength)}" for name, strength in strengths.items())
     parts = [_answer("At strength 0 (the base model)", base), _answer(f"At {chosen}", edited)]
     kl = "" if edited.kl is None else f'<p id="kl">KL(base‖edited) at the slot: <b>{edited.kl:.4f}</b> nats</p>'
     return f'<div class="gh"><div class="two">{"".join(parts)}</div>{kl}</div>'
@@ -109,7 +116,7 @@ def curve(
     def y(value: float) -> float:
         return _TOP + (1 - value) * (_HEIGHT - _TOP - _BOTTOM)
 
-    drawn = []
+    drawn, key = [], []
     if band:
         left, right = x(max(band[0], low)), x(min(band[1], high))
         drawn.append(
@@ -121,25 +128,24 @@ def curve(
         drawn.append(
             f'<polyline fill="none" stroke="{_COLOURS[number]}" stroke-width="2" '
             f'stroke-dasharray="{"6 3" if number else "none"}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in found)}"/>'
-            f'<line x1="{_LEFT + 250 * number}" x2="{_LEFT + 22 + 250 * number}" y1="12" y2="12" '
-            f'stroke="{_COLOURS[number]}" stroke-width="2" stroke-dasharray="{"6 3" if number else "none"}"/>'
-            f'<text x="{_LEFT + 28 + 250 * number}" y="16">{_text(label, 34)}</text>'
+        )
+        key.append(
+            f'<span><span class="line" style="border-top:3px {"dashed" if number else "solid"} {_COLOURS[number]}"></span>'
+            f"{_text(label)}</span>"
         )
     for value in (0.0, 0.5, 1.0):
         drawn.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
     for tick in sorted({low, -1.0, 0.0, 1.0, high}):
-        drawn.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 16}" text-anchor="middle">{tick:+g}</text>')
+        drawn.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 32}" text-anchor="middle">{dose(tick)}</text>')
     drawn.append(
         f'<line class="dose" x1="{x(strength):.1f}" x2="{x(strength):.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" '
         f'stroke="currentColor" stroke-width="2" data-strength="{strength:g}"/>'
-        f'<text x="{x(strength):.1f}" y="{_HEIGHT - 3}" text-anchor="middle">now {strength:+g}</text>'
+        f'<text x="{min(x(strength), _WIDTH - 60):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">now {dose(strength)}</text>'
     )
-    title = (
-        f"Measured curve of {_text(name)}; the line is at the present strength, {strength:+g}; grey is the safe band."
-    )
+    title = f"Measured curve of {_text(name)}; the line is at the present strength, {dose(strength)}; grey is the safe band."
     return (
-        f'<div class="gh"><h3>{_text(name)}: as measured</h3><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{title}">{"".join(drawn)}</svg></div>'
+        f'<div class="gh"><h3>{_text(name)}: as measured</h3><p class="key">{"".join(key)}</p>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">{"".join(drawn)}</svg></div>'
     )
 
 

@@ -288,13 +288,16 @@ class _Push:
         elif not self.subfolder and names - _NEUTRAL and not {file.name for file in self.files} - _NEUTRAL & names:
             others = listed(sorted(names - _NEUTRAL))
             raise ArtifactError(f"it holds something else ({others}). Name another repository. {_OVERWRITE}")
+        if self.repo_type == "space" and not names - _NEUTRAL:
+            return  # a new one has a card that the Hub has written
         if self.card is not None and card in names:
             texts = (self.card.read(), self._read(card))
             merged = merged_card(*(text.decode("utf-8", errors="surrogateescape") for text in texts))
             if merged is None:
+                keep = f"To keep it, download it into your folder: hf download {self.repo_id} {card}. "
                 raise ArtifactError(
-                    f"its {card} was written or changed by hand, and this push would replace it. To keep it, download it "
-                    f"into your folder: hf download {self.repo_id} {card}. {_OVERWRITE}"
+                    f"its {card} was written or changed by hand, and this push would replace it. "
+                    f"{'' if self.repo_type == 'space' else keep}{_OVERWRITE}"
                 )
             self._put(card, merged.encode("utf-8", errors="surrogateescape"))
 

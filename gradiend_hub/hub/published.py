@@ -35,8 +35,11 @@ BASE_PLACE: Final = "PATH_OR_ID_OF_THE_BASE"
 
 _MARK: Final = re.compile(r"<!-- gradiend-hub card (\w*)(?: of (\S+))? -->")
 _END: Final = re.compile(r"\n*<!-- end of gradiend-hub card (\w*) -->\n?")
-_MEASURED: Final = frozenset({"model-index", "model_name", "base_model", "base_model_relation", "library_name", "tags"})
-"""Metadata of a card that follow from the direction; people may add tags."""
+_MEASURED: Final = frozenset(
+    {"model-index", "model_name", "base_model", "base_model_relation", "library_name", "tags"}
+    | {"models", "sdk", "sdk_version", "app_file"}
+)
+"""Metadata of a card that follow from the direction, or from a Space's program; people may add tags."""
 _BASE_ROW: Final = re.compile(r"^\| base model \| .* \|$", re.MULTILINE)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import math
+import re
+import sys
 import threading
 from pathlib import Path
 
@@ -12,12 +14,13 @@ import torch
 import yaml
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.errors import ConfigError, DataError
-from gradiend_hub.explorer import Explorer, Shown, Word, push_space, space_files
+from gradiend_hub.errors import ConfigError, DataError, HubPushError, MissingLibraryError
+from gradiend_hub.explorer import Explorer, Shown, Word, build_page, launch_options, push_space, space_files
 from gradiend_hub.explorer.view import answers, curve, notice, words
 from gradiend_hub.hub.publish import publish_folder
-from tests.cli.conftest import Trained, causal_direction, run, trained  # noqa: F401
+from tests.cli.conftest import Run, Trained, causal_direction, run, trained  # noqa: F401
 from tests.hub_server import HubServer
+from tests.test_package import imported_by
 
 TEXT = "Tom and Mia said that [MASK] would come ."
 
@@ -171,6 +174,72 @@ def test_the_curve_marks_the_dose(explorer: Explorer) -> None:
     page = curve(name, explorer.reports[name], explorer.classes(name), [-1.0, 1.0], 0.5)
     assert 'data-strength="0.5"' in page
     assert page.count("<polyline") == 2
+    assert re.findall(r'text-anchor="middle">([^<]+)<', page) == ["-2", "-1", "0", "+1", "+2", "now +0.5"]
+    assert "+0<" not in curve(name, explorer.reports[name], explorer.classes(name), [0.0, 1.0], 0.0)
+    base, edited = explorer.ask(TEXT, {name: 0.0})
+    assert f"At {name} 0<" in answers(base, edited, {name: 0.0})
+
+
+def test_the_extra_is_named_where_gradio_is_absent(
+    explorer: Explorer,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,  # noqa: F811
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for use in (lambda: build_page(explorer), launch_options):
+        with pytest.raises(MissingLibraryError, match=r"pip install 'gradiend_hub\[explorer\]'"):
+            use()
+    result = run("explore", "not-looked-at-before-the-library")
+    assert result.exit_code == 1
+    assert "gradiend_hub[explorer]" in result.stderr
+
+
+def test_nothing_of_the_explorer_imports_gradio_early() -> None:
+    (added,) = imported_by("import gradiend_hub.explorer, gradiend_hub_cli.explore")
+    assert "gradiend_hub.explorer.page" in added
+    assert "gradio" not in added
+
+
+def test_a_space_of_something_else_is_kept(
+    hub: HubServer,
+    repo_id: str,
+    trained: Trained,  # noqa: F811
+) -> None:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    def upload(space: str, **files: str) -> None:
+        for name, text in files.items():
+            path = name.replace("_", ".")
+            HfApi().upload_file(path_or_fileobj=text.encode(), path_in_repo=path, repo_id=space, repo_type="space")
+
+    def text(space: str, name: str) -> str:
+        return Path(hf_hub_download(space, name, repo_type="space")).read_text(encoding="utf-8")
+
+    publish_folder(trained.folder, repo_id)
+    placeholder = "---\ntitle: New\nsdk: gradio\nsdk_version: 9.9.9\n---\n\nCheck out the configuration reference.\n"
+    # the Hub writes a card into a new Space
+    space = f"{repo_id}-new"
+    HfApi().create_repo(space, repo_type="space", space_sdk="gradio")
+    upload(space, README_md=placeholder)
+    push_space(space, [repo_id], "alice/base")
+    card = text(space, "README.md")
+    assert "9.9.9" not in card
+    # what people add to our card stays, when other directions are shown, too
+    upload(space, README_md=card.replace("title: ", "title: My own, ", 1) + "\nWritten by Alice.\n")
+    push_space(space, [repo_id], "alice/other")
+    card = text(space, "README.md")
+    assert "title: My own, " in card
+    assert "Written by Alice." in card
+    assert yaml.safe_load(card.split("---")[1])["models"] == [repo_id, "alice/other"]
+    # somebody's program is not replaced
+    theirs = f"{repo_id}-theirs"
+    HfApi().create_repo(theirs, repo_type="space", space_sdk="gradio")
+    upload(theirs, README_md=placeholder, app_py="print('theirs')")
+    with pytest.raises(HubPushError, match="--overwrite"):
+        push_space(theirs, [repo_id], "alice/base")
+    assert text(theirs, "app.py") == "print('theirs')"
+    push_space(theirs, [repo_id], "alice/base", overwrite=True)
+    assert "build_page" in text(theirs, "app.py")
 
 
 def test_a_space_is_pushed_with_its_metadata(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,20 +17,34 @@ from typing import Any
 
 import pytest
 
-from gradiend_hub.explorer import Explorer, build_page, launch_options
 from tests.cli.conftest import Trained, trained  # noqa: F401
+from tests.conftest import ROOT
 from tests.plots.test_html import BROWSER, DRIVER, FLAGS
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # gradio's own warnings change with its releases
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def page(trained: Trained) -> Iterator[tuple[Any, str]]:  # noqa: F811
-    pytest.importorskip("gradio", reason="the explorer's page comes with the extra [explorer]")
-    made = build_page(Explorer.load([trained.folder]))
-    _, url, _ = made.launch(server_port=None, prevent_thread_lock=True, quiet=True, share=False, **launch_options())
-    yield made, url
-    made.close()
+def page(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str]]:  # noqa: F811
+    """The command, in a process of its own, as people run it; and the page's address."""
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("the explorer's page comes with the extra [explorer]")
+    said = tmp_path_factory.mktemp("explore") / "said.txt"
+    command = [sys.executable, "-m", "gradiend_hub", "explore", str(trained.folder), "--port", "0"]
+    with said.open("w") as out:
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
+
+    def address() -> str | None:
+        assert server.poll() is None, said.read_text()
+        found = re.search(r"http://\S+", said.read_text())
+        return found and found[0]
+
+    try:
+        yield server, until(address)
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +76,7 @@ def text(browser: Any, css: str) -> str:
     return str(browser.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", css))
 
 
-def test_the_page_answers_to_the_keyboard_alone(browser: Any, page: tuple[Any, str], tmp_path: Path) -> None:
+def test_the_page_answers_to_the_keyboard_alone(browser: Any, page: tuple[Any, str]) -> None:
     browser.get(page[1])
     until(lambda: "KL(base‖edited)" in text(browser, "#answers"))
     slider = browser.find_element("css selector", "#strength-0 input[type=range]")
@@ -90,10 +110,21 @@ def test_the_page_fits_the_width(browser: Any, page: tuple[Any, str], width: int
     browser.get(page[1])
     until(lambda: "KL(base‖edited)" in text(browser, "#answers"))
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    # bars are long enough to compare, and the curve's labels large enough to read
+    tracks = browser.execute_script("return [...document.querySelectorAll('.track')].map(e => e.offsetWidth)")
+    assert min(tracks) >= 180
+    labels = browser.execute_script(
+        "return [...document.querySelectorAll('#curves svg text')].map(e => e.getBoundingClientRect()).map("
+        "b => [b.left, b.right, b.height])"
+    )
+    assert min(height for _, _, height in labels) >= 12
+    assert min(left for left, _, _ in labels) >= 0
+    assert max(right for _, right, _ in labels) <= width
 
 
-def test_a_stopped_server_is_told(browser: Any, page: tuple[Any, str]) -> None:
+def test_a_stopped_server_is_told_last(browser: Any, page: tuple[Any, str]) -> None:
     browser.get(page[1])
     until(lambda: "KL(base‖edited)" in text(browser, "#answers"))
-    page[0].close()
+    page[0].send_signal(signal.SIGINT)
+    assert page[0].wait(30) == 0
     until(lambda: "gradiend-hub" in text(browser, "#gh-stopped"))
