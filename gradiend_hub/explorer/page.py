@@ -73,6 +73,7 @@ def launch_options() -> dict[str, Any]:
     """Return arguments for `launch` of the page: its look, and nothing that is fetched from elsewhere."""
     gr: Any = require("gradio", "The explorer")
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")  # of enough contrast
     return {"theme": theme, "css": view.CSS, "head": view.HEAD, "footer_links": [], "max_file_size": "8mb"}
 
 

@@ -16,6 +16,7 @@ CSS = """
 .gh {font-size: 1rem; line-height: 1.5}
 .gh .two {display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem}
 .gh .one {border: 1px solid #8888; border-radius: .5rem; padding: .75rem; min-width: 0; overflow-wrap: anywhere}
+.gh #kl {margin: .5rem 0}
 .gh h3 {margin: 0 0 .5rem; font-size: 1rem}
 .gh .bar {display: grid; grid-template-columns: minmax(4rem, 9rem) 1fr 4.5rem; gap: .5rem; align-items: center}
 .gh .track {background: #8883; border-radius: .25rem; height: .8rem}
