@@ -171,6 +171,11 @@ class _Push:
     """Head of the branch when it was last read."""
 
     @property
+    def kind(self) -> str:
+        """What is pushed, for people."""
+        return {"model": "direction", "dataset": "data set", "space": "Space"}[self.repo_type]
+
+    @property
     def branch(self) -> str:
         return self.revision or _DEFAULT_BRANCH
 
@@ -191,7 +196,7 @@ class _Push:
         if self.repo_type == "model":
             self._check_config()
         elif self.base_id is not None:
-            raise self._failure("only a direction has a base model that base_id could name", "Nothing was sent.")
+            raise self._failure(f"a {self.kind} has no base model, so base_id is not for it", "Nothing was sent.")
         if self.subfolder is not None and not _is_inside(self.subfolder):
             raise self._failure(f"{self.subfolder!r} is no name of a folder in a repository", "Nothing was sent.")
         if self.tag is not None and self.create_pr:
@@ -450,8 +455,7 @@ class _Push:
 
     def _failure(self, reason: str, state: str) -> HubPushError:
         if self.repo_type != "model":
-            kind = "data set" if self.repo_type == "dataset" else "Space"
-            return HubPushError(f"Could not push to the {kind} {self.repo_id}: {reason}.\n{state} Push it again.")
+            return HubPushError(f"Could not push to the {self.kind} {self.repo_id}: {reason}.\n{state} Push it again.")
         command = ["gradiend-hub", "push", str(self.folder), self.repo_id]
         command += ["--base-id", self.base_id] if self.base_id else []
         command += ["--private"] if self.private else []

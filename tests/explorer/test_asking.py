@@ -231,6 +231,8 @@ def test_a_space_of_something_else_is_kept(
     assert "title: My own, " in card
     assert "Written by Alice." in card
     assert yaml.safe_load(card.split("---")[1])["models"] == [repo_id, "alice/other"]
+    with pytest.raises(HubPushError, match="a Space has no base model"):
+        publish_folder(trained.folder, space, repo_type="space", base_id="alice/base")
     # somebody's program is not replaced
     theirs = f"{repo_id}-theirs"
     HfApi().create_repo(theirs, repo_type="space", space_sdk="gradio")
