@@ -138,7 +138,7 @@ def test_a_library_of_an_extra_is_asked_for_by_the_extra_s_name(library: str, ex
 
 def test_learning_loading_and_applying_need_no_extra() -> None:
     statement = "import gradiend_hub_cli.apply, gradiend_hub_cli.info, gradiend_hub_cli.merge, gradiend_hub_cli.push"
-    extras = ("sklearn", "codecarbon", "matplotlib", "PIL", "ahocorasick_rs", "spacy")
+    extras = ("sklearn", "codecarbon", "matplotlib", "PIL", "ahocorasick_rs", "spacy", "gradio")
     statement += "; from gradiend_hub import GradiendModel, GradiendTrainer; import gradiend_hub.evaluation.selftest"
     assert without(extras, statement) == ""
 
