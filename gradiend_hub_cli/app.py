@@ -459,6 +459,26 @@ def export(
     return export_direction(out, direction, ExportOptions(form, base, revision, rank, wanted, overwrite), story)
 
 
+@command(app, "importing")
+def import_(
+    story: Story,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What the package gradiend (0.2) has saved.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for the direction.")],
+    base: Annotated[str, typer.Option("--base", help="Folder or id of the base model that it was trained on.")],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Its two classes, the one that is read as +1 first, if the folder does not tell."
+        ),
+    ] = None,
+    dtype: Dtype = None,
+) -> dict[str, Any]:
+    """Read a direction that the package gradiend has saved, and write it as one of ours."""
+    from .importing import import_direction
+
+    return import_direction(folder, out, base, classes, dtype, story)
+
+
 @command(app, "push")
 def push(
     story: Story,

@@ -72,14 +72,17 @@ def stored_size(spec: Mapping[str, Any]) -> int:
     return int(math.prod(spec["shape"]) if spec["entries"] is None else spec["entries"])
 
 
+Shape = Annotated[
+    list[Annotated[int, at_least(1)]],
+    Limit(f"a list of at most {MAX_DIMENSIONS} sizes", lambda shape: len(shape) <= MAX_DIMENSIONS),
+    Limit(f"a shape of at most {MAX_ELEMENTS} elements", lambda shape: math.prod(shape) <= MAX_ELEMENTS),
+]
+
+
 class StoredValues(TypedDict):
     """Shape of a parameter in scope, and how many of its entries are stored; `None` for all of them (dense)."""
 
-    shape: Annotated[
-        list[Annotated[int, at_least(1)]],
-        Limit(f"a list of at most {MAX_DIMENSIONS} sizes", lambda shape: len(shape) <= MAX_DIMENSIONS),
-        Limit(f"a shape of at most {MAX_ELEMENTS} elements", lambda shape: math.prod(shape) <= MAX_ELEMENTS),
-    ]
+    shape: Shape
     entries: Annotated[int, at_least(1)] | None
 
 

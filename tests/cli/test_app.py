@@ -15,7 +15,7 @@ from gradiend_hub_cli.console import Story
 
 from .conftest import Run
 
-COMMANDS = ("demo", "train", "info", "apply", "verify", "evaluate", "merge", "export", "push")
+COMMANDS = ("demo", "train", "info", "apply", "verify", "evaluate", "merge", "export", "import", "push")
 ROOT = Path(__file__).parents[2]
 
 
