@@ -32,6 +32,7 @@ from gradiend_hub.artifact.files import (
 )
 from gradiend_hub.artifact.probes import Probes, content_digests
 from gradiend_hub.base_model import load_base_model
+from gradiend_hub.cards import write_card
 from gradiend_hub.errors import ArtifactError, BaseModelError, BaseModelMismatchError, GradiendError, HubPushError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.hub import publish_folder
@@ -283,8 +284,10 @@ def test_a_push_takes_the_files_of_the_artifact_and_names_the_others(
     for name in others:
         (copy / name).write_text('{"secret": 1}')
     (copy / "link.json").symlink_to("/etc/passwd")
+    write_card(copy)
     commit = publish_folder(copy, repo_id)
-    assert {*HfApi().list_repo_files(repo_id, revision=commit.oid)} == {*FILES, "reports/mine.json", ".gitattributes"}
+    published = {*HfApi().list_repo_files(repo_id, revision=commit.oid)}
+    assert published == {*FILES, CARD_FILE, "reports/mine.json", ".gitattributes"}
     for name in (
         "aws_credentials.json",
         "wandb-metadata.json",

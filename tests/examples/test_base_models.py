@@ -19,6 +19,8 @@ from tests.objectives.test_seq2seq import t5, t5_tokenizer
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "data"))
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "base_models"))
+    for name in ("evaluate", "train"):  # the library of that name
+        monkeypatch.delitem(sys.modules, name, raising=False)
     before = {*sys.modules}
     yield importlib.import_module("evaluate"), importlib.import_module("train")
     for name in {"evaluate", "train", "corpus", "pronoun_templates"} - before:

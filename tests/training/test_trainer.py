@@ -24,6 +24,7 @@ from gradiend_hub.artifact.files import (
     PROBES_FILE,
     REFERENCES_FILE,
     REPORT_FILE,
+    SUMMARY_FILE,
     WEIGHTS_FILE,
 )
 from gradiend_hub.base_model import load_base_model
@@ -45,7 +46,16 @@ from tests.objectives.tokenizers import causal_tokenizer
 from tests.training.support import CLASSES, STEPS, arguments, trainer_of
 
 KINDS = ("factual", "alternative", "diff")
-ARTIFACT = {CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE, REFERENCES_FILE}
+ARTIFACT = {
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ENCODER_FILE,
+    REPORT_FILE,
+    PROBES_FILE,
+    CARD_FILE,
+    REFERENCES_FILE,
+    SUMMARY_FILE,
+}
 
 
 @pytest.fixture(autouse=True)
