@@ -194,7 +194,7 @@ def _finite(name: str, delta: Tensor) -> Tensor:
 
 
 def _kept(deltas: Iterator[tuple[str, tuple[int, ...], Tensor]], form: _Form, numel: int) -> Direction:
-    """What differs, in the wanted form. Of a sparse one, no more than twice the entries that are kept are in memory."""
+    """Collect what differs, in the wanted form; of a sparse one, memory holds at most twice the entries that are kept."""
     kept, touched, square = Direction({}), 0, 0.0
     most = numel if form.density is None else max(1, round(form.density * numel))
     for name, shape, delta in deltas:

@@ -42,7 +42,7 @@ LEAST_WORDS = 3
 
 @dataclass(frozen=True)
 class Shown:
-    """What the model says to one input at one setting of the strengths.
+    """The model's answer to one input at one setting of the strengths.
 
     Attributes:
         outputs: Likeliest fillings or labels with their probabilities; empty where there is no slot.
@@ -114,7 +114,7 @@ class Explorer:
 
     @property
     def pictures(self) -> bool:
-        """Whether inputs are images."""
+        """True where inputs are images."""
         return isinstance(self.objective, ImageClassificationObjective)
 
     def classes(self, name: str) -> tuple[str, str]:
@@ -266,7 +266,7 @@ class Explorer:
 
     @property
     def needs_slot(self) -> bool:
-        """Whether the model says nothing to a text without `[MASK]`."""
+        """True where the model says nothing to a text without `[MASK]`."""
         return isinstance(self.objective, TextObjective) and not isinstance(self.objective, CausalLMObjective)
 
     def _slot_advice(self) -> str:

@@ -1,4 +1,4 @@
-"""What the explorer shows, as HTML of its own: answers, bars, the measured curve, coloured words. All text is escaped."""
+"""HTML of what the explorer shows: answers, bars, the measured curve, coloured words. All text is escaped."""
 
 from __future__ import annotations
 

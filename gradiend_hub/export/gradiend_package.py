@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Entries:
-    """Which entries of a parameter are stored: all, those at flat `indices`, or those of a `mask`."""
+    """The stored entries of a parameter: all, those at flat `indices`, or those of a `mask`."""
 
     name: ParameterName
     shape: Shape

@@ -23,7 +23,7 @@ TASK_VECTOR_FILE = "task_vector.safetensors"
 
 @dataclass(frozen=True)
 class TaskVectorExport:
-    """What was written.
+    """Description of a written task vector.
 
     Attributes:
         file: The file.

@@ -20,14 +20,18 @@ from gradiend_hub.artifact.files import (
     ARTIFACT_FILES,
     ASSETS_FOLDER,
     CARD_FILE,
+    CONFIG_FILE,
+    LORA_FOLDER,
     MOST_REPORT_BYTES,
     PROBES_FILE,
     REPORT_FILE,
     REPORTS_FOLDER,
+    SUMMARY_FILE,
     WEIGHTS_FILE,
     own_file,
     require_within,
 )
+from gradiend_hub.artifact.summary import Summary
 from gradiend_hub.artifact.validation import parse_json, read_json, read_text
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.printable import listed
@@ -125,6 +129,7 @@ def require_publishable(folder: Path, patterns: tuple[str, ...], allow_unmeasure
 
     Direction.stream(folder, GradiendConfig.from_pretrained(str(folder))).check()
     _check_probes(folder)
+    _check_beside(folder)
     if not _is_measured(folder) and not allow_unmeasured:
         raise ArtifactError(
             "this direction is unmeasured: its strength has no unit yet, and nobody knows what else it changes. Measure it "
@@ -161,6 +166,19 @@ def _check_probes(folder: Path) -> None:
             number += 1
     except ValueError as error:
         raise ArtifactError(f"{PROBES_FILE} cannot be read, line {number}: {error}") from error
+
+
+def _check_beside(folder: Path) -> None:
+    """Check the summary, and the configurations of LoRAs: the push writes ids into them."""
+    if path := own_file(folder, SUMMARY_FILE):
+        Summary.load(path)
+    for name in (f"{LORA_FOLDER}/{place}{CONFIG_FILE}" for place in ("", "plus/", "minus/")):
+        path = own_file(folder, name)
+        try:
+            if path and read_json(path, MOST_REPORT_BYTES).get("peft_type") != "LORA":
+                raise ValueError("it is of no LoRA")
+        except (AttributeError, ValueError) as error:
+            raise ArtifactError(f"{name} cannot be used: {error}") from error
 
 
 def _names(folder: Path) -> list[str]:

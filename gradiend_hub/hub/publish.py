@@ -172,7 +172,7 @@ class _Push:
 
     @property
     def kind(self) -> str:
-        """What is pushed, for people."""
+        """Name of what is pushed, for people."""
         return {"model": "direction", "dataset": "data set", "space": "Space"}[self.repo_type]
 
     @property
@@ -181,7 +181,7 @@ class _Push:
 
     @property
     def place(self) -> str:
-        """What the names of the direction's files begin with in the repository."""
+        """Prefix of the names of the direction's files in the repository."""
         return f"{self.subfolder}/" if self.subfolder else ""
 
     @cached_property

@@ -17,7 +17,7 @@ from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE, SUMMARY_FILE, WE
 from gradiend_hub.artifact.summary import MOST_SUMMARY_BYTES, Summary
 from gradiend_hub.cards import write_card
 from gradiend_hub.cards.summary import summarize
-from gradiend_hub.errors import ConfigError, HubSearchError
+from gradiend_hub.errors import ConfigError, HubPushError, HubSearchError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.hub import publish_folder, search_directions
 from gradiend_hub_cli import app
@@ -153,3 +153,19 @@ def test_the_base_that_a_push_names_is_in_the_summary(tmp_path: Path, hub: HubSe
     publish_folder(tmp_path / "x", repo_id, base_id="us/base")
     path = HfApi().hf_hub_download(repo_id, SUMMARY_FILE)
     assert Summary.load(path).base_model == "us/base"
+
+
+@pytest.mark.parametrize("name", [SUMMARY_FILE, f"lora/{CONFIG_FILE}"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_what_stands_beside_is_looked_at_before_a_push(
+    name: str, text: str, tmp_path: Path, hub: HubServer, repo_id: str
+) -> None:
+    kind = next(path for path in sorted(STORED.iterdir()) if (path / WEIGHTS_FILE).is_file())
+    shutil.copytree(kind, tmp_path / "x")
+    write_card(tmp_path / "x")
+    (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "x" / name).write_text(text)
+    hub.clear()
+    with pytest.raises(HubPushError, match=name):
+        publish_folder(tmp_path / "x", repo_id, base_id="us/base")
+    assert hub.log() == []
