@@ -12,7 +12,7 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.base_model import base_name
-from gradiend_hub.cards.card import write_rewritten_card
+from gradiend_hub.cards.rewritten import write_rewritten_card
 from gradiend_hub.errors import ConfigError, HubPushError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.export.merge_files import merge_files

@@ -1,18 +1,14 @@
-"""Model cards: of a direction, from its config and report and nothing else, and of a model that was rewritten by one."""
+"""The card of a direction, from its config and report and nothing else."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import (
     ASSETS_FOLDER,
@@ -20,30 +16,27 @@ from gradiend_hub.artifact.files import (
     CONFIG_FILE,
     ENCODER_FILE,
     HTML_FILE,
-    HUB_TAGS,
     LORA_FOLDER,
     LORA_SIGNS,
-    REWRITTEN_TAGS,
     SLOT,
     WEIGHTS_FILE,
     own_file,
 )
 from gradiend_hub.artifact.validation import read_text
-from gradiend_hub.errors import ArtifactError
 from gradiend_hub.evaluation import GenerationReport, Report, SplitReport, StrengthPoint
 from gradiend_hub.evaluation.damage import NEUTRAL, OWN, set_label
 from gradiend_hub.evaluation.measure import compared_strengths
-from gradiend_hub.evaluation.shift import shifts
-from gradiend_hub.hub.names import hub_id, shown_name
-from gradiend_hub.hub.published import BASE_PLACE, REPO_PLACE, is_generated, marked
+from gradiend_hub.hub.published import is_generated
 from gradiend_hub.objectives import OBJECTIVES, Objective
 from gradiend_hub.plots import FIGURES
 from gradiend_hub.plots.style import shown_split
 
 from .caveats import caveats
-from .markdown import FILTERS, NOT_MEASURED, number, percent, with_interval
+from .filling import fill, names_of, save_card
+from .markdown import NOT_MEASURED, number, percent, with_interval
+from .metadata import metadata_of, task_of
 
-__all__ = ["card_state", "render_card", "render_rewritten_card", "write_card", "write_rewritten_card"]
+__all__ = ["card_state", "render_card", "write_card"]
 
 BENCHMARKS = ("StereoSet", "CrowS-Pairs", "WinoBias", "WinoGender", "SEAT")
 """Benchmarks that the card names even where nobody has run them."""
@@ -68,28 +61,7 @@ def write_card(folder: str | Path, config: GradiendConfig | None = None, report:
     Raises:
         ArtifactError: the template cannot be filled with what the folder holds.
     """
-    return _write(Path(folder), render_card(folder, config, report))
-
-
-def write_rewritten_card(folder: str | Path, config: GradiendConfig, **options: Any) -> Path:
-    """Write `README.md` beside a merged model; a card that a person wrote or edited is left alone.
-
-    Args:
-        folder: where the merged model was saved.
-        config: of the direction that was merged.
-        **options: the others of `render_rewritten_card`.
-
-    Raises:
-        ArtifactError: the template cannot be filled.
-    """
-    return _write(Path(folder), render_rewritten_card(config, **options))
-
-
-def _write(folder: Path, card: ModelCard) -> Path:
-    path = folder / CARD_FILE
-    if not path.is_file() or is_generated(path.read_text(encoding="utf-8")):
-        card.save(path)
-    return path
+    return save_card(Path(folder), render_card(folder, config, report))
 
 
 def card_state(folder: Path) -> str:
@@ -118,9 +90,9 @@ def render_card(folder: str | Path, config: GradiendConfig | None = None, report
         config, report = GradiendConfig.from_pretrained(str(folder)), report or Report.find(folder)
     name, split = shown_split(report) if report and report.splits else (None, None)
     compared, objective = compared_strengths(config), OBJECTIVES.get(config.objective or "")
-    return _fill(
+    return fill(
         "direction.md.jinja",
-        _metadata(config, report),
+        metadata_of(config, report),
         config=config,
         report=report,
         split_name=name,
@@ -129,7 +101,7 @@ def render_card(folder: str | Path, config: GradiendConfig | None = None, report
         probability=_probability(config),
         row=_row(report) if report and (folder / ENCODER_FILE).is_file() else None,
         examples=_examples(report) if report else [],
-        pictures=_task(config) == "image-classification",
+        pictures=task_of(config) == "image-classification",
         answers=objective.answers_name if objective else Objective.answers_name,
         reads=objective.read_name if objective else Objective.read_name,
         compared=compared,
@@ -147,7 +119,7 @@ def render_card(folder: str | Path, config: GradiendConfig | None = None, report
         auto_class=objective.auto_class.__name__ if objective else None,
         assets=ASSETS_FOLDER,
         headings=[_heading(strength, config) for strength in compared],
-        **_names(config, split),
+        **names_of(config, split),
     )
 
 
@@ -155,151 +127,6 @@ def _lora_place(folder: Path) -> str:
     """Folder of the LoRA of positive strengths within an artifact."""
     signed = f"{LORA_FOLDER}/{LORA_SIGNS[1]}"
     return signed if (folder / signed).is_dir() else LORA_FOLDER
-
-
-def render_rewritten_card(
-    config: GradiendConfig,
-    *,
-    direction: str,
-    strength: float,
-    receipt: EditReceipt,
-    dtype: str,
-    report: Report | None = None,
-) -> ModelCard:
-    """The card of a merged model.
-
-    Args:
-        config: of the direction that was merged.
-        direction: its repository id, or a local path, of which only the last part is shown.
-        strength: at which it was merged.
-        receipt: what that changed in the weights (`GradiendModel.receipt` before the merge).
-        dtype: of the written weights, e.g. "float32".
-        report: what was measured of the direction, if there is a report.
-
-    Raises:
-        ArtifactError: the template cannot be filled.
-    """
-    name, split = shown_split(report) if report and report.splits else (None, None)
-    points = [p for p in split.curve if p.strength in (0.0, strength)] if split else []
-    base = hub_id(config.base_model_name_or_path)
-    extra: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
-    task = _task(config)
-    return _fill(
-        "rewritten.md.jinja",
-        ModelCardData(library_name="transformers", base_model=base, pipeline_tag=task, tags=[*REWRITTEN_TAGS], **extra),
-        config=config,
-        report=report,
-        direction=Path(direction).name or direction,
-        direction_id=hub_id(direction),
-        strength=strength,
-        receipt=receipt,
-        dtype=dtype,
-        split_name=name,
-        split=split,
-        points=points if any(p.strength == strength for p in points) else [],
-        **_names(config, split),
-    )
-
-
-def _names(config: GradiendConfig, split: SplitReport | None) -> dict[str, Any]:
-    """Values that both templates need: names of the classes and of the base model, and what was measured of the classes."""
-    first, second = config.feature_classes or ("first", "second")
-    base_id = hub_id(config.base_model_name_or_path)
-    return {
-        "first": first,
-        "second": second,
-        "shifts": shifts(split, (first, second)) if split else [],
-        "base_id": base_id,
-        "base": shown_name(config.base_model_name_or_path),
-        "repo_place": REPO_PLACE,
-        "base_place": None if base_id else BASE_PLACE,
-    }
-
-
-def _fill(template: str, metadata: ModelCardData, **values: Any) -> ModelCard:
-    try:
-        filled = _templates().get_template(template).render(card_data=metadata.to_yaml(), **values)
-    except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"The card could not be rendered from the template {template}: {error!r}. Nothing was uploaded; the other "
-            "files of the artifact are on disk."
-        ) from error
-    return ModelCard(marked(filled))
-
-
-@cache
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template_source),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= FILTERS
-    environment.globals |= {"not_measured": NOT_MEASURED, "with_interval": with_interval}
-    return environment
-
-
-def _template_source(name: str) -> str:
-    return files("gradiend_hub.model_cards").joinpath(name).read_text("utf-8")
-
-
-def _metadata(config: GradiendConfig, report: Report | None) -> ModelCardData:
-    """The YAML head. Only measured values get into `model-index`."""
-    base_id = hub_id(config.base_model_name_or_path)
-    results = [
-        result for name, split in (report.splits if report else {}).items() for result in _results(config, name, split)
-    ]
-    extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_id else {}
-    known = report.data if report else {}
-    parents = [name for parent in (report.parents if report else []) if (name := hub_id(parent.direction))]
-    return ModelCardData(
-        library_name="peft",
-        base_model=[base_id, *parents] if base_id and parents else base_id,
-        datasets=known.get("datasets"),
-        language=known.get("language"),
-        license=known.get("license"),
-        pipeline_tag=_task(config),
-        tags=[*HUB_TAGS, "peft", *(tag for tag in known.get("tags", ()) if isinstance(tag, str))],
-        model_name=known.get("model_name", "-".join(config.feature_classes or ["direction"])) if results else None,
-        eval_results=results or None,
-        **extra,
-    )
-
-
-def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[EvalResult]:
-    encoder = split.encoder
-    measured = [
-        ("feature-extraction", "pearsonr", "Encoder correlation", encoder.correlation if encoder else None),
-        ("feature-extraction", "accuracy", "Encoder accuracy", encoder.accuracy if encoder else None),
-    ]
-    for point in split.curve:
-        if abs(point.strength) == 1 or (point.strength == config.strength != 0):
-            at = f"at strength {point.strength:+g}"
-            task = _task(config) or "other"
-            measured.append((task, "probability", f"Probability of the wanted class {at}", point.effect))
-            measured.append((task, "quality", f"Quality relative to the base model {at}", point.quality))
-    classes = " / ".join(config.feature_classes or [])
-    return [
-        EvalResult(
-            task_type=task,
-            dataset_type="feature-rows",
-            dataset_name=f"{classes} rows",
-            dataset_split=name,
-            metric_type=metric,
-            metric_name=label,
-            metric_value=round(value, 4),
-        )
-        for task, metric, label, value in measured
-        if value is not None
-    ]
-
-
-def _task(config: GradiendConfig) -> str | None:
-    """The Hub's name of what a model of the direction's objective does; `None` for an objective that is not known here."""
-    objective = OBJECTIVES.get(config.objective or "")
-    return objective.task if objective else None
 
 
 def _probability(config: GradiendConfig) -> str:

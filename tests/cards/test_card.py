@@ -18,9 +18,10 @@ from markdown_it import MarkdownIt
 from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.artifact.files import CARD_FILE, WEIGHTS_FILE
-from gradiend_hub.cards import card as card_module
-from gradiend_hub.cards.card import render_card, render_rewritten_card, write_card, write_rewritten_card
+from gradiend_hub.cards import filling
+from gradiend_hub.cards.card import render_card, write_card
 from gradiend_hub.cards.caveats import caveats
+from gradiend_hub.cards.rewritten import render_rewritten_card, write_rewritten_card
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.evaluation import Completion, EncoderReport, Report, SplitReport, StrengthPoint
 from gradiend_hub.evaluation.selftest import verify
@@ -288,8 +289,8 @@ def test_caveats_follow_from_the_figures(changes: dict[str, Any], begins: str) -
 def test_a_card_that_cannot_be_rendered_stops_before_the_hub(
     masked_path: Path, pronouns: Any, hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(card_module, "_template_source", lambda name: "{{ nobody_knows_this }}")
-    card_module._templates.cache_clear()
+    monkeypatch.setattr(filling, "_template_source", lambda name: "{{ nobody_knows_this }}")
+    filling._templates.cache_clear()
     args = arguments(tmp_path, max_steps=1, hub_model_id=repo_id, hub_token=hub.tokens.alice)
     trainer = trainer_of(masked_path, tmp_path, pronouns, args=args)
     trainer.train()
@@ -298,7 +299,7 @@ def test_a_card_that_cannot_be_rendered_stops_before_the_hub(
         with pytest.raises(ArtifactError, match=r"card could not be rendered.*direction\.md\.jinja.*nobody_knows_this"):
             trainer.push_to_hub(allow_unmeasured=True)
     finally:
-        card_module._templates.cache_clear()
+        filling._templates.cache_clear()
     assert hub.log() == []
 
 

@@ -1,0 +1,72 @@
+"""The YAML head of a direction's card: what the Hub lists, filters and compares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.files import HUB_TAGS
+from gradiend_hub.evaluation import Report, SplitReport
+from gradiend_hub.hub.names import hub_id
+from gradiend_hub.objectives import OBJECTIVES
+
+__all__ = ["metadata_of", "task_of"]
+
+
+def metadata_of(config: GradiendConfig, report: Report | None) -> ModelCardData:
+    """The YAML head. Only measured values get into `model-index`."""
+    base_id = hub_id(config.base_model_name_or_path)
+    results = [
+        result for name, split in (report.splits if report else {}).items() for result in _results(config, name, split)
+    ]
+    extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_id else {}
+    known = report.data if report else {}
+    parents = [name for parent in (report.parents if report else []) if (name := hub_id(parent.direction))]
+    return ModelCardData(
+        library_name="peft",
+        base_model=[base_id, *parents] if base_id and parents else base_id,
+        datasets=known.get("datasets"),
+        language=known.get("language"),
+        license=known.get("license"),
+        pipeline_tag=task_of(config),
+        tags=[*HUB_TAGS, "peft", *(tag for tag in known.get("tags", ()) if isinstance(tag, str))],
+        model_name=known.get("model_name", "-".join(config.feature_classes or ["direction"])) if results else None,
+        eval_results=results or None,
+        **extra,
+    )
+
+
+def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[EvalResult]:
+    encoder = split.encoder
+    measured = [
+        ("feature-extraction", "pearsonr", "Encoder correlation", encoder.correlation if encoder else None),
+        ("feature-extraction", "accuracy", "Encoder accuracy", encoder.accuracy if encoder else None),
+    ]
+    for point in split.curve:
+        if abs(point.strength) == 1 or (point.strength == config.strength != 0):
+            at = f"at strength {point.strength:+g}"
+            task = task_of(config) or "other"
+            measured.append((task, "probability", f"Probability of the wanted class {at}", point.effect))
+            measured.append((task, "quality", f"Quality relative to the base model {at}", point.quality))
+    classes = " / ".join(config.feature_classes or [])
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type="feature-rows",
+            dataset_name=f"{classes} rows",
+            dataset_split=name,
+            metric_type=metric,
+            metric_name=label,
+            metric_value=round(value, 4),
+        )
+        for task, metric, label, value in measured
+        if value is not None
+    ]
+
+
+def task_of(config: GradiendConfig) -> str | None:
+    """The Hub's name of what a model of the direction's objective does; `None` for an objective that is not known here."""
+    objective = OBJECTIVES.get(config.objective or "")
+    return objective.task if objective else None
