@@ -11,7 +11,7 @@ TESTS ?= tests
 LOWER_TESTS ?= tests/adapter tests/artifact tests/data tests/gradients tests/hub/test_publish.py tests/hub/test_resolve.py tests/objectives \
     tests/test_base_model.py tests/test_model.py tests/test_package.py tests/training/test_trainer.py
 
-.PHONY: demo test test-slow test-lower-bounds lint bench docs format clean
+.PHONY: demo test test-slow test-lower-bounds lint bench docs package format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tests.hub_server exec -- $(BIN)/gradiend-hub demo --repo-id alice/pronouns-3sg-3pl
@@ -36,9 +36,19 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The documentation, build/site; a broken link fails.
+# The documentation, build/site; a warning, e.g. of a broken link, fails.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --clean --quiet
+
+# Source archive and wheel in dist, and the wheel with what it asks for in an environment of its own, out of the checkout's sight.
+package: $(VENV)/.installed
+	rm -rf dist build/lib $(VENV)-package
+	$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
+	$(PYTHON) -m venv $(VENV)-package
+	$(VENV)-package/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-package/bin/python -m pip install --quiet dist/*.whl
+	$(VENV)-package/bin/python -m pip check
+	cd $(VENV)-package && bin/gradiend-hub --version
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks
@@ -47,7 +57,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev,energy]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,energy,explorer]"
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
@@ -61,4 +71,4 @@ $(VENV)-lower/.installed: pyproject.toml tests/lower_bounds.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-lower out build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lower $(VENV)-package out build dist *.egg-info

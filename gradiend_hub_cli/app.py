@@ -104,6 +104,31 @@ def demo(
     return run_demo(DemoOptions(base, examples, repo_id, out, seed, max_steps, max_rows), story)
 
 
+@command(app, "init")
+def init(
+    story: Story,
+    file: Annotated[Path, typer.Argument(metavar="[FILE.yaml]", help="File to write.")] = Path("feature.yaml"),
+    model: Annotated[str | None, typer.Option(help="Folder or id of a masked or a causal language model.")] = None,
+    words: Annotated[
+        str | None, typer.Option(help='Two classes with their words, e.g. "SG=he,she,it PL=they".')
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text with these words: a file (text, CSV, JSON lines, Parquet), or a data set's id."),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of the text, if it is a table.")] = "text",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, if it exists.")] = False,
+) -> dict[str, Any]:
+    """Write a commented YAML file for a feature of your own, for `gradiend-hub train`.
+
+    What no option says is asked: the model, the words, the text. The words are tried with the model's tokenizer, and
+    the rows that the text has are counted.
+    """
+    from .init import InitOptions, write_feature
+
+    return write_feature(file, InitOptions(model, words, text, text_column, overwrite), story)
+
+
 @command(app, "train", story=True)
 def train(
     story: Story,

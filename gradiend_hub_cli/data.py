@@ -23,7 +23,7 @@ from .console import Story, on_interrupt
 from .quiet import quiet
 from .yaml_files import read_yaml
 
-__all__ = ["build_data", "push_data", "show_fillers"]
+__all__ = ["build_data", "class_table", "push_data", "show_fillers", "tokenizer_of", "word_table"]
 
 
 def read_config(path: Path, overrides: list[str]) -> FeatureDataConfig:
@@ -61,7 +61,7 @@ def build_data(
                 url = step.outcome = data.push_to_hub(repo_id, private=private or None).commit_url
     story.show()
     story.show(_funnel_table(data))
-    story.show(_class_table(data))
+    story.show(class_table(data))
     return {
         "folder": out,
         "published": url,
@@ -107,16 +107,11 @@ def show_fillers(path: Path, model: str, overrides: list[str], story: Story) -> 
     """
     config = read_config(path, overrides)
     with quiet(story), story.step("Read", told=False):
-        tokenizer = _tokenizer(model)
+        tokenizer = tokenizer_of(model)
         masked = tokenizer.mask_token is not None
         objective = (MaskedLMObjective if masked else CausalLMObjective)(tokenizer, name_or_path=model)
         classes = {name: word_tokens(objective, spec.words) for name, spec in config.classes.items()}
-    table = _table("class", "word", "tokens in a text", "at its beginning", "")
-    for name, words in classes.items():
-        for word in words:
-            tokens = ["", ""] if word.unknown else [" ".join(word.inside), " ".join(word.first)]
-            table.add_row(name, word.word, *tokens, word.verdict)
-    story.show(table)
+    story.show(word_table(classes))
     unusable = [name for name, words in classes.items() if not any(word.usable for word in words)]
     advice = _advice(classes, unusable, masked)
     story.show(f"\n{advice}")
@@ -132,7 +127,22 @@ def show_fillers(path: Path, model: str, overrides: list[str], story: Story) -> 
     }
 
 
-def _tokenizer(model: str) -> Any:
+def word_table(classes: Mapping[str, Sequence[FillerTokens]]) -> Table:
+    """Return a table of the words of each class, their tokens and what these mean."""
+    table = _table("class", "word", "tokens in a text", "at its beginning", "")
+    for name, words in classes.items():
+        for word in words:
+            tokens = ["", ""] if word.unknown else [" ".join(word.inside), " ".join(word.first)]
+            table.add_row(name, word.word, *tokens, word.verdict)
+    return table
+
+
+def tokenizer_of(model: str) -> Any:
+    """Return the tokenizer of a model.
+
+    Raises:
+        BaseModelError: There is none.
+    """
     try:
         return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
@@ -169,7 +179,8 @@ def _funnel_table(data: FeatureData) -> Table:
     return table
 
 
-def _class_table(data: FeatureData) -> Table:
+def class_table(data: FeatureData) -> Table:
+    """Return a table of the rows of each class, and of neutral sentences, by split."""
     table = _table("class", *data.rows)
     for name, counts in data.counts().items():
         table.add_row(name, *(f"{count:,}" for count in counts))

@@ -34,6 +34,8 @@ class Recipe:
         model: folder or Hub id of the base model.
         train_dataset: the rows to learn from. A data set is a folder or Hub id, `ID:CONFIG`, or a mapping with `path`,
             `name`, `split` and `revision`.
+        data: in its place, text to make rows of: fields of `FeatureDataConfig`. Its splits `train`, `validation` and `test`,
+            and its neutral sentences, are used where no other data set is named.
         eval_dataset: rows on which the strength unit is chosen.
         neutral_dataset: sentences without the feature, for the same purpose.
         neutral_train_dataset: further sentences, which a damage-aware decoder (`args.decoder: fisher`) learns from.
@@ -45,7 +47,8 @@ class Recipe:
     """
 
     model: str
-    train_dataset: Any
+    train_dataset: Any = None
+    data: dict[str, Any] | None = None
     eval_dataset: Any = None
     neutral_dataset: Any = None
     neutral_train_dataset: Any = None
@@ -73,9 +76,14 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     _check_args(content["args"])
     if not isinstance(sets := content.setdefault("damage_datasets", {}), dict):
         raise ConfigError(f"{path}: damage_datasets must hold data sets by name, e.g. {{chat: …}}, found {sets!r}.")
-    for name in ("model", "train_dataset"):
+    for name in ("model", *(() if "data" in content else ("train_dataset",))):
         if not content.get(name):
             raise ConfigError(f"{path}: {name} is missing. It is the folder or the Hub id to use.")
+    if "data" in content:
+        if content.get("train_dataset"):
+            raise ConfigError(f"{path}: train_dataset names rows and data makes some. Remove one of them.")
+        if not isinstance(content["data"], dict):
+            raise ConfigError(f"{path}: data must hold keys and values as in examples/data.yaml.")
     return Recipe(**content)
 
 

@@ -6,7 +6,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.artifact.files import CARD_FILE
+from gradiend_hub.data import FeatureDatasetBuilder
+from gradiend_hub.data.builder.spec import FeatureDataConfig
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
 from gradiend_hub.folders import require_writable
 from gradiend_hub.hub.retry import summary
@@ -40,6 +42,7 @@ def predict_recipe(path: Path, overrides: Sequence[str], story: Story) -> dict[s
     with quiet(story), tempfile.TemporaryDirectory() as unused:
         recipe.args.update(output_dir=unused, push_to_hub=False)
         with story.step("Load") as step:
+            recipe = _with_rows(recipe)
             trainer = _loaded(recipe)
             step.outcome = f"{len(trainer.train_dataset):,} training rows"
         with story.step("Predict") as step:
@@ -67,6 +70,7 @@ def run_recipe(path: Path, overrides: Sequence[str], resume: bool, story: Story)
     _check_output(folder, resume, bool(recipe.args.get("overwrite_output_dir")), command)
     with quiet(story):
         with story.step("Load") as step:
+            recipe = _with_rows(recipe)
             trainer = _loaded(recipe)
             step.outcome = f"{len(trainer.train_dataset):,} training rows; {trainer.report.scope}"
         with _resumable(folder, command), story.step("Learn") as step:
@@ -116,6 +120,23 @@ def _loaded(recipe: Recipe) -> GradiendTrainer:
             f"The repository {args.hub_model_id or args.output_dir} cannot be used ({summary(error)}). Nothing was "
             "trained. Log in with `hf auth login`, name another args.hub_model_id, or set args.push_to_hub to false."
         ) from error
+
+
+def _with_rows(recipe: Recipe) -> Recipe:
+    """Return a recipe whose data sets are there, where it describes them by text."""
+    if recipe.data is None:
+        return recipe
+    built = FeatureDatasetBuilder(FeatureDataConfig.from_dict(recipe.data)).build()
+    if "train" not in built.rows:
+        raise ConfigError(f"data.splits: a split `train` is needed to learn from, found {[*built.rows]}.")
+    parts = {"train": ("train_dataset", "neutral_train_dataset"), "validation": ("eval_dataset", "neutral_dataset")}
+    parts |= {"test": ("test_dataset", "test_neutral_dataset")}
+    found: dict[str, Any] = {}
+    for split, names in parts.items():
+        for name, of in zip(names, (built.rows, built.neutral or {}), strict=True):
+            if split in of and getattr(recipe, name) is None:
+                found[name] = of[split]
+    return replace(recipe, **found)
 
 
 def _measure(trainer: GradiendTrainer, test: bool, story: Story) -> None:

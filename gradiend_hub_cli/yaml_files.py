@@ -11,7 +11,7 @@ import yaml
 
 from gradiend_hub.errors import ConfigError
 
-__all__ = ["read_yaml"]
+__all__ = ["parse_yaml", "read_yaml"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,6 +28,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+def parse_yaml(text: str) -> Any:
+    """Return what YAML says, as files of this program are read.
+
+    Raises:
+        yaml.YAMLError: It is none.
+    """
+    return yaml.load(text, _Loader)
+
+
 def read_yaml(path: Path, overrides: Sequence[str], example: str) -> dict[str, Any]:
     """The keys and values of a file, some replaced by `KEY=VALUE` with dots in the key.
 
@@ -35,7 +44,7 @@ def read_yaml(path: Path, overrides: Sequence[str], example: str) -> dict[str, A
         ConfigError: no such file, or no YAML mapping; the message names the example to look at.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Expected a YAML file as {example}.") from error
     except yaml.YAMLError as error:
@@ -56,4 +65,4 @@ def _override(content: dict[str, Any], override: str) -> None:
         content = content.setdefault(parent, {})
         if not isinstance(content, dict):
             raise ConfigError(f"--set {override}: {parent} has a value of its own and no keys.")
-    content[last] = yaml.load(text, _Loader)
+    content[last] = parse_yaml(text)

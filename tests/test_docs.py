@@ -11,6 +11,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,9 @@ def test_the_code_of_a_page_runs(page: str, first_direction: Path, tmp_path: Pat
         (tmp_path / "out" / "first").symlink_to(first_direction)
         if page != "guides/merging.md":
             (tmp_path / "out" / "plural").mkdir()
-    code: list[str] = []
-    for kind, block in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):
+    for kind, block in _joined(BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))):
         if kind == "python":
-            code.append(block)
-            _run([sys.executable, "-c", "\n".join(code)], tmp_path)
+            _run([sys.executable, "-c", block], tmp_path)
             continue
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -113,13 +112,31 @@ def test_the_code_of_a_page_runs(page: str, first_direction: Path, tmp_path: Pat
                 _run([sys.executable, *program], tmp_path)
 
 
+def _joined(blocks: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Python blocks go on from each other; those without a command between them run as one."""
+    code, waiting = "", False
+    for kind, block in blocks:
+        if kind == "bash":
+            if waiting:
+                yield "python", code
+            yield kind, block
+            waiting = False
+        else:
+            code, waiting = f"{code}\n{block}", True
+    if waiting:
+        yield "python", code
+
+
 @pytest.fixture(scope="module")
 def first_direction(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The direction that the first page makes."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "examples").symlink_to(ROOT / "examples")
-    settings = ["--set", "args.output_dir=out/first", "--quiet"]
-    _run([sys.executable, "-m", "gradiend_hub", "train", "examples/train.yaml", *settings], folder)
+    fewer = {"args.output_dir": "out/first", "args.max_steps": 60, "eval_dataset.split": "validation[:96]"}
+    fewer |= {"test_dataset.split": "test[:64]", "neutral_dataset.split": "neutral[:60]", "args.save_strategy": "no"}
+    fewer |= {"test_neutral_dataset.split": "neutral[200:260]"}
+    settings = [word for name, value in fewer.items() for word in ("--set", f"{name}={value}")]
+    _run([sys.executable, "-m", "gradiend_hub", "train", "examples/train.yaml", *settings, "--quiet"], folder)
     return folder / "out" / "first"
 
 
