@@ -153,11 +153,21 @@ def train(
 
 
 @command(app, "info")
-def info(story: Story, direction: Direction, revision: Revision = None) -> dict[str, Any]:
-    """Show what a direction is and what was measured of it. No model is loaded."""
-    from .info import show_direction
+def info(
+    story: Story,
+    directions: Annotated[
+        list[str], typer.Argument(metavar="DIRECTION...", help="Folders or ids; several are shown side by side.")
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Folder or id of a model: would they fit it? Exit status 1 if one does not."),
+    ] = None,
+    revision: Revision = None,
+) -> dict[str, Any]:
+    """Show what a direction is and what was measured of it; of several, side by side. No model is loaded."""
+    from .info import show_directions
 
-    return show_direction(direction, revision, story)
+    return show_directions(directions, revision, base, story)
 
 
 @command(app, "search")

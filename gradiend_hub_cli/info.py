@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
 
 from gradiend_hub.artifact.fields import StoredFields, require_classes, stored_size
 from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
+from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report, SplitReport
-from gradiend_hub.evaluation.shift import shifts
+from gradiend_hub.evaluation.damage import set_label
+from gradiend_hub.evaluation.shift import Shift, shifts
 from gradiend_hub.hub.resolve import resolve_folder
 from gradiend_hub.printable import listed, printable
 
@@ -17,7 +24,12 @@ from .console import Story
 from .quiet import quiet
 from .tables import curve_table, encoder_line, megabytes, pairs_table, strength_text
 
-__all__ = ["Description", "describe", "show_direction"]
+if TYPE_CHECKING:
+    from gradiend_hub.export.base_fit import BaseFit
+
+NOT_MEASURED = "not measured"
+
+__all__ = ["Description", "describe", "show_directions"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Description:
         sizes: bytes by file.
         measured: name of the split that `split` was measured on; `None` if nothing was measured.
         learned: whether the training found the feature, `None` if that is not known; and `verdict`, why it did not.
+        fit: whether it fits the base model that was asked about, if one was.
     """
 
     source: str
@@ -45,6 +58,12 @@ class Description:
     split: SplitReport | None
     learned: bool | None
     verdict: str
+    fit: BaseFit | None = None
+
+    @property
+    def kept(self) -> str:
+        """How many of the elements it stores a value for, in words."""
+        return "all" if self.entries == self.weights else f"{self.entries:,} ({self.entries / self.weights:.2%})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it for `--json`."""
@@ -72,27 +91,44 @@ class Description:
             "measured": self.measured,
             "learned": self.learned,
             "verdict": self.verdict,
+            **({} if self.fit is None else {"fit": asdict(self.fit)}),
             "report": None if self.split is None else asdict(self.split),
         }
 
 
-def show_direction(direction: str, revision: str | None, story: Story) -> dict[str, Any]:
-    """Print what a direction is and what was measured of it.
+def show_directions(directions: Sequence[str], revision: str | None, base: str | None, story: Story) -> dict[str, Any]:
+    """Print what directions are and what was measured of them: of one, all; of several, side by side.
+
+    Args:
+        base: folder or id of a model: would they fit? The exit status is 1 if one does not.
 
     Raises:
         ArtifactNotFoundError: there is none.
         ArtifactError: its files are damaged or of another kind.
+        BaseModelError: there is no such model.
+        ConfigError: a revision was given for several.
     """
+    if revision is not None and len(directions) > 1:
+        raise ConfigError("--revision is of one direction. Leave it out, or ask for one direction at a time.")
     with quiet(story), story.step("Read", told=False):
-        description = describe(direction, revision=revision)
-    _show(description, story)
-    return description.to_dict()
+        found = [describe(direction, revision=revision, base=base) for direction in directions]
+    if len(found) == 1:
+        _show(found[0], story)
+        result = found[0].to_dict()
+    else:
+        story.show(side_by_side(found))
+        result = {"directions": [one.to_dict() for one in found]}
+    return {**result, "exit_code": 0 if all(one.fit is None or one.fit.fits for one in found) else 1}
 
 
-def describe(direction: str, *, revision: str | None = None) -> Description:
+def describe(direction: str, *, revision: str | None = None, base: str | None = None) -> Description:
     """Read the files of a direction.
 
+    Args:
+        base: a model that it is to be compared with.
+
     Raises:
+        BaseModelError: there is no such model.
         ArtifactNotFoundError: there is none.
         ArtifactError: its files are damaged or of another kind.
     """
@@ -117,20 +153,26 @@ def describe(direction: str, *, revision: str | None = None) -> Description:
         split,
         report.converged if report else None,
         report.verdict if report else "",
+        None if base is None else _fit(found.folder, base),
     )
+
+
+def _fit(folder: Path, base: str) -> BaseFit:
+    from gradiend_hub.export.base_fit import base_fit  # needs torch, which `info` alone does not
+
+    return base_fit(folder, base)
 
 
 def _show(description: Description, story: Story) -> None:
     config = description.config
     first, second = require_classes(config.feature_classes)
     fillers = config.fillers or {}
-    band = "not measured" if config.safe_band is None else " to ".join(map(strength_text, config.safe_band))
-    dense = description.entries == description.weights
-    kept = "all" if dense else f"{description.entries:,} ({description.entries / description.weights:.2%})"
     table = pairs_table()
     table.add_row("direction", description.source + (f" at {description.commit}" if description.commit else ""))
     if description.learned is False:
         table.add_row("not learned", f"the training did not find this feature. {printable(description.verdict, 500)}")
+    if description.fit is not None:
+        table.add_row("would fit", f"{printable(description.fit.base)}? {fit_text(description.fit)}")
     table.add_row("strength > 0", f"{printable(first)}: {listed(fillers.get(first, ['?']))}")
     table.add_row("strength < 0", f"{printable(second)}: {listed(fillers.get(second, ['?']))}")
     table.add_row(
@@ -139,11 +181,13 @@ def _show(description: Description, story: Story) -> None:
         + (f" at {printable(config.revision)}" if config.revision else ""),
     )
     table.add_row("objective", f"{config.objective}, gradients {config.source} -> {config.target}")
-    table.add_row("rewrites", f"{description.tensors} tensors with {description.weights:,} weights; stored: {kept}")
+    table.add_row(
+        "rewrites", f"{description.tensors} tensors with {description.weights:,} weights; stored: {description.kept}"
+    )
     table.add_row("size", f"{megabytes(sum(description.sizes.values()))} ({_largest(description.sizes)})")
     table.add_row("strength 1 is", f"{config.strength_unit:.4g} times the raw decoder")
     table.add_row("applied at", f"strength {strength_text(config.strength)}, unless another one is asked for")
-    table.add_row("safe strengths", band)
+    table.add_row("safe strengths", _band(config))
     table.add_row("encoder", "not measured" if description.split is None else encoder_line(description.split))
     for shift in shifts(description.split, (first, second)) if description.split else []:
         table.add_row(f"at {strength_text(shift.strength)}", f"{shift.claim}: {shift.figures}".removesuffix(": "))
@@ -155,6 +199,70 @@ def _show(description: Description, story: Story) -> None:
     story.show(curve_table(description.split, (first, second)))
 
 
+def fit_text(fit: BaseFit) -> str:
+    """The answer and its evidence."""
+    return f"{'yes' if fit.fits else 'no'}, {fit.relation}: {printable(fit.why, 500)}"
+
+
 def _largest(sizes: dict[str, int]) -> str:
     best = sorted(sizes.items(), key=lambda item: -item[1])[:2]
     return ", ".join(f"{name} {megabytes(size)}" for name, size in best)
+
+
+def side_by_side(found: Sequence[Description]) -> Table:
+    """A table of several directions: a row for each claim, and a column for each direction."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("", style="bold", overflow="fold")
+    for one in found:
+        table.add_column(printable(one.source, 60), overflow="fold")
+    for name, of in _COMPARED.items():
+        table.add_row(name, *map(of, found))
+    if found[0].fit is not None:
+        table.add_row(f"fits {found[0].fit.base}", *(fit_text(one.fit) for one in found if one.fit is not None))
+    return table
+
+
+def _of_shift(one: Description, strength: float) -> str:
+    shift = next((s for s in _shifts(one) if s.strength == strength), None)
+    if shift is None or shift.before is None or shift.after is None:
+        return NOT_MEASURED
+    chance = NOT_MEASURED if shift.chance is None else f"{shift.chance:.3f}"
+    return f"P({printable(shift.wanted, 40)}) {shift.before:.3f} → {shift.after:.3f}, random directions up to {chance}"
+
+
+def _shifts(one: Description) -> list[Shift]:
+    return shifts(one.split, require_classes(one.config.feature_classes)) if one.split else []
+
+
+def _worst(one: Description, strength: float) -> str:
+    point = next((p for p in one.split.curve if p.strength == strength), None) if one.split else None
+    worst = point.worst(bound=False) if point else None
+    return NOT_MEASURED if worst is None else f"{worst[1]:.2%} ({printable(set_label(worst[0]), 40)})"
+
+
+def _learned(one: Description) -> str:
+    return "not known" if one.learned is None else "yes" if one.learned else f"no: {printable(one.verdict, 120)}"
+
+
+_COMPARED: dict[str, Callable[[Description], str]] = {
+    "strength > 0": lambda one: printable(require_classes(one.config.feature_classes)[0]),
+    "strength < 0": lambda one: printable(require_classes(one.config.feature_classes)[1]),
+    "base model": lambda one: printable(one.config.base_model_name_or_path or "?"),
+    "base's commit": lambda one: printable(one.config.revision or "not recorded"),
+    "objective": lambda one: printable(one.config.objective or "?"),
+    "rewrites": lambda one: f"{one.tensors} tensors, {one.weights:,} weights; stored: {one.kept}",
+    "size": lambda one: megabytes(sum(one.sizes.values())),
+    "measured on": lambda one: printable(one.measured or NOT_MEASURED),
+    "learned": _learned,
+    "encoder": lambda one: NOT_MEASURED if one.split is None else encoder_line(one.split),
+    "at +1": lambda one: _of_shift(one, 1.0),
+    "at -1": lambda one: _of_shift(one, -1.0),
+    "quality at +1": lambda one: _worst(one, 1.0),
+    "quality at -1": lambda one: _worst(one, -1.0),
+    "safe strengths": lambda one: _band(one.config),
+}
+"""Claims that are set side by side."""
+
+
+def _band(config: StoredFields) -> str:
+    return NOT_MEASURED if config.safe_band is None else " to ".join(map(strength_text, config.safe_band))

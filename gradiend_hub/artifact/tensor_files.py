@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradiend_hub.errors import BaseModelError
 
-__all__ = ["StoredTensor", "TensorFile", "checkpoint_files", "read_values", "write_values"]
+__all__ = ["StoredTensor", "TensorFile", "checkpoint_files", "listed_tensors", "read_values", "write_values"]
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -67,14 +67,9 @@ class TensorFile:
             raise BaseModelError(f"{path} is not a readable safetensors file: {error}. Download it again.") from error
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(size))
-        header.pop("__metadata__", None)
+            header = file.read(size)
         self.begin = 8 + size
-        found = [
-            StoredTensor(name, spec["dtype"], tuple(spec["shape"]), *(self.begin + at for at in spec["data_offsets"]))
-            for name, spec in header.items()
-        ]
-        self.tensors = sorted(found, key=lambda tensor: tensor.start)
+        self.tensors = listed_tensors(header)
 
     def values(self, tensor: StoredTensor) -> Tensor:
         """All values of a tensor, flat."""
@@ -91,6 +86,22 @@ class TensorFile:
                 file.seek(tensor.start + position * size)
                 found += file.read(size)
         return torch.frombuffer(found, dtype=tensor.dtype) if found else torch.empty(0, dtype=tensor.dtype)
+
+
+def listed_tensors(header: bytes) -> list[StoredTensor]:
+    """The tensors that the header of a safetensors file lists, in the order in which they lie there.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is no such header.
+    """
+    fields: dict[str, Any] = json.loads(header)
+    fields.pop("__metadata__", None)
+    begin = 8 + len(header)
+    found = [
+        StoredTensor(name, spec["dtype"], tuple(spec["shape"]), *(begin + at for at in spec["data_offsets"]))
+        for name, spec in fields.items()
+    ]
+    return sorted(found, key=lambda tensor: tensor.start)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
