@@ -76,12 +76,13 @@ def schema_page() -> str:
     """Return the page of the artifact's files and of the fields of its configuration and report."""
     from gradiend_hub.artifact import files
     from gradiend_hub.artifact.config import GradiendConfig
-    from gradiend_hub.evaluation import report
+    from gradiend_hub.evaluation import continuations, damage, records, report
 
     nested = [
         value
-        for _, value in sorted(vars(report).items())
-        if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == report.__name__
+        for module in (report, records, damage, continuations)
+        for _, value in sorted(vars(module).items())
+        if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == module.__name__
     ]
     parts = [
         "# The artifact's schema",

@@ -7,40 +7,28 @@ from typing import TYPE_CHECKING
 from gradiend_hub.lazy import attach
 
 if TYPE_CHECKING:
-    from .calibration import (
-        BREAK_QUALITY,
-        CURVE,
-        QUALITY_FLOOR,
-        Search,
-        break_point,
-        calibrate,
-        equalising_strength,
-        measure_curve,
-        safe_band,
-    )
+    from .calibration import Search, calibrate, equalising_strength
     from .completions import complete
     from .continuations import Continuation, GenerationFigures, GenerationPoint, GenerationReport
     from .control import above_control, control_curves, random_direction
+    from .curve import BREAK_QUALITY, CURVE, QUALITY_FLOOR, break_point, measure_curve, safe_band
     from .edit import edit_account
     from .encoder import encoder_report, measure_encoder
     from .generation import GenerationProbe, beginnings, measure_generation
     from .measure import EvaluationSettings, Goal, evaluate_direction
     from .part import NotFiniteError
     from .probe import StrengthProbe
-    from .reevaluation import reevaluate
-    from .report import (
-        BenchmarkResult,
+    from .records import (
         Completion,
         Decisions,
         EncoderReport,
         Encoding,
-        LayerShare,
         OutputReport,
-        Report,
-        SplitReport,
         StrengthPoint,
         flat_encoder,
     )
+    from .reevaluation import reevaluate
+    from .report import BenchmarkResult, LayerShare, Report, SplitReport
 
 __all__ = [
     "BREAK_QUALITY",
@@ -89,20 +77,11 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
-        "calibration": [
-            "BREAK_QUALITY",
-            "CURVE",
-            "QUALITY_FLOOR",
-            "Search",
-            "break_point",
-            "calibrate",
-            "equalising_strength",
-            "measure_curve",
-            "safe_band",
-        ],
+        "calibration": ["Search", "calibrate", "equalising_strength"],
         "completions": ["complete"],
         "continuations": ["Continuation", "GenerationFigures", "GenerationPoint", "GenerationReport"],
         "control": ["above_control", "control_curves", "random_direction"],
+        "curve": ["BREAK_QUALITY", "CURVE", "QUALITY_FLOOR", "break_point", "measure_curve", "safe_band"],
         "edit": ["edit_account"],
         "encoder": ["encoder_report", "measure_encoder"],
         "generation": ["GenerationProbe", "beginnings", "measure_generation"],
@@ -110,18 +89,15 @@ __getattr__, __dir__ = attach(
         "part": ["NotFiniteError"],
         "probe": ["StrengthProbe"],
         "reevaluation": ["reevaluate"],
-        "report": [
-            "BenchmarkResult",
+        "records": [
             "Completion",
             "Decisions",
             "EncoderReport",
             "Encoding",
-            "LayerShare",
             "OutputReport",
-            "Report",
-            "SplitReport",
             "StrengthPoint",
             "flat_encoder",
         ],
+        "report": ["BenchmarkResult", "LayerShare", "Report", "SplitReport"],
     },
 )

@@ -10,7 +10,7 @@ from gradiend_hub.data import Row
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Answer, Objective, evaluating
 
-from .report import Completion
+from .records import Completion
 
 __all__ = ["complete", "complete_text"]
 

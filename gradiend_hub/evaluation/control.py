@@ -20,7 +20,7 @@ from gradiend_hub.model import GradiendModel
 
 from .part import NotFiniteError
 from .probe import StrengthProbe
-from .report import StrengthPoint
+from .records import StrengthPoint
 
 CONTROL_STRENGTHS = (-1.0, 0.0, 1.0)
 """Strengths of a curve at which random directions are measured."""

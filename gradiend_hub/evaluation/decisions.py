@@ -12,7 +12,7 @@ from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, Sample, batched, evaluating
 
 from .intervals import Numbers, groups_of, share_interval
-from .report import Decisions
+from .records import Decisions
 
 __all__ = ["decide"]
 

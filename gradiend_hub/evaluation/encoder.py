@@ -30,7 +30,7 @@ from .intervals import (
     share_interval,
     spread,
 )
-from .report import EncoderReport, Encoding, OutputReport
+from .records import EncoderReport, Encoding, OutputReport
 
 __all__ = ["encoder_report", "measure_encoder"]
 

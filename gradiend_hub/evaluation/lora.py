@@ -10,7 +10,7 @@ from gradiend_hub.export import as_loras
 from .control import instead
 from .part import NotFiniteError
 from .probe import StrengthProbe
-from .report import LoraReport, StrengthPoint
+from .records import LoraReport, StrengthPoint
 
 logger = logging.getLogger(__name__)
 

@@ -17,21 +17,10 @@ from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective
 from gradiend_hub.progress import counted
 
-from .calibration import (
-    BREAK_QUALITY,
-    CURVE,
-    QUALITY_FLOOR,
-    Curve,
-    Search,
-    band_ends,
-    break_point,
-    calibrate,
-    equalising_strength,
-    measure_curve,
-    safe_band,
-)
+from .calibration import Search, calibrate, equalising_strength
 from .completions import STRENGTHS, complete
 from .control import CONTROL_STRENGTHS, above_control, control_curves
+from .curve import BREAK_QUALITY, CURVE, QUALITY_FLOOR, Curve, band_ends, break_point, measure_curve, safe_band
 from .damage import GENERATION, NEUTRAL, OWN
 from .decisions import decide
 from .encoder import measure_encoder
@@ -39,7 +28,8 @@ from .generation import GenerationProbe
 from .lora import measure_lora
 from .part import NotFiniteError
 from .probe import OWN_TOKENS, StrengthProbe
-from .report import EncoderReport, SplitReport
+from .records import EncoderReport
+from .report import SplitReport
 from .sets import continued, damage_items
 
 logger = logging.getLogger(__name__)

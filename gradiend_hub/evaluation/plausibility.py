@@ -16,8 +16,9 @@ from gradiend_hub.artifact.files import REPORT_FILE
 from gradiend_hub.artifact.names import hub_id
 from gradiend_hub.errors import ArtifactError
 
-from .calibration import BREAK_QUALITY
-from .report import EncoderReport, Report, SplitReport, StrengthPoint
+from .curve import BREAK_QUALITY
+from .records import EncoderReport, StrengthPoint
+from .report import Report, SplitReport
 
 __all__ = ["count_figures", "implausible", "require_supported_strength", "supports"]
 

@@ -22,7 +22,7 @@ from .distributions import Rest
 from .intervals import groups_of, spread
 from .own import OwnText
 from .part import Item, NotFiniteError, Part
-from .report import StrengthPoint
+from .records import StrengthPoint
 from .summary import Items, SetItems, Summary, Values
 
 SCORED_TOKENS = 2000

@@ -22,7 +22,8 @@ from .completions import complete_text
 from .edit import edit_account
 from .plausibility import count_figures, implausible
 from .probe import StrengthProbe
-from .report import Completion, Report
+from .records import Completion
+from .report import Report
 
 __all__ = ["Check", "Verification", "verify", "write_probes"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .damage import NEUTRAL, OWN, Damage
 from .intervals import Array, Numbers, clamp, mean_error, student, upper_bound
-from .report import StrengthPoint
+from .records import StrengthPoint
 from .scores import LEAST_NLL, relative_quality
 
 EFFECT_REACH = 0.04

@@ -19,20 +19,18 @@ from transformers.integrations import CodeCarbonCallback
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.references import References
-from gradiend_hub.base_model import base_commit, base_name, load_base_model
 from gradiend_hub.data import require_classes
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.folders import require_writable
 from gradiend_hub.gradients import Estimate, FactorReader, GradientReader, Scope, SkippedRows, prune, select_parameters
 from gradiend_hub.gradients.memory import resident_bytes, state_advised
 from gradiend_hub.gradients.pairs import silence
-from gradiend_hub.hub.names import hub_id
-from gradiend_hub.objectives import make_objective, objective_class, objective_name
+from gradiend_hub.objectives import make_objective, objective_name
 from gradiend_hub.progress import shown, tell
-from gradiend_hub.scope import refuse_peft_model
 from gradiend_hub.solvers import ClassMeans, Shard, Sketching, SketchSolver, Solver, SplitMeans, make_solver
 
 from .args import GradiendTrainingArguments
+from .base import name_the_base, opened_base, processor_of
 from .checkpoints import (
     find_checkpoint,
     require_same_training,
@@ -111,17 +109,17 @@ class GradiendTrainer(MeasuringTrainer):
             test_neutral_dataset,
             damage_datasets,
         ).opened()
-        self.base_model = base = _base(model, config, args)
+        self.base_model = base = opened_base(model, config, args)
         config = self.gradiend_config = config_for(config, base, args)
         config.objective = objective_name(base, config.objective, columns_of(given.train_dataset))
-        processor = _processor(base, config.objective) if processing_class is None else processing_class
+        processor = processor_of(base, config.objective) if processing_class is None else processing_class
         self.objective = make_objective(
             base, processor, name=config.objective, options=config.objective_options, max_length=args.max_length
         )
         data = TrainingData.read(given, self.objective, config, args)
         config.fillers = data.fillers if any(data.fillers.values()) else None
         config.objective_options = self.objective.options or None  # some are found in the rows
-        _name_the_base(base, config, args)
+        name_the_base(base, config, args)
         if args.decoder in ("damage_aware", "natural") and not data.fisher_texts:
             raise ConfigError(
                 f"decoder={args.decoder!r} needs neutral_train_dataset: sentences that no evaluation reads."
@@ -383,51 +381,3 @@ class GradiendTrainer(MeasuringTrainer):
             overlaps = {"encoder_overlap": read.seeds.encoder_overlap, "decoder_overlap": read.seeds.decoder_overlap}
             self.report.training |= overlaps
         return read
-
-
-def _base(model: nn.Module | str | Path, config: GradiendConfig, args: GradiendTrainingArguments) -> nn.Module:
-    """Load a base model if it is named, move it to the device, and let it recompute activations if that is asked for."""
-    base = model
-    if not isinstance(base, nn.Module):
-        base = load_base_model(base, objective=config.objective, revision=config.revision)
-    refuse_peft_model(base)
-    base = base.to(args.device)
-    if args.gradient_checkpointing:  # of the base model: `Trainer` would ask the solver for it
-        layers: Any = base
-        newer = getattr(layers, "activation_checkpointing_enable", None)  # the name since transformers 5.23
-        (newer or layers.gradient_checkpointing_enable)(args.gradient_checkpointing_kwargs)
-    return base
-
-
-def _name_the_base(base: nn.Module, config: GradiendConfig, args: GradiendTrainingArguments) -> None:
-    """Say what readers of the direction will lack, where the base model has no name that they know."""
-    name = config.base_model_name_or_path
-    level = logging.WARNING if args.push_to_hub or args.hub_model_id else logging.INFO
-    if name is None:
-        logger.warning(
-            "This %s has no name, so readers of the direction must have it: GradiendModel.from_pretrained(FOLDER, "
-            "base_model=…, processing_class=…). base_model_id records the Hub id under which it can be found.",
-            type(base).__name__,
-        )
-    elif hub_id(name) is None:
-        logger.log(
-            level,
-            "The base model was loaded from %s, which others do not have. base_model_id='USER/NAME' records the Hub id "
-            "under which they find it; without one, they must pass it as base_model.",
-            name,
-        )
-
-
-def _processor(base: nn.Module, objective: str) -> Any:
-    """Load what makes inputs of a base model, e.g. its tokenizer, at the commit that the model is of.
-
-    Raises:
-        ConfigError: the model has no name to load it by.
-    """
-    name = base_name(base)
-    if name is None:
-        raise ConfigError(
-            f"This {type(base).__name__} was not loaded from a folder or the Hub, so its tokenizer is not known. Give it as "
-            "processing_class."
-        )
-    return objective_class(objective).load_processor(name, revision=base_commit(base))

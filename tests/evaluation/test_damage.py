@@ -20,7 +20,7 @@ from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import Row, read_rows
 from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub.evaluation import EvaluationSettings, StrengthProbe, calibrate, evaluate_direction
-from gradiend_hub.evaluation.calibration import band_ends
+from gradiend_hub.evaluation.curve import band_ends
 from gradiend_hub.evaluation.damage import GENERATION, Damage, set_label, worst
 from gradiend_hub.evaluation.distributions import Distributions, Rest
 from gradiend_hub.evaluation.sets import damage_items

@@ -100,7 +100,7 @@ def test_it_is_pushed_without_a_path_of_this_machine(saved: Path, hub: HubServer
 def test_one_that_holds_too_little_is_not_saved(
     saved: Path, masked_path: Path, pronouns: object, neutral: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradiend_hub.evaluation.report.HELD_EFFECT", 1.5)
+    monkeypatch.setattr("gradiend_hub.evaluation.records.HELD_EFFECT", 1.5)
     (tmp_path / "out" / LORA_FOLDER).mkdir(parents=True)
     (tmp_path / "out" / LORA_FOLDER / CONFIG_FILE).write_text("{}")  # of a former direction
     args = arguments(tmp_path / "out", solver="closed_form", rank=4, max_steps=4, controls=0, overwrite_output_dir=True)
