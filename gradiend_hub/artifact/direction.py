@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gradiend_hub.errors import ArtifactError, ConfigError
+from gradiend_hub.notebook import lines, table
 
 from .files import ENCODER_FILE, WEIGHTS_FILE
 from .fingerprint import Fingerprint
@@ -30,6 +31,9 @@ from .storage import (
 )
 
 __all__ = ["Direction", "EnergyKept", "Factors", "ParameterDirection"]
+
+_SHOWN = 8
+"""Parameters that a notebook shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +69,15 @@ class Direction:
     def has_bias(self) -> bool:
         """Tell whether any parameter has a decoder bias."""
         return any(part.decoder_bias is not None for part in self.parameters.values())
+
+    def _repr_html_(self) -> str:
+        """Show parameters and forms; of a direction that is read from its file, the first ones only are read."""
+        names = list(self.parameters)
+        shown = ((name, self.parameters[name]) for name in names[:_SHOWN])
+        rows = [(name, [" × ".join(map(str, part.shape)), part.form]) for name, part in shown]
+        more = [f"… and {len(names) - _SHOWN:,} more"] if len(names) > _SHOWN else []
+        caption = f"Direction of {len(names):,} parameters"
+        return table(caption, ["parameter", "shape", "stored"], rows) + lines(more)
 
     def spec(self) -> dict[str, dict[str, Any]]:
         """The value of `GradiendConfig.parameters` that describes this direction."""

@@ -79,6 +79,13 @@ class ParameterDirection:
         return self.decoder.numel()
 
     @property
+    def form(self) -> str:
+        """How it is stored, in words."""
+        if isinstance(self.decoder, Factors):
+            return f"rank {self.rank}"
+        return "all" if self.indices is None else f"{self.entries:,} of {self.numel:,}"
+
+    @property
     def values(self) -> Tensor:
         """Decoder weights of the stored entries, fp32 `[k]`; of all elements, formed now, if it is low-rank."""
         return self.dense(self.decoder).flatten() if isinstance(self.decoder, Factors) else self.decoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gradiend_hub import notebook
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError
 
@@ -41,12 +41,12 @@ class _Shown:
         return pandas.DataFrame({name: value for name, value in fields.items() if isinstance(value, dict)})
 
     def _repr_html_(self) -> str:
-        single = "".join(
-            f"<p>{html.escape(n)}: {html.escape(str(v))}</p>"
-            for n, v in self.to_dict().items()
-            if not isinstance(v, dict)
-        )
-        return str(self.to_pandas().to_html(float_format="%.3f")) + single
+        fields = self.to_dict()
+        columns = {name: value for name, value in fields.items() if isinstance(value, dict)}
+        names = dict.fromkeys(name for column in columns.values() for name in column)
+        rows = [(name, [notebook.number(column.get(name)) for column in columns.values()]) for name in names]
+        single = [f"{name}: {value:g}" for name, value in fields.items() if name not in columns and value is not None]
+        return notebook.table(type(self).__name__, ["", *columns], rows) + notebook.lines(single)
 
 
 def _plain(value: Any) -> Any:

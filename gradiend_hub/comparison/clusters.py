@@ -10,6 +10,7 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from gradiend_hub import notebook
 from gradiend_hub.errors import ConfigError
 
 from .tables import Matrix
@@ -53,6 +54,11 @@ class Clusters:
         for number in self.order:
             found.setdefault(int(labels[number]), []).append(self.names[number])
         return list(found.values())
+
+    def _repr_html_(self) -> str:
+        joined = [f"{d:.2f}" for d in self.tree[:, 2]]
+        found = ", ".join(self.names[number] for number in self.order)
+        return notebook.lines([f"By {self.measure}: {found}", f"Distances at which groups join: {', '.join(joined)}"])
 
     def to_dict(self) -> dict[str, Any]:
         """Tree and order as JSON values."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import html
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gradiend_hub import notebook
 from gradiend_hub.artifact.config import GradiendConfig, check_strength
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import ENCODER_FILE, PROBES_FILE, REFERENCES_FILE
@@ -98,8 +98,8 @@ class ConflictReport:
         return "\n".join([*lines, *self.notes])
 
     def _repr_html_(self) -> str:
-        rest = "".join(f"<p>{html.escape(line)}</p>" for line in str(self).splitlines()[len(self.effects.rows) + 2 :])
-        return self.effects._repr_html_() + self.cosine._repr_html_() + rest
+        rest = str(self).splitlines()[len(self.effects.rows) + 2 :]
+        return self.effects._repr_html_() + self.cosine._repr_html_() + notebook.lines(rest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +120,9 @@ class Combination:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.direction, self.report))
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_() + self.direction._repr_html_()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the combination as an artifact of its own: config, decoder, report, and a card that names the parents."""

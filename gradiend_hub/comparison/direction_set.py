@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from gradiend_hub import notebook
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import WEIGHTS_FILE
@@ -123,6 +124,11 @@ class DirectionSet:
 
     def __repr__(self) -> str:
         return f"DirectionSet({', '.join(self.names)})"
+
+    def _repr_html_(self) -> str:
+        head = ["direction", "strength > 0", "strength < 0", "read from"]
+        rows = [(m.name, [*(m.config.feature_classes or ["", ""]), str(m.source or "memory")]) for m in self.members]
+        return notebook.table(f"{len(self.members)} directions", head, rows) + notebook.lines(self.notes)
 
     # ------------------------------------------------------------------------------------------- from the artifacts alone
 

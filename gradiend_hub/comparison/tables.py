@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gradiend_hub import notebook
 from gradiend_hub.errors import ConfigError
 
 from .vectors import Array
@@ -115,24 +115,16 @@ class Matrix:
         return drawn
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
-        body = "".join(
-            f"<tr><th>{html.escape(name)}</th>{''.join(self._cell(i, j) for j in range(len(self.columns)))}</tr>"
-            for i, name in enumerate(self.rows)
-        )
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return (
-            f"<table><caption>{html.escape(self.measure)}</caption><thead><tr><th></th>{head}</tr></thead>"
-            f"<tbody>{body}</tbody></table>{notes}"
-        )
+        rows = ((name, [self._cell(i, j) for j in range(len(self.columns))]) for i, name in enumerate(self.rows))
+        return notebook.table(self.measure, ["", *self.columns], rows) + notebook.lines(self.notes)
 
-    def _cell(self, i: int, j: int) -> str:
+    def _cell(self, i: int, j: int) -> notebook.Cell:
         cell = self[self.rows[i], self.columns[j]]
         known = {"coin labels": cell.null, "same feature": cell.ceiling}
         title = ", ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None)
         inside = cell.null is not None and cell.value is not None and abs(cell.value) <= cell.null
-        shown = "" if cell.value is None else f"{cell.value:+.2f}"
-        return f'<td title="{title}">{f"<i>{shown}</i>" if inside else shown}</td>'
+        shown = notebook.number(cell.value, "+.2f")
+        return notebook.Cell(f'<td title="{title}">{f"<i>{shown}</i>" if inside else shown}</td>')
 
     def __str__(self) -> str:
         width = max(map(len, self.rows), default=0)
@@ -184,7 +176,7 @@ class Profile:
         return drawn
 
     def _repr_html_(self) -> str:
-        return "".join(f"<h4>{html.escape(part)}</h4>{table._repr_html_()}" for part, table in self.tables.items())
+        return "".join(f"<h4>{notebook.safe(part)}</h4>{table._repr_html_()}" for part, table in self.tables.items())
 
 
 def mean_and_spread(tables: Sequence[Matrix]) -> tuple[Matrix, Matrix]:

@@ -30,6 +30,7 @@ from .records import (
     StrengthPoint,
     flat_encoder,
 )
+from .shown import report_html, split_html
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class SplitReport:
     band_limits: Annotated[list[str | None], TWO] | None = None
     generation: GenerationReport | None = None
     lora: LoraReport | None = None
+
+    def _repr_html_(self) -> str:
+        return split_html(self)
 
     def at(self, strength: float) -> StrengthPoint:
         """The measured point at `strength`."""
@@ -231,6 +235,9 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     references: ReferenceReport | None = None
     parents: list[Parent] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        return report_html(self)
 
     @property
     def lora(self) -> LoraReport | None:

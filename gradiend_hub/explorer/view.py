@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from gradiend_hub.evaluation import Report, SplitReport
-from gradiend_hub.printable import printable
+from gradiend_hub.notebook import safe
 
 from .asking import Shown, Word, dose
 
@@ -174,4 +173,4 @@ def words(found: Sequence[Word], classes: tuple[str, str]) -> str:
 
 
 def _text(value: str, most: int = 80, *, keep: bool = False) -> str:
-    return escape(value if keep and value.isspace() else printable(value, most))
+    return value if keep and value.isspace() else safe(value, most)
