@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import is_offline_mode
 from rich import box
 from rich.table import Table
 
@@ -16,11 +17,13 @@ from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.evaluation.damage import set_label
+from gradiend_hub.evaluation.measurements import Measurements, find_measurements
 from gradiend_hub.evaluation.shift import Shift, shifts
 from gradiend_hub.hub.resolve import resolve_folder
 from gradiend_hub.printable import listed, printable
 
 from .console import Story
+from .others import measured_by, show_others
 from .quiet import quiet
 from .tables import curve_table, encoder_line, megabytes, pairs_table, strength_text
 
@@ -45,6 +48,7 @@ class Description:
         measured: name of the split that `split` was measured on; `None` if nothing was measured.
         learned: whether the training found the feature, `None` if that is not known; and `verdict`, why it did not.
         fit: whether it fits the base model that was asked about, if one was.
+        others: what others have measured.
     """
 
     source: str
@@ -59,6 +63,7 @@ class Description:
     learned: bool | None
     verdict: str
     fit: BaseFit | None = None
+    others: Measurements = field(default_factory=Measurements)
 
     @property
     def kept(self) -> str:
@@ -93,6 +98,19 @@ class Description:
             "verdict": self.verdict,
             **({} if self.fit is None else {"fit": asdict(self.fit)}),
             "report": None if self.split is None else asdict(self.split),
+            "others": [
+                {
+                    "by": one.by,
+                    "file": one.file,
+                    "pull_request": one.pull_request,
+                    "same_weights": one.same_weights,
+                    "base_model": one.report.base_model,
+                    "splits": {name: asdict(split) for name, split in one.report.splits.items()},
+                }
+                for one in self.others.reports
+            ],
+            "eval_results": [asdict(entry) for entry in self.others.results],
+            "problems": self.others.problems,
         }
 
 
@@ -154,6 +172,7 @@ def describe(direction: str, *, revision: str | None = None, base: str | None = 
         report.converged if report else None,
         report.verdict if report else "",
         None if base is None else _fit(found.folder, base),
+        find_measurements(found, config, offline=is_offline_mode()),
     )
 
 
@@ -194,9 +213,10 @@ def _show(description: Description, story: Story) -> None:
     story.show(table)
     if description.split is None:
         story.show("What each strength changes: not measured.")
-        return
-    story.show(f"\nMeasured on the {description.measured} split:")
-    story.show(curve_table(description.split, (first, second)))
+    else:
+        story.show(f"\nMeasured on the {description.measured} split:")
+        story.show(curve_table(description.split, (first, second)))
+    show_others(description, story)
 
 
 def fit_text(fit: BaseFit) -> str:
@@ -260,6 +280,7 @@ _COMPARED: dict[str, Callable[[Description], str]] = {
     "quality at +1": lambda one: _worst(one, 1.0),
     "quality at -1": lambda one: _worst(one, -1.0),
     "safe strengths": lambda one: _band(one.config),
+    "measured by": lambda one: measured_by(one.split is not None, one.others),
 }
 """Claims that are set side by side."""
 

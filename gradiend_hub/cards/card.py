@@ -26,7 +26,10 @@ from gradiend_hub.artifact.validation import read_text
 from gradiend_hub.evaluation import GenerationReport, Report, SplitReport, StrengthPoint
 from gradiend_hub.evaluation.damage import NEUTRAL, OWN, set_label
 from gradiend_hub.evaluation.measure import compared_strengths
+from gradiend_hub.evaluation.measurements import Headline, Measurements, find_measurements
+from gradiend_hub.hub.names import shown_name
 from gradiend_hub.hub.published import is_generated
+from gradiend_hub.hub.resolve import ResolvedRepo
 from gradiend_hub.objectives import OBJECTIVES, Objective
 from gradiend_hub.plots import FIGURES
 from gradiend_hub.plots.style import shown_split
@@ -76,11 +79,18 @@ def card_state(folder: Path) -> str:
     return "as generated" if generated else "written or edited by hand"
 
 
-def render_card(folder: str | Path, config: GradiendConfig | None = None, report: Report | None = None) -> ModelCard:
+def render_card(
+    folder: str | Path,
+    config: GradiendConfig | None = None,
+    report: Report | None = None,
+    *,
+    others: Measurements | None = None,
+) -> ModelCard:
     """The card of a saved direction, from its config, its report (if there is one), and the figures beside.
 
     Args:
         config: of the direction, and `report` what was measured of it; by default those in the folder.
+        others: what others have measured; by default the reports in the folder `reports`.
 
     Raises:
         ArtifactError: the template cannot be filled with what the folder holds.
@@ -89,6 +99,8 @@ def render_card(folder: str | Path, config: GradiendConfig | None = None, report
     if config is None:
         config, report = GradiendConfig.from_pretrained(str(folder)), report or Report.find(folder)
     name, split = shown_split(report) if report and report.splits else (None, None)
+    if others is None:
+        others = find_measurements(ResolvedRepo(folder, None, None), config)
     compared, objective = compared_strengths(config), OBJECTIVES.get(config.objective or "")
     return fill(
         "direction.md.jinja",
@@ -118,9 +130,25 @@ def render_card(folder: str | Path, config: GradiendConfig | None = None, report
         lora_place=_lora_place(folder),
         auto_class=objective.auto_class.__name__ if objective else None,
         assets=ASSETS_FOLDER,
+        others=_others(others, config),
         headings=[_heading(strength, config) for strength in compared],
         **names_of(config, split),
     )
+
+
+def _others(others: Measurements, config: GradiendConfig) -> list[dict[str, Any]]:
+    """What the card says of each measurement by others."""
+    classes = config.feature_classes or ["first", "second"]
+    return [
+        {
+            "source": one.source,
+            "base": shown_name(one.report.base_model),
+            "weights": {True: "these", False: "other ones", None: "not known"}[one.same_weights],
+            "headline": Headline.of(one.split, classes),
+        }
+        for one in others.reports
+        if one.split is not None
+    ]
 
 
 def _lora_place(folder: Path) -> str:
