@@ -14,6 +14,7 @@ __all__ = ["attach", "require"]
 
 EXTRAS = {
     "ahocorasick_rs": "data",
+    "gguf": "gguf",
     "gradio": "explorer",
     "matplotlib": "plots",
     "PIL": "plots",

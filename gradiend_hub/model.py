@@ -433,7 +433,7 @@ class GradiendModel(EditedModel):
             adapter_name: The direction; by default the active one.
 
         Returns:
-            A `gradiend_hub.export.LoraExport`: what was written, and what a LoRA has no place for.
+            A `gradiend_hub.export.AdapterExport`: what was written, and what a LoRA has no place for.
         """
         from .export import to_lora
 

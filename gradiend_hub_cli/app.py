@@ -473,8 +473,11 @@ def export(
     direction: Direction,
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for what is written.")],
     form: Annotated[
-        Literal["lora", "task-vector"],
-        typer.Option("--format", help="What to write: a LoRA, or the change of every parameter (safetensors)."),
+        Literal["lora", "gguf-lora", "shira", "task-vector"],
+        typer.Option(
+            "--format",
+            help="What to write: a LoRA, one for llama.cpp (GGUF), single entries (SHiRA), or all that changes.",
+        ),
     ] = "lora",
     rank: Annotated[
         int | None,
@@ -487,7 +490,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
     revision: Revision = None,
 ) -> dict[str, Any]:
-    """Write a direction in a form that others read without this package: a plain LoRA of PEFT, or a task vector."""
+    """Write a direction in a form that others read without this package: for PEFT, vLLM, llama.cpp, or as a task vector."""
     from .export import ExportOptions, export_direction
 
     wanted = 1.0 if strength is None else _number(strength)

@@ -12,7 +12,7 @@ from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.base_model import skeleton
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.export import LoraExport, TaskVectorExport, to_lora, to_task_vector
+from gradiend_hub.export import AdapterExport, TaskVectorExport, to_gguf_lora, to_lora, to_shira, to_task_vector
 from gradiend_hub.folders import require_empty, require_writable, written_beside
 from gradiend_hub.hub.resolve import resolve_folder
 
@@ -27,7 +27,7 @@ __all__ = ["ExportOptions", "export_direction"]
 class ExportOptions:
     """Options of `gradiend-hub export`."""
 
-    form: Literal["lora", "task-vector"]
+    form: Literal["lora", "gguf-lora", "shira", "task-vector"]
     base: str | None
     revision: str | None
     rank: int | None
@@ -41,8 +41,8 @@ def export_direction(out: Path, direction: str, options: ExportOptions, story: S
     Raises:
         GradiendError: the folder is in use, something cannot be read, or the direction has no such form.
     """
-    if options.form == "task-vector" and options.rank is not None:
-        raise ConfigError("--rank is of a LoRA: a task vector holds the whole change. Leave it out, or --format lora.")
+    if options.form in ("task-vector", "shira") and options.rank is not None:
+        raise ConfigError(f"--rank is of a LoRA, and --format {options.form} has none. Leave it out, or --format lora.")
     if options.overwrite:
         require_writable(out)
     else:
@@ -54,34 +54,43 @@ def export_direction(out: Path, direction: str, options: ExportOptions, story: S
         config = GradiendConfig.from_pretrained(str(folder))
         streamed = Direction.stream(folder, config, encoder=False)
         base = skeleton(config, options.base)
-        made: LoraExport | TaskVectorExport
+        made: AdapterExport | TaskVectorExport
         with written_beside(out) as beside:
-            if options.form == "lora":
-                made = to_lora(streamed, config, base, beside, rank=options.rank, strength=options.strength)
-                places = [out / place.relative_to(beside) for place in made.folders]
-            else:
+            if options.form == "task-vector":
                 made = to_task_vector(streamed, config, base, beside, strength=options.strength)
-                places = [out / made.file.name]
+                written = [made.file]
+            else:
+                if options.form == "shira":
+                    made = to_shira(streamed, config, base, beside, strength=options.strength)
+                else:
+                    write = to_lora if options.form == "lora" else to_gguf_lora
+                    made = write(streamed, config, base, beside, rank=options.rank, strength=options.strength)
+                written = made.places
+            places = [out / place.relative_to(beside) for place in written]
     size = sum(place.stat().st_size if place.is_file() else folder_size(place) for place in places)
-    _show(made, f"{out} ({megabytes(size)})", story)
-    written = {"folders": places} if isinstance(made, LoraExport) else {"file": places[0]}
-    return {**asdict(made), "direction": direction, **written}
+    _show(made, places, megabytes(size), story)
+    found = {key: value for key, value in asdict(made).items() if key not in ("places", "file")}
+    kind = {"task-vector": "file", "gguf-lora": "files"}.get(options.form, "folders")
+    return {**found, "direction": direction, kind: places[0] if kind == "file" else places}
 
 
-def _show(made: LoraExport | TaskVectorExport, where: str, story: Story) -> None:
+def _show(made: AdapterExport | TaskVectorExport, places: list[Path], size: str, story: Story) -> None:
     table = pairs_table()
-    table.add_row("written", where)
-    odd = made.odd if isinstance(made, TaskVectorExport) else len(made.folders) == 1
-    both = "plus/ and minus/ are", f"strength ±{abs(made.strength):g}"
+    table.add_row("written", f"{', '.join(map(str, places))} ({size})")
+    odd = made.odd if isinstance(made, TaskVectorExport) else len(places) == 1
+    both = f"{places[0].name} and {places[-1].name} are", f"strength ±{abs(made.strength):g}"
     one = "scale 1 is", f"strength {strength_text(made.strength)}" + (", scale −1 the opposite" if odd else "")
-    table.add_row(*(both if isinstance(made, LoraExport) and not odd else one))
+    table.add_row(*(one if len(places) == 1 else both))
     if isinstance(made, TaskVectorExport):
         table.add_row("holds", f"all of Δ, in {made.tensors} tensors")
         if not odd:
             table.add_row("the opposite", "another file: the decoder has a bias, so that Δ is not odd in the strength")
     else:
         reasons = Counter(made.left_out.values()).most_common()
-        table.add_row("rank", f"{made.rank}, in {made.modules} modules")
+        rank = f"rank {made.rank}, " if made.rank is not None else ""
+        table.add_row("adapter", f"{rank}{made.modules} modules")
         table.add_row("holds", f"{made.energy:.1%} of ‖Δ‖²")
         table.add_row("left out", ", ".join(f"{count} × {reason}" for reason, count in reasons) or "nothing")
+        if places[0].suffix == ".gguf":
+            table.add_row("use", f"llama-cli -m BASE.gguf --lora-scaled {places[0]}:1.0")
     story.show(table)

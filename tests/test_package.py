@@ -128,6 +128,7 @@ def without(libraries: Sequence[str], statement: str) -> str:
     [
         ("ahocorasick_rs", "data", "from gradiend_hub.data import FeatureDatasetBuilder"),
         ("matplotlib", "plots", "from gradiend_hub.plots.style import figure; figure()"),
+        ("gguf", "gguf", "from gradiend_hub.lazy import require; require('gguf', 'Writing GGUF files')"),
     ],
 )
 def test_a_library_of_an_extra_is_asked_for_by_the_extra_s_name(library: str, extra: str, statement: str) -> None:
@@ -138,7 +139,7 @@ def test_a_library_of_an_extra_is_asked_for_by_the_extra_s_name(library: str, ex
 
 def test_learning_loading_and_applying_need_no_extra() -> None:
     statement = "import gradiend_hub_cli.apply, gradiend_hub_cli.info, gradiend_hub_cli.merge, gradiend_hub_cli.push"
-    extras = ("sklearn", "codecarbon", "matplotlib", "PIL", "ahocorasick_rs", "spacy", "gradio")
+    extras = ("sklearn", "codecarbon", "matplotlib", "PIL", "ahocorasick_rs", "spacy", "gradio", "gguf")
     statement += "; from gradiend_hub import GradiendModel, GradiendTrainer; import gradiend_hub.evaluation.selftest"
     assert without(extras, statement) == ""
 

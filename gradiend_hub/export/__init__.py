@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from .gguf_lora import to_gguf_lora
 from .gradiend_package import import_gradiend, read_gradiend_folder
-from .lora import LoraExport, Loras, as_loras, to_lora, write_loras
+from .lora import AdapterExport, Loras, as_loras, to_lora, write_loras
+from .shira import to_shira
 from .task_vector import TaskVectorExport, to_task_vector
 
 __all__ = [
-    "LoraExport",
+    "AdapterExport",
     "Loras",
     "TaskVectorExport",
     "as_loras",
     "import_gradiend",
     "read_gradiend_folder",
+    "to_gguf_lora",
     "to_lora",
+    "to_shira",
     "to_task_vector",
     "write_loras",
 ]

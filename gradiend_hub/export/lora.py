@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,17 @@ from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.artifact.storage import KEY_PREFIX, write
 from gradiend_hub.errors import ConfigError
 
-__all__ = ["LoraExport", "Loras", "as_loras", "to_lora", "write_loras"]
+__all__ = [
+    "AdapterExport",
+    "Loras",
+    "as_loras",
+    "common_fields",
+    "is_odd",
+    "left_out_of_lora",
+    "to_lora",
+    "write_adapter",
+    "write_loras",
+]
 
 DEFAULT_RANK = 8
 """Rank of what is not low-rank already."""
@@ -39,21 +50,22 @@ TASKS = {"causal_lm": TaskType.CAUSAL_LM.value, "seq2seq_lm": TaskType.SEQ_2_SEQ
 
 
 @dataclass(frozen=True)
-class LoraExport:
-    """Record of a LoRA that was written.
+class AdapterExport:
+    """Record of an adapter that was written for other programs.
 
     Attributes:
-        folders: One folder if Δ is odd in the strength, so that scale −1 is the opposite; else "plus" and "minus".
+        places: One folder (of llama.cpp: file) if Δ is odd in the strength, so that scale −1 is the opposite; else "plus"
+            and "minus".
         strength: Strength that scale 1 stands for.
-        rank: Rank of every module.
+        rank: Rank of every module; `None` for SHiRA, which has none.
         modules: Number of modules.
-        energy: Share of `‖Δ‖²` that the LoRA holds (the lower one of both signs).
+        energy: Share of `‖Δ‖²` that it holds (the lower one of both signs).
         left_out: Parameters that it has no place for, and why.
     """
 
-    folders: list[Path]
+    places: list[Path]
     strength: float
-    rank: int
+    rank: int | None
     modules: int
     energy: float
     left_out: dict[str, str]
@@ -68,8 +80,8 @@ class Loras:
             orientation it has.
         shapes: Shape of each of these weights.
         turned: Those that are stored transposed (`Conv1D`).
-        energy: As `LoraExport`.
-        left_out: As `LoraExport`.
+        energy: As `AdapterExport`.
+        left_out: As `AdapterExport`.
     """
 
     deltas: dict[int, dict[str, Factors]]
@@ -82,6 +94,13 @@ class Loras:
     def rank(self) -> int:
         """The largest rank of all."""
         return max(delta.rank for deltas in self.deltas.values() for delta in deltas.values())
+
+    def matrices(self, sign: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        """Names, and `B [out, rank]` and `A [rank, in]`, all of the one rank and in the orientation of `nn.Linear`."""
+        for name, delta in self.deltas[sign].items():
+            missing = self.rank - delta.rank
+            b, a = pad(delta.b, (0, missing)), pad(delta.a, (0, 0, 0, missing))
+            yield name, ((a.T, b.T) if name in self.turned else (b, a))
 
     def direction(self) -> tuple[Direction, dict[str, Any]]:
         """The same as a direction, and fields of a configuration with which its strength 1 is the scale 1 of the LoRAs."""
@@ -109,7 +128,7 @@ def to_lora(
     *,
     rank: int | None = None,
     strength: float = 1.0,
-) -> LoraExport:
+) -> AdapterExport:
     """Write a direction as one LoRA, or, if its decoder has a bias, as one for each sign (`plus/` and `minus/`).
 
     Args:
@@ -131,43 +150,50 @@ def to_lora(
 
 def write_loras(
     loras: Loras, config: GradiendConfig, base_model: nn.Module, folder: str | Path, strength: float = 1.0
-) -> LoraExport:
+) -> AdapterExport:
     """Write what `as_loras` has cut; arguments as of `to_lora`."""
-    folders = []
-    for sign, deltas in loras.deltas.items():
+    places = []
+    for sign in loras.deltas:
         place = Path(folder) if len(loras.deltas) == 1 else Path(folder, LORA_SIGNS[sign])
-        place.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
-        for name, delta in deltas.items():
-            b, a = pad(delta.b, (0, loras.rank - delta.rank)), pad(delta.a, (0, 0, 0, loras.rank - delta.rank))
-            if name in loras.turned:
-                b, a = a.T, b.T
+        for name, (b, a) in loras.matrices(sign):
             module = KEY_PREFIX + name.removesuffix(".weight")
             tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
-        write(tensors, place / WEIGHTS_FILE, {"format": "pt"})
-        fields = _lora_config(config, loras, base_model)
-        (place / CONFIG_FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        folders.append(place)
-    return LoraExport(folders, strength, loras.rank, len(loras.shapes), loras.energy, loras.left_out)
+        write_adapter(place, tensors, _lora_config(config, loras, base_model))
+        places.append(place)
+    return AdapterExport(places, strength, loras.rank, len(loras.shapes), loras.energy, loras.left_out)
+
+
+def write_adapter(folder: Path, tensors: dict[str, Tensor], fields: dict[str, Any]) -> None:
+    """Write both files of an adapter of PEFT's; the folder is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _lora_config(config: GradiendConfig, loras: Loras, base_model: nn.Module) -> dict[str, Any]:
-    """The fields that every version of PEFT, vLLM and llama.cpp's converter know; all others have their defaults there."""
-    mapping = {"base_model_class": type(base_model).__name__, "parent_library": type(base_model).__module__}
-    task = TASKS.get(config.objective or "")
     return {
+        **common_fields(config, list(loras.shapes), base_model),
         "peft_type": "LORA",
-        "base_model_name_or_path": config.base_model_name_or_path,
-        "revision": config.revision,
-        "task_type": task,
-        "auto_mapping": None if task else config.auto_mapping or mapping,
         "r": loras.rank,
         "lora_alpha": loras.rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": loras.turned == loras.shapes.keys(),
+    }
+
+
+def common_fields(config: GradiendConfig, weights: list[str], base_model: nn.Module) -> dict[str, Any]:
+    """The fields that every version of PEFT, vLLM and llama.cpp's converter know; all others have their defaults there."""
+    mapping = {"base_model_class": type(base_model).__name__, "parent_library": type(base_model).__module__}
+    task = TASKS.get(config.objective or "")
+    return {
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "revision": config.revision,
+        "task_type": task,
+        "auto_mapping": None if task else config.auto_mapping or mapping,
         "inference_mode": True,
-        "target_modules": _target_modules([name.removesuffix(".weight") for name in loras.shapes], base_model),
+        "target_modules": _target_modules([name.removesuffix(".weight") for name in weights], base_model),
     }
 
 
@@ -195,7 +221,7 @@ def as_loras(
         raise ConfigError(f"A LoRA stands for a strength other than 0, found {strength}.")
     sites = SiteMap(base_model)
     names = resolve_names(base_model, direction.parameters, sites.parameters)
-    reasons = {name: _left_out(sites[name]) for name in names.values()}
+    reasons = {name: left_out_of_lora(sites[name]) for name in names.values()}
     shapes = {name: tuple(sites.parameters[name].shape) for name, why in reasons.items() if why is None}
     left_out = {name: why for name, why in reasons.items() if why is not None}
     if not shapes:
@@ -207,8 +233,7 @@ def as_loras(
     most = max(min(shape) for shape in shapes.values())
     if rank is not None and not 1 <= rank <= most:
         raise ConfigError(f"rank: expected 1…{most}, the smaller side of the largest weight, found {rank}.")
-    odd = not any(part.inner(part, 0.0, 1.0) for part in direction.parameters.values() if part.decoder_bias is not None)
-    coefficients = {sign: config.coefficients(sign * strength) for sign in ((1,) if odd else (1, -1))}
+    coefficients = {sign: config.coefficients(sign * strength) for sign in ((1,) if is_odd(direction) else (1, -1))}
     deltas: dict[int, dict[str, Factors]] = {sign: {} for sign in coefficients}
     squares, held = dict.fromkeys(coefficients, 0.0), dict.fromkeys(coefficients, 0.0)
     for stored, name in names.items():
@@ -224,13 +249,19 @@ def as_loras(
     return Loras(deltas, shapes, turned, energy, left_out)
 
 
+def is_odd(direction: Direction) -> bool:
+    """Tell whether Δ is odd in the strength, so that −1 is the opposite of 1: the decoder has no bias, or zeros."""
+    parts = direction.parameters.values()
+    return not any(part.inner(part, 0.0, 1.0) for part in parts if part.decoder_bias is not None)
+
+
 def _cut(delta: Factors | Tensor, rank: int | None) -> Factors:
     if isinstance(delta, Factors):
         return delta.short() if rank is None else delta.to_rank(min(rank, *delta.form.matrix))
     return Factors.nearest(delta, min(rank or DEFAULT_RANK, *delta.shape))
 
 
-def _left_out(site: Site) -> str | None:
+def left_out_of_lora(site: Site) -> str | None:
     """Say why a LoRA has no place for a parameter; `None` if it has."""
     if site.leaf != "weight" or not isinstance(site.owner, (nn.Linear, Conv1D)):
         if site.quantized is not None:

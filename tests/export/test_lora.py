@@ -104,13 +104,13 @@ def test_a_stranger_gets_the_same_probabilities(architecture: str, bias: bool, t
     config = config_for(direction, base, strength_unit=2.0, decoder_sign=-1, base_model_name_or_path="us/base")
     model = GradiendModel.from_direction(base, direction, config)
     found = model.to_lora(tmp_path / "lora")
-    assert [f.relative_to(tmp_path).as_posix() for f in found.folders] == (
+    assert [f.relative_to(tmp_path).as_posix() for f in found.places] == (
         ["lora/plus", "lora/minus"] if bias else ["lora"]
     )
     assert found.energy == pytest.approx(1.0, abs=1e-5) and not found.left_out
-    folders = dict(zip((1, -1), found.folders, strict=False))
+    folders = dict(zip((1, -1), found.places, strict=False))
     if not bias:
-        folders[-1] = model.to_lora(tmp_path / "opposite", strength=-1.0).folders[0]
+        folders[-1] = model.to_lora(tmp_path / "opposite", strength=-1.0).places[0]
     model.unload()
     strange = as_stranger(base, folders, tmp_path)
     plain = probabilities(base)
@@ -129,7 +129,7 @@ def test_transformers_own_loader_reads_it(tmp_path: Path) -> None:
     expected = GradiendModel.from_direction(base, direction, config_for(direction, decoder_sign=1), strength=1.0)
     wanted = probabilities(expected)
     expected.unload()
-    strange = as_stranger(base, {1: found.folders[0]}, tmp_path, own_loader=True)
+    strange = as_stranger(base, {1: found.places[0]}, tmp_path, own_loader=True)
     torch.testing.assert_close(strange[1], wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -193,7 +193,7 @@ def test_what_is_held_is_a_direction_too(bias: bool, tmp_path: Path) -> None:
     config = config_for(direction, base, strength_unit=0.7)
     held, fields = as_loras(direction, config, base).direction()
     found = to_lora(direction, config, base, tmp_path)
-    loaded = [peft.PeftModel.from_pretrained(build("bert"), folder) for folder in found.folders]
+    loaded = [peft.PeftModel.from_pretrained(build("bert"), folder) for folder in found.places]
     model = GradiendModel.from_direction(base, held, config.replaced(**fields), strength=1.0)
     torch.testing.assert_close(probabilities(model), probabilities(loaded[0]), atol=1e-5, rtol=1e-4)
     model.set_strength(-1.0)
