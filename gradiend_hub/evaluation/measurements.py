@@ -18,7 +18,8 @@ from gradiend_hub.hub.resolve import ResolvedRepo
 from gradiend_hub.hub.retry import FAILURES, summary
 from gradiend_hub.printable import printable
 
-from .report import Estimate, Report, SplitReport
+from .records import Estimate, SplitReport
+from .report import Report
 
 __all__ = ["Headline", "Measurement", "Measurements", "ResultEntry", "find_measurements"]
 
