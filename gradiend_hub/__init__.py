@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .model import GradiendModel
     from .training import GradiendTrainer, GradiendTrainingArguments
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Direction",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
 
@@ -72,10 +73,14 @@ def test_a_name_that_is_not_there() -> None:
         raise AssertionError("expected an AttributeError")
 
 
-def test_version_is_the_installed_one() -> None:
-    from importlib.metadata import version
-
-    assert gradiend_hub.__version__ == version("gradiend_hub")
+def test_what_is_installed_says_what_it_is() -> None:
+    installed = distribution("gradiend_hub")
+    place = json.loads(installed.read_text("direct_url.json") or "{}").get("url", "")
+    if place != ROOT.as_uri():
+        pytest.skip("what is installed here is another checkout")
+    assert installed.version == gradiend_hub.__version__
+    assert installed.metadata["License-Expression"] == "Apache-2.0"
+    assert {"plots", "data", "explorer", "all"} <= {*(installed.metadata.get_all("Provides-Extra") or [])}
 
 
 REGISTERED = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known; assert 'GRADIEND' in [*known]"
@@ -159,7 +164,8 @@ def test_a_wheel_holds_every_module_and_template(tmp_path: Path) -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\n"
     )
-    shipped = [name for name in tracked if name.startswith(("gradiend_hub/", "gradiend_hub_cli/", "model_cards/"))]
+    shipped = [name for name in tracked if name.startswith(("gradiend_hub/", "gradiend_hub_cli/"))]
+    shipped += [name for name in tracked if name.startswith("model_cards/") and not name.endswith(".md")]
     for name in (*shipped, "pyproject.toml", "README.md", "LICENSE"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, source / name)

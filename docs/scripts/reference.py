@@ -105,6 +105,22 @@ def schema_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_COMMANDS = """# Commands
+
+The help of each command, as `gradiend-hub COMMAND --help` prints it. `python -m gradiend_hub` is the same program.
+
+Every command has `--json` (standard output holds one JSON object and nothing else; after an error its only key is `error`,
+with `type` and `message`), `--quiet` (the result without the steps before it), and `--debug` (the traceback of an error).
+`gradiend-hub --install-completion` completes commands and options in your shell.
+
+| exit status | |
+|---|---|
+| 0 | all went well |
+| 1 | an error, or a check that failed (`verify`, `audit`, `data words`) |
+| 2 | a mistake in the command itself: an unknown option, a missing argument |
+| 130 | interrupted with Ctrl-C |"""
+
+
 def commands_page() -> str:
     """Return the page of all commands, from the command line's own help."""
     import typer
@@ -112,7 +128,7 @@ def commands_page() -> str:
 
     from gradiend_hub_cli import app
 
-    parts = ["# Commands", "The help of each command, as `gradiend-hub COMMAND --help` prints it."]
+    parts = [_COMMANDS]
     runner = CliRunner()
     environment = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 
