@@ -18,8 +18,8 @@ from gradiend_hub.hub.resolve import ResolvedRepo
 from gradiend_hub.hub.retry import FAILURES, summary
 from gradiend_hub.printable import printable
 
-from .records import Estimate, SplitReport
-from .report import Report
+from .records import Estimate
+from .report import Report, SplitReport
 
 __all__ = ["Headline", "Measurement", "Measurements", "ResultEntry", "find_measurements"]
 
