@@ -25,6 +25,7 @@ from .samples import IGNORED, Answer, Batch, Example, PairBatch, QualityItem, Re
 from .seq2seq import Seq2SeqObjective
 from .slots import TextObjective
 from .text_labels import TextClassificationObjective, TextConceptObjective
+from .token_labels import TokenClassificationObjective, Word
 
 __all__ = [
     "IGNORED",
@@ -49,6 +50,8 @@ __all__ = [
     "TextClassificationObjective",
     "TextConceptObjective",
     "TextObjective",
+    "TokenClassificationObjective",
+    "Word",
     "batched",
     "evaluating",
     "examples_of",

@@ -1,4 +1,4 @@
-"""Classifiers with one label of several: S = 1, V = labels. What the inputs are is left to subclasses.
+"""Classifiers with one label of several at one position: S = 1, V = labels. What the inputs are is left to subclasses.
 
 Two meanings of a direction on such a model are told apart, each an objective of its own:
 
@@ -82,6 +82,14 @@ class LabelObjective(Objective):
     def input_record(self, value: Any) -> Any:
         """Return the JSON value that `read_input` makes this input of."""
 
+    def input_of(self, record: Mapping[str, Any]) -> Any:
+        """Return the input of a record. Raises `DataError`."""
+        return self.read_input(record[self.column])
+
+    def input_columns(self, value: Any) -> dict[str, Any]:
+        """Return the columns that `input_of` makes this input of."""
+        return {self.column: self.input_record(value)}
+
     def read(self, record: Mapping[str, Any]) -> LabelRow:
         """Make a row of a record with the columns of the input, `label` and `alternative`.
 
@@ -96,13 +104,13 @@ class LabelObjective(Objective):
             _require(record, ("alternative",))
             other = self.label(record["alternative"], "alternative")
         classes = (record.get("factual_class", label), record.get("alternative_class", other))
-        return LabelRow(self.read_input(record[self.column]), label, other, *map(_class_name, classes))
+        return LabelRow(self.input_of(record), label, other, *map(_class_name, classes))
 
     def record(self, row: Any) -> dict[str, Any]:
         """Return the record that `read` reads back."""
         classes = {"factual_class": row.factual_class, "alternative_class": row.alternative_class}
         return {
-            self.column: self.input_record(row.input),
+            **self.input_columns(row.input),
             "label": row.factual,
             "alternative": row.alternative,
             **classes,
@@ -133,7 +141,7 @@ class LabelObjective(Objective):
     def read_neutral(self, record: Mapping[str, Any]) -> Labelled:
         """Make an item of a record with the columns of the input and `label`, the label that the input really has."""
         _require(record, (self.column, "label"))
-        return Labelled(self.read_input(record[self.column]), self.label(record["label"]))
+        return Labelled(self.input_of(record), self.label(record["label"]))
 
     # -- samples --------------------------------------------------------------------------------------------------------
 
@@ -159,7 +167,11 @@ class LabelObjective(Objective):
     def _sample(self, inputs: Mapping[str, Any], cost: int, label: str) -> Sample:
         if label not in self.labels:
             raise DataError(f"{label!r} is no label of {self.name_or_path}; it has {', '.join(self.labels[:12])}.")
-        return Sample(inputs, (0,), (self.labels.index(label),), cost)
+        return Sample(inputs, (self.position(inputs),), (self.labels.index(label),), cost)
+
+    def position(self, inputs: Mapping[str, Any]) -> int:
+        """Return where the label is read; a label of the whole input has the position 0."""
+        return 0
 
     def neutral_example(self, item: Labelled, rng: random.Random) -> Example | None:
         """Return the item with its own label on both sides."""
@@ -190,9 +202,8 @@ class LabelObjective(Objective):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Make a batch of samples."""
-        labels = torch.tensor([sample.labels for sample in samples])
-        inputs = self.collate_inputs([sample.inputs for sample in samples])
-        return Batch(inputs, torch.zeros_like(labels), labels, tuple(samples))
+        labels, positions = (torch.tensor(of) for of in ([s.labels for s in samples], [s.positions for s in samples]))
+        return Batch(self.collate_inputs([sample.inputs for sample in samples]), positions, labels, tuple(samples))
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return log-probabilities of the labels: [B, 1, V], fp32 or wider."""

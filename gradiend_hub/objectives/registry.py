@@ -18,6 +18,7 @@ from .masked_lm import MaskedLMObjective
 from .preference import PreferenceObjective
 from .seq2seq import Seq2SeqObjective
 from .text_labels import TextClassificationObjective, TextConceptObjective
+from .token_labels import TokenClassificationObjective
 
 __all__ = [
     "OBJECTIVES",
@@ -55,6 +56,7 @@ for _objective in (  # of one head, the first one is what data of unknown column
     Seq2SeqObjective,
     TextClassificationObjective,
     TextConceptObjective,
+    TokenClassificationObjective,
     ImageClassificationObjective,
     ImageConceptObjective,
 ):
@@ -103,7 +105,7 @@ def objective_name(model: nn.Module, configured: str | None = None, columns: Col
         raise BaseModelError(
             f"{type(model).__name__} has no head that an objective is known for ({', '.join(sorted(OBJECTIVES))}). Load the "
             "base with the head of its task, e.g. AutoModelForMaskedLM, AutoModelForCausalLM, "
-            "AutoModelForSequenceClassification or AutoModelForImageClassification."
+            "AutoModelForSequenceClassification, AutoModelForTokenClassification or AutoModelForImageClassification."
         )
     if {MaskedLMObjective.name, CausalLMObjective.name} <= {*names}:  # XLM's one head serves both, as it was trained
         behaviour = behaviour_of(model)

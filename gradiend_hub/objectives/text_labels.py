@@ -152,7 +152,10 @@ def _padding_matters(model: nn.Module, tokenizer: Any) -> bool:
 
     with evaluating(model), torch.no_grad():
         try:
-            beside, alone = logits(long, long[:5])[1], logits(long[:5])[0]
+            alone = logits(long[:5])[0]
+            beside = logits(long, long[:5])[1][
+                : len(alone)
+            ]  # of a head that labels every token, those of the row's own
         except (TypeError, ValueError) as error:
             raise BaseModelError(
                 f"{type(model).__name__} cannot label two texts of different lengths at once: {error} If it does not know "

@@ -154,6 +154,24 @@ def test_probabilities_of_the_report_are_the_edited_models(folder: Path) -> None
                 assert float(chances[plain.config.label2id[name]]) == pytest.approx(claimed, abs=1e-4)
 
 
+def test_what_the_other_labels_lose_on_the_rows_own_inputs(digits: Path) -> None:
+    """By hand: KL between what base and edited model make of the eight other labels, renormalised."""
+    split = Report.load(digits).splits["eval"]
+    model = GradiendModel.from_pretrained(digits, strength=0.0)
+    images = [Image.fromarray(row["image"]).convert("RGB") for row in digit_rows("3", "8", slice(160, 220))]
+    inputs, rest = dict(model.tokenizer(images, return_tensors="pt")), [i for i in range(10) if i not in (3, 8)]
+    with torch.no_grad():
+        before = model(**inputs).logits[:, rest].double().log_softmax(-1)
+        for strength in (-1.0, 1.0):
+            model.set_strength(strength)
+            after = model(**inputs).logits[:, rest].double().log_softmax(-1)
+            kl, point = (before.exp() * (before - after)).sum(-1), split.at(strength)
+            assert point.slot["collateral"] == pytest.approx(float(kl.mean()), rel=0.02, abs=1e-4)
+            low, high = point.intervals["slot collateral"]
+            assert low < point.slot["collateral"] < high
+            assert "own" not in point.damage  # a classifier's input has no other position
+
+
 def test_loads_applies_verifies_and_merges(folder: Path) -> None:
     model = GradiendModel.from_pretrained(folder, strength=0.0)
     assert model.verify().passed
