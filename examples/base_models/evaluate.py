@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 from corpus import DATA, load_corpus
+from seq2seq import corrupt
 from torch.nn import functional as F
-from train import MASK_RATE, MAX_TOKENS, corrupt, seq2seq_pieces
+from train import MASK_RATE, MAX_TOKENS, PRONOUN_RATE, pronoun_ids
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -53,9 +54,9 @@ class Subject:
         """Ids [1, T] of a text, at most as long as in the training."""
         return self.tokenizer(text, return_tensors="pt", truncation=True, max_length=MAX_TOKENS)["input_ids"]
 
-    def gap(self) -> str:
-        """Return what a text has in place of its slot."""
-        return "<extra_id_0>" if self.kind == "seq2seq" else self.tokenizer.mask_token
+    def written(self, ids: list[int]) -> torch.Tensor:
+        """What the decoder reads to write a text's tokens, and then the next one: [1, T + 1]."""
+        return torch.tensor([[self.model.config.decoder_start_token_id, *ids]])
 
 
 @dataclass
@@ -77,10 +78,12 @@ def scored(subject: Subject, text: str, drawn: Draws) -> tuple[torch.Tensor, tor
         return model(input_ids=ids.masked_fill(chosen, subject.tokenizer.mask_token_id)).logits[chosen], ids[chosen]
     if subject.kind == "causal":
         return model(input_ids=ids).logits[0, :-1], ids[0, 1:]
-    pronouns, sentinels = seq2seq_pieces(subject.tokenizer)
-    source, written = (torch.tensor([part]) for part in corrupt(ids[0].tolist(), pronouns, sentinels, drawn.python))
-    own = ~torch.isin(written[0], torch.tensor([*sentinels, subject.tokenizer.eos_token_id]))
-    return model(input_ids=source, labels=written).logits[0][own], written[0][own]
+    row = ids[0].tolist()
+    source, hidden = corrupt(
+        row, pronoun_ids(subject.tokenizer), subject.tokenizer.mask_token_id, drawn.python, PRONOUN_RATE
+    )
+    logits = model(input_ids=torch.tensor([source]), decoder_input_ids=subject.written(row[:-1])).logits[0]
+    return logits[hidden], ids[0, hidden]
 
 
 def text_score(subject: Subject, texts: list[str]) -> dict[str, float]:
@@ -106,12 +109,10 @@ def slot_probabilities(subject: Subject, text: str) -> torch.Tensor:
     if subject.kind == "causal":
         ids, position, more = subject.tokenizer(left.rstrip(), return_tensors="pt")["input_ids"], -1, {}
     else:
-        ids = subject.tokenizer(left + subject.gap() + right, return_tensors="pt")["input_ids"]
-        gap = subject.tokenizer.convert_tokens_to_ids(subject.gap())
-        position, more = int((ids[0] == gap).nonzero().item()), {}
+        ids = subject.tokenizer(left + subject.tokenizer.mask_token + right, return_tensors="pt")["input_ids"]
+        position, more = int((ids[0] == subject.tokenizer.mask_token_id).nonzero().item()), {}
         if subject.kind == "seq2seq":
-            start = subject.model.config.decoder_start_token_id
-            position, more = -1, {"decoder_input_ids": torch.tensor([[start, gap]])}
+            more = {"decoder_input_ids": subject.written(ids[0, :position].tolist())}
     return subject.model(input_ids=ids, **more).logits[0, position].softmax(-1)
 
 

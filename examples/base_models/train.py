@@ -2,7 +2,7 @@
 
     python examples/base_models/train.py masked --text FILE... --out DIR --steps 5000 --seed 0
     python examples/base_models/train.py causal --text FILE... --out DIR --steps 5000 --seed 0
-    python examples/base_models/train.py seq2seq --text FILE... --out DIR --steps 5000 --seed 0
+    python examples/base_models/train.py seq2seq --text FILE... --out DIR --steps 2400 --seed 0
 
 The same text, seed, steps and thread count give the same weights. Started again, a run goes on from its last
 checkpoint; until the decay begins (the last fifth), the state does not depend on `--steps`.
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from corpus import TEMPLATE_SHARE, batches, load_corpus, template_texts
+from seq2seq import from_masked, padded, seq2seq_loss
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
 from transformers import (
@@ -30,9 +31,6 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-    T5Tokenizer,
 )
 
 VOCABULARY = 6000
@@ -40,11 +38,7 @@ MAX_TOKENS = 64
 TOKENS_PER_BATCH = 1024
 PEAK_LR, WARM_UP, DECAY = 1e-3, 200, 0.2  # decay: the last part of the steps, linear to zero
 MASK_RATE, PRONOUN_RATE = 0.15, 0.5
-SENTINELS, SPAN_RATE, LONE_RATE = (
-    32,
-    0.06,
-    0.3,
-)  # spans of 1 to 3 tokens begin at the rate; a lone one is all that is read
+MASKED = Path(__file__).parent / "masked"  # what the encoder-decoder model is made of
 PRONOUNS = ["he", "she", "it", "they", "him", "her", "them", "his", "their", "its"]
 PRONOUNS += ["himself", "herself", "itself", "themselves"]
 
@@ -86,34 +80,10 @@ def causal_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def seq2seq_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A Unigram tokenizer with sentinels, as T5 has, trained on the texts."""
-    special = ["<pad>", "</s>", "<unk>"]
-    core = Tokenizer(models.Unigram())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
-    )
-    core.train_from_iterator(
-        texts, trainers.UnigramTrainer(vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>")
-    )
-    found = json.loads(core.to_str())["model"][
-        "vocab"
-    ]  # in an order, and with scores, that differ a little from run to run
-    pieces = sorted((piece, round(score, 4)) for piece, score in found if piece not in special)
-    sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(SENTINELS))]
-    vocabulary = [(piece, 0.0) for piece in special] + pieces + sentinels
-    return T5Tokenizer(vocabulary, extra_ids=SENTINELS, model_max_length=128)
-
-
 def new_model(kind: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A small BERT, Llama or T5 with random weights."""
+    """A small BERT or Llama with random weights, or a BART of the bundled BERT's."""
     if kind == "seq2seq":
-        return T5ForConditionalGeneration(
-            T5Config(
-                vocab_size=len(tokenizer), d_model=224, d_kv=56, d_ff=512, num_layers=4, num_decoder_layers=2, num_heads=4,
-                dropout_rate=0.0, decoder_start_token_id=tokenizer.pad_token_id,
-            )
-        )  # fmt: skip
+        return from_masked(BertForMaskedLM.from_pretrained(MASKED, dtype=torch.float32), tokenizer)
     size = {
         "vocab_size": len(tokenizer),
         "hidden_size": 224,
@@ -141,8 +111,7 @@ def masked_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """The mean cross entropy at masked positions of a padded batch `ids` (rows, length); the head runs there alone."""
-    pronouns = torch.tensor(tokenizer.convert_tokens_to_ids(PRONOUNS))
-    is_pronoun = torch.isin(ids, pronouns)
+    is_pronoun = torch.isin(ids, torch.tensor(sorted(pronoun_ids(tokenizer))))
     draw = torch.rand(ids.shape, generator=generator)
     chosen = (draw < torch.where(is_pronoun, PRONOUN_RATE, MASK_RATE)) & (ids >= 5)
     how = torch.rand(ids.shape, generator=generator)
@@ -161,55 +130,9 @@ def causal_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids:
     return F.cross_entropy(model.lm_head(hidden[real]), ids[:, 1:][real])
 
 
-def corrupt(
-    row: list[int], pronouns: set[int], sentinels: list[int], rng: random.Random
-) -> tuple[list[int], list[int]]:
-    """The tokens of a text without some spans, and these spans, each behind the sentinel that stands for it.
-
-    Half of the pronouns and a few spans of other tokens are left out, in some texts one of these alone.
-    """
-    spans = [(i, i + 1) for i, token in enumerate(row[:-1]) if token in pronouns and rng.random() < PRONOUN_RATE]
-    for i in range(len(row) - 1):
-        if row[i] not in pronouns and rng.random() < SPAN_RATE:
-            spans.append((i, min(i + rng.randint(1, 3), len(row) - 1)))
-    if not spans:
-        start = rng.randrange(max(len(row) - 1, 1))
-        spans = [(start, start + 1)]
-    elif rng.random() < LONE_RATE:
-        spans = [rng.choice(spans)]
-    inputs, labels, place, used = [], [], 0, 0
-    for start, stop in sorted(spans)[: len(sentinels) - 1]:
-        if start > place or not used:  # spans that touch are not read apart
-            inputs += [*row[place:start], sentinels[used]]
-            labels += [sentinels[used], *row[start:stop]]
-            place, used = stop, used + 1
-    return inputs + row[place:], [*labels, sentinels[used], row[-1]]
-
-
-def seq2seq_pieces(tokenizer: PreTrainedTokenizerFast) -> tuple[set[int], list[int]]:
-    """Ids of the pronouns, with and without a capital, and of the sentinels."""
-    pieces = [f"▁{form}" for word in PRONOUNS for form in (word, word.capitalize())]
-    pronouns = {*tokenizer.convert_tokens_to_ids(pieces)} - {tokenizer.unk_token_id}
-    return pronouns, tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
-
-
-def seq2seq_loss(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, seed: int
-) -> torch.Tensor:
-    """The mean cross entropy of the spans that are left out of a padded batch `ids` (rows, length)."""
-    pronouns, sentinels = seq2seq_pieces(tokenizer)
-    rng, padding = random.Random(seed), tokenizer.pad_token_id
-    pairs = [corrupt([i for i in row if i != padding], pronouns, sentinels, rng) for row in ids.tolist()]
-    inputs, labels = (pad(list(part), padding) for part in zip(*pairs, strict=True))
-    labels[labels == padding] = -100
-    loss: torch.Tensor = model(input_ids=inputs, attention_mask=(inputs != padding).long(), labels=labels).loss
-    return loss
-
-
-def pad(rows: list[list[int]], value: int) -> torch.Tensor:
-    """Token lists as one tensor (rows, longest), padded on the right."""
-    width = max(map(len, rows))
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+def pronoun_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """Ids of the pronouns."""
+    return {*tokenizer.convert_tokens_to_ids(PRONOUNS)}
 
 
 def epochs(texts: list[str], tokenizer: PreTrainedTokenizerFast, seed: int, start: int) -> Iterator[torch.Tensor]:
@@ -228,7 +151,7 @@ def epochs(texts: list[str], tokenizer: PreTrainedTokenizerFast, seed: int, star
         order = batches([len(row) for row in rows], seed * 1000 + epoch, TOKENS_PER_BATCH)
         print(f"epoch {epoch}: {len(order)} batches, {sum(map(len, rows))} tokens")
         for batch in order[start:]:
-            yield pad([rows[index] for index in batch], tokenizer.pad_token_id)
+            yield padded([rows[index] for index in batch], tokenizer.pad_token_id)
         start = max(0, start - len(order))
         epoch += 1
 
@@ -261,10 +184,12 @@ def main() -> None:
 
     texts, _ = load_corpus(args.text)
     checkpoint = args.out / "checkpoint.pt"
-    if checkpoint.exists():  # a tokenizer that was trained again might number its pieces in another way
+    if args.kind == "seq2seq":
+        tokenizer = AutoTokenizer.from_pretrained(MASKED)
+    elif checkpoint.exists():  # a tokenizer that was trained again might number its pieces in another way
         tokenizer = AutoTokenizer.from_pretrained(args.out / "model")
     else:
-        makers = {"masked": masked_tokenizer, "causal": causal_tokenizer, "seq2seq": seq2seq_tokenizer}
+        makers = {"masked": masked_tokenizer, "causal": causal_tokenizer}
         tokenizer = makers[args.kind](texts + template_texts(args.seed, 200_000))
     model = new_model(args.kind, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -290,7 +215,9 @@ def main() -> None:
         elif args.kind == "causal":
             loss = causal_loss(model, tokenizer, ids)
         else:
-            loss = seq2seq_loss(model, tokenizer, ids, seed)
+            rows = [[i for i in row if i != tokenizer.pad_token_id] for row in ids.tolist()]
+            rng = random.Random(seed)
+            loss = seq2seq_loss(model, tokenizer, rows, pronoun_ids(tokenizer), rng, PRONOUN_RATE)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
