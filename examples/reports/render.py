@@ -3,8 +3,10 @@
     python examples/reports/render.py masked causal           # the bundled models
     python examples/reports/render.py --base FOLDER minilm    # any other masked or causal model, under a name
     python examples/reports/render.py digits-label digits-concept sentences-label sentences-concept preference
+    python examples/reports/render.py --cards                 # learns nothing: cards of the reports that are here
 
-The latter are the directions of `examples/classifiers.py` and `examples/preferences.py`: a card of each further objective.
+Those of the third line are the directions of `examples/classifiers.py` and `examples/preferences.py`: a card of each further
+objective.
 
 Everything is the default; run it in the repository's root folder.
 """
@@ -12,6 +14,8 @@ Everything is the default; run it in the repository's root folder.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,10 +25,14 @@ from pathlib import Path
 from datasets import load_dataset
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
-from gradiend_hub.artifact.files import ASSETS_FOLDER, CARD_FILE, HTML_FILE, REPORT_FILE
+from gradiend_hub.artifact.files import ASSETS_FOLDER, CARD_FILE, CONFIG_FILE, HTML_FILE, REPORT_FILE
+from gradiend_hub.cards import render_card
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent
+MODEL_CARDS = EXAMPLES.parent / "model_cards"
+SIZES = "files.json"
+"""Sizes of the files of a direction, whose card states them, and what else was there."""
 SCRIPTS = {
     **{
         f"{of}-{kind}": ("classifiers.py", "--only", f"{of}, {kind}")
@@ -65,22 +73,58 @@ def render_example(name: str, folder: Path) -> None:
 
 
 def keep(name: str, folder: Path) -> None:
-    """Copy card, figures, page and report of a direction, without its weights."""
+    """Copy card, figures, page, configuration and report of a direction, without its weights."""
     target = HERE / name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    for file in (CARD_FILE, HTML_FILE, REPORT_FILE):
+    for file in (CARD_FILE, HTML_FILE, REPORT_FILE, CONFIG_FILE):
         shutil.copyfile(folder / file, target / file)
     shutil.copytree(folder / ASSETS_FOLDER, target / ASSETS_FOLDER)
+    others = (p for p in folder.rglob("*") if p.is_file() and not (target / p.relative_to(folder)).exists())
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in others if "checkpoint" not in str(p)}
+    (target / SIZES).write_text(json.dumps(sizes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_card(name)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 1e3:.0f} kB")
 
 
+def card(name: str) -> str:
+    """Return the card of a direction that is kept here, as it is rendered today."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "direction")
+        shutil.copytree(HERE / name, folder)
+        for file, size in json.loads((folder / SIZES).read_text(encoding="utf-8")).items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
+            os.truncate(folder / file, size)  # takes no room
+        return str(render_card(folder))
+
+
+def write_card(name: str) -> None:
+    """Write a card beside its figures, and into `model_cards`, where all of them can be looked through."""
+    text = card(name)
+    (HERE / name / CARD_FILE).write_text(text, encoding="utf-8")
+    (MODEL_CARDS / f"{name}.md").write_text(shown_elsewhere(text, name), encoding="utf-8")
+
+
+def shown_elsewhere(text: str, name: str) -> str:
+    """Return a card whose figures are found from the folder `model_cards`."""
+    return text.replace(f"]({ASSETS_FOLDER}/", f"](../examples/reports/{name}/{ASSETS_FOLDER}/")
+
+
+def kept() -> list[str]:
+    """Return the names of the directions whose card can be rendered."""
+    return sorted(path.parent.name for path in HERE.glob(f"*/{SIZES}"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", help=f"masked, causal, {', '.join(SCRIPTS)}, or with --base any name")
+    parser.add_argument("names", nargs="*", help=f"masked, causal, {', '.join(SCRIPTS)}, or with --base any name")
     parser.add_argument("--base", type=Path, help="folder of another base model")
+    parser.add_argument("--cards", action="store_true", help="render the cards of all reports that are here")
     arguments = parser.parse_args()
+    for name in kept() if arguments.cards else ():
+        write_card(name)
     for name in arguments.names:
         with tempfile.TemporaryDirectory() as folder:
             if name in SCRIPTS and arguments.base is None:
