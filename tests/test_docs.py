@@ -11,13 +11,17 @@ import runpy
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gradiend_hub
+from tests.explorer.test_page import browser, emulate  # noqa: F401
 from tests.test_readme import require_command
 
 ROOT = Path(__file__).parents[1]
@@ -145,12 +149,66 @@ def _run(command: list[str], folder: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-2500:]}"
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built without a warning."""
     pytest.importorskip("mkdocs", reason="the documentation's tools come with `make docs`")
+    folder = tmp_path_factory.mktemp("built") / "site"
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
-    assert not re.findall(r'(?:src|href)="https?://(?!arxiv\.org|squidfunk\.github\.io)[^"]+\.(?:js|css|woff2?)"', page)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_needs_no_other_server(site: Path) -> None:
+    for file in sorted(site.rglob("*.html")):
+        page = file.read_text(encoding="utf-8")
+        assert not re.findall(
+            r'<(?:link[^>]*stylesheet[^>]*|script[^>]*|img[^>]*)(?:href|src)="(?:https?:)?//[^"]+"', page
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (390, "light"), (1200, "dark"), (1200, "light")])
+def test_the_site_can_be_read_by_everybody(
+    browser: Any,  # noqa: F811
+    site: Path,
+    width: int,
+    scheme: str,
+) -> None:
+    """Contrast, names, alternative texts, reach by keyboard; nothing is wider than the screen."""
+    axe = pytest.importorskip("axe_core_python.selenium", reason="axe-core-python is not installed")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        for page in (
+            "",
+            "concepts/",
+            "guides/own-feature/",
+            "papers/",
+            "faq/",
+            "reference/commands/",
+            "reference/data/",
+        ):
+            emulate(browser, width, scheme)
+            address = f"http://127.0.0.1:{server.server_port}/{page}"
+            browser.get(address)
+            browser.execute_script("localStorage.clear()")  # the theme keeps what it was
+            browser.get(address)
+            found = axe.Axe().run(browser)
+            assert len(found["passes"]) > 10
+            wrong = [(page, v["id"], node["html"][:200]) for v in found["violations"] for node in v["nodes"]]
+            assert wrong == []
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and writes no log."""
+
+    def log_message(self, *_: Any) -> None:
+        return

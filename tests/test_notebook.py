@@ -18,7 +18,7 @@ from gradiend_hub.comparison import DirectionSet, Matrix
 from gradiend_hub.comparison.checkpoints import Drift, Mixture
 from gradiend_hub.comparison.combining import Combination, ConflictReport
 from gradiend_hub.comparison.tables import Profile
-from gradiend_hub.evaluation import Report
+from gradiend_hub.evaluation import Report, SplitReport
 from tests.plots.test_html import ATTACKS
 from tests.reports import full_report
 
@@ -126,6 +126,18 @@ def test_a_report_of_an_old_artifact_is_shown() -> None:
     folder = Path(__file__).parent / "artifact" / "schema_1"
     for report in map(Report.load, sorted(folder.iterdir())):
         assert "P(3" in Read(report._repr_html_()).text
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:20]))
+def test_the_plain_form_is_one_line(text: str) -> None:
+    for thing in of(text):
+        if isinstance(thing, (Direction, DirectionSet, Report, SplitReport)):
+            shown = repr(thing)
+            assert shown.startswith(type(thing).__name__)
+            assert "\n" not in shown and not {"\u202e", "\x1b", "\u2028"} & {*shown}
+            assert len(shown) < 400
+    split = full_report(["a", "b"], {"a": ["x"], "b": ["y"]}).splits["test"]
+    assert repr(split) == f"SplitReport({len(split.curve)} strengths, the encoder's correlation 0.967)"
 
 
 def test_what_is_not_known_is_empty() -> None:

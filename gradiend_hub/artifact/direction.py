@@ -70,6 +70,9 @@ class Direction:
         """Tell whether any parameter has a decoder bias."""
         return any(part.decoder_bias is not None for part in self.parameters.values())
 
+    def __repr__(self) -> str:  # that of a dataclass is pages of numbers
+        return f"Direction({len(self.parameters):,} parameters)"
+
     def _repr_html_(self) -> str:
         """Show parameters and forms; of a direction that is read from its file, the first ones only are read."""
         names = list(self.parameters)

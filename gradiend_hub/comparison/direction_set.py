@@ -17,6 +17,7 @@ from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import WEIGHTS_FILE
 from gradiend_hub.base_model import check_base_model, load_base_model, load_recorded_base, original_parameters
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.printable import printable
 
 from .checkpoints import Drift, Mixture, along, changed, decompose
 from .clusters import Clusters, average_linkage
@@ -123,7 +124,7 @@ class DirectionSet:
         return found
 
     def __repr__(self) -> str:
-        return f"DirectionSet({', '.join(self.names)})"
+        return f"DirectionSet({', '.join(printable(name, 80) for name in self.names)})"
 
     def _repr_html_(self) -> str:
         head = ["direction", "strength > 0", "strength < 0", "read from"]

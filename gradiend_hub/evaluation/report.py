@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from gradiend_hub.artifact.files import MOST_REPORT_BYTES, REPORT_FILE, SCHEMA_VERSION, own_file
 from gradiend_hub.artifact.validation import at_most, is_number, read_as, read_json
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
-from gradiend_hub.printable import legible
+from gradiend_hub.printable import legible, printable
 
 from .continuations import GenerationReport
 from .records import (
@@ -71,6 +71,11 @@ class SplitReport:
     band_limits: Annotated[list[str | None], TWO] | None = None
     generation: GenerationReport | None = None
     lora: LoraReport | None = None
+
+    def __repr__(self) -> str:  # that of a dataclass is pages of numbers
+        correlation = None if self.encoder is None else self.encoder.correlation
+        read = "" if correlation is None else f", the encoder's correlation {correlation:.3f}"
+        return f"SplitReport({len(self.curve)} strengths{read})"
 
     def _repr_html_(self) -> str:
         return split_html(self)
@@ -235,6 +240,10 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     references: ReferenceReport | None = None
     parents: list[Parent] = field(default_factory=list)
+
+    def __repr__(self) -> str:  # that of a dataclass is pages of numbers
+        names, base = " / ".join(printable(c, 80) for c in self.feature_classes), printable(self.base_model, 80)
+        return f"Report({names} of {base}, measured on: {', '.join(self.splits) or 'nothing'})"
 
     def _repr_html_(self) -> str:
         return report_html(self)

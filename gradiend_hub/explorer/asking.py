@@ -37,6 +37,8 @@ MOST_WORDS = 100
 """Words whose feature values are read at a time."""
 MANY_TOKENS = 3.5
 """Tokens a word from which on a text is likely in a language that the tokenizer was not made for."""
+FEW_LETTERS = 1.5
+"""Letters a token below which it is, too: the tokenizer spells. In its own language it takes two or more."""
 LEAST_WORDS = 3
 
 
@@ -182,10 +184,12 @@ class Explorer:
                     "lose quality elsewhere, too. Move the slider back."
                 )
         if isinstance(self.objective, TextObjective) and isinstance(value, str):
-            words = value.replace(SLOT, " ").split()
+            words = [word for word in value.replace(SLOT, " ").split() if any(map(str.isalpha, word))]  # not numbers
             tokens = self.objective.tokenizer.tokenize(" ".join(words))
             unknown = tokens.count(self.objective.tokenizer.unk_token)
-            if len(words) >= LEAST_WORDS and (len(tokens) > MANY_TOKENS * len(words) or unknown > len(words) / 3):
+            letters = sum(map(str.isalnum, "".join(words)))
+            spelled = len(tokens) > MANY_TOKENS * len(words) or letters < FEW_LETTERS * len(tokens)
+            if len(words) >= LEAST_WORDS and (spelled or unknown > len(words) / 3):
                 found.append(
                     f"The model's tokenizer takes {len(tokens)} tokens for these {len(words)} words, {unknown} of them "
                     "unknown: likely a language that the model has not learned. Write in the language of its training text."

@@ -16,7 +16,7 @@ CSS = """
 .gh .two {display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem}
 .gh .one {border: 1px solid #8888; border-radius: .5rem; padding: .75rem; min-width: 0; overflow-wrap: anywhere}
 .gh #kl {margin: .5rem 0}
-.gh h3 {margin: 0 0 .5rem; font-size: 1rem}
+.gh h2 {margin: 0 0 .5rem; font-size: 1rem}
 .gh .bar {display: grid; grid-template-columns: minmax(4rem, 9rem) 1fr 4.5rem; gap: .5rem; align-items: center}
 .gh .track {background: #8883; border-radius: .25rem; height: .8rem}
 .gh .fill {background: #3b6fd4; border-radius: .25rem; height: 100%}
@@ -35,6 +35,9 @@ CSS = """
   .gh .track {grid-row: 2; grid-column: 1 / -1}
   .gh svg text {font-size: 20px}
 }
+.gradio-container input[type=range]::-webkit-slider-thumb {background: #3b6fd4 !important}
+.gradio-container input[type=range]::-moz-range-thumb {background: #3b6fd4 !important}
+.min_value, .max_value {color: var(--block-info-text-color) !important}
 #gh-stopped {position: fixed; inset: 0 0 auto 0; z-index: 9999; padding: 1rem; background: #7a2e0b; color: #fff}
 """
 
@@ -78,7 +81,7 @@ def answers(base: Shown, edited: Shown, strengths: Mapping[str, float]) -> str:
 
 
 def _answer(title: str, shown: Shown) -> str:
-    lines = [f"<h3>{title}</h3>"]
+    lines = [f"<h2>{title}</h2>"]
     lines += [_bar(word, chance) for word, chance in shown.outputs]
     for classes in shown.classes.values():
         lines += [_bar(f"P({name})", chance, "class") for name, chance in classes.items()]
@@ -144,7 +147,7 @@ def curve(
     )
     title = f"Measured curve of {_text(name)}; the line is at the present strength, {dose(strength)}; grey is the safe band."
     return (
-        f'<div class="gh"><h3>{_text(name)}: as measured</h3><p class="key">{"".join(key)}</p>'
+        f'<div class="gh"><h2>{_text(name)}: as measured</h2><p class="key">{"".join(key)}</p>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">{"".join(drawn)}</svg></div>'
     )
 

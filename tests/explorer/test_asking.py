@@ -128,7 +128,15 @@ def test_remarks_tell_of_the_band_and_of_another_language(explorer: Explorer) ->
         assert "no safe band was measured" in explorer.remarks(TEXT, {name: 1.0})[0]
     finally:
         config.safe_band = before
-    assert any("language" in told for told in explorer.remarks("Übergrößenträger пришли вчера [MASK]", {}))
+    foreign = (
+        "Übergrößenträger пришли вчера [MASK]",
+        "Вчера пришли новые гости и [MASK] остались",
+        "οι γυναίκες [MASK] σπίτι",
+    )
+    for sentence in foreign:
+        assert any("language" in told for told in explorer.remarks(sentence, {}))
+    own = ("The boys ran home because [MASK] felt ill.", "[MASK] is", "In 1984 [MASK] was 3 to 2.")
+    assert [told for sentence in own for told in explorer.remarks(sentence, {})] == []
     with pytest.raises(ConfigError, match="no direction"):
         explorer.ask(TEXT, {"strange": 1.0})
     with pytest.raises(ConfigError, match="finite"):
