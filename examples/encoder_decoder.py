@@ -36,7 +36,12 @@ def learned(model: str, folder: Path) -> GradiendTrainer:
         model,
         GradiendConfig(feature_classes=["3SG", "3PL"]),  # the objective is found from the model's head
         GradiendTrainingArguments(
-            str(folder), solver="closed_form", use_cpu=True, disable_tqdm=True, logging_strategy="no", save_strategy="no"
+            str(folder),
+            solver="closed_form",
+            use_cpu=True,
+            disable_tqdm=True,
+            logging_strategy="no",
+            save_strategy="no",
         ),
         train_dataset=rows("train")[:640],
         eval_dataset=rows("validation")[:120],
