@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,18 @@ from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.artifact.probes import take_along
 
 from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base, require_plain
-from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, HubPushError
+from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, GradiendError, HubPushError
 
 if TYPE_CHECKING:
     from gradiend_hub.hub.resolve import ResolvedRepo
 
-__all__ = ["EditReceipt", "GradiendModel"]
+__all__ = ["EditReceipt", "GradiendModel", "MergedDirection", "load_processing_class"]
 
 _SELF_TEST = "gradiend_hub.evaluation.selftest:verify"
 """Measures the self-test in an artifact's folder; a name, since it is built upon models."""
+
+_PUSH = "gradiend_hub.cards.rewritten:push_rewritten"
+"""Publishes a merged model with its card; a name, since cards are built upon models."""
 
 PEFT_SAVING = {
     "safe_serialization": True,
@@ -40,6 +44,28 @@ PEFT_SAVING = {
     "path_initial_model_for_weight_conversion": None,
 }
 """Arguments of PEFT's `save_pretrained` that have no meaning for a direction, and their defaults."""
+
+
+@dataclass(frozen=True)
+class MergedDirection:
+    """What was merged into a model for good.
+
+    Attributes:
+        direction: repository, or name of the folder, of the direction; `folder` and `commit` where it was read from.
+        config: of the direction.
+        strength: at which it was merged, and `receipt` what that changed.
+        processing_class: tokenizer or image processor that was given for the base model; `None` for the one beside it, which
+            `hub` is for.
+    """
+
+    direction: str
+    folder: Path | None
+    commit: str | None
+    config: GradiendConfig
+    strength: float
+    receipt: EditReceipt
+    processing_class: Any
+    hub: Mapping[str, Any]
 
 
 class GradiendModel(EditedModel):
@@ -311,18 +337,7 @@ class GradiendModel(EditedModel):
     def tokenizer(self) -> Any:
         """The base model's tokenizer (or image processor): the one that was given, else the one beside the base model."""
         if self.processing_class is None:
-            from .objectives import objective_class, objective_name
-
-            base_model, config = self.get_base_model(), self.active_peft_config
-            base = base_name(base_model) or config.base_model_name_or_path
-            if not base:
-                raise BaseModelError(
-                    "The base model has no name or path, so its tokenizer is unknown. Pass it as `processing_class` to "
-                    "GradiendModel.from_pretrained or from_direction."
-                )
-            kind = objective_class(objective_name(base_model, config.objective))
-            hub = {name: value for name, value in self._hub.items() if value}
-            self.processing_class = kind.load_processor(base, revision=base_commit(base_model), **hub)
+            self.processing_class = load_processing_class(self.get_base_model(), self.active_peft_config, self._hub)
         return self.processing_class
 
     def encode(self, rows: Any, batch_size: int = 32, *, processing_class: Any = None) -> torch.Tensor:
@@ -421,6 +436,47 @@ class GradiendModel(EditedModel):
             self._found[name].complete()
             take_along(self._found[name].folder, folder)
 
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        *,
+        strength: float | Mapping[str, float] | None = None,
+    ) -> Any:
+        """Return the plain base model with the edit in its weights for good, as PEFT's.
+
+        Its `push_to_hub(repo_id)` publishes it with its tokenizer and a card that names its parents, if one direction was
+        merged; the arguments are those of `gradiend_hub.hub.rewritten.publish_rewritten`.
+
+        Args:
+            progressbar: Whether to show progress.
+            safe_merge: Refuse weights that would be NaN or infinite.
+            adapter_names: Directions to merge; by default the active ones.
+            strength: Strength to merge at, as in `set_strength`; by default the current one.
+        """
+        if strength is not None:
+            self.set_strength(strength)
+        names = list(adapter_names or self.active_adapters)
+        merged = self._described_merge(names[0]) if len(names) == 1 else None
+        model = super().merge_and_unload(progressbar, safe_merge, adapter_names)
+        if merged is not None:
+            model.push_to_hub = partial(_push_merged, model, merged)
+        return model
+
+    def _described_merge(self, name: str) -> MergedDirection | None:
+        """What a card says of merging a direction; `None` for one that changes nothing, or has no feature."""
+        found, config, strength = self._found.get(name), self.peft_config.get(name), self.strengths.get(name)
+        if config is None or not config.feature_classes or not strength or list(self.active_adapters) != [name]:
+            return None
+        try:
+            receipt = self.receipt
+        except GradiendError:  # of sharded weights
+            return None
+        place = "a direction" if found is None else found.repo_id or str(found.folder)
+        folder, commit = (None, None) if found is None else (found.folder, found.commit)
+        return MergedDirection(place, folder, commit, config, strength, receipt, self.processing_class, dict(self._hub))
+
     def to_lora(
         self, folder: str | Path, *, rank: int | None = None, strength: float = 1.0, adapter_name: str | None = None
     ) -> Any:
@@ -463,6 +519,35 @@ class GradiendModel(EditedModel):
             raise
         shutil.rmtree(folder)
         return commit
+
+
+def _push_merged(model: nn.Module, merged: MergedDirection, repo_id: str, **options: Any) -> Any:
+    """Publish a merged model with its card."""
+    return resolve_name(_PUSH)(model, merged, repo_id, **options)
+
+
+def load_processing_class(base_model: nn.Module, config: GradiendConfig, hub: Mapping[str, Any]) -> Any:
+    """The tokenizer (or image processor) beside a base model.
+
+    Args:
+        base_model: The model.
+        config: Of a direction of it.
+        hub: `token`, `cache_dir` and `local_files_only` for its repository.
+
+    Raises:
+        BaseModelError: It has no name or path.
+    """
+    from .objectives import objective_class, objective_name
+
+    base = base_name(base_model) or config.base_model_name_or_path
+    if not base:
+        raise BaseModelError(
+            "The base model has no name or path, so its tokenizer is unknown. Pass it as `processing_class` to "
+            "GradiendModel.from_pretrained or from_direction."
+        )
+    kind = objective_class(objective_name(base_model, config.objective))
+    given = {name: value for name, value in hub.items() if value}
+    return kind.load_processor(base, revision=base_commit(base_model), **given)
 
 
 def _read(repo_or_path: str | Path, **arguments: Any) -> tuple[ResolvedRepo, GradiendConfig, Direction]:

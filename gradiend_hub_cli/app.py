@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Build feature data sets from text.", no_args_is_help=True, cls=Commands)
 app.add_typer(data_app, name="data")
+collection_app = typer.Typer(help="Put directions on the Hub together.", no_args_is_help=True, cls=Commands)
+app.add_typer(collection_app, name="collection")
 
 
 def main() -> None:
@@ -456,6 +458,13 @@ def merge(
         str | None, typer.Option("--push-to", metavar="REPO_ID", help="Publish the model there when it is written.")
     ] = None,
     private: Private = False,
+    measure: Annotated[
+        str | None,
+        typer.Option(metavar="DATA[:CONFIG]", help="Rows to measure on before and after, for the model's card."),
+    ] = None,
+    neutral: Annotated[
+        str | None, typer.Option(metavar="DATA[:CONFIG]", help="Sentences without the feature, for --measure.")
+    ] = None,
     revision: Revision = None,
 ) -> dict[str, Any]:
     """Write the rewritten model as a plain transformers checkpoint with its tokenizer."""
@@ -463,7 +472,9 @@ def merge(
 
     wanted = None if strength is None else _number(strength)
     allowed = {"allow_related": allow_related, "allow_unverified_base": allow_unverified_base}
-    options = MergeOptions(base, revision, wanted, dtype, overwrite, allowed, stream, push_to, private)
+    options = MergeOptions(
+        base, revision, wanted, dtype, overwrite, allowed, stream, push_to, private, measure, neutral
+    )
     return merge_into(out, direction, options, story)
 
 
@@ -520,7 +531,7 @@ def import_(
 @command(app, "push")
 def push(
     story: Story,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A saved direction, or a merged model.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A saved direction, a merged model, or a suite.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made if there is none.")],
     private: Private = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to; made if there is none.")] = None,
@@ -539,12 +550,21 @@ def push(
     allow_unmeasured: Annotated[
         bool, typer.Option("--allow-unmeasured", help="Publish it without a report or a card, too.")
     ] = False,
+    collection: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a suite: a repository for each, REPO_ID-NAME, in this collection; else one with subfolders."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a card that was edited on the Hub, and add to foreign files.")
     ] = False,
 ) -> dict[str, Any]:
-    """Publish a saved direction, or a merged model, in one commit. To repeat a push that failed is safe."""
-    from .push import push_direction
+    """Publish a saved direction, a merged model, or each direction of a suite, in one commit each.
+
+    To repeat a push that failed is safe.
+    """
+    from .push import directions_in, push_direction, push_directions
 
     options = {
         "private": private or None,
@@ -557,6 +577,8 @@ def push(
         "allow_unmeasured": allow_unmeasured,
         "overwrite": overwrite,
     }
+    if collection is not None or directions_in(folder):
+        return push_directions(folder, repo_id, collection, options, story)
     return push_direction(folder, repo_id, options, story)
 
 
@@ -612,3 +634,20 @@ def words(
     from .data import show_fillers
 
     return show_fillers(config, model, overrides or [], story)
+
+
+@command(collection_app, "collection")
+def add(
+    story: Story,
+    collection: Annotated[
+        str,
+        typer.Argument(metavar="COLLECTION", help="Slug of a collection, or a title; made if there is none."),
+    ],
+    repo_ids: Annotated[list[str], typer.Argument(metavar="REPO_ID...", help="Ids on the Hub.")],
+    note: Annotated[str | None, typer.Option(help="What to say beside each of them.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new collection private.")] = False,
+) -> dict[str, Any]:
+    """Add directions to a collection of the Hub; what it has already stays as it is."""
+    from .collection import extend_collection
+
+    return extend_collection(collection, repo_ids, note, private, story)

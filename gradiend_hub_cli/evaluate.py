@@ -37,7 +37,7 @@ from .console import Story, on_interrupt
 from .quiet import quiet
 from .tables import encoder_line, pairs_table, strength_text
 
-__all__ = ["Request", "run_evaluation"]
+__all__ = ["Request", "read_data", "run_evaluation"]
 
 Source = tuple[str, str | None]
 """A data set as on the command line, and its split."""
@@ -80,7 +80,7 @@ def run_evaluation(request: Request, story: Story) -> dict[str, Any]:
                 proposal.check()
             claimed = Report.load(found.folder) if (found.folder / REPORT_FILE).is_file() else None
             model = _model(request, found)
-            rows, texts = _data(request, model)
+            rows, texts = read_data(model, request.data, request.neutral)
             sets = _damage_sets(request, model)
             step.outcome = f"{len(rows):,} rows, {len(texts):,} neutral sentences"
         with story.step("Measure") as step:
@@ -156,22 +156,27 @@ def _model(request: Request, found: ResolvedRepo) -> GradiendModel:
         )
 
 
-def _data(request: Request, model: GradiendModel) -> tuple[list[Row], list[Any]]:
+def read_data(model: GradiendModel, data: Source, neutral: Source | None) -> tuple[list[Row], list[Any]]:
+    """Read the rows that a model's direction is measured on, and the neutral items.
+
+    Raises:
+        DataError: one cannot be read.
+    """
     config = model.active_peft_config
     objective = make_objective(
         model.get_base_model(), model.tokenizer, name=config.objective, options=config.objective_options
     )
     rows = read_rows(
-        _load(request.data, "--data"),
+        _load(data, "--data"),
         require_classes(config.feature_classes),
         read=objective.read,
         prepare=partial(objective.prepare, what="--data"),
         what="--data",
         need_both=False,
     )
-    if not request.neutral:
+    if not neutral:
         return rows, []
-    return rows, read_neutral(_load(request.neutral, "--neutral"), objective.read_neutral, what="--neutral")
+    return rows, read_neutral(_load(neutral, "--neutral"), objective.read_neutral, what="--neutral")
 
 
 def _damage_sets(request: Request, model: GradiendModel) -> dict[str, list[Any]]:

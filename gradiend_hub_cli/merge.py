@@ -10,11 +10,11 @@ from typing import Any
 from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.base_model import base_name
 from gradiend_hub.cards.rewritten import write_rewritten_card
 from gradiend_hub.errors import ConfigError, HubPushError
-from gradiend_hub.evaluation import Report
+from gradiend_hub.evaluation import EvaluationSettings, Report, reevaluate
 from gradiend_hub.export.merge_files import merge_files
 from gradiend_hub.folders import require_empty, require_writable, written_beside
 from gradiend_hub.hub.publish import refusal
@@ -22,6 +22,7 @@ from gradiend_hub.hub.resolve import resolve_folder
 from gradiend_hub.model import EditReceipt
 
 from .console import Story
+from .evaluate import read_data
 from .push import push_direction
 from .quiet import quiet
 from .tables import beyond_band, folder_size, megabytes, pairs_table, strength_text
@@ -42,6 +43,8 @@ class MergeOptions:
     stream: bool = False
     push_to: str | None = None
     private: bool = False
+    measure: str | None = None
+    neutral: str | None = None
 
 
 def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -> dict[str, Any]:
@@ -56,6 +59,8 @@ def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -
         require_empty(out, "another folder, or --overwrite to write into it")
     if _same(out, direction):
         raise ConfigError(f"{out} is the folder of the direction itself. Give another folder.")
+    if options.neutral and not options.measure:
+        raise ConfigError("--neutral is read by --measure DATA. Give both, or neither.")
     if options.push_to and (reason := refusal(options.push_to)):
         raise HubPushError(f"Nothing was merged, since it could not be pushed to {options.push_to}: {reason}.")
     with quiet(story):
@@ -106,17 +111,28 @@ def _merged(out: Path, direction: str, options: MergeOptions, story: Story) -> _
     with story.step("Load", told=False):
         model = _model(out, direction, options)
     applied, receipt, tokenizer, config = model.strength, model.receipt, model.tokenizer, model.active_peft_config
+    measured = None
+    if options.measure:
+        with story.step("Measure") as step:
+            rows, texts = read_data(
+                model, (options.measure, None), (options.neutral, None) if options.neutral else None
+            )
+            settings = EvaluationSettings(strengths=[0.0, applied], controls=0)
+            measured = reevaluate(model, rows, texts, settings)
+            step.outcome = f"{len(rows):,} rows, {len(texts):,} neutral sentences"
     with story.step("Merge", told=False), written_beside(out) as folder:
         merged = model.merge_and_unload()
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         dtype = str(merged.dtype).removeprefix("torch.")
-        _write_card(folder, config, direction, options, applied, receipt, dtype)
+        _write_card(folder, config, direction, options, applied, receipt, dtype, measured)
     return _Merged(config, applied, receipt, type(merged).__name__, dtype)
 
 
 def _streamed(out: Path, direction: str, options: MergeOptions, story: Story) -> _Merged:
     """Merge file by file, without a model."""
+    if options.measure is not None:
+        raise ConfigError("--measure needs the model in memory. Leave it out, or --stream.")
     if options.dtype is not None:
         raise ConfigError("--stream keeps the type that the base model's files have. Leave --dtype out, or --stream.")
     artifact = resolve_folder(direction, revision=options.revision, required=(CONFIG_FILE, WEIGHTS_FILE)).folder
@@ -143,10 +159,21 @@ def _write_card(
     strength: float,
     receipt: EditReceipt,
     dtype: str,
+    measured: Report | None = None,
 ) -> None:
-    report = _report_of(direction, options.revision)
+    found = resolve_folder(
+        direction, revision=options.revision, required=(CONFIG_FILE,)
+    )  # as it was loaded a moment ago
     write_rewritten_card(
-        folder, config, direction=direction, strength=strength, receipt=receipt, dtype=dtype, report=report
+        folder,
+        config,
+        direction=direction,
+        commit=found.commit,
+        strength=strength,
+        receipt=receipt,
+        dtype=dtype,
+        report=Report.find(found.folder),
+        measured=measured,
     )
 
 
@@ -169,9 +196,3 @@ def _model(out: Path, direction: str, options: MergeOptions) -> GradiendModel:
 
 def _same(out: Path, other: str | None) -> bool:
     return other is not None and out.exists() and Path(other).exists() and out.samefile(other)
-
-
-def _report_of(direction: str, revision: str | None) -> Report | None:
-    """Return what was measured of a direction that was loaded a moment ago."""
-    folder = resolve_folder(direction, revision=revision, required=(CONFIG_FILE,)).folder
-    return Report.load(folder) if (folder / REPORT_FILE).is_file() else None

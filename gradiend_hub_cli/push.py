@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gradiend_hub.errors import ConfigError
 from gradiend_hub.hub.publish import publish_folder
 from gradiend_hub.hub.rewritten import is_rewritten, publish_rewritten
+from gradiend_hub.hub.several import directions_in, publish_directions
 
 from .console import Story, on_interrupt
 from .quiet import quiet
 
-__all__ = ["push_direction"]
+__all__ = ["directions_in", "push_direction", "push_directions"]
 
 
 def push_direction(folder: Path, repo_id: str, options: dict[str, Any], story: Story) -> dict[str, Any]:
@@ -35,4 +37,29 @@ def push_direction(folder: Path, repo_id: str, options: dict[str, Any], story: S
         "commit": commit.oid,
         "url": commit.commit_url,
         "pull_request": commit.pr_url,
+    }
+
+
+def push_directions(
+    folder: Path, repo_id: str, collection: str | None, options: dict[str, Any], story: Story
+) -> dict[str, Any]:
+    """Publish all directions of a folder, and print where they are; see `publish_directions`.
+
+    Raises:
+        ConfigError: an option is of a single direction.
+        HubPushError: one could not be pushed; the message says which were.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "subfolder" in given:
+        raise ConfigError("--subfolder is of one direction; the folders of these are called by their names.")
+    kept = on_interrupt("What was pushed is published. To run the command again is safe.")
+    with kept, quiet(story), story.step("Push", told=False):
+        done = publish_directions(folder, repo_id, collection=collection, **given)
+    for place, commit in done.items():
+        story.show(f"Published {place}: {commit.pr_url or commit.commit_url}", soft_wrap=True)
+    return {
+        "folder": folder,
+        "repo_id": repo_id,
+        "collection": collection,
+        "directions": {place: commit.oid for place, commit in done.items()},
     }

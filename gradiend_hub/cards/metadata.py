@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -12,7 +13,9 @@ from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.hub.names import hub_id
 from gradiend_hub.objectives import OBJECTIVES
 
-__all__ = ["metadata_of", "task_of"]
+__all__ = ["feature_tags", "metadata_of", "task_of"]
+
+_LONGEST_TAG = 60
 
 
 def metadata_of(config: GradiendConfig, report: Report | None) -> ModelCardData:
@@ -31,7 +34,12 @@ def metadata_of(config: GradiendConfig, report: Report | None) -> ModelCardData:
         language=known.get("language"),
         license=known.get("license"),
         pipeline_tag=task_of(config),
-        tags=[*HUB_TAGS, "peft", *(tag for tag in known.get("tags", ()) if isinstance(tag, str))],
+        tags=[
+            *HUB_TAGS,
+            *feature_tags(config),
+            "peft",
+            *(tag for tag in known.get("tags", ()) if isinstance(tag, str)),
+        ],
         model_name=known.get("model_name", "-".join(config.feature_classes or ["direction"])) if results else None,
         eval_results=results or None,
         **extra,
@@ -64,6 +72,14 @@ def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[Eval
         for task, metric, label, value in measured
         if value is not None
     ]
+
+
+def feature_tags(config: GradiendConfig) -> list[str]:
+    """A tag for each class, by which the Hub's own filters find it: "feature:3sg"."""
+    names = (
+        re.sub(r"[^\w]+", "-", name.casefold())[:_LONGEST_TAG].strip("-_") for name in config.feature_classes or ()
+    )
+    return [f"feature:{name}" for name in dict.fromkeys(names) if name]
 
 
 def task_of(config: GradiendConfig) -> str | None:

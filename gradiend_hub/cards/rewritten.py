@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, ModelCard, ModelCardData
 
 from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import REWRITTEN_TAGS
+from gradiend_hub.errors import HubPushError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.hub.names import hub_id
+from gradiend_hub.hub.publish import refusal
+from gradiend_hub.hub.rewritten import publish_rewritten
+from gradiend_hub.model import MergedDirection, load_processing_class
+from gradiend_hub.objectives import OBJECTIVES
 from gradiend_hub.plots.style import shown_split
 
 from .filling import fill, names_of, save_card
-from .metadata import task_of
+from .metadata import feature_tags, task_of
 
-__all__ = ["render_rewritten_card", "write_rewritten_card"]
+__all__ = ["push_rewritten", "render_rewritten_card", "write_rewritten_card"]
 
 
 def write_rewritten_card(folder: str | Path, config: GradiendConfig, **options: Any) -> Path:
@@ -42,6 +49,8 @@ def render_rewritten_card(
     receipt: EditReceipt,
     dtype: str,
     report: Report | None = None,
+    commit: str | None = None,
+    measured: Report | None = None,
 ) -> ModelCard:
     """The card of a merged model.
 
@@ -52,27 +61,80 @@ def render_rewritten_card(
         receipt: what that changed in the weights (`GradiendModel.receipt` before the merge).
         dtype: of the written weights, e.g. "float32".
         report: what was measured of the direction, if there is a report.
+        commit: of the direction's repository.
+        measured: what was measured of this very merge, at strength 0 and at `strength`, if it was.
 
     Raises:
         ArtifactError: the template cannot be filled.
     """
     name, split = shown_split(report) if report and report.splits else (None, None)
-    points = [p for p in split.curve if p.strength in (0.0, strength)] if split else []
-    base = hub_id(config.base_model_name_or_path)
-    extra: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
-    task = task_of(config)
+    shown = shown_split(measured)[1] if measured and measured.splits else split
+    points = [p for p in shown.curve if p.strength in (0.0, strength)] if shown else []
+    base, parent, task = hub_id(config.base_model_name_or_path), hub_id(direction), task_of(config)
+    objective = OBJECTIVES.get(config.objective or "")
+    # the Hub calls what has several parents a merge
+    extra: dict[str, Any] = {"base_model_relation": "merge" if parent else "finetune"} if base else {}
     return fill(
         "rewritten.md.jinja",
-        ModelCardData(library_name="transformers", base_model=base, pipeline_tag=task, tags=[*REWRITTEN_TAGS], **extra),
+        ModelCardData(
+            library_name="transformers",
+            base_model=[base, parent] if base and parent else base,
+            pipeline_tag=task,
+            tags=[*REWRITTEN_TAGS, *feature_tags(config)],
+            **extra,
+        ),
         config=config,
         report=report,
         direction=Path(direction).name or direction,
-        direction_id=hub_id(direction),
+        direction_id=parent,
+        commit=commit,
         strength=strength,
         receipt=receipt,
         dtype=dtype,
         split_name=name,
         split=split,
+        measured_here=shown is not split,
         points=points if any(p.strength == strength for p in points) else [],
+        auto_class=objective.auto_class.__name__ if objective else "AutoModel",
         **names_of(config, split),
     )
+
+
+def push_rewritten(model: Any, merged: MergedDirection, repo_id: str, **options: Any) -> CommitInfo:
+    """Publish a merged model that is in memory, with its tokenizer and card, in one commit.
+
+    Args:
+        model: the merged transformers model.
+        merged: what was merged into it.
+        repo_id: `namespace/name`, or `name` for the user's own namespace.
+        **options: those of `publish_rewritten`; and `max_shard_size` of transformers' `save_pretrained`.
+
+    Raises:
+        HubPushError: nothing was committed. The message names the folder that holds the model.
+    """
+    saving = {name: options.pop(name) for name in ("max_shard_size",) if name in options}
+    if reason := refusal(repo_id):
+        raise HubPushError(f"Could not push to {repo_id}: {reason}.\nNothing was written or sent.")
+    folder = Path(tempfile.mkdtemp(prefix="gradiend-"))
+    try:
+        model.save_pretrained(folder, **saving)
+        processing_class = merged.processing_class or load_processing_class(model, merged.config, merged.hub)
+        processing_class.save_pretrained(folder)
+        write_rewritten_card(
+            folder,
+            merged.config,
+            direction=merged.direction,
+            commit=merged.commit,
+            strength=merged.strength,
+            receipt=merged.receipt,
+            dtype=str(model.dtype).removeprefix("torch."),
+            report=Report.find(merged.folder) if merged.folder else None,
+        )
+        commit = publish_rewritten(folder, repo_id, **options)
+    except HubPushError:
+        raise  # it names the folder, which can be pushed as it is
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    shutil.rmtree(folder)
+    return commit

@@ -23,10 +23,11 @@ from gradiend_hub.objectives import Example, Objective, examples_of, neutral_exa
 from .intervals import (
     Array,
     Numbers,
+    bounded_interval,
     chance_correlation,
     correlation_interval,
     groups_of,
-    mean_interval,
+    mean_error,
     share_interval,
     spread,
 )
@@ -126,9 +127,10 @@ def _intervals(
         intervals["correlation"] = correlation_interval(x, y, groups, seed=seed)
     for name, own in zip(classes, (y > 0, y < 0), strict=True):
         if own.sum() > 1:
-            intervals[f"mean {name}"] = mean_interval(x[own], None if groups is None else groups[own])
+            error = mean_error(x[own], None if groups is None else groups[own])
+            intervals[f"mean {name}"] = bounded_interval(float(x[own].mean()), *error, low=-1.0)
     if len(silent) > 1:
-        intervals["neutral_abs_mean"] = mean_interval(abs(silent))
+        intervals["neutral_abs_mean"] = bounded_interval(float(abs(silent).mean()), *mean_error(abs(silent)))
     return intervals
 
 

@@ -64,6 +64,24 @@ def upper_bound(mean: float, error: float, freedom: int) -> float:
     return mean + float(stdtrit(freedom, LEVEL)) * error
 
 
+def bounded_interval(mean: float, error: float, freedom: int, low: float = 0.0, high: float = 1.0) -> list[float]:
+    """Interval of a mean of values in [low, high] that stays in there: Wilson's, for as many values at the two ends as would
+    give the mean its standard error, with Student's quantile.
+
+    Of a mean in the middle it is nearly `student`'s. Where the values do not vary, it is just the mean.
+    """
+    mean = min(max(mean, low), high)
+    share, error = (mean - low) / (high - low), error / (high - low)
+    if error <= 0 or not 0 < share < 1:
+        return [mean, mean]
+    square = float(stdtrit(freedom, (1 + LEVEL) / 2)) ** 2 * error**2 / (share * (1 - share))
+    centre, reach = (
+        (share + square / 2) / (1 + square),
+        math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square),
+    )
+    return [low + (high - low) * max(0.0, centre - reach), low + (high - low) * min(1.0, centre + reach)]
+
+
 def share_interval(hits: Array, groups: Numbers | None = None) -> list[float]:
     """Wilson's interval of a share, which keeps its width at 0 and 1.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from .damage import NEUTRAL, OWN, Damage
-from .intervals import Array, Numbers, clamp, mean_error, student, upper_bound
+from .intervals import Array, Numbers, bounded_interval, clamp, mean_error, student, upper_bound
 from .records import StrengthPoint
 from .scores import LEAST_NLL, relative_quality
 
@@ -152,6 +152,16 @@ class Figure:
     def interval(self) -> list[float]:
         """Student's 95 % interval of the mean."""
         return student(self.mean, self.error, self.freedom)
+
+    @property
+    def share_interval(self) -> list[float]:
+        """95 % interval of the mean of values in [0, 1], which stays in there."""
+        return bounded_interval(self.mean, self.error, self.freedom)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether every value is 0 or 1, so that the mean is a share of the items."""
+        return bool(np.isin(self.values, (0.0, 1.0)).all())
 
 
 def estimate(values: Array, groups: Numbers, references: Sequence[Figure] = ()) -> Figure:
@@ -337,7 +347,7 @@ class Summary:
             for wanted in self.items.classes:
                 if found := self.figure("on", wanted, of):
                     chances.setdefault(of, {})[wanted] = min(max(found.mean, 0.0), 1.0)
-                    intervals[f"{wanted} on {of}"] = clamp(found.interval, 0.0, 1.0)
+                    intervals[f"{wanted} on {of}"] = found.share_interval
         slot = {}
         for key in (("slot",), *(("within", of) for of in self.items.shaped)):
             if found := self.figure(*key):
@@ -347,6 +357,8 @@ class Summary:
         for name in self.values.readings:
             if found := self.figure("row", name):
                 readings[name], intervals[name] = found.mean, found.interval
+                if found.is_share:
+                    readings[name], intervals[name] = min(max(found.mean, 0.0), 1.0), found.share_interval
         damage = {name: self._damage(name) for name in self.rises}
         plain = damage.get(NEUTRAL)
         if plain is not None:
@@ -372,6 +384,8 @@ class Summary:
         for name in ("nll", "correct", "kl", "collateral_kl"):
             if found := self.figure(of_set, name):
                 means[name], intervals[name] = max(0.0, found.mean), clamp(found.interval)
+                if name == "correct":
+                    intervals[name] = found.share_interval
         plain, rest = self.rise(of_set, "nll"), self.rise(of_set, "collateral_nll")
         assert plain is not None
         intervals |= {"quality": plain.interval} | ({"collateral_quality": rest.interval} if rest else {})

@@ -479,11 +479,14 @@ def test_the_rewritten_model_has_a_card(tmp_path: Path) -> None:
     )  # fmt: skip
     report = full_report(CLASSES, FILLERS)
     options: dict[str, Any] = {"direction": "alice/bert-3sg-3pl", "receipt": receipt, "dtype": "float32"}
+    options["commit"] = "0123456789abcdef"
     path = write_rewritten_card(tmp_path, config, strength=-2.0, report=report, **options)
     card = ModelCard.load(path)
     card.validate(repo_type="model")
     data = card.data.to_dict()
-    assert (data["base_model"], data["base_model_relation"]) == ("google-bert/bert-base-cased", "finetune")
+    parents = ["google-bert/bert-base-cased", "alice/bert-3sg-3pl"]
+    assert (data["base_model"], data["base_model_relation"]) == (parents, "merge")
+    assert data["tags"] == ["gradiend-rewritten", "feature:3sg", "feature:3pl"]  # no search for directions finds it
     assert data["library_name"] == "transformers"
     text = card.text
     assert "[alice/bert-3sg-3pl](https://huggingface.co/alice/bert-3sg-3pl) merged" in text
@@ -492,6 +495,11 @@ def test_the_rewritten_model_has_a_card(tmp_path: Path) -> None:
     down = report.splits["test"].at(-2.0).probability["3SG"]["3PL"]
     assert f" {down:.3f} [" in row(text, "| -2.00 |")
     assert "Outside of the safe band" in text
+    assert text.count("0123456789abcdef") == 2 and "| cd5ef92a9fb2f889e972770a3 |" in text
+    assert (
+        "gradiend-hub merge alice/bert-3sg-3pl OUT --revision 0123456789abcdef --strength -2.0 --dtype float32" in text
+    )
+    assert 'from_pretrained("google-bert/bert-base-cased", revision="cd5ef92a9fb2f889e972770a3")' in text
     # at a strength that was not measured, and without a report
     other = str(render_rewritten_card(config, strength=0.7, report=report, **options))
     assert "were not measured at strength +0.70; measured are -4.00, -2.00" in other
@@ -501,6 +509,12 @@ def test_the_rewritten_model_has_a_card(tmp_path: Path) -> None:
     assert "Effect and damage of this direction: not measured." in str(bare)
     assert "base_model" not in bare.data.to_dict()
     assert "\nmine merged into" in str(bare)
+    # measured when it was merged
+    own = full_report(CLASSES, FILLERS)
+    own.splits["test"] = replace(own.splits["test"], curve=[own.splits["test"].at(s) for s in (-2.0, 0.0)])
+    here = str(render_rewritten_card(config, strength=-2.0, report=None, measured=own, **options))
+    assert "## Before and after\n" in here and "Measured when it was merged" in here
+    assert f" {down:.3f} [" in row(here, "| -2.00 |")
     # a person's is kept
     path.write_text("# mine\n")
     write_rewritten_card(tmp_path, config, strength=-2.0, report=report, **options)

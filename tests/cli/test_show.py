@@ -405,3 +405,17 @@ def test_a_saved_copy_has_what_its_card_shows(trained: Trained, tmp_path: Path) 
     assert linked
     for name in (*linked, "report.html"):
         assert (tmp_path / "copy" / name).read_bytes() == (trained.folder / name).read_bytes()
+
+
+def test_merge_measures_before_and_after_when_asked(run: Run, trained: Trained, tmp_path: Path) -> None:
+    rows = trained.recipe["test_dataset"]["path"]
+    result = run("merge", trained.folder, tmp_path / "merged", "--strength", "0.7", "--measure", rows, "--json")
+    assert result.exit_code == 0, result.stderr
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "Measured when it was merged" in card and "| +0.70 | 0." in card and "| 0.00 | 0." in card
+    unmeasured = run("merge", trained.folder, tmp_path / "plain", "--strength", "0.7")
+    assert unmeasured.exit_code == 0
+    assert "were not measured at strength +0.70" in (tmp_path / "plain" / "README.md").read_text()
+    for extra in (("--stream", "--measure", rows), ("--neutral", rows)):
+        assert run("merge", trained.folder, tmp_path / "no", "--strength", "0.7", *extra).exit_code == 1
+    assert not (tmp_path / "no").exists()

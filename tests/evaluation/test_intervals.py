@@ -7,8 +7,10 @@ import pytest
 from scipy import stats
 
 from gradiend_hub.evaluation.intervals import (
+    bounded_interval,
     chance_correlation,
     correlation_interval,
+    mean_error,
     mean_interval,
     share_interval,
     student,
@@ -91,3 +93,31 @@ def test_labels_without_meaning_correlate_within_the_band_of_chance() -> None:
     alike, pairs = np.repeat(x[:200], 2), np.arange(400) // 2
     assert chance_correlation(alike, y, pairs) == pytest.approx([-0.138, 0.138], abs=0.02)
     assert chance_correlation(np.ones(400), y) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("shape", [(0.05, 4.0), (0.3, 0.3), (4.0, 0.05), (20.0, 20.0)])
+def test_intervals_of_probabilities_stay_in_bounds_and_cover(shape: tuple[float, float]) -> None:
+    """Probabilities of rows in templates, near 0, at both ends, near 1 and in the middle."""
+    rng = np.random.default_rng(4)
+    truth, held, by_student = shape[0] / sum(shape), 0, 0
+    for _ in range(DRAWS):
+        groups = np.repeat(np.arange(60), rng.integers(1, 6, 60))
+        values = rng.beta(*shape, size=60)[groups]
+        error, freedom = mean_error(values, groups)
+        low, high = bounded_interval(float(values.mean()), error, freedom)
+        assert 0 <= low <= values.mean() <= high <= 1
+        held += low <= truth <= high
+        plain = student(float(values.mean()), error, freedom)
+        by_student += plain[0] <= truth <= plain[1]
+        signed = bounded_interval(2 * float(values.mean()) - 1, 2 * error, freedom, low=-1.0)
+        assert signed == pytest.approx([2 * low - 1, 2 * high - 1])
+    assert held >= by_student  # which leaves the bounds, too
+    assert held / DRAWS > (0.93 if min(shape) >= 0.3 else 0.84)  # a few rows near the far end decide such a mean
+
+
+def test_a_bounded_interval_in_the_middle_is_students_and_of_hits_wilsons() -> None:
+    assert bounded_interval(0.5, 1e-3, 1000) == pytest.approx(student(0.5, 1e-3, 1000), abs=1e-5)
+    hits = np.repeat([1.0, 0.0], [300, 4700])
+    wilson = stats.binomtest(300, 5000).proportion_ci(method="wilson")
+    assert bounded_interval(0.06, *mean_error(hits)) == pytest.approx([wilson.low, wilson.high], abs=1e-4)
+    assert bounded_interval(1.0, 0.0, 4) == [1.0, 1.0] and bounded_interval(1.02, 0.1, 4) == [1.0, 1.0]

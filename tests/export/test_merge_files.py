@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from gradiend_hub.export import merge_files as module
 from gradiend_hub.export.merge_files import merge_files
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, random_direction, same_bits
+from tests.conftest import ROOT
 from tests.models import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -129,6 +133,49 @@ def test_a_merge_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     assert not [path.name for path in out.iterdir() if "part" in path.name or path.name.startswith(".")]
     whole = merge_files(case.streamed(), case.config, tmp_path / "again", strength=1.0)
     assert whole == receipt
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_killed_merge_leaves_nothing_half_and_goes_on(at: int, tmp_path: Path) -> None:
+    """SIGKILL in the middle of the file with this number."""
+    case = Case(tmp_path, "llama", torch.float32, max_shard_size="12KB")
+    out = tmp_path / "out"
+    script = f"""
+import os, signal
+from pathlib import Path
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction
+from gradiend_hub.export import merge_files as module
+
+real, seen = module._edit, []
+begun = module._merge_file
+
+def merge_file(file, target, job):
+    seen.append(target.name)
+    return begun(file, target, job)
+
+def edit(tensor, part, source, written):
+    if len(seen) == {at + 1}:
+        written.write(b"half a tensor")
+        written.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(tensor, part, source, written)
+
+module._merge_file, module._edit = merge_file, edit
+folder = {str(case.direction_folder)!r}
+config = GradiendConfig.from_pretrained(folder)
+direction = Direction.stream(folder, config, encoder=False)
+module.merge_files(direction, config, Path({str(out)!r}), strength=1.3)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not out.exists()
+    finished = [path.name for path in (tmp_path / ".out.merging").glob("*.safetensors")]
+    assert len(finished) == at
+    merge_files(case.streamed(), case.config, out, strength=1.3)
+    assert same_bits(bits(case.model_class.from_pretrained(out)), bits(case.in_memory(1.3)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "direction", "out"]
+    assert not [path.name for path in out.iterdir() if path.name.endswith(".part") or path.name.startswith(".")]
 
 
 def test_what_was_begun_with_another_strength_is_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,56 @@ def test_a_key_behind_a_link_is_not_published(hub: HubServer, repo_id: str, merg
     with pytest.raises(HubPushError, match="is a link to"):
         publish_rewritten(merged, repo_id)
     assert hub.log() == []
+
+
+@TOLERATE_LFS_UPLOAD
+def test_a_model_in_memory_is_pushed_with_the_same_card(
+    hub: HubServer, api: HfApi, repo_id: str, masked_path: Path, tmp_path: Path
+) -> None:
+    """What the card says of base and direction gives both to the bit."""
+    base = AutoModelForMaskedLM.from_pretrained(masked_path)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    direction = random_direction(base, scale=0.01)
+    config = config_for(direction, base, feature_classes=["a", "b"], objective="masked_lm")
+    GradiendModel.from_direction(base, direction, config).save_pretrained(tmp_path / "direction")
+    base = AutoModelForMaskedLM.from_pretrained(masked_path)
+    model = GradiendModel.from_pretrained(tmp_path / "direction", base, strength=0.5)
+    receipt, merged = model.receipt, model.merge_and_unload()
+    commit = merged.push_to_hub(repo_id, private=True)
+    assert api.repo_info(repo_id).sha == commit.oid and api.repo_info(repo_id).private
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {*api.list_repo_files(repo_id)}
+    card = ModelCard.load(repo_id)
+    assert card.data.tags == ["gradiend-rewritten", "feature:a", "feature:b"]
+    assert f"{receipt.entries:,} in {receipt.tensors} tensors" in card.text and "**strength +0.50**" in card.text
+    there = AutoModelForMaskedLM.from_pretrained(repo_id).state_dict()
+    assert all(torch.equal(there[name], value) for name, value in merged.state_dict().items())
+    assert any(not torch.equal(there[name], value) for name, value in before.items())
+    (command,) = re.findall(r"^gradiend-hub (merge .*)$", card.text, re.MULTILINE)
+    words = command.replace("PATH_OR_ID_OF_THE_BASE", str(masked_path)).replace("OUT", str(tmp_path / "again")).split()
+    words[1] = str(tmp_path / "direction")  # it has no id on the Hub
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in there.items())
+    code = re.search(r"How to get the base model back.*?```python\n(.*?)```", card.text, re.DOTALL)
+    assert code
+    found: dict[str, Any] = {}
+    exec(code[1].replace("PATH_OR_ID_OF_THE_BASE", str(masked_path)), found)  # our own card's
+    assert all(torch.equal(found["model"].state_dict()[name], value) for name, value in before.items())
+
+
+def test_what_is_no_merge_of_one_direction_is_pushed_as_transformers_does(masked_path: Path) -> None:
+    base = AutoModelForMaskedLM.from_pretrained(masked_path)
+    direction = random_direction(base, scale=0.01)
+    config = config_for(direction, base, feature_classes=["a", "b"], objective="masked_lm")
+    model = GradiendModel.from_direction(base, direction, config, strength=0.0)
+    assert "push_to_hub" not in vars(model.merge_and_unload())
+
+
+def test_an_unusable_id_is_refused_before_anything_is_written(masked_path: Path) -> None:
+    base = AutoModelForMaskedLM.from_pretrained(masked_path)
+    direction = random_direction(base, scale=0.01)
+    config = config_for(direction, base, feature_classes=["a", "b"], objective="masked_lm")
+    merged = GradiendModel.from_direction(base, direction, config, strength=0.5).merge_and_unload()
+    with pytest.raises(HubPushError, match="the repository id is not valid"):
+        merged.push_to_hub("no/such/id")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.utils import build_hf_headers, get_session
 from typer.testing import CliRunner
 
 from gradiend_hub.artifact.config import GradiendConfig
@@ -77,6 +78,38 @@ def test_what_is_found(some: None) -> None:
     assert next(one.repo_id for one in search_directions("srch-", author="alice", sort="damage")) == "alice/srch-gender"
     one = search_directions("srch-number", author="alice")[0]
     assert one.summary == NUMBER and one.base_model == "us/base" and one.task == "fill-mask" and one.commit
+
+
+def count(hub: HubServer, repo_id: str, **counts: int) -> None:
+    """Let the Hub have counted downloads and likes."""
+    url = f"{hub.url}/api/models/{repo_id}/settings"
+    get_session().put(url, json=counts, headers=build_hf_headers()).raise_for_status()
+
+
+def test_the_hubs_own_filters_and_orders(hub: HubServer, tmp_path: Path) -> None:
+    other = replace(NUMBER, feature_classes=["female", "male"])
+    publish(tmp_path / "a", "alice/ordr-number", NUMBER)
+    publish(tmp_path / "b", "alice/ordr-gender", other)
+    publish(
+        tmp_path / "c", "alice/ordr-causal", replace(NUMBER, task="text-generation"), pipeline_tag="text-generation"
+    )
+    for place, name in enumerate(("number", "causal", "gender")):
+        count(hub, f"alice/ordr-{name}", downloads=place, likes=10 - place)
+
+    def ranked(sort: Any = "downloads", **options: Any) -> list[str]:
+        ordered = search_directions("ordr-", author="alice", sort=sort, **options)
+        return [one.repo_id.removeprefix("alice/ordr-") for one in ordered]
+
+    assert ranked() == ["gender", "causal", "number"] and ranked("likes") == ["number", "causal", "gender"]
+    assert ranked("likes", limit=2) == ["number", "causal"] and ranked("likes", feature="3sg") == ["number", "causal"]
+    assert {*ranked("created_at")} == {*ranked("last_modified")} == {"number", "causal", "gender"}
+    assert ranked(task="text-generation") == ["causal"] and ranked(task="fill-mask") == ["gender", "number"]
+    assert ranked(task="text-generation", min_effect=0.5) == ["causal"] and ranked(task="text-classification") == []
+    assert ranked(task="text-generation", feature="male") == [] and ranked(task="fill-mask", feature="MALE") == [
+        "gender"
+    ]
+    first = search_directions("ordr-causal", author="alice")[0]
+    assert (first.downloads, first.likes, first.task) == (1, 9, "text-generation")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 from tests.hub_server.api import (
     account,
     browse,
+    collections,
     commit,
     control,
     discussions,
@@ -40,6 +41,7 @@ _HUB_ROUTES: list[BaseRoute] = [
     *control.ROUTES,
     *account.ROUTES,
     *repos.ROUTES,
+    *collections.ROUTES,
     *storage.HUB_ROUTES,
     *xet.HUB_ROUTES,
     *refs.ROUTES,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from tests.hub_server.errors import HubError, not_signed_in
@@ -39,6 +39,7 @@ ACCOUNTS = {
     "hf_alice_write": Account("alice", "write", ("acme",)),
     "hf_alice_read": Account("alice", "read", ("acme",)),
     "hf_bob_write": Account("bob", "write"),
+    "hf_carol_write": Account("carol", "write"),
 }
 
 
@@ -63,6 +64,7 @@ class Hub:
         self.storage_url = storage_url
         self.settings = Settings()
         self.control = Control()
+        self.collections: dict[str, dict[str, Any]] = {}  # by slug; gone when the server stops
         self.xet = ContentStore(data / "cas", f"{storage_url}/cas") if xet else None
         self._secret = os.urandom(16)
 

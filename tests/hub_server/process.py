@@ -35,11 +35,12 @@ _OVERRIDING = {
 
 @dataclass(frozen=True)
 class Tokens:
-    """Access tokens that the server knows. Alice belongs to the organisation `acme`, Bob does not."""
+    """Access tokens that the server knows. Alice belongs to the organisation `acme`, Bob and Carol do not."""
 
     alice: str = "hf_alice_write"
     alice_read: str = "hf_alice_read"
     bob: str = "hf_bob_write"
+    carol: str = "hf_carol_write"
 
 
 TOKENS = Tokens()

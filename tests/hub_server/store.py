@@ -30,6 +30,8 @@ class Metadata:
     gated: str | bool = False
     granted: list[str] = field(default_factory=list)
     discussions: list[dict[str, Any]] = field(default_factory=list)
+    downloads: int = 0
+    likes: int = 0
 
 
 class Repository:

@@ -64,8 +64,8 @@ def _info(repository: Repository, commit: str, *, with_blobs: bool) -> dict[str,
         "private": metadata.private,
         "gated": metadata.gated,
         "disabled": False,
-        "downloads": 0,
-        "likes": 0,
+        "downloads": metadata.downloads,
+        "likes": metadata.likes,
         "tags": _tags(repository, commit, card),
         "siblings": [_sibling(entry, with_blobs) for entry in repository.git.tree(commit) if not entry.is_directory],
         "cardData": card or None,
@@ -90,8 +90,12 @@ def listing(call: Call) -> Response:
         if query.get("author", repository.namespace) != repository.namespace:
             continue
         info = _info(repository, repository.git.commit_of("main"), with_blobs=False)
-        if tags <= set(info["tags"]):
+        if tags <= set(info["tags"]) and query.get("pipeline_tag", info.get("pipeline_tag")) == info.get(
+            "pipeline_tag"
+        ):
             found.append(info)
+    if sort := query.get("sort"):
+        found.sort(key=lambda info: info[sort], reverse=True)
     return JSONResponse(found[: call.number("limit", 1000)])
 
 

@@ -35,6 +35,8 @@ def configure(call: Call) -> Response:
             metadata.private = wanted["visibility"] == "private"
         metadata.private = wanted.get("private", metadata.private)
         metadata.gated = wanted.get("gated", metadata.gated)
+        for name in ("downloads", "likes"):  # which the real Hub counts by itself
+            setattr(metadata, name, wanted.get(name, getattr(metadata, name)))
         repository.save()
     return JSONResponse({"private": metadata.private, "gated": metadata.gated})
 
