@@ -291,8 +291,12 @@ def test_intervals_are_those_of_paired_differences(masked: Any, rows: list[Row],
         [base.mean() / (base.mean() + high), base.mean() / (base.mean() + low)]
     )
     of_first = probe.values(0.5).probability[probe.items.row_class == 0, 1]
-    low, high = mean_interval(of_first, np.array(row_groups(rows))[[row.factual_class == "3SG" for row in rows]])
-    assert point.intervals["3PL on 3SG"] == pytest.approx([max(0.0, low), high])
+    error, freedom = mean_error(of_first, np.array(row_groups(rows))[[row.factual_class == "3SG" for row in rows]])
+    low, high = point.intervals["3PL on 3SG"]
+    middle, reach = of_first.mean(), stats.t.ppf(0.975, freedom) * error
+    assert 0 <= low < middle < high <= 1
+    for end in (low, high):  # Wilson's: the means that the found one is just as far from as their own spread allows
+        assert (end - middle) ** 2 == pytest.approx(reach**2 * end * (1 - end) / (middle * (1 - middle)), rel=1e-6)
     assert point.probability["3SG"]["3PL"] == pytest.approx(of_first.mean())
     few = probe.subset(2, 8)
     assert 0 < few.scored["neutral"] < probe.scored["neutral"]
