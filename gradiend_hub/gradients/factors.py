@@ -60,6 +60,18 @@ class Outer:
         right = _wide(self.right.flatten(0, 1))
         return (self.left.flatten() if self.is_lookup else _wide(self.left.flatten(0, 1))), right
 
+    def sketched(self, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        """`times` a matrix [columns, k], and `timed` a matrix [l, rows], of the tokens alone that add something.
+
+        Padding has no gradient, nor has any token but the slot's where it comes after the last attention.
+        """
+        part = self
+        if not self.is_lookup and self.left.device.type == "cpu":  # elsewhere, asking costs more than it saves
+            used = self.left.any(-1)
+            if int(used.sum()) < 0.8 * used.numel():
+                part = Outer(self.left[used][None], self.right[used][None], self.rows)
+        return part.times(right), part.timed(left)
+
     def times(self, matrix: Tensor) -> Tensor:
         """The product with a matrix [columns, k] on the right: [rows, k]."""
         left, right = self.flat()

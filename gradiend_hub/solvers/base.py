@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -74,13 +74,19 @@ Vector = Tensor | ByParameter
 class Solution:
     """h = tanh(⟨w_e, s⟩ + b_e) and t̂ = w_d·h + b_d; vectors are [n], fp32 (arXiv 2502.01406, section 3).
 
-    All three are `ByParameter` where the solver learns by sketches.
+    All three are `ByParameter` where the solver learns by sketches. `decoder_bias` is `None` for zeros: then the edit is
+    odd in its strength.
     """
 
     encoder: Any
     encoder_bias: float
     decoder: Any
-    decoder_bias: Any
+    decoder_bias: Any = None
+
+    def mapped(self, change: Callable[[Any], Any]) -> Solution:
+        """The solution with each of its vectors changed."""
+        bias = None if self.decoder_bias is None else change(self.decoder_bias)
+        return replace(self, encoder=change(self.encoder), decoder=change(self.decoder), decoder_bias=bias)
 
     def with_gain(self, gain: float, decoder_scale: float = 1.0) -> Solution:
         """The map with its pre-activation times `gain`. A negative gain flips the orientation: then h and w_d change
@@ -105,8 +111,8 @@ class Solution:
 
     def decode(self, h: float) -> Tensor:
         """t̂ of one feature value: [n]; for vectors [n]."""
-        prediction: Tensor = self.decoder * h + self.decoder_bias
-        return prediction
+        prediction: Tensor = self.decoder * h
+        return prediction if self.decoder_bias is None else prediction + self.decoder_bias
 
 
 def gain_of(z: Tensor, labels: Tensor, level: float = LEVEL) -> float:

@@ -42,7 +42,8 @@ def damage_aware(solution: Solution, fisher: Tensor, damping: float) -> Solution
     weights = damping_weights(fisher, damping)
     decoder = solution.decoder * weights
     scale = float(solution.decoder.norm() / decoder.norm().clamp(min=1e-38))
-    return replace(solution, decoder=decoder * scale, decoder_bias=solution.decoder_bias * weights * scale)
+    bias = None if solution.decoder_bias is None else solution.decoder_bias * weights * scale
+    return replace(solution, decoder=decoder * scale, decoder_bias=bias)
 
 
 def effect_shares(solution: Solution, fisher: Tensor, damping: float) -> Tensor:

@@ -98,7 +98,7 @@ class Sketching:
         device = part.right.device if isinstance(part, Outer) else part.device
         omega, psi = self.right[place.columns].to(device), self.left[place.rows].to(device)
         if isinstance(part, Outer):
-            y, z = part.times(omega), part.timed(psi)
+            y, z = part.sketched(omega, psi)
         else:
             matrix = part.reshape(place.rows, place.columns)
             y, z = matrix @ omega, psi @ matrix

@@ -65,8 +65,7 @@ def pruned(solution: Solution, scope: Scope, shares: Tensor, density: float) -> 
         chosen[name] = kept.to(chosen[name].device)[chosen[name]]
     sizes = {name: parameter.numel() for name, parameter in scope.parameters.items()}
     indices = {name: positions.to("cpu", index_dtype(sizes[name])) for name, positions in chosen.items()}
-    vectors = {part: getattr(solution, part)[flat] for part in ("encoder", "decoder", "decoder_bias")}
-    return replace(solution, **vectors), scope.keep(indices)
+    return solution.mapped(lambda vector: vector[flat]), scope.keep(indices)
 
 
 def numbers_at_rank(shape: tuple[int, ...], rank: int) -> int:
@@ -102,8 +101,7 @@ def cut_to_rank(solution: Solution, scope: Scope, rank: int) -> Solution:
                 parts[name] = Factors.nearest(matrix, min(rank, *matrix.shape))
         return ByParameter(parts)
 
-    encoder, decoder, bias = (cut(v) for v in (solution.encoder, solution.decoder, solution.decoder_bias))
-    return replace(solution, encoder=encoder, decoder=decoder, decoder_bias=bias)
+    return solution.mapped(cut)
 
 
 def best_damped(

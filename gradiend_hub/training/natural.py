@@ -21,7 +21,7 @@ from gradiend_hub.evaluation.part import NotFiniteError
 from gradiend_hub.gradients import KroneckerFactors
 from gradiend_hub.solvers import ByParameter, Solution
 
-__all__ = ["Damping", "Edits", "Outcome", "best_edits", "outcome", "preconditioned"]
+__all__ = ["Choice", "Damping", "Edits", "Outcome", "best_edits", "outcome", "preconditioned"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,11 @@ class Edits:
         """The edits that a solution's decoder makes at strength ±1, at a unit of 1."""
         weights = (config.coefficients(sign) for sign in (1.0, -1.0))
         unit = 1 / config.strength_unit
-        plus, minus = (solution.decoder * (w * unit) + solution.decoder_bias * (b * unit) for w, b in weights)
+        bias = solution.decoder_bias
+        plus, minus = (
+            solution.decoder * (w * unit) if bias is None else solution.decoder * (w * unit) + bias * (b * unit)
+            for w, b in weights
+        )
         return cls(plus, minus)
 
     def solution(self, solution: Solution, config: GradiendConfig, rank: int | None = None) -> Solution:
@@ -141,20 +145,32 @@ class Edits:
         return Edits(preconditioned(self.plus, factors, damping), preconditioned(self.minus, factors, damping))
 
 
-def best_edits(edits: Edits, factors: KroneckerFactors, measure: Measure | None) -> tuple[Edits, dict[str, float]]:
-    """Choose each sign's decoder by measurement, the plain one among the candidates; each is scaled to its own best dose.
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        edits: each sign's own decoder, at its own best dose.
+        common: the one damping that is best for both signs together.
+        effects: by damping and sign.
+    """
+
+    edits: Edits
+    common: Damping
+    effects: dict[str, float]
+
+
+def best_edits(edits: Edits, factors: KroneckerFactors, measure: Measure | None) -> Choice:
+    """Choose each sign's decoder by measurement, the plain one among the candidates.
 
     First both sides are damped alike, less and less as long as that is better for one of the signs. Then each side is left
     as it is, M is cut to rank 1, and the diagonals are tried, with the damping that was best.
 
     Args:
         measure: without it, `UNMEASURED` is the damping.
-
-    Returns:
-        The edits, and the effects by damping and sign.
     """
     if measure is None:
-        return edits.preconditioned(factors, UNMEASURED), {}
+        return Choice(edits.preconditioned(factors, UNMEASURED), UNMEASURED, {})
     found: dict[Damping, Mapping[int, Outcome]] = {}
 
     def best(sign: int) -> Damping:
@@ -183,7 +199,9 @@ def best_edits(edits: Edits, factors: KroneckerFactors, measure: Measure | None)
         preconditioned(edits.minus, factors, chosen[-1]) * found[chosen[-1]][-1].dose,
     )
     signs = {1: "+", -1: "-"}
-    return both, {f"{d} {signs[s]}": outcome[s].effect for d, outcome in found.items() for s in (1, -1)}
+    common = max(found, key=lambda damping: sum(one.effect for one in found[damping].values()))
+    effects = {f"{d} {signs[s]}": outcome[s].effect for d, outcome in found.items() for s in (1, -1)}
+    return Choice(both, common, effects)
 
 
 def outcome(probe: StrengthProbe, sign: int, floor: float, start: float | None = None) -> Outcome:

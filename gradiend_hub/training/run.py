@@ -57,7 +57,7 @@ from gradiend_hub.solvers.base import LEVEL
 from .args import GradiendTrainingArguments
 from .data import CALIBRATION_ROWS, TrainingData
 from .decoders import best_damped, chosen_damping, cut_to_rank, numbers_at_rank, pruned, with_mean_decoder
-from .natural import Edits, Measure, Outcome, best_edits, outcome
+from .natural import Edits, Measure, Outcome, best_edits, outcome, preconditioned
 
 __all__ = ["Finished", "TrainingRun", "as_direction", "config_for"]
 
@@ -94,15 +94,15 @@ def config_for(config: GradiendConfig, base: nn.Module, args: GradiendTrainingAr
 
 def as_direction(solution: Solution, scope: Scope) -> Direction:
     """Divide a solution by parameter, and add the fingerprint of the base model that the scope belongs to."""
-    vectors = (solution.decoder, solution.decoder_bias, solution.encoder)
-    decoder, bias, encoder = (v.parts if isinstance(v, ByParameter) else scope.split(v) for v in vectors)
+    found = solution.mapped(lambda v: v.parts if isinstance(v, ByParameter) else scope.split(v))
+    bias = found.decoder_bias
     return Direction(
         {
             name: ParameterDirection(
                 tuple(parameter.shape),
-                decoder[name].to("cpu"),
-                bias[name].to("cpu"),
-                encoder[name].to("cpu"),
+                found.decoder[name].to("cpu"),
+                None if bias is None else bias[name].to("cpu"),
+                found.encoder[name].to("cpu"),
                 scope.kept.get(name),
             )
             for name, parameter in scope.parameters.items()
@@ -245,16 +245,20 @@ class TrainingRun:
         correlation.
         """
         args, scope, solution = self.args, self.scope, read.solution
-        effects: Mapping[Any, float] = {}
+        effects: dict[Any, float] = {}
         weights: Tensor | None = None
         if args.decoder != "solver" and not isinstance(solution.decoder, ByParameter):
             assert target_means is not None
             solution = with_mean_decoder(solution, target_means)
+        by_bias: dict[str, float] = {}
+        if args.decoder in ("damage_aware", "natural") and self._compares:
+            with counted("measuring the bias"):
+                solution, by_bias = self.with_or_without_bias(solution)
         if args.decoder == "damage_aware":
             with GradientReader(self.base_model, scope) as reader:
                 texts, rows = self.data.fisher_texts, spread(self.data.rows, len(self.data.fisher_texts))
                 fisher = diagonal_fisher(reader, self.objective, texts, rows, seed=args.seed)
-            effect = self.effect if self.data.eval_rows and self.data.texts else None
+            effect = self.effect if self._compares else None
             with counted("measuring dampings"):
                 (solution, scope), effects = best_damped(
                     solution, scope, fisher, density=args.final_density, effect=effect
@@ -279,7 +283,7 @@ class TrainingRun:
             solution = solution.quieter(max(LEAST_LEVEL, LEVEL * judged.correlation))
         every_row = self.is_judged_by_validation and len(read.h) == len(self.data.eval_rows)
         h = read.h if every_row and not judged.faults else None
-        return Finished(solution, scope, effects, judged, weights, h)
+        return Finished(solution, scope, effects | by_bias, judged, weights, h)
 
     def references(
         self, direction: Direction, contrasts: Contrasts | None, weights: Tensor | None
@@ -289,19 +293,36 @@ class TrainingRun:
             return None, None
         return references_of(contrasts, direction, self.scope, self.config, weights)
 
+    @property
+    def _compares(self) -> bool:
+        """Return whether there are validation rows and texts, by which decoders are chosen."""
+        return bool(self.data.eval_rows and self.data.texts)
+
+    def with_or_without_bias(self, solution: Solution) -> tuple[Solution, dict[str, float]]:
+        """Leave out the decoder's bias where that has more effect at the same damage: neither is better on every base."""
+        tried = {"with bias": solution, "without bias": replace(solution, decoder_bias=None)}
+        effects = {kind: self.effect(one, self.scope) for kind, one in tried.items()}
+        return tried[max(effects, key=effects.__getitem__)], effects
+
     def _natural(self, solution: Solution, factors: KroneckerFactors) -> tuple[Solution, dict[str, float]]:
-        """Choose each sign's decoder by measurement; the plain one stays unless they have more effect at one common dose."""
+        """Choose decoders by measurement: each sign's own, or, without a bias, one for both, which makes one LoRA.
+
+        The plain one stays unless they have more effect at one common dose.
+        """
         measure = self._measure_of(solution)
-        edits, effects = best_edits(Edits.of(solution, self.config), factors, measure)
-        natural = edits.solution(solution, self.config, self.args.rank)
+        choice = best_edits(Edits.of(solution, self.config), factors, measure)
+        tried = {"plain": solution, "natural": choice.edits.solution(solution, self.config, self.args.rank)}
         if measure is None:
-            return natural, {}
-        both = {kind: self.effect(one, self.scope) for kind, one in (("natural", natural), ("plain", solution))}
-        return natural if both["natural"] > both["plain"] else solution, effects | both
+            return tried["natural"], {}
+        if solution.decoder_bias is None:
+            decoder = preconditioned(solution.decoder, factors, choice.common)
+            tried["natural, one for both signs"] = replace(solution, decoder=decoder)
+        both = {kind: self.effect(one, self.scope) for kind, one in tried.items()}
+        return tried[max(both, key=both.__getitem__)], choice.effects | both
 
     def _measure_of(self, solution: Solution) -> Measure | None:
         """Return what measures edits on some validation rows, sign by sign, each at the largest dose that it bears."""
-        if not (self.data.eval_rows and self.data.texts):
+        if not self._compares:
             return None
         known: list[StrengthProbe] = []
         doses: dict[int, float] = {}

@@ -23,9 +23,13 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import WEIGHTS_FILE
 from gradiend_hub.artifact.fingerprint import Fingerprint
+from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.artifact.parameter import Values
 from gradiend_hub.model import GradiendModel
 
 from .measure import interleaved, line, peak_growth
+
+RANK = 8
 
 
 def bert_22m() -> nn.Module:
@@ -66,6 +70,68 @@ def make_direction(model: nn.Module, share: float | None, bias: bool) -> Directi
         shape = tuple(parameter.shape)
         parameters[name] = ParameterDirection(shape, values(), values() if bias else None, values(), indices)
     return Direction(parameters, fingerprint=Fingerprint.of(dict(model.named_parameters())))
+
+
+def low_rank_direction(model: nn.Module) -> Direction:
+    """A random direction of rank `RANK` over all parameters, vectors dense."""
+    generator = torch.Generator().manual_seed(0)
+
+    def values(shape: tuple[int, ...]) -> Values:
+        if len(shape) < 2:
+            return 1e-3 * torch.randn(shape, generator=generator)
+        rows, columns = shape[0], math.prod(shape[1:])
+        r = min(RANK, rows, columns)
+        b, a = (1e-2 * torch.randn(sides, generator=generator) for sides in ((rows, r), (r, columns)))
+        return Factors(b, a)
+
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    parts = {name: ParameterDirection(shape, values(shape), None, values(shape)) for name, shape in shapes.items()}
+    return Direction(parts, fingerprint=Fingerprint.of(dict(model.named_parameters())))
+
+
+def bench_low_rank(base: nn.Module, rounds: int, **details: Any) -> list[dict[str, Any]]:
+    """Load and apply, and change the strength, of a low-rank direction beside reading its file and one `addmm` a matrix."""
+    direction = low_rank_direction(base)
+    scratch = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+    loaded: list[GradiendModel] = []
+    strengths = iter([0.5 + 0.01 * step for step in range(10_000)])
+    with tempfile.TemporaryDirectory() as directory:
+        direction.save(directory)
+        config = GradiendConfig(feature_classes=["a", "b"], parameters=direction.spec(), has_bias=False)
+        config.save_pretrained(directory)
+
+        def read_and_touch(keep: bool = False) -> None:
+            """With `keep`, the old values are kept, as an exact undo needs them."""
+            tensors, kept = load_file(Path(directory) / WEIGHTS_FILE), []
+            for name, part in direction.parameters.items():
+                owner, _, leaf = name.rpartition(".")
+                flat, target = tensors[f"base_model.model.{owner}.rewrite_{leaf}.gradiend_weight"], scratch[name]
+                if keep:
+                    kept.append(target.clone())
+                if isinstance(part.decoder, Factors):
+                    factors = part.decoder.form.factors(flat.to(target.dtype))
+                    target.view(factors.b.shape[0], -1).addmm_(factors.b, factors.a)
+                else:
+                    target.add_(flat)
+
+        times = interleaved(
+            {
+                "bare": read_and_touch,
+                "floor": lambda: read_and_touch(keep=True),
+                "load": lambda: loaded.append(GradiendModel.from_pretrained(directory, base)),
+                "strength": lambda: loaded[0].set_strength(next(strengths)),
+                "off": lambda: loaded.pop().unload(),
+            },
+            rounds,
+        )
+    bare = f"{times.medians['bare'] * 1e3:.0f} ms"
+    note = f"rank {RANK}, {len(direction.parameters)} tensors; floor, with the old values kept, {times.ratios['floor']:.2f}"
+    named = {"load": "load and apply", "strength": "change the strength"}
+    return [
+        line(f"{what} / read the file and one addmm a matrix", times.ratios[key], "×", "≤ 2",
+             ours=f"{times.medians[key] * 1e3:.0f} ms", other=bare, note=note, **details)
+        for key, what in named.items()
+    ]  # fmt: skip
 
 
 def bench(base: nn.Module, share: float | None, bias: bool, rounds: int, **details: Any) -> list[dict[str, Any]]:
@@ -185,6 +251,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         for dtype in (torch.float32, torch.bfloat16):
             model = build().to(dtype).eval()
             title = f"{name}, {str(dtype).removeprefix('torch.')}"
+            lines += bench_low_rank(model, 3 if quick else 9, model=title)
             for share, bias in ((0.01, True), (0.01, False), (None, True), (None, False)):
                 lines += bench(model, share, bias, 3 if quick else 15, model=title)
     return lines

@@ -1,7 +1,7 @@
 """Damage by where it is read: neutral text, the rows' own text, another source; and effects where all of it is held.
 
     python -m tests.benchmarks.bench_damage [--features N] [--rows N] [--texts N] [--steps N] [--damping X]
-        [--decoders A,B] [--forms dense,1 %,rank 8] [BASE] ...
+        [--decoders A,B] [--forms dense,1 %,rank 8] [--bias with,without] [BASE] ...
 
 Decoders of one stream of gradients, `autoencoder`, `mean`, `diagonal` (the mean's, divided by the Fisher information of
 neutral text and of training rows' own text; its damping is chosen on validation rows, unless given), and, at rank 8 alone,
@@ -10,6 +10,10 @@ CPU seconds are those of the stream, which all decoders share, and of the decode
 per sign: the largest at which the NLL of neutral text rises by 1 %, and the largest at which no set rises by more: neutral
 text, another source, and the rows' own text without the classes' outputs. All figures are of test rows and of text that
 nothing was learned from, with 95 % intervals by text.
+
+`--bias with,without` measures each decoder with and without its bias b_d (without it, the edit at −s is minus that at s),
+and prints the difference of their effects row by row. By default `diagonal` and `natural` have it where validation rows say
+that it is better, as in a training; the others have it.
 """
 
 from __future__ import annotations
@@ -22,11 +26,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import disable_progress_bars
 from torch import Tensor
@@ -34,7 +39,7 @@ from torch import Tensor
 from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainingArguments
 from gradiend_hub.evaluation import StrengthPoint, StrengthProbe
 from gradiend_hub.evaluation.encoder import measure_encoder
-from gradiend_hub.evaluation.intervals import spread
+from gradiend_hub.evaluation.intervals import mean_interval, spread
 from gradiend_hub.evaluation.sets import damage_items
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher
 from gradiend_hub.objectives import CausalLMObjective, examples_of
@@ -59,6 +64,7 @@ PROMPTS = 3
 
 DECODERS = ("autoencoder", "mean", "diagonal", "natural")
 FORMS = ("dense", "1 %", "rank 8")
+BIASES = ("chosen", "with", "without")
 RANK = 8
 
 
@@ -109,6 +115,14 @@ def largest(probe: StrengthProbe, sign: int, first: float, names: Sequence[str])
     return Held(low[0], best, max(rises, key=lambda name: rises[name]))
 
 
+def by_row(probe: StrengthProbe, sign: int, dose: float) -> list[list[float]]:
+    """Group and probability of the wanted class of each row that the sign should move; of a probe that reads everything."""
+    wanted = 0 if sign > 0 else 1
+    moved = probe.items.row_class != wanted
+    found = probe.values(sign * dose).probability[moved, wanted]
+    return [[int(g), round(float(p), 5)] for g, p in zip(probe.items.row_group[moved], found, strict=True)]
+
+
 def measured(
     laboratory: Laboratory, feature: Feature, solution: Solution, scope: Scope, others: Sequence[str], write: bool
 ) -> dict[str, Any]:
@@ -147,6 +161,7 @@ def measured(
                     "rise": {name: rise(held.point, name) for name in names},
                     "collateral": {name: rise(held.point, name, collateral=True) for name in names},
                     "collateral interval of own": held.point.damage["own"].intervals.get("collateral_quality"),
+                    "by row": by_row(probe, sign, held.dose),
                 }
         if write and isinstance(laboratory.objective, CausalLMObjective):
             ends = {s: record["rules"][f"every set {s}"]["dose"] for s in "+-"}
@@ -178,13 +193,18 @@ class Learned:
     damping: float | None
     progress: Callable[[str], None]
 
-    def make(self, decoder: str, form: str) -> Kept:
+    def make(self, decoder: str, form: str, bias: str) -> Kept:
         """A decoder in a form, with its encoder oriented and scaled by validation rows."""
         scope, density = self.run.scope, DENSITY if form == "1 %" else 1.0
+        solution = self.solutions[decoder if decoder == "autoencoder" else "mean"]
+        if bias == "without":
+            solution = replace(solution, decoder_bias=torch.zeros_like(solution.decoder_bias))
+        elif bias == "chosen" and decoder in ("diagonal", "natural"):
+            solution, effects = self.run.with_or_without_bias(solution)
+            self.progress(f"{decoder}: effect {effects}")
         if decoder == "diagonal":
-            solution, kept = self._diagonal(density)
+            solution, kept = self._diagonal(solution, density)
         else:
-            solution = self.solutions["mean" if decoder == "natural" else decoder]
             solution, kept = pruned(solution, scope, solution.decoder.abs(), density)
         if form == "rank 8":
             solution = cut_to_rank(solution, kept, RANK)
@@ -195,8 +215,8 @@ class Learned:
             return finished.solution, kept
         return read.solution, kept
 
-    def _diagonal(self, density: float) -> Kept:
-        mean, scope, fisher = self.solutions["mean"], self.run.scope, self.fisher()
+    def _diagonal(self, mean: Solution, density: float) -> Kept:
+        scope, fisher = self.run.scope, self.fisher()
         if self.damping is not None:
             shares = effect_shares(mean, fisher, self.damping)
             return pruned(damage_aware(mean, fisher, self.damping), scope, shares, density)
@@ -230,7 +250,7 @@ def learned(
 def bench_base(
     name: str, folder: Path, progress: Callable[[str], None], *, count: int = 2, rows: int = 40, texts: int = 120,
     damping: float | None = None, decoders: Sequence[str] = ("autoencoder", "mean", "diagonal"),
-    forms: Sequence[str] = ("dense",),
+    forms: Sequence[str] = ("dense",), biases: Sequence[str] = ("chosen",),
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Records of the first `count` features on one base model."""
     neutral = read_jsonl(EXAMPLES / "data" / "pronouns" / "neutral.jsonl")
@@ -242,18 +262,17 @@ def bench_base(
         start = time.process_time()
         known = learned(laboratory, feature, early, texts, damping, progress)
         stream = time.process_time() - start
-        for decoder in decoders:
-            for form in forms:
-                if decoder == "natural" and form != "rank 8":
-                    continue
-                start = time.process_time()
-                solution, scope = known.make(decoder, form)
-                seconds = stream + time.process_time() - start
-                write = not records or decoder == "mean"
-                found = measured(laboratory, feature, solution, scope, others, write)
-                cell = {"base": name, "feature": feature.name, "decoder": decoder, "form": form, "seconds": seconds}
-                records.append(cell | found)
-                progress(table(records[-1:]))
+        for decoder, form, bias in product(decoders, forms, biases):
+            if decoder == "natural" and form != "rank 8":
+                continue
+            start = time.process_time()
+            solution, scope = known.make(decoder, form, bias)
+            seconds = stream + time.process_time() - start
+            write = not records or decoder == "mean"
+            found = measured(laboratory, feature, solution, scope, others, write)
+            cell = {"base": name, "feature": feature.name, "decoder": decoder, "form": form, "bias": bias}
+            records.append(cell | {"seconds": seconds} | found)
+            progress(table(records[-1:]))
     return records
 
 
@@ -271,10 +290,10 @@ def _other_text() -> list[str]:
 def table(records: Sequence[Mapping[str, Any]]) -> str:
     """The records as Markdown; each cell has the figures of the + sign and of the − sign."""
     shown = [
-        "| base | feature | decoder | form | r / AUC / neutral \\|h\\| | MB | CPU s | before | "
+        "| base | feature | decoder | form | b_d | r / AUC / neutral \\|h\\| | MB | CPU s | before | "
         "effect at 1 % of neutral text | own text | own, without class words | other "
         "source | effect with every set held to 1 % | limited by |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
 
     def both(r: Mapping[str, Any], rule: str, read: Callable[[Mapping[str, Any]], str]) -> str:
@@ -285,7 +304,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 
     for r in records:
         figures = " / ".join(f"{value:.3f}" for value in r["encoder"].values())
-        cells = [r["base"], r["feature"], r["decoder"], r["form"], figures, f"{r['bytes'] / 1e6:.2f}"]
+        cells = [r["base"], r["feature"], r["decoder"], r["form"], r["bias"], figures, f"{r['bytes'] / 1e6:.2f}"]
         cells += [f"{r['seconds']:.0f}", f"{r['before +']:.3f} / {r['before -']:.3f}"]
         cells += [both(r, "neutral", effect)]
         for kind, name in (("rise", "own"), ("collateral", "own"), ("rise", "other")):
@@ -293,6 +312,33 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         cells += [both(r, "every set", effect), both(r, "every set", lambda of: of["limit"])]
         shown.append(f"| {' | '.join(cells)} |")
     return "\n".join(shown)
+
+
+def compared_biases(records: Sequence[Mapping[str, Any]]) -> str:
+    """The effect without the bias less that with it, of decoders measured in both ways, as Markdown."""
+    shown = [
+        "| base | feature | decoder | form | neutral text at 1 % | every set at 1 % |",
+        "|---|---|---|---|---|---|",
+    ]
+    named = {tuple(r[key] for key in ("base", "feature", "decoder", "form", "bias")): r for r in records}
+    for (*name, bias), other in named.items():
+        one = named.get((*name, "with"))
+        if bias != "without" or one is None:
+            continue
+        cells = []
+        for rule in ("neutral", "every set"):
+            ends = [_difference(one["rules"][f"{rule} {side}"], other["rules"][f"{rule} {side}"]) for side in "+-"]
+            cells.append(" / ".join(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in ends))
+        shown.append(f"| {' | '.join([*name, *cells])} |")
+    return "\n".join(shown)
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Mean of the second's effect less the first's on the same rows, and its 95 % interval by group."""
+    groups, before = np.array(one["by row"]).T
+    values = np.array(other["by row"])[:, 1] - before
+    low, high = mean_interval(values, groups.astype(int))
+    return float(values.mean()), low, high
 
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
@@ -327,6 +373,7 @@ if __name__ == "__main__":
     parser.add_argument("--damping", type=float, help="of the diagonal decoder; by default chosen on validation rows")
     parser.add_argument("--decoders", default="autoencoder,mean,diagonal", help=f"of {', '.join(DECODERS)}")
     parser.add_argument("--forms", default="dense", help=f"of {', '.join(FORMS)}".replace("%", "%%"))
+    parser.add_argument("--bias", default="chosen", help=f"of {', '.join(BIASES)}")
     options = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bars()
@@ -336,6 +383,8 @@ if __name__ == "__main__":
             Path(base_name).name, MODELS.get(base_name, Path(base_name)),
             lambda text: print(text, file=sys.stderr, flush=True),
             count=options.features, rows=options.rows, texts=options.texts, damping=options.damping,
-            decoders=options.decoders.split(","), forms=options.forms.split(","),
+            decoders=options.decoders.split(","), forms=options.forms.split(","), biases=options.bias.split(","),
         )  # fmt: skip
+        if "," in options.bias:
+            print(compared_biases(found))
         print(table(found) + "\n" + json.dumps(found), flush=True)

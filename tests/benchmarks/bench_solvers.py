@@ -305,7 +305,7 @@ def bench_base(
             "fisher": (aware, {}),
             "fisher, 1 %": (sparse, few.kept),
             "autoencoder": (solutions["autoencoder"], {}),
-            "random": (Solution(noise, 0.0, noise, torch.zeros_like(noise)), {}),
+            "random": (Solution(noise, 0.0, noise), {}),
         }
         curves = {decoder: laboratory.curve(feature, *what) for decoder, what in decoders.items()}
         if coarse and not records:

@@ -16,7 +16,9 @@ from gradiend_hub import Direction, GradiendConfig, GradiendModel
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.evaluation import Report
-from gradiend_hub.solvers import SketchSolver
+from gradiend_hub.gradients import Scope
+from gradiend_hub.solvers import SketchSolver, Solution
+from gradiend_hub.training.run import TrainingRun
 from tests.training.support import arguments, trainer_of
 from tests.training.test_solvers import correlation, trained
 from tests.training.test_trainer import StopAt
@@ -285,5 +287,32 @@ def test_a_natural_decoder(masked_path: Path, pronouns: Any, neutral: Any, tmp_p
     assert {"plain +", "plain -", "10/10 +", "10/10 -", "natural", "plain"} <= effects.keys()
     plain = trained(masked_path, tmp_path / "plain", pronouns, solver="closed_form", rank=8, max_steps=12)
     assert torch.equal(whole(direction, "encoder"), whole(plain.direction, "encoder"))
-    stays = torch.equal(whole(direction), whole(plain.direction))
-    assert stays == (effects["natural"] <= effects["plain"])
+    kinds = [kind for kind in ("plain", "natural", "natural, one for both signs") if kind in effects]
+    chosen = max(kinds, key=effects.__getitem__)
+    assert torch.equal(whole(direction), whole(plain.direction)) == (chosen == "plain")
+    without = effects["without bias"] > effects["with bias"]
+    assert (len(kinds) == 3) == without  # one decoder for both signs needs edits that are opposites
+    assert direction.has_bias == (chosen == "natural" or not without)
+
+
+@pytest.mark.parametrize("better", ["with", "without"])
+def test_the_bias_stays_where_it_has_more_effect(
+    masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: str
+) -> None:
+    """Without it, the edit at −1 is minus that at 1, and one LoRA holds both signs."""
+
+    def effect(run: TrainingRun, solution: Solution, scope: Scope) -> float:
+        return float((solution.decoder_bias is None) == (better == "without"))
+
+    monkeypatch.setattr(TrainingRun, "effect", effect)
+    trainer = trainer_of(
+        masked_path, tmp_path, pronouns, neutral, layers="3",
+        args=arguments(tmp_path, max_steps=4, solver="closed_form", rank=4, decoder="natural", controls=0),
+        neutral_train_dataset=neutral.select(range(20, 30)),
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    model = GradiendModel.from_pretrained(tmp_path / "saved")
+    assert trainer.direction.has_bias == model.direction.has_bias == (better == "with")
+    written = model.to_lora(tmp_path / "lora")
+    assert len(written.folders) == (2 if better == "with" else 1)

@@ -115,6 +115,13 @@ def test_edits_and_solutions_say_the_same(source: str, target: str) -> None:
                if isinstance(part, Factors)) == 2  # fmt: skip
 
 
+def test_a_solution_without_a_bias_makes_opposite_edits() -> None:
+    config = GradiendConfig(feature_classes=["a", "b"], strength_unit=3.0)
+    edits = Edits.of(Solution(vector(1), 0.0, vector(20)), config)
+    assert torch.equal(whole(edits.plus), -whole(edits.minus))
+    torch.testing.assert_close(whole(edits.plus), config.coefficients(1.0)[0] * whole(vector(20)) / 3.0)
+
+
 def test_each_sign_gets_what_is_best_for_it() -> None:
     """At its own best dose, so that one unit serves both."""
     edits, asked = Edits(vector(40), vector(50)), []
@@ -126,7 +133,8 @@ def test_each_sign_gets_what_is_best_for_it() -> None:
         asked.append(damping)
         return {sign: Outcome(effects.get((damping, sign), 0.5), 2.0 if sign > 0 else 4.0) for sign in (1, -1)}
 
-    found, by_damping = best_edits(edits, FACTORS, measure)
+    choice = best_edits(edits, FACTORS, measure)
+    found, by_damping = choice.edits, choice.effects
     assert Damping() in asked and len(asked) == len(set(asked))
     expected = (
         preconditioned(edits.plus, FACTORS, Damping(1.0, 1.0)),
@@ -134,6 +142,7 @@ def test_each_sign_gets_what_is_best_for_it() -> None:
     )
     torch.testing.assert_close(whole(found.plus), 2.0 * whole(expected[0]))
     torch.testing.assert_close(whole(found.minus), 4.0 * whole(expected[1]))
+    assert choice.common == Damping(1.0, 1.0)  # .9 + .5, where others have .6 + .5 and .5 + .8
     assert by_damping["1/1 +"] == 0.9 and by_damping["inf/10 -"] == 0.8 and by_damping["plain +"] == 0.5
 
 
@@ -155,15 +164,16 @@ def test_the_plain_decoder_stays_where_nothing_is_better() -> None:
         seen.append(len(seen))
         return {sign: Outcome(1.0 - 0.01 * len(seen), 1.0) for sign in (1, -1)}
 
-    found, _ = best_edits(edits, FACTORS, measure)
+    found = best_edits(edits, FACTORS, measure).edits
     assert torch.equal(whole(found.plus), whole(edits.plus))
     assert torch.equal(whole(found.minus), whole(edits.minus))
 
 
 def test_without_a_measurement() -> None:
     edits = Edits(vector(40), vector(50))
-    found, effects = best_edits(edits, FACTORS, None)
-    assert effects == {}
+    choice = best_edits(edits, FACTORS, None)
+    found = choice.edits
+    assert choice.effects == {}
     assert torch.equal(whole(found.plus), whole(preconditioned(edits.plus, FACTORS, Damping(10.0, 10.0))))
 
 

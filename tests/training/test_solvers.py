@@ -255,7 +255,10 @@ def test_a_damage_aware_decoder(masked_path: Path, pronouns: Any, neutral: Any, 
         torch.testing.assert_close(found.decoder * scale, part.decoder, rtol=1e-4, atol=1e-7)
         assert found.encoder is not None and torch.equal(found.encoder, plain.direction.parameters[name].encoder)
     fisher_direction = fisher.direction
-    tried = fisher.report.training["effect_by_damping"]
+    by_damping = fisher.report.training["effect_by_damping"]
+    biases = ("with bias", "without bias")
+    assert fisher_direction.has_bias == (by_damping[biases[0]] >= by_damping[biases[1]])
+    tried = {damping: effect for damping, effect in by_damping.items() if damping not in biases}
     assert list(tried) == [str(damping) for damping in DAMPINGS[: len(tried)]]
     assert len(tried) == len(DAMPINGS) or list(tried.values())[-1] < max(tried.values())
     assert not same_direction(fisher_direction, mean.direction)
