@@ -29,6 +29,11 @@ from tests.training.test_classifiers import digit_rows, digits  # noqa: F401
 pytestmark = pytest.mark.slow
 
 
+def listening_to_ctrl_c() -> None:
+    """What a shell starts in the background ignores it, and so do those that this starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def served(folder: Path, *directions: Path) -> Iterator[tuple[Any, str]]:
     """The command, in a process of its own, as people run it; and the page's address."""
@@ -38,7 +43,9 @@ def served(folder: Path, *directions: Path) -> Iterator[tuple[Any, str]]:
     command = [sys.executable, "-m", "gradiend_hub", "explore", *map(str, directions), "--port", "0"]
     with said.open("w") as out:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
+        server = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, preexec_fn=listening_to_ctrl_c
+        )
 
     def address() -> str | None:
         assert server.poll() is None, said.read_text()
