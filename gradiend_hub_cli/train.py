@@ -16,7 +16,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.artifact.files import CARD_FILE
-from gradiend_hub.data import FeatureDatasetBuilder
 from gradiend_hub.data.builder.spec import FeatureDataConfig
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
 from gradiend_hub.folders import require_writable
@@ -126,6 +125,8 @@ def _with_rows(recipe: Recipe) -> Recipe:
     """Return a recipe whose data sets are there, where it describes them by text."""
     if recipe.data is None:
         return recipe
+    from gradiend_hub.data import FeatureDatasetBuilder  # of the extra [data], which other recipes do without
+
     built = FeatureDatasetBuilder(FeatureDataConfig.from_dict(recipe.data)).build()
     if "train" not in built.rows:
         raise ConfigError(f"data.splits: a split `train` is needed to learn from, found {[*built.rows]}.")

@@ -144,6 +144,9 @@ def test_a_library_of_an_extra_is_asked_for_by_the_extra_s_name(library: str, ex
 
 def test_learning_loading_and_applying_need_no_extra() -> None:
     statement = "import gradiend_hub_cli.apply, gradiend_hub_cli.info, gradiend_hub_cli.merge, gradiend_hub_cli.push"
+    statement += (
+        ", gradiend_hub_cli.train, gradiend_hub_cli.evaluate, gradiend_hub_cli.verify, gradiend_hub_cli.explore"
+    )
     extras = ("sklearn", "codecarbon", "matplotlib", "PIL", "ahocorasick_rs", "spacy", "gradio", "gguf")
     statement += "; from gradiend_hub import GradiendModel, GradiendTrainer; import gradiend_hub.evaluation.selftest"
     assert without(extras, statement) == ""
