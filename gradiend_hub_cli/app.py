@@ -98,12 +98,14 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="New folder for the results; default: below ./out.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop learning after this many steps.")] = None,
-    max_rows: Annotated[int | None, typer.Option(min=8, help="Use only this many rows of each split.")] = None,
+    share: Annotated[
+        float, typer.Option(min=0.02, max=1.0, help="Share of the data to read; 1 is what trainings read by default.")
+    ] = 0.5,
 ) -> dict[str, Any]:
     """See everything once: learn a direction from a small real model, measure, publish, apply and merge it."""
     from .demo import DemoOptions, run_demo
 
-    return run_demo(DemoOptions(base, examples, repo_id, out, seed, max_steps, max_rows), story)
+    return run_demo(DemoOptions(base, examples, repo_id, out, seed, max_steps, share), story)
 
 
 @command(app, "init")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import Row, read_rows
 from gradiend_hub.errors import ArtifactError, ConfigError, EditError
 from gradiend_hub.evaluation.damage import set_label
+from gradiend_hub.evaluation.probe import SCORED_TOKENS
 from gradiend_hub.folders import require_empty
 from gradiend_hub.hub.publish import publish_folder
 from gradiend_hub.objectives import Batch
@@ -59,7 +61,7 @@ class DemoOptions:
         out: folder for the results, new or empty; `None` makes one below `out`.
         seed: of the training.
         max_steps: end the training there; `None` is one epoch.
-        max_rows: rows of each split; `None` is all of them.
+        share: of the rows of each split, of the neutral sentences and of the tokens that damage is read on.
     """
 
     base: str
@@ -68,7 +70,7 @@ class DemoOptions:
     out: Path | None
     seed: int
     max_steps: int | None
-    max_rows: int | None
+    share: float
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def _find_examples(options: DemoOptions) -> Path:
 
 def _load(examples: Path, options: DemoOptions, story: Story) -> _Material:
     def some(data: Dataset) -> Dataset:
-        return data.select(range(min(len(data), options.max_rows or len(data))))
+        count = math.ceil(options.share * len(data))
+        return data.select([number * len(data) // count for number in range(count)])
 
     with story.step("Load") as step:
         folder = str(examples / "data" / "pronouns")
@@ -140,6 +143,7 @@ def _learn(material: _Material, folder: Path, options: DemoOptions, story: Story
             seed=options.seed,
             max_steps=options.max_steps or -1,
             save_strategy="no",
+            quality_tokens=math.ceil(options.share * SCORED_TOKENS),
             disable_tqdm=True,
         )
         trainer = GradiendTrainer(

@@ -20,7 +20,7 @@ from gradiend_hub.model import GradiendModel
 
 from .part import NotFiniteError
 from .probe import StrengthProbe
-from .records import StrengthPoint
+from .records import Interval, StrengthPoint
 
 CONTROL_STRENGTHS = (-1.0, 0.0, 1.0)
 """Strengths of a curve at which random directions are measured."""
@@ -120,6 +120,7 @@ def control_curves(
     *,
     draws: int = 3,
     seed: int = 0,
+    norms: Sequence[Interval] = (),
 ) -> list[Control]:
     """Curves of `draws` random directions at `strengths`, each with the base model's point at 0.
 
@@ -133,15 +134,17 @@ def control_curves(
         probe: holds the model, with the direction that is compared, and what it is measured on.
         known: what the same draws gave before at some strengths, on the same probe.
         seed: of the first draw; the others follow.
+        norms: of the first draws at −1 and at +1, if they were set on other rows and texts.
     """
     if not draws:
         return []
     base, found = probe.measure(0.0), list(known[:draws])
     signs = sorted({math.copysign(1.0, strength) for strength in strengths if strength})
     targets = {sign: _worst_damage(probe.measure(sign, math.inf)) for sign in signs}
-    norms = {sign: _FIRST_NORM if sign in targets else 1.0 for sign in (-1.0, 1.0)}
+    size = {sign: _FIRST_NORM if sign in targets else 1.0 for sign in (-1.0, 1.0)}
     for draw in range(draws):
         before = found[draw] if draw < len(found) else None
+        given = before.norms if before else norms[draw] if draw < len(norms) else None
         curve = {p.strength: p for p in (*(before.points if before else ()), base)}
         missing = [strength for strength in strengths if strength not in curve]
         if missing:
@@ -151,15 +154,11 @@ def control_curves(
                     of_sign = [strength for strength in missing if strength * sign > 0]
                     if not of_sign:
                         continue
-                    norms[sign] = (
-                        before.norms[sign > 0] if before else _norm_of_damage(aside, sign, target, norms[sign])
-                    )
+                    size[sign] = given[sign > 0] if given else _norm_of_damage(aside, sign, target, size[sign])
                     for strength in of_sign:
                         with suppress(NotFiniteError):
-                            curve[strength] = replace(
-                                aside.measure(norms[sign] * strength, math.inf), strength=strength
-                            )
-        own = before.norms if before else [norms[-1.0], norms[1.0]]
+                            curve[strength] = replace(aside.measure(size[sign] * strength, math.inf), strength=strength)
+        own = list(given) if given else [size[-1.0], size[1.0]]
         found[draw : draw + 1] = [Control(sorted(curve.values(), key=lambda p: p.strength), own)]
     return found
 

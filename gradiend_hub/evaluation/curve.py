@@ -22,6 +22,8 @@ BREAK_QUALITY = 0.9
 WIDER = 1.5
 """How much wider intervals may be than reading everything would make them, where no decision needs more."""
 
+_BROAD = 4.0
+"""The same where the model is about to break: that it does is all that such a strength tells."""
 _WIDEST_CURVE = 64.0
 _CLOSE = 1.2
 """Ratio of two strengths that need no third one between them."""
@@ -59,7 +61,7 @@ def measure_curve(
     """
     curve: dict[float, StrengthPoint | None] = {}
     for strength in sorted(strengths, key=lambda s: (s not in exact, abs(s))):
-        curve[strength] = _measured(probe, strength, None if strength in exact else WIDER)
+        curve[strength] = _measured(probe, strength, exact=strength in exact)
         if curve[strength] is None and abs(strength) <= 1:
             probe.measure(strength)  # raises what is wrong
     if floor is not None and probe.scored:
@@ -68,13 +70,19 @@ def measure_curve(
             _refine(probe, curve, sign, BREAK_QUALITY, aim=1.25, steps=3)
     found = sorted(curve.items(), key=lambda item: item[0])
     return Curve(  # what was read later may have made the first ones more precise
-        [probe.measure(s, WIDER) for s, point in found if point], [s for s, point in found if point is None]
+        [_read(probe, s) for s, point in found if point], [s for s, point in found if point is None]
     )
 
 
-def _measured(probe: StrengthProbe, strength: float, wider: float | None = WIDER) -> StrengthPoint | None:
+def _read(probe: StrengthProbe, strength: float) -> StrengthPoint:
+    """Measure a strength as far as `WIDER` says, or `_BROAD` where a first look sees half the damage that breaks a model."""
+    broken = _damage(probe.measure(strength, math.inf), bound=False) > (1 - BREAK_QUALITY) / 2
+    return probe.measure(strength, _BROAD if broken else WIDER)
+
+
+def _measured(probe: StrengthProbe, strength: float, *, exact: bool = False) -> StrengthPoint | None:
     try:
-        return probe.measure(strength, wider)
+        return probe.measure(strength) if exact else _read(probe, strength)
     except NotFiniteError:
         return None
 

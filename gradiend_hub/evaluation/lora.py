@@ -8,6 +8,7 @@ from gradiend_hub.errors import ConfigError, first_line
 from gradiend_hub.export import as_loras
 
 from .control import instead
+from .curve import WIDER
 from .part import NotFiniteError
 from .probe import StrengthProbe
 from .records import LoraReport, StrengthPoint
@@ -16,7 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def measure_lora(probe: StrengthProbe) -> LoraReport | None:
-    """Measure the active direction's LoRA at strengths ±1 on everything that the probe has.
+    """Measure the active direction's LoRA at strengths ±1, beside what the probe has read of the direction.
+
+    It is read on as much as its figures need: it does nearly what the direction does, so their difference varies little.
 
     Returns:
         `None`, with a log that says why, where no parameter of the direction has a place in a LoRA, or where the model
@@ -26,9 +29,9 @@ def measure_lora(probe: StrengthProbe) -> LoraReport | None:
     try:
         loras = as_loras(model.direction, model.active_peft_config, model.get_base_model())
         own = {sign: probe.measure(sign) for sign in (-1.0, 1.0)}
-        aside, (direction, fields) = probe.aside(), loras.direction()
+        aside, (direction, fields) = probe.aside(like=True), loras.direction()
         with instead(model, direction, **fields):
-            found = {sign: aside.measure(sign) for sign in own}
+            found = {sign: aside.measure(sign, WIDER) for sign in own}
     except (ConfigError, NotFiniteError) as error:
         logger.info("No LoRA is published beside the direction: %s", first_line(error))
         return None

@@ -27,8 +27,8 @@ from .encoder import measure_encoder
 from .generation import GenerationProbe
 from .lora import measure_lora
 from .part import NotFiniteError
-from .probe import OWN_TOKENS, StrengthProbe
-from .records import EncoderReport
+from .probe import OWN_TOKENS, SCORED_TOKENS, StrengthProbe
+from .records import EncoderReport, Interval
 from .report import SplitReport
 from .sets import continued, damage_items
 
@@ -54,6 +54,7 @@ class EvaluationSettings:
         batch_size: rows per forward pass; the figures do not depend on it beyond fp32 rounding.
         seed: decides which neutral tokens are masked or encoded, the random directions and the bootstrap.
         exhaustive: read every strength on all rows and texts, instead of as many as its figures need.
+        tokens: tokens of neutral text on which damage is read, at least, if there are so many.
         own_tokens: tokens of the rows' own texts on which collateral damage is read, about; 0 leaves it out.
         generation: read what a generating model goes on with.
     """
@@ -64,6 +65,7 @@ class EvaluationSettings:
     batch_size: int = 64
     seed: int = 0
     exhaustive: bool = False
+    tokens: int = SCORED_TOKENS
     own_tokens: int = OWN_TOKENS
     generation: bool = True
 
@@ -79,6 +81,7 @@ def evaluate_direction(
     choose_unit_for: Goal | None = None,
     trained_words: Collection[str] | None = None,
     encoded: Tensor | None = None,
+    control_norms: Sequence[Interval] = (),
 ) -> SplitReport:
     """Measure the active direction of `model` on `rows` and neutral `texts`; the model is left as it was.
 
@@ -92,6 +95,8 @@ def evaluate_direction(
             within the safe band that makes both classes equally likely, instead of 1.
         trained_words: words that training rows had; the other words' rows make up `encoder.held_out`.
         encoded: feature values of the rows, [N], as `GradiendModel.encode` returns them, if they are known.
+        control_norms: those of the random directions where the unit was chosen, `SplitReport.control_norms`, as a unit is
+            chosen once; by default they are set anew, so that damage is equal on these rows and texts.
 
     Raises:
         DataError: no rows, or feature values that are not finite.
@@ -109,7 +114,15 @@ def evaluate_direction(
     sets = damage_sets or {}
     others = damage_items(model, objective, sets, seed=settings.seed)
     probe = StrengthProbe(
-        model, objective, rows, texts, own=settings.own_tokens, others=others, exhaustive=settings.exhaustive, **sizes
+        model,
+        objective,
+        rows,
+        texts,
+        tokens=settings.tokens,
+        own=settings.own_tokens,
+        others=others,
+        exhaustive=settings.exhaustive,
+        **sizes,
     )
     writing = continued(model, objective, rows, texts, sets) if settings.generation else None
     search = Search([], [])
@@ -123,7 +136,9 @@ def evaluate_direction(
     broken = break_point(measured.points, measured.not_finite)
     wanted = [p.strength for p in measured.points if p.strength in CONTROL_STRENGTHS]
     with counted("measuring random directions", settings.controls * max(len(wanted) - 1, 0)):
-        control = control_curves(probe, wanted, search.control, draws=settings.controls, seed=settings.seed)
+        control = control_curves(
+            probe, wanted, search.control, draws=settings.controls, seed=settings.seed, norms=control_norms
+        )
     if above_control(measured.points, [drawn.points for drawn in control]) is False:
         logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal damage.")
     return SplitReport(

@@ -90,6 +90,7 @@ class StrengthProbe:
         outputs = objective.class_outputs(words, [reading for item in items for reading in item.readings])
         self._rest = Rest(outputs, objective.width)
         self._own = OwnText(objective, rows, outputs, own, seed)
+        self._alike: StrengthProbe | None = None
         draws = min(_MOST_DRAWS, 1 + tokens // max(len(texts), 1))  # a draw has an output of each text, or more
         neutral = objective.quality_items(texts, labels=tokens, draws=draws, seed=seed)
         self._fill(
@@ -176,11 +177,17 @@ class StrengthProbe:
         probe._fill(chosen, sets)
         return probe
 
-    def aside(self) -> StrengthProbe:
-        """A probe on the same rows and texts for another direction; it knows the base model's figures."""
+    def aside(self, *, like: bool = False) -> StrengthProbe:
+        """A probe on the same rows and texts for another direction; it knows the base model's figures.
+
+        Args:
+            like: the other direction changes nearly what this one does, so that what was read of this one tells much of
+                it: a few readings give its figures as exactly as all would.
+        """
         self._extend(0.0)
         probe = copy.copy(self)
         probe._forget()
+        probe._alike = self if like else None
         probe._read[0.0] = self._read[0.0]
         return probe
 
@@ -223,6 +230,8 @@ class StrengthProbe:
                 closer = [k for k in self._read if k * key > 0 and len(self._read[k]) > len(self._read[key])]
                 if closer:  # the dose with the most similar changes
                     other = self.summary(min(closer, key=lambda k: abs(math.log(k / key))))
+                elif self._alike is not None and self._alike._done(dose) > self._done(dose):
+                    other = self._alike.summary(dose)
             self._summaries[key] = Summary(self.values(dose), self.items, base, other)
         return self._summaries[key]
 

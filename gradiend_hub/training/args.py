@@ -11,6 +11,7 @@ from transformers.trainer_utils import HubStrategy
 from gradiend_hub.artifact.validation import POSITIVE, SHARE, Limit, at_least, check, one_of
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Goal
+from gradiend_hub.evaluation.probe import SCORED_TOKENS
 from gradiend_hub.gradients import MEASURES, STORE_DTYPES
 from gradiend_hub.solvers import SOLVERS
 
@@ -36,6 +37,7 @@ _LIMITS = {
     "per_device_eval_batch_size": Annotated[int, at_least(1)],
     "per_device_train_batch_size": Annotated[int, at_least(1)],
     "rank": Annotated[int, at_least(1)] | None,
+    "quality_tokens": Annotated[int, at_least(2)],
     "quality_floor": Annotated[float, Limit("a number between 0 and 1", lambda share: 0 < share < 1)],
     "solver": Annotated[str, one_of(*SOLVERS)],
 }
@@ -89,6 +91,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
         max_length: longest input in tokens; default: what model and tokenizer allow.
         quality_floor: lowest quality, relative to the base model's, that the recommended strength may leave on any text that
             damage is read on.
+        quality_tokens: tokens of neutral text on which an evaluation reads damage, if there are so many; half as many of
+            the rows' own texts. Its time goes with them. With fewer, intervals are wider, so the recommended dose is lower.
         overwrite_output_dir: train into an output directory that is not empty.
         keep_checkpoints: keep the checkpoints when the training has ended and `save_model` has written the direction. By
             default they are removed then: they hold the solver's state, three times the direction's size or more, which
@@ -124,6 +128,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     comparable: bool = field(default=True, metadata={"help": "Keep what comparisons with others are judged by."})
     max_length: int | None = field(default=None, metadata={"help": "Longest input in tokens."})
     quality_floor: float = field(default=0.99, metadata={"help": "Lowest relative quality at the recommended dose."})
+    quality_tokens: int = field(default=SCORED_TOKENS, metadata={"help": "Tokens that damage is read on."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Use an output directory that is not empty."})
     keep_checkpoints: bool = field(default=False, metadata={"help": "Keep checkpoints when the direction is saved."})
     base_model_id: str | None = field(default=None, metadata={"help": "Hub id of a base model loaded from a folder."})

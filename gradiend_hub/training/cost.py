@@ -14,7 +14,7 @@ from torch import Tensor
 from gradiend_hub.data import Row
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
-from gradiend_hub.evaluation.probe import KL_VALUES, OWN_TOKENS, SCORED_TOKENS
+from gradiend_hub.evaluation.probe import KL_VALUES
 from gradiend_hub.gradients import (
     Estimate,
     FactorReader,
@@ -121,7 +121,8 @@ def _later_bytes(reader: GradientReader | FactorReader, run: TrainingRun) -> int
     kept = activation_bytes(reader, run.objective, run.objective.collate_pairs(rows[:1]).to(reader.device))
     measured = [(run.data.eval_rows, run.data.texts)] if run.data.eval_sets else []
     measured += [(run.data.test.rows, run.data.test.texts)] if run.data.test is not None else []
-    compared = max((len(rows) + OWN_TOKENS + SCORED_TOKENS * bool(texts) for rows, texts in measured), default=0)
+    tokens = run.args.quality_tokens
+    compared = max((len(rows) + tokens // 2 + tokens * bool(texts) for rows, texts in measured), default=0)
     distributions = 4 * min(KL_VALUES, 2 * run.objective.width * compared)
     batch = 2 * len(rows) * kept // max(len(reader.scope.parameters), 1)
     return 4 * MEASURING_VECTORS * run.numbers + batch + distributions
@@ -166,8 +167,8 @@ def _seconds_per_reading(run: TrainingRun, rows: Sequence[Row], texts: Sequence[
     try:
         seconds = []
         for part_rows, part_texts in ((some_rows, some_texts), (some_rows, [])):
-            tokens = max(1, round(share * SCORED_TOKENS))
-            own = round(OWN_TOKENS * len(some_rows) / max(len(rows), 1))
+            tokens = max(1, round(share * run.args.quality_tokens))
+            own = round(run.args.quality_tokens / 2 * len(some_rows) / max(len(rows), 1))
             sizes = {"seed": run.args.seed, "tokens": tokens, "own": own}
             probe = StrengthProbe(model, run.objective, part_rows, part_texts, **sizes)
             start = time.perf_counter()

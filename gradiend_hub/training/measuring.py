@@ -93,17 +93,29 @@ def named_sets(run: TrainingRun, given: Any, neutral: Any, what: str, *, own: bo
 
 
 def measure(
-    run: TrainingRun, direction: Direction, measured: MeasuredRows, *, choose_unit: bool, encoded: Tensor | None = None
+    run: TrainingRun,
+    direction: Direction,
+    measured: MeasuredRows,
+    *,
+    choose_unit: bool,
+    encoded: Tensor | None = None,
+    control_norms: Sequence[list[float]] = (),
 ) -> SplitReport:
     """Measure a direction on rows and neutral texts.
 
     Args:
         choose_unit: write its strength unit into the config.
         encoded: feature values of the rows, [N], if they are known.
+        control_norms: of the random directions where the unit was chosen.
     """
     config, args = run.config, run.args
     settings = EvaluationSettings(
-        floor=args.quality_floor, controls=args.controls, batch_size=args.eval_batch_size, seed=args.seed
+        floor=args.quality_floor,
+        controls=args.controls,
+        batch_size=args.eval_batch_size,
+        seed=args.seed,
+        tokens=args.quality_tokens,
+        own_tokens=args.quality_tokens // 2,
     )
     model = GradiendModel.from_direction(run.base_model, direction, config, processing_class=run.objective.processor)
     try:
@@ -117,6 +129,7 @@ def measure(
             choose_unit_for=args.goal if choose_unit else None,
             trained_words=run.data.trained_words,
             encoded=encoded,
+            control_norms=control_norms,
         )
         found = model.active_peft_config
         config.strength_unit, config.strength = found.strength_unit, found.strength
@@ -225,6 +238,10 @@ class MeasuringTrainer(PublishingTrainer):
             h, labels = self._run.encode(read.solution, rows)
         return flat_encoder(encoder_report(h, labels, self._classes))
 
+    def _control_norms(self) -> list[list[float]]:
+        """Norms of the random directions on the split that the strength unit was chosen on."""
+        return next((split.control_norms for split in self.report.splits.values() if split.search), [])
+
     def _measure(self, measured: MeasuredRows, choose_unit: bool, name: str) -> dict[str, float]:
         start, direction = time.perf_counter(), self.direction
         split = self.report.splits[name] = measure(
@@ -233,11 +250,13 @@ class MeasuringTrainer(PublishingTrainer):
             measured,
             choose_unit=choose_unit,
             encoded=self._h if measured.rows is self._run.data.eval_rows else None,
+            control_norms=() if choose_unit else self._control_norms(),
         )
         if choose_unit:
             sets = sorted(split.curve[0].damage) if split.curve else []
             self.report.settings = {
                 "quality_floor": self.args.quality_floor,
+                "quality_tokens": self.args.quality_tokens,
                 "goal": self.args.goal,
                 "damage_sets": sets,
             }

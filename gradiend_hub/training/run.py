@@ -22,7 +22,6 @@ from gradiend_hub.data import Row
 from gradiend_hub.encoding import preactivations, reading_sign
 from gradiend_hub.evaluation import StrengthProbe, calibrate
 from gradiend_hub.evaluation.intervals import spread
-from gradiend_hub.evaluation.probe import OWN_TOKENS
 from gradiend_hub.evaluation.report import ReferenceReport
 from gradiend_hub.evaluation.sets import damage_items
 from gradiend_hub.gradients import (
@@ -346,7 +345,8 @@ class TrainingRun:
     def _probe(self, model: GradiendModel) -> StrengthProbe:
         """Read some validation rows, and all damage sets."""
         others = damage_items(model, self.objective, self.data.damage_sets, seed=self.args.seed)
-        sets = {"own": OWN_TOKENS, "others": others, "seed": self.args.seed}
+        tokens = self.args.quality_tokens
+        sets = {"tokens": tokens, "own": tokens // 2, "others": others, "seed": self.args.seed}
         probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, **sets)
         return probe.subset(COMPARED_ROWS, COMPARED_TOKENS)
 

@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import gradiend_hub_cli.demo as demo
 from gradiend_hub import GradiendModel, GradiendTrainer
+from gradiend_hub.evaluation import Report
 from gradiend_hub.training.data import MeasuredRows
 from tests.hub_server import HubServer
 
 from .conftest import Run
 
-SHORT = ("--max-steps", "4", "--max-rows", "8")
+SHORT = ("--max-steps", "4", "--share", "0.04")
 
 
 def test_the_whole_story_with_the_hub(
@@ -37,6 +38,9 @@ def test_the_whole_story_with_the_hub(
     for expected in ("4 steps", "to the same bits", "P(3SG) on 3PL rows", "quality", "seconds", "base model"):
         assert expected in shown
     assert (out / "direction" / "README.md").is_file()
+    report = Report.load(out / "direction")
+    assert report.settings["quality_tokens"] == 80 and 80 <= report.splits["test"].scored < 120  # of over 200
+    assert report.splits["test"].control_norms == report.splits["eval"].control_norms
     assert "adapter_model.safetensors" in HfApi().list_repo_files(repo_id)
     assert f"{hub.url}/{repo_id}" in result.stdout.replace("\n", "").replace(" ", "")
     assert AutoModelForMaskedLM.from_pretrained(out / "merged").num_parameters() > 1_000_000
@@ -76,7 +80,7 @@ def test_a_check_that_fails_ends_the_demo(
     original: Any = encode if broken == "encodings" else logits
     monkeypatch.setattr(*target, lambda *given, **named: off_by_one_bit(original(*given, **named), call))
     monkeypatch.setattr(GradiendTrainer, "evaluate", _unit_without_search)
-    options = ("--examples", masked_path.parents[1], "--out", tmp_path / "out", "--max-steps", "2", "--max-rows", "16")
+    options = ("--examples", masked_path.parents[1], "--out", tmp_path / "out", "--max-steps", "2", "--share", "0.07")
     result = run("demo", *options)
     assert calls >= call
     assert result.exit_code == 1, result.stdout

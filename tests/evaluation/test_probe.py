@@ -35,7 +35,7 @@ from gradiend_hub.evaluation import (
 from gradiend_hub.evaluation import calibration as calibration_module
 from gradiend_hub.evaluation import part as part_module
 from gradiend_hub.evaluation import probe as probe_module
-from gradiend_hub.evaluation.control import Control
+from gradiend_hub.evaluation.control import Control, instead, random_direction
 from gradiend_hub.evaluation.distributions import Distributions
 from gradiend_hub.evaluation.intervals import mean_error, mean_interval
 from gradiend_hub.evaluation.part import Part
@@ -433,6 +433,23 @@ def test_the_control_of_the_search_is_not_measured_again(
     assert control_curves(probe, (-1.0, 0.5, 1.0), search.control, draws=1, seed=3) == fresh
     (norms,) = [drawn.norms for drawn in fresh]
     assert [s for s in read if s != 0] == [0.5 * norms[1]]
+
+
+def test_norms_of_random_directions_may_be_those_of_other_rows(
+    masked: Any, rows: list[Row], opened: list[GradiendModel]
+) -> None:
+    model, objective = model_of(masked, rest=1.0)
+    opened.append(model)
+    calibrate(StrengthProbe(model, objective, rows[:5], TEXTS), floor=0.97)
+    (elsewhere,) = control_curves(StrengthProbe(model, objective, rows[:5], TEXTS), (-1.0, 1.0), draws=1, seed=3)
+    probe = StrengthProbe(model, objective, rows[5:], TEXTS[::-1])
+    (found,) = control_curves(probe, (-1.0, 0.0, 1.0), draws=1, seed=3, norms=[elsewhere.norms])
+    assert found.norms == elsewhere.norms and [p.strength for p in found.points] == [-1.0, 0.0, 1.0]
+    assert len(probe._read) == 3  # ±1 of the direction and 0: none was read to set a norm
+    with instead(model, random_direction(model, 3)):
+        for sign, norm in zip((-1.0, 1.0), elsewhere.norms, strict=True):
+            by_hand = probe.aside().measure(sign * norm)
+            assert next(p for p in found.points if p.strength == sign).effect == pytest.approx(by_hand.effect, abs=1e-6)
 
 
 def test_search_ends_without_neutral_text(masked: Any, rows: list[Row], opened: list[GradiendModel]) -> None:

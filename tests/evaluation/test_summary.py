@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import read_rows
 from gradiend_hub.evaluation import EvaluationSettings, StrengthProbe, calibrate, evaluate_direction
+from gradiend_hub.evaluation.control import instead
 from gradiend_hub.evaluation.intervals import mean_interval
 from gradiend_hub.evaluation.summary import difference, estimate
 from gradiend_hub.model import GradiendModel
@@ -109,6 +113,29 @@ def test_the_sequential_search_finds_the_unit_of_the_exhaustive_one(
             assert abs((low + high) / 2 - middle) < reach, (name, point.strength)
     read = sum(len(v) for v in sequential._read.values()) / (len(sequential.parts) * len(sequential._read))
     assert read < 0.75
+
+
+def test_what_does_nearly_the_same_is_known_from_few_readings(direction: Any, pronouns: Any, neutral: Any) -> None:
+    model, objective = direction
+    rows = read_rows(pronouns["validation"].select(range(110)), CLASSES)
+    model.active_peft_config.strength_unit = 0.3
+    probe = StrengthProbe(model, objective, rows, neutral["text"][:100], batch_size=64, tokens=100)
+    probe.measure(1.0)
+    (name, part), noise = next(iter(model.direction.parameters.items())), torch.Generator().manual_seed(0)
+    similar = 0.95 * part.decoder + 0.05 * part.decoder.std() * torch.randn(part.decoder.shape, generator=noise)
+    gaps = []
+    with instead(model, Direction({name: ParameterDirection(part.shape, similar)})):
+        expected = probe.aside().measure(1.0)
+        for like in (False, True):
+            aside = probe.aside(like=like)
+            found = aside.measure(1.0, math.inf)  # a first look
+            assert len(aside._read[0.3]) == 1 < len(probe.parts)
+            gaps.append([abs(found.effect - expected.effect), abs(found.quality - expected.quality)])
+            assert found.worst(bound=False)[1] == pytest.approx(
+                expected.worst(bound=False)[1], abs=0.02 / (1 + 9 * like)
+            )
+    assert gaps[1][0] < 0.005 and gaps[1][1] < 0.001
+    assert gaps[1][0] < 0.3 * gaps[0][0] and gaps[1][1] < 0.3 * gaps[0][1]
 
 
 def test_an_exhaustive_evaluation_reads_everything_at_every_strength(
