@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from gradiend_hub.comparison import DirectionSet
-from gradiend_hub.comparison.tables import Matrix
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.folders import require_empty, written_beside
 from gradiend_hub.plots.comparison_page import render_comparison, sections_of
@@ -82,7 +81,7 @@ def compare_directions(sources: Sequence[str], options: CompareOptions, story: S
                 step.outcome = str(options.out)
     for table in tables.values():
         if table.columns:
-            story.show(f"\n{_told(table)}")
+            story.show(f"\n{table}")
     if options.checkpoint:
         story.show(f"\ndrift of {options.checkpoint}\n" + _drift(found["drift"]))
     return {
@@ -90,20 +89,6 @@ def compare_directions(sources: Sequence[str], options: CompareOptions, story: S
         **found,
         "out": options.out,
     }
-
-
-def _told(table: Matrix) -> str:
-    """A table with what its numbers are to be held against."""
-    text = str(table)
-    if table.null is not None and table.symmetric and len(table.rows) > 1:
-        null = [
-            cell.null
-            for cell in (table[a, b] for a in table.rows for b in table.columns if a != b)
-            if cell.null is not None
-        ]
-        if null:
-            text += f"\nDirections of coin labels reach {max(null):.2f}."
-    return text
 
 
 def _drift(found: dict[str, Any]) -> str:

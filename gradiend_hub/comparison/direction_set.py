@@ -19,16 +19,16 @@ from gradiend_hub.base_model import check_base_model, load_base_model, load_reco
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.printable import printable
 
+from .artifact_tables import ArtifactTables, edits
 from .checkpoints import Drift, Mixture, along, changed, decompose
 from .clusters import Clusters, average_linkage
 from .combining import Combination, check_weights, combined, conflicts, described_sum, projected
 from .effects import measure_effects
 from .encodings import CrossEncodings, Encoder, encode_all
-from .judging import controls_of, judged_effects, judged_similarity
+from .judging import controls_of
 from .members import Member, named_sources, read_member, require_one_base
-from .parts import parts_of
 from .rows import Records, SetRows, measured_references
-from .similarity import MEASURES, Sides, similarity
+from .similarity import MEASURES, Sides
 from .tables import Matrix, Profile
 from .vectors import Array, Frame, Of, Vectors, largest, products
 
@@ -75,6 +75,7 @@ class DirectionSet:
         else:
             self.notes = tuple(require_one_base(members, allow_related=allow_related))
         self.frame = Frame.of([member.shapes for member in members])
+        self._tables = ArtifactTables(self.members, self.frame, self.notes)
 
     @classmethod
     def from_pretrained(
@@ -161,24 +162,18 @@ class DirectionSet:
             raise ConfigError(
                 f"similarity: expected one of {known}, of 'decoder' or 'encoder'; found {measure!r}, {of!r}."
             )
-        if measure == "fisher_cosine":
-            return self._fisher_cosine(of, by)
-        sides = Sides(self._oriented(of))
-        if by is None:
-            return self._similarity(sides, measure, of, top_k, None)
-        parts = parts_of(self.frame.shapes, by)
-        return Profile(by, {part: self._similarity(sides, measure, of, top_k, names) for part, names in parts.items()})
+        return self._tables.similarity(measure, of, top_k, by)
 
     def predicted_effects(self) -> Matrix:
         """Predict from the artifacts alone what each direction at strength 1 does to each feature.
 
         [i, j] is the change of the mean log-odds of j's first class over its second, to first order, when i is applied.
         """
-        return self._predicted(range(len(self)))
+        return self._tables.predicted(range(len(self)))
 
     def largest(self, name: str, top_k: int | float = 1000, *, of: Of = "decoder") -> Array:
         """Places of a direction's largest entries in the vector of all parameters, e.g. for `plot_venn`."""
-        vectors = self._oriented(of)
+        vectors = self._tables.oriented(of)
         return np.asarray(largest(vectors, self.names.index(self[name].name), top_k).places)
 
     def clusters(self, measure: str = "cosine", *, absolute: bool = False, **options: Any) -> Clusters:
@@ -202,8 +197,8 @@ class DirectionSet:
         controls, _ = controls_of(self.members)
         return decompose(
             self.names,
-            _edits(frame, self.members),
-            _edits(frame, [other]),
+            edits(frame, self.members),
+            edits(frame, [other]),
             Vectors(frame, controls, [1.0] * len(controls)) if controls else None,
         )
 
@@ -232,7 +227,7 @@ class DirectionSet:
         check_weights(weights, self.names)
         chosen = [self.names.index(name) for name in weights]
         members = [self.members[i] for i in chosen]
-        effects = self._predicted(chosen)
+        effects = self._tables.predicted(chosen)
         coefficients: Array = np.eye(len(members))
         if orthogonal:
             if missing := [member.name for member in members if member.name not in effects.columns]:
@@ -243,7 +238,7 @@ class DirectionSet:
             own = [effects.columns.index(member.name) for member in members]
             coefficients = projected(members, effects.values[:, own])
         direction = combined(members, list(weights.values()), coefficients.tolist())
-        report = conflicts(members, weights, coefficients, effects, _edits(self.frame, members), orthogonal=orthogonal)
+        report = conflicts(members, weights, coefficients, effects, edits(self.frame, members), orthogonal=orthogonal)
         if density is not None:
             direction = direction.to_sparse(density)
         if rank is not None:
@@ -317,7 +312,9 @@ class DirectionSet:
         counts = {len(examples) for _, examples in found.values()}
         note = f"Means over {min(counts)}…{max(counts)} rows; standard errors up to {np.nanmax(errors, initial=0):.2f}."
         name = f"measured change of log-odds at strength {strength:+g}"
-        return Matrix(name, self.names, tuple(found), values, notes=(note, *self._unmeasured(), *self._rows.notes))
+        return Matrix(
+            name, self.names, tuple(found), values, notes=(note, *self._tables.unmeasured(), *self._rows.notes)
+        )
 
     def measure_references(self, rows: Records, *, batch_size: int = 16) -> DirectionSet:
         """Measure null and ceiling of directions that do not carry them, as a training does, from rows of each feature.
@@ -352,14 +349,14 @@ class DirectionSet:
         called = str(checkpoint) if isinstance(checkpoint, (str, Path)) else type(checkpoint).__name__
         model = checkpoint if isinstance(checkpoint, nn.Module) else load_base_model(checkpoint)
         change, base_norm = changed(original_parameters(self.base_model), model, self.frame, called)
-        edits, one = _edits(self.frame, self.members), Vectors(self.frame, [change], [1.0])
-        mixture = decompose(self.names, edits, one, None)
+        own, one = edits(self.frame, self.members), Vectors(self.frame, [change], [1.0])
+        mixture = decompose(self.names, own, one, None)
         controls, _ = controls_of(self.members)
         null = None
         if controls:
             reached = Sides(one, Vectors(self.frame, controls, [1.0] * len(controls))).cosine()[0]
             null = float(np.quantile(np.abs(reached), 0.95, method="higher"))
-        known, gradients = self._gradients()
+        known, gradients = self._tables.gradients()
         effects = products(one, gradients)[0] if known else np.zeros(0)
         norm = change.norm()
         return Drift(
@@ -375,102 +372,10 @@ class DirectionSet:
 
     # --------------------------------------------------------------------------------------------------------------- parts
 
-    def _oriented(self, of: Of) -> Vectors:
-        """Vectors that point to where the first class becomes likelier."""
-        if of == "decoder":
-            return Vectors(self.frame, [m.direction for m in self.members], [float(m.sign) for m in self.members])
-        if missing := [member.name for member in self.members if member.reader is None]:
-            raise ConfigError(
-                f"similarity(of='encoder'): {', '.join(missing)} has no encoder. That of decoders, predicted and measured "
-                "effects stay possible."
-            )
-        # along an encoder's weights the loss of the first class's word rises, whatever the source
-        return Vectors(self.frame, [m.reader for m in self.members if m.reader], [-1.0] * len(self), "encoder")
-
-    def _similarity(
-        self, sides: Sides, measure: str, of: Of, top_k: int | float, names: Sequence[str] | None
-    ) -> Matrix:
-        values = similarity(sides, measure, top_k, names)
-        apart = self._disjoint(sides.left)
-        notes = [*self.notes]
-        if apart.any() and names is None:
-            values = np.where(apart, 0.0, values)
-            i, j = (int(k) for k in np.argwhere(apart)[0])
-            notes.append(f"{self.names[i]} and {self.names[j]} share no parameter, which is a similarity of 0.")
-        name = f"{measure} of {of}s" + (f", the largest {top_k}" if measure.endswith("overlap") else "")
-        if of == "encoder":
-            notes.append("Null and ceiling of encoders are not measured.")
-            return Matrix(name, self.names, self.names, values, notes=tuple(notes), symmetric=True)
-        judged = judged_similarity(self.members, sides.left, measure, top_k, names)
-        notes += judged.notes
-        return Matrix(name, self.names, self.names, values, judged.null, judged.ceiling, tuple(notes), symmetric=True)
-
-    def _disjoint(self, vectors: Vectors) -> Any:
-        touched = [vectors.touched(i) for i in range(len(vectors))]
-        return np.array([[not (one & other) for other in touched] for one in touched])
-
-    def _fisher_cosine(self, of: Of, by: str | None) -> Matrix:
-        known, gradients = self._gradients()
-        plain = [m.name for i, m in enumerate(self.members) if i not in known or not m.is_damage_aware]
-        if of != "decoder" or by is not None or plain:
-            reason = f"{plain[0]} carries none" if plain else "it is that of whole decoders"
-            raise ConfigError(
-                "similarity('fisher_cosine') needs the Fisher information that damage-aware directions carry with their "
-                f"gradient, and {reason}. The other measures stay possible."
-            )
-        # the decoder is F⁻¹ times the gradient, so that ⟨d_i, F d_j⟩ = ⟨d_i, g_j⟩
-        inner = products(self._oriented("decoder"), gradients)
-        scale = np.sqrt(np.abs(np.outer(np.diag(inner), np.diag(inner))))
-        values = np.clip((inner + inner.T) / 2 / np.where(scale > 0, scale, np.nan), -1, 1)
-        judged = judged_similarity(self.members, self._oriented("decoder"), "fisher_cosine", 1000)
-        notes = (*self.notes, "Null and ceiling in this metric are not measured.", *judged.notes)
-        return Matrix("fisher_cosine of decoders", self.names, self.names, values, notes=notes, symmetric=True)
-
-    def _gradients(self) -> tuple[list[int], Vectors]:
-        """Numbers of the directions whose gradient is known, and these gradients."""
-        found = [(i, gradient) for i, m in enumerate(self.members) if (gradient := m.gradient) is not None]
-        directions, factors = [g for _, (g, _) in found], [f for _, (_, f) in found]
-        return [i for i, _ in found], Vectors(self.frame, directions, factors)
-
-    def _predicted(self, chosen: Sequence[int]) -> Matrix:
-        """Predicted effects of some directions on all features whose gradient is known."""
-        known, gradients = self._gradients()
-        edits = _edits(self.frame, self.members)
-        every = products(edits, gradients)
-        columns = tuple(self.names[i] for i in known)
-        judged = judged_effects(self.members, self.frame, edits, gradients, known, every)
-        unknown = [name for name in self.names if name not in columns]
-        notes = [*self.notes, *self._unmeasured(), *judged.notes]
-        if unknown:
-            notes.append(
-                f"The gradient of {', '.join(unknown)} is not known, so effects on it are not predicted; similarities and "
-                "measured effects stay possible."
-            )
-        rows = list(chosen)
-        return Matrix(
-            "predicted change of log-odds at strength +1",
-            tuple(self.names[i] for i in rows),
-            columns,
-            every[rows],
-            None if judged.null is None else judged.null[rows],
-            None if judged.ceiling is None else judged.ceiling[rows],
-            tuple(notes),
-        )
-
-    def _unmeasured(self) -> list[str]:
-        names = [m.name for m in self.members if m.report is None or not (m.report.splits or m.report.parents)]
-        return [f"Unmeasured, so that strength 1 is no calibrated dose: {', '.join(names)}."] if names else []
-
     def _on_base(self, direction: Direction) -> Direction:
         """A direction under the base model's parameter names, in memory."""
         names = check_base_model(self.base_model, direction, allow_related=self.allow_related)
         return direction.renamed(names)
-
-
-def _edits(frame: Frame, members: Sequence[Member]) -> Vectors:
-    """Edits at strength 1."""
-    weights, biases = zip(*(member.config.coefficients(1.0) for member in members), strict=True)
-    return Vectors(frame, [member.direction for member in members], weights, with_bias=biases)
 
 
 def _loaded(direction: Direction) -> Direction:

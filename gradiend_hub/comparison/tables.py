@@ -26,6 +26,9 @@ _PLOT = "gradiend_hub.plots.comparison:{}"
 """Draws a table; a name, since figures are built upon comparisons."""
 
 
+_JUDGED = "In brackets: what directions of coin labels reach, and what the same feature reaches from other rows."
+
+
 class Cell(NamedTuple):
     """One number of a table; what is not known is `None`, and never 0.
 
@@ -127,16 +130,22 @@ class Matrix:
         return notebook.Cell(f'<td title="{title}">{f"<i>{shown}</i>" if inside else shown}</td>')
 
     def __str__(self) -> str:
-        width = max(map(len, self.rows), default=0)
-        cells = [["" if math.isnan(v) else f"{v:+.2f}" for v in row] for row in self.values]
-        wide = [max(len(name), 5) for name in self.columns]
-        lines = [
-            f"{self.measure}",
-            " " * width + "".join(f"  {n:>{w}}" for n, w in zip(self.columns, wide, strict=True)),
-        ]
-        for name, row in zip(self.rows, cells, strict=True):
-            lines.append(f"{name:<{width}}" + "".join(f"  {v:>{w}}" for v, w in zip(row, wide, strict=True)))
+        judged = any(part is not None and np.isfinite(part).any() for part in (self.null, self.ceiling))
+        cells = [[self._text(self[row, column], judged=judged) for column in self.columns] for row in self.rows]
+        names = max(map(len, self.rows), default=0)
+        widths = [max(len(c), 5, *(len(row[j]) for row in cells)) for j, c in enumerate(self.columns)] if cells else []
+        lines = [self.measure, *([_JUDGED] if judged else [])]
+        for name, row in (("", self.columns), *zip(self.rows, cells, strict=True)):
+            lines.append(f"{name:<{names}}" + "".join(f"  {v:>{w}}" for v, w in zip(row, widths, strict=False)))
         return "\n".join([*lines, *self.notes])
+
+    @staticmethod
+    def _text(cell: Cell, *, judged: bool) -> str:
+        """A number with its null and its ceiling in brackets, if any of the table is known."""
+        if cell.value is None:
+            return ""
+        beside = ("–" if value is None else f"{value:.2f}" for value in (cell.null, cell.ceiling))
+        return f"{cell.value:+.2f}" + (f" ({', '.join(beside)})" if judged else "")
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,6 +60,14 @@ def test_similarities_need_no_base_model(compared: dict[str, Path]) -> None:
     assert ds.predicted_effects()["number", "aware"].value < 0
 
 
+def test_encoders_are_compared_by_what_they_read(ds: DirectionSet) -> None:
+    table = ds.similarity(of="encoder")
+    assert table["number", "number"].value == pytest.approx(1)
+    assert table["number", "aware"].value < 0 and table["number", "aware"].null is None  # its classes are turned round
+    assert table["number", "gender"].value == pytest.approx(table["gender", "number"].value)
+    assert "not measured" in table.notes[-1]
+
+
 def test_the_ceiling_is_what_the_training_measured(ds: DirectionSet) -> None:
     halves = [member.report.references.split_half for member in ds.members]
     for measure, key in (("cosine", "cosine"), ("overlap", "overlap 1000"), ("mass_overlap", "mass_overlap 1000")):

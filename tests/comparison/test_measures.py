@@ -165,6 +165,22 @@ def test_mean_and_spread_of_runs() -> None:
         mean_and_spread([tables[0], Matrix("cosine", ("x",), ("a", "b"), np.zeros((1, 2)))])
 
 
+def test_every_number_stands_beside_its_null_and_ceiling() -> None:
+    values = np.array([[0.5, -0.25], [np.nan, 0.0]])
+    null, ceiling = np.array([[0.1, 0.2], [np.nan, np.nan]]), np.full((2, 2), np.nan)
+    ceiling[0, 0] = 0.9
+    plain = str(Matrix("cosine", ("a", "b"), ("a", "b"), values)).splitlines()
+    assert plain[0] == "cosine" and [line.split() for line in plain[1:]] == [
+        ["a", "b"],
+        ["a", "+0.50", "-0.25"],
+        ["b", "+0.00"],
+    ]
+    shown = str(Matrix("cosine", ("a", "b"), ("a", "b"), values, null, ceiling, ("note",))).splitlines()
+    assert "coin labels" in shown[1] and shown[-1] == "note"
+    assert "+0.50 (0.10, 0.90)" in shown[3] and "-0.25 (0.20, –)" in shown[3] and "+0.00 (–, –)" in shown[4]
+    assert len({line.index(")", line.rindex("(")) for line in shown[3:5]}) == 1  # columns are aligned
+
+
 def test_tables_never_show_0_for_what_is_not_known() -> None:
     table = Matrix("cosine", ("<a>",), ("b",), np.array([[np.nan]]))
     assert table["<a>", "b"] == (None, None, None)
