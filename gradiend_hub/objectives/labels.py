@@ -63,8 +63,15 @@ class LabelObjective(Objective):
         """Return the names of the labels.
 
         Raises:
-            BaseModelError: The head gives no one label of several: it is for regression, or for several labels at a time.
+            BaseModelError: The model's head is of another kind, or gives no one label of several: it is for regression, or
+                for several labels at a time.
         """
+        config = getattr(model, "config", None)
+        if not any(cls.fits(kind.__name__, config) for kind in type(model).__mro__):
+            raise BaseModelError(
+                f"{type(model).__name__} has no head for the objective {cls.name!r}: expected a model of "
+                f"{cls.auto_class.__name__}. Load the base with that head, or leave the objective out: the head chooses it."
+            )
         return {"labels": label_names(getattr(model, "config", None), type(model).__name__)}
 
     @property

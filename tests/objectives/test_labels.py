@@ -27,14 +27,17 @@ from gradiend_hub.data import CounterfactualRow, LabelRow, rows_digest
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.gradients import GradientReader, Scope, directional_derivatives, read_pair, select_parameters
 from gradiend_hub.objectives import (
+    OBJECTIVES,
     ImageClassificationObjective,
     ImageConceptObjective,
     TextClassificationObjective,
     TextConceptObjective,
     examples_of,
+    fitting_objectives,
     make_objective,
     require_readable,
 )
+from gradiend_hub.objectives.labels import LabelObjective
 from tests.models import DECODER, TEXT, build
 from tests.objectives.tokenizers import causal_tokenizer, masked_tokenizer
 
@@ -251,6 +254,25 @@ def test_heads_that_give_no_one_label(changes: dict[str, Any], message: str) -> 
     ):
         with pytest.raises(BaseModelError, match=message):
             objective.of_model(model, processor)
+
+
+@pytest.mark.parametrize("name", [name for name, of in OBJECTIVES.items() if issubclass(of, LabelObjective)])
+@pytest.mark.parametrize("architecture", ["bert", "bert_classifier", "vit", "llama"])
+def test_heads_of_another_kind_are_refused(name: str, architecture: str) -> None:
+    model, objective = build(architecture), OBJECTIVES[name]
+    if name in fitting_objectives(type(model).__name__, model.config):
+        return
+    processor = None if name.startswith("image") else masked_tokenizer("word_piece")
+    with pytest.raises(BaseModelError, match=f"no head for the objective '{name}': expected a model of AutoModelFor"):
+        objective.of_model(model, processor)
+
+
+def test_a_class_of_ones_own_has_the_head_of_its_parent() -> None:
+    class Mine(tf.BertForSequenceClassification):
+        pass
+
+    model = Mine(tf.BertConfig(**TEXT, num_labels=3)).eval()
+    assert make_objective(model, masked_tokenizer("word_piece"), name="text_classification").width == 3
 
 
 def test_two_labels_need_no_alternative() -> None:
