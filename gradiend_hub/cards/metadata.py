@@ -13,6 +13,8 @@ from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.hub.names import hub_id
 from gradiend_hub.objectives import OBJECTIVES
 
+from .widget import widget
+
 __all__ = ["feature_tags", "metadata_of", "task_of"]
 
 _LONGEST_TAG = 60
@@ -42,6 +44,7 @@ def metadata_of(config: GradiendConfig, report: Report | None) -> ModelCardData:
         ],
         model_name=known.get("model_name", "-".join(config.feature_classes or ["direction"])) if results else None,
         eval_results=results or None,
+        widget=widget(config, report, task_of(config)),
         **extra,
     )
 

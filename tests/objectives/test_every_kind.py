@@ -1,0 +1,164 @@
+"""What holds for every kind of objective: it is found, so is its class, the card says it, and its self-test can fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from peft import AutoPeftModel
+from safetensors.torch import load_file, save_file
+
+from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer
+from gradiend_hub.artifact.files import CARD_FILE, WEIGHTS_FILE
+from gradiend_hub.errors import GradiendError
+from gradiend_hub.evaluation import Report
+from gradiend_hub.objectives import OBJECTIVES
+from tests.conftest import BASE_MODELS, ROOT
+from tests.training.support import arguments
+from tests.training.test_classifiers import digit_rows, eights, other_digits, sentences
+
+EXAMPLES = ROOT / "examples" / "data"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A base model with data of one kind; `named` only where the columns are those of another objective, too."""
+
+    base: Path
+    classes: list[str]
+    train: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    neutral: list[dict[str, Any]]
+    named: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def pronoun_kind(base: str, named: str | None = None) -> Kind:
+    folder = EXAMPLES / "pronouns"
+    parts = (
+        lines(folder / "train.jsonl")[:48],
+        lines(folder / "validation.jsonl")[:12],
+        lines(folder / "neutral.jsonl")[:8],
+    )
+    return Kind(BASE_MODELS / base, ["3SG", "3PL"], *parts, named)
+
+
+def preference_kind() -> Kind:
+    folder = EXAMPLES / "preferences" / "cheerful"
+    parts = (lines(folder / "train.jsonl")[:24], lines(folder / "validation.jsonl")[:6])
+    return Kind(
+        BASE_MODELS / "causal", ["cheerful", "gloomy"], *parts, lines(EXAMPLES / "pronouns" / "neutral.jsonl")[:8]
+    )
+
+
+def text_concepts() -> list[dict[str, Any]]:
+    return [
+        {"text": f"{a} had a {word} day.", "counterfactual": f"{b} had a {word} day.", "label": "negative",
+         "factual_class": a.lower(), "alternative_class": b.lower()}
+        for word in ("bad", "sad", "awful", "horrible", "cruel", "poor", "angry", "nasty", "ugly", "evil", "weak", "worst")
+        for a, b in (("He", "She"), ("She", "He"))
+    ]  # fmt: skip
+
+
+def kind_of(name: str, request: pytest.FixtureRequest) -> Kind:
+    plain = [
+        {"text": f"The {place} opens at nine.", "label": "neutral"} for place in ("shop", "bank", "school", "port")
+    ]
+    match name:
+        case "masked_lm":
+            return pronoun_kind("masked")
+        case "causal_lm":
+            return pronoun_kind("causal")
+        case "cloze":
+            return pronoun_kind("causal", named="cloze")
+        case "seq2seq":
+            return pronoun_kind("seq2seq")
+        case "preference":
+            return preference_kind()
+        case "text_classification":
+            parts = (sentences(slice(0, 48)), sentences(slice(60, 72)), plain)
+            return Kind(BASE_MODELS / "sentiment", ["positive", "negative"], *parts)
+        case "text_concept":
+            rows = text_concepts()
+            return Kind(BASE_MODELS / "sentiment", ["he", "she"], rows[:16], rows[16:], plain)
+        case "image_classification":
+            parts = (
+                digit_rows("3", "8", slice(0, 60)),
+                digit_rows("3", "8", slice(60, 76)),
+                other_digits("3", "8", 20),
+            )
+            return Kind(BASE_MODELS / "digits", ["3", "8"], *parts)
+        case "image_concept":
+            parts = (eights(slice(0, 40)), eights(slice(40, 52)), other_digits("8", "8", 20))
+            return Kind(BASE_MODELS / "digits", ["bright", "dim"], *parts)
+        case "token_classification":
+            base, rows, neutral = request.getfixturevalue("tagger")
+            return Kind(base, ["SINGULAR", "PLURAL"], rows[:48], rows[200:212], neutral[200:212])
+    raise AssertionError(f"no data for the objective {name!r}: every kind that ships is tested here")
+
+
+OWN = [name for name, of in OBJECTIVES.items() if of.__module__.startswith("gradiend_hub.")]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_kind_is_found_shown_and_verified(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    kind, folder = kind_of(name, request), tmp_path / "out"
+    args = arguments(folder, solver="closed_form", max_steps=-1, controls=0, per_device_train_batch_size=8)
+    trainer = GradiendTrainer(
+        kind.base, GradiendConfig(feature_classes=kind.classes, objective=kind.named), args, train_dataset=kind.train,
+        eval_dataset=kind.held_out, neutral_dataset=kind.neutral,
+    )  # fmt: skip
+    assert trainer.objective.name == name == trainer.gradiend_config.objective
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+
+    # the class of the base model is found again, by PEFT's own means
+    fields = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    base_class = type(trainer.base_model)
+    assert fields["auto_mapping"]["base_model_class"] == base_class.__name__ and fields["objective"] == name
+    assert type(AutoPeftModel.from_pretrained(folder).get_base_model()) is base_class
+    assert type(OBJECTIVES[name].auto_class.from_pretrained(kind.base)) is base_class
+
+    # card and widget
+    data = ModelCard((folder / CARD_FILE).read_text("utf-8")).data
+    assert data.pipeline_tag == OBJECTIVES[name].task
+    completions = {c.text: c for split in Report.load(folder).splits.values() for c in split.completions}
+    if data.pipeline_tag in ("image-classification", "token-classification"):
+        assert data.to_dict().get("widget") is None  # the one wants addresses of pictures, the other spans
+    elif any(c.text.isprintable() and c.by_strength["1.0"] for c in completions.values()):
+        assert data.to_dict()["widget"]
+    for shown in data.to_dict().get("widget") or []:
+        said = completions[shown["text"]].by_strength["1.0"]
+        best = shown["output"]["text"] if "text" in shown["output"] else shown["output"][0]["label"]
+        assert best == (" ".join(said.split()) if isinstance(said, str) else said[0][0])
+
+    # the self-test has rows of the kind, passes, and fails for other weights
+    model = GradiendModel.from_pretrained(folder, strength=0.0)
+    found = model.verify()
+    assert found.passed and found.rows
+    other = shutil.copytree(folder, tmp_path / "other")
+    tensors = load_file(other / WEIGHTS_FILE)
+    save_file({key: value * 1.5 if value.is_floating_point() else value for key, value in tensors.items()},
+              other / WEIGHTS_FILE, metadata=_metadata(other / WEIGHTS_FILE))  # fmt: skip
+    try:
+        changed = GradiendModel.from_pretrained(other, strength=0.0).verify()
+    except GradiendError:
+        return
+    assert not changed.passed
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
