@@ -38,7 +38,8 @@ class Person:
     def runs(self, *words: object) -> None:
         """Run a command of `gradiend-hub` as this person, and show it."""
         arguments = [str(word) for word in words]
-        print(f"\n$ {self.name}: gradiend-hub {shlex.join(arguments)}", flush=True)
+        shown = shlex.join(arguments).replace(f"{EXAMPLES.parent}/", "")
+        print(f"\n$ {self.name}: gradiend-hub {shown}", flush=True)
         os.environ["HF_TOKEN"] = self.token
         if code := app(arguments, standalone_mode=False):
             raise SystemExit(f"gradiend-hub ended with exit status {code}")
@@ -48,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tokens", nargs=3, metavar="TOKEN", default=OFFLINE_TOKENS, help="of the three people")
     parser.add_argument("--name", default="journey", help="what the repositories' names begin with")
-    parser.add_argument("--rows", type=int, default=160, help="rows of each split that is learned from and measured on")
+    parser.add_argument("--rows", type=int, default=64, help="rows of each split that is learned from and measured on")
     options = parser.parse_args()
     alice, bob, carol = map(Person, options.tokens)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +87,7 @@ def travel(out: Path, alice: Person, bob: Person, carol: Person, name: str, rows
     assert set(found) == set(authors), found
     best = found[0]
 
-    print("\n# Claims side by side, and whether they fit the base model; no weights of it are downloaded for that.")
+    print("\n# Claims side by side, and whether they fit the base model.")
     carol.runs("info", *found, "--base", base)
 
     print("\n# Loaded by its id, the base model comes along. Strength 0 is the base model.")
