@@ -3,6 +3,7 @@
     python examples/reports/render.py masked causal           # the bundled models
     python examples/reports/render.py --base FOLDER minilm    # any other masked or causal model, under a name
     python examples/reports/render.py digits-label digits-concept sentences-label sentences-concept preference
+    python examples/reports/render.py --keep FOLDER pronouns  # a direction that was trained before, under a name
     python examples/reports/render.py --cards                 # learns nothing: cards of the reports that are here
 
 Those of the third line are the directions of `examples/classifiers.py` and `examples/preferences.py`: a card of each further
@@ -77,8 +78,10 @@ def keep(name: str, folder: Path) -> None:
     target = HERE / name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    for file in (CARD_FILE, HTML_FILE, REPORT_FILE, CONFIG_FILE):
+    for file in (CARD_FILE, HTML_FILE, REPORT_FILE):
         shutil.copyfile(folder / file, target / file)
+    config = (folder / CONFIG_FILE).read_text(encoding="utf-8").replace(f"{EXAMPLES.parent}/", "")  # where this was run
+    (target / CONFIG_FILE).write_text(config, encoding="utf-8")
     shutil.copytree(folder / ASSETS_FOLDER, target / ASSETS_FOLDER)
     others = (p for p in folder.rglob("*") if p.is_file() and not (target / p.relative_to(folder)).exists())
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in others if "checkpoint" not in str(p)}
@@ -121,11 +124,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"masked, causal, {', '.join(SCRIPTS)}, or with --base any name")
     parser.add_argument("--base", type=Path, help="folder of another base model")
+    parser.add_argument("--keep", type=Path, help="folder of a direction that was trained before")
     parser.add_argument("--cards", action="store_true", help="render the cards of all reports that are here")
     arguments = parser.parse_args()
     for name in kept() if arguments.cards else ():
         write_card(name)
     for name in arguments.names:
+        if arguments.keep is not None:
+            keep(name, arguments.keep)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             if name in SCRIPTS and arguments.base is None:
                 render_example(name, Path(folder))

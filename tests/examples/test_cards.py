@@ -1,0 +1,45 @@
+"""The cards that `model_cards` shows: rendered today they say the same, and their figures are there."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+RENDER = ROOT / "examples" / "reports" / "render.py"
+ANEW = "run: python examples/reports/render.py --cards"
+NAMES = sorted(path.stem for path in (ROOT / "model_cards").glob("*.md") if path.stem != "README")
+
+
+@pytest.fixture(scope="module")
+def rendering() -> dict[str, Any]:
+    return runpy.run_path(str(RENDER), run_name="rendering")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_is_what_its_report_renders_today(name: str, rendering: dict[str, Any]) -> None:
+    text = rendering["card"](name)
+    assert (RENDER.parent / name / "README.md").read_text(encoding="utf-8") == text, ANEW
+    shown = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
+    assert shown == rendering["shown_elsewhere"](text, name), ANEW
+    figures = re.findall(r"\]\((\.\./examples/[^)]+)\)", shown)
+    assert len(figures) >= 3
+    for figure in figures:
+        assert (ROOT / "model_cards" / figure).is_file()
+    assert "](assets/" not in shown
+
+
+def test_every_card_is_listed(rendering: dict[str, Any]) -> None:
+    page = (ROOT / "model_cards" / "README.md").read_text(encoding="utf-8")
+    assert NAMES and {*NAMES} <= {*rendering["kept"]()}
+    assert {*re.findall(r"^\| \[`[^`]+`\]\(([\w-]+)\.md\)", page, re.MULTILINE)} == {*NAMES}
+
+
+def test_nothing_of_a_machine_is_kept() -> None:
+    for name in NAMES:
+        for file in (RENDER.parent / name).glob("*.*"):
+            assert not re.search(r"[\"'](/tmp|/home|/root|/work|/Users)/", file.read_text(encoding="utf-8")), file
