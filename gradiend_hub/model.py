@@ -20,7 +20,7 @@ from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.adapter.tuner import check_name
 from gradiend_hub.artifact.config import GradiendConfig, Origin, check_strength
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE
 from gradiend_hub.artifact.probes import take_along
 
 from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base, require_plain
@@ -327,9 +327,8 @@ class GradiendModel(EditedModel):
         if name not in self._directions:  # a fresh adapter, which PEFT's add_adapter has made
             return self.base_model.direction_of(name).renamed(self._attached[name].stored_names)
         if name in self._found and not self._directions[name].has_encoder:
-            folder = self._found[
-                name
-            ].folder  # its own configuration: that of the model may be changed before it is saved
+            self._found[name].complete([ENCODER_FILE])
+            folder = self._found[name].folder  # with its own configuration: that of the model may be changed by now
             self._directions[name] = Direction.load(folder, GradiendConfig.from_pretrained(str(folder)))
         return self._directions[name]
 

@@ -19,7 +19,7 @@ from torch import nn
 from gradiend_hub.adapter import gradiend_layers
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
-from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import BASE_FILE, CONFIG_FILE, ENCODER_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.base_model import base_commit
 from gradiend_hub.errors import (
     ArtifactError,
@@ -366,7 +366,7 @@ def test_saving_keeps_everything(base: nn.Module, tmp_path: Path) -> None:
         (folder / name).write_text(name)
     model = GradiendModel.from_pretrained(folder, base, strength=1.5)
     model.save_pretrained(tmp_path / "b")
-    for name in (WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, "README.md"):
+    for name in (WEIGHTS_FILE, ENCODER_FILE, BASE_FILE, REPORT_FILE, "README.md"):
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
     config = GradiendConfig.from_pretrained(str(tmp_path / "b"))
     assert (config.strength, config.safe_band) == (0.4, [-1.0, 1.0])

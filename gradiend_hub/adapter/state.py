@@ -10,9 +10,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from gradiend_hub.artifact.config import GradiendConfig
-from gradiend_hub.artifact.files import ENCODER_FILE
+from gradiend_hub.artifact.files import BASE_FILE, ENCODER_FILE
 from gradiend_hub.artifact.fingerprint import Fingerprint, require_same_base
-from gradiend_hub.artifact.storage import KEY_PREFIX, read_encoder, sidecar_name
+from gradiend_hub.artifact.storage import KEY_PREFIX, read_fingerprint, sidecar_name
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError
 
 from .layer import VALUE_NAMES, GradiendLayer, gradiend_layers
@@ -110,11 +110,12 @@ def _compare_base(config: GradiendConfig, adapter_name: str, layers: Iterable[Gr
     """Compare the base model with the samples of the artifact that the adapter is loaded from, if they can be had."""
     if config.origin is None:
         return
-    read = read_encoder(config.origin.file(ENCODER_FILE), config)
+    path = config.origin.file(BASE_FILE) or config.origin.file(ENCODER_FILE)
+    read = (None if path is None else read_fingerprint(path, config)) or Fingerprint({})
     plain = [layer for layer in layers if layer.site.quantized is None and _is_whole(layer.base_parameter)]
     if plain:
         names = {stored: name for name, stored in plain[0].adapters[adapter_name].stored_names.items()}
-        fingerprint = Fingerprint(read.samples, read.base_dtype).renamed(names)
+        fingerprint = read.renamed(names)
         originals = {layer.site.name: layer.original() for layer in plain}
         # an adapter that PEFT has trained belongs to no feature, and PEFT stores no samples of its base model
         allow_unverified = config.origin.allow_unverified_base or config.feature_classes is None

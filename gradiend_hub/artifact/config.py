@@ -25,6 +25,7 @@ from gradiend_hub.errors import ArtifactError, ConfigError
 
 from .fields import DirectionFields, Name, read_fields, require_classes
 from .files import (
+    BASE_FILE,
     CONFIG_FILE,
     ENCODER_FILE,
     PROBES_FILE,
@@ -41,7 +42,7 @@ __all__ = ["GRADIEND", "GradiendConfig", "require_classes"]
 
 logger = logging.getLogger(__name__)
 
-COMPANION_FILES = (ENCODER_FILE, REPORT_FILE, PROBES_FILE, REFERENCES_FILE)
+COMPANION_FILES = (ENCODER_FILE, BASE_FILE, REPORT_FILE, PROBES_FILE, REFERENCES_FILE)
 """Files beside the config that PEFT does not know; a save through plain PEFT takes them along."""
 
 

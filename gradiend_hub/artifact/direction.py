@@ -16,7 +16,7 @@ import torch
 from gradiend_hub.errors import ArtifactError, ConfigError
 from gradiend_hub.notebook import lines, table
 
-from .files import ENCODER_FILE, WEIGHTS_FILE
+from .files import BASE_FILE, ENCODER_FILE, WEIGHTS_FILE
 from .fingerprint import Fingerprint
 from .low_rank import Factors
 from .parameter import Importance, ParameterDirection, Values
@@ -246,7 +246,7 @@ class Direction:
     # ------------------------------------------------------------------------------------------------------ files
 
     def save(self, folder: str | Path, *, dtype: str = "float32") -> None:
-        """Write `adapter_model.safetensors` and `gradiend_encoder.safetensors`, each whole or not at all.
+        """Write decoder, encoder and the base model's samples to a file each, each whole or not at all.
 
         Args:
             folder: Where to write; created if missing.
@@ -267,15 +267,16 @@ class Direction:
                 encoder[ENCODER_KEY + name] = coder.to(value_type)
         if self.has_encoder:
             encoder[ENCODER_BIAS_KEY] = torch.tensor([self.encoder_bias], dtype=torch.float64)
-        metadata = {}
+        samples, sampled = {}, {}
         if self.fingerprint is not None:
-            encoder |= {FINGERPRINT_KEY + name: values for name, values in self.fingerprint.samples.items()}
-            metadata["base_dtype"] = self.fingerprint.dtype  # alone: several entries get a random order
+            samples = {FINGERPRINT_KEY + name: values for name, values in self.fingerprint.samples.items()}
+            sampled = {"base_dtype": self.fingerprint.dtype}  # alone: several entries get a random order
         write(weights, folder / WEIGHTS_FILE, {"format": "pt"})
-        if encoder:
-            write(encoder, folder / ENCODER_FILE, metadata)
-        else:
-            (folder / ENCODER_FILE).unlink(missing_ok=True)
+        for name, tensors, metadata in ((ENCODER_FILE, encoder, {}), (BASE_FILE, samples, sampled)):
+            if tensors:
+                write(tensors, folder / name, metadata)
+            else:
+                (folder / name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path, config: StoredForm, *, encoder: bool = True, check: bool = True) -> Direction:
@@ -308,8 +309,7 @@ class Direction:
         if config.parameters is None:
             raise ArtifactError(f"{folder}: adapter_config.json lists no `parameters`; this is no saved direction.")
         vectors = StoredVectors(Path(folder), config, encoder=encoder)
-        fingerprint = Fingerprint(vectors.samples, vectors.base_dtype) if vectors.samples else None
-        return cls(StoredParameters(config.parameters, vectors), vectors.encoder_bias, fingerprint)
+        return cls(StoredParameters(config.parameters, vectors), vectors.encoder_bias, vectors.fingerprint)
 
     @classmethod
     def from_checkpoints(

@@ -16,6 +16,8 @@ SCHEMA_VERSION: Final = 1
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 ENCODER_FILE: Final = "gradiend_encoder.safetensors"
+BASE_FILE: Final = "gradiend_base.safetensors"
+"""Sampled values of the base model; up to version 0.1 they lay in the encoder's file."""
 REPORT_FILE: Final = "gradiend_report.json"
 PROBES_FILE: Final = "gradiend_probes.jsonl"
 REFERENCES_FILE: Final = "gradiend_references.safetensors"
@@ -48,6 +50,7 @@ ARTIFACT_FILES: Final = (
     CONFIG_FILE,
     WEIGHTS_FILE,
     ENCODER_FILE,
+    BASE_FILE,
     REPORT_FILE,
     PROBES_FILE,
     REFERENCES_FILE,

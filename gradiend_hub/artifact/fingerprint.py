@@ -18,7 +18,7 @@ import torch
 
 from gradiend_hub.errors import BaseModelMismatchError
 
-from .files import ENCODER_FILE
+from .files import BASE_FILE
 
 __all__ = ["BaseMatch", "BaseModelRelation", "Fingerprint", "identifies", "require_same_base"]
 
@@ -183,8 +183,8 @@ def require_same_base(
     if not allow_unverified and not identifies(known):
         raise BaseModelMismatchError(
             f"Nothing in the direction tells whether this {model} is its base model: it has no sampled weights of it "
-            f"({ENCODER_FILE} is missing or says nothing). On another model its edit is noise. Get the direction with its "
-            "encoder file; or, if you know that this is the base, pass allow_unverified_base=True "
+            f"({BASE_FILE} is missing or says nothing). On another model its edit is noise. Get the direction with that "
+            "file; or, if you know that this is the base, pass allow_unverified_base=True "
             "(gradiend-hub: --allow-unverified-base)."
         )
     match = known.compare(tensors)

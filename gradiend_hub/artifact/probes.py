@@ -22,6 +22,7 @@ from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 from .config import GradiendConfig, require_classes
 from .files import (
     ASSETS_FOLDER,
+    BASE_FILE,
     CARD_FILE,
     CONFIG_FILE,
     ENCODER_FILE,
@@ -149,6 +150,7 @@ def content_digests(folder: Path) -> dict[str, str]:
     for name, digest in (
         (WEIGHTS_FILE, _digest_tensors),
         (ENCODER_FILE, _digest_tensors),
+        (BASE_FILE, _digest_tensors),
         (REFERENCES_FILE, _digest_tensors),
         (REPORT_FILE, _digest_report),
     ):

@@ -1,4 +1,4 @@
-"""The two safetensors files of a direction: their keys, and reading them as a stranger's.
+"""The three safetensors files of a direction: their keys, and reading them as a stranger's.
 
 Names, types and sizes are compared with the configuration from the headers alone; values are checked before anybody
 uses them. Nothing here knows what the vectors are good for.
@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -23,8 +22,8 @@ from gradiend_hub.folders import new_file_mode
 from gradiend_hub.printable import printable
 
 from .fields import stored_size
-from .files import ENCODER_FILE, WEIGHTS_FILE, own_file, require_file
-from .fingerprint import SAMPLES
+from .files import BASE_FILE, ENCODER_FILE, WEIGHTS_FILE, own_file, require_file
+from .fingerprint import SAMPLES, Fingerprint
 
 __all__ = [
     "StoredForm",
@@ -33,7 +32,7 @@ __all__ = [
     "check_indices",
     "index_dtype",
     "peak",
-    "read_encoder",
+    "read_fingerprint",
     "write",
 ]
 
@@ -106,7 +105,7 @@ def write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, s
 
 
 class StoredVectors:
-    """The vectors in a direction's two files, read one parameter at a time, fp32.
+    """The vectors in a direction's files, read one parameter at a time, fp32.
 
     Opening it compares all names, types and sizes with the configuration, from the headers alone.
 
@@ -117,8 +116,7 @@ class StoredVectors:
 
     Attributes:
         encoder_bias: 0 if there is no encoder.
-        samples: The base model's samples, by parameter.
-        base_dtype: Type of the base model's values when they were sampled.
+        fingerprint: The base model's samples; `None` if there are none.
 
     Raises:
         ArtifactNotFoundError: If there is no `adapter_model.safetensors`.
@@ -132,8 +130,10 @@ class StoredVectors:
         with _readable(path):
             _compare_headers(path, self._decoder, expected)
             self._keys = frozenset(self._decoder.keys())
-        read = read_encoder(own_file(folder, ENCODER_FILE), form)
-        self.encoder_bias, self.samples, self.base_dtype = read.bias, read.samples, read.base_dtype
+        read = _read_encoder(own_file(folder, ENCODER_FILE), form)
+        base = own_file(folder, BASE_FILE)
+        self.encoder_bias = read.bias
+        self.fingerprint = read.fingerprint if base is None else read_fingerprint(base, form)
         self._encoder = read.file if encoder and read.has_vectors else None
         self._path = path
 
@@ -146,44 +146,63 @@ class StoredVectors:
         return Vectors(found["weight"], found.get("bias"), encoder, found.get("indices"))
 
 
-class Encoder(NamedTuple):
+class _Encoder(NamedTuple):
     """Content of `gradiend_encoder.safetensors` but for its vectors, and the open file that has them."""
 
     bias: float = 0.0
-    samples: Mapping[str, torch.Tensor] = MappingProxyType({})
-    base_dtype: str = "float32"
+    fingerprint: Fingerprint | None = None
     has_vectors: bool = False
     file: Any = None
 
 
-def read_encoder(path: Path | None, form: StoredForm) -> Encoder:
-    """Read encoder bias and the base model's samples; empty if there is no such file (`None`).
+def _read_encoder(path: Path | None, form: StoredForm) -> _Encoder:
+    """Read the encoder's bias, and the base model's samples where version 0.1 stored them; empty without a file.
 
     Raises:
         ArtifactError: If it is damaged, or does not hold what the configuration says.
     """
     if path is None:
-        return Encoder()
+        return _Encoder()
     parameters = form.parameters or {}
     vectors = {ENCODER_KEY + name: (DTYPE_CODES[form.dtype], stored_size(spec)) for name, spec in parameters.items()}
     every: dict[str, Expected] = {**vectors, ENCODER_BIAS_KEY: ("F64", 1)}
-    every |= {FINGERPRINT_KEY + name: ("F32", SAMPLES) for name in parameters}
-    file = _opened(path, every)
+    file = _opened(path, every | _samples_form(form))
     with _readable(path):
         found = set(file.keys())
-        samples = {name: FINGERPRINT_KEY + name for name in parameters if FINGERPRINT_KEY + name in found}
-        expected: dict[str, Expected] = dict.fromkeys(samples.values(), ("F32", None))
         has_vectors = any(key.startswith(ENCODER_KEY) for key in found)
-        if has_vectors:
-            expected |= {**vectors, ENCODER_BIAS_KEY: ("F64", 1)}
-        _compare_headers(path, file, expected)
-        return Encoder(
-            float(file.get_tensor(ENCODER_BIAS_KEY)) if has_vectors else 0.0,
-            {name: _tensor(file, key) for name, key in samples.items()},
-            printable((file.metadata() or {}).get("base_dtype", "float32"), 40),
-            has_vectors,
-            file,
-        )
+        expected = {key: ("F32", None) for key in _samples_form(form) if key in found}
+        _compare_headers(path, file, expected | (every if has_vectors else {}))
+        bias = float(file.get_tensor(ENCODER_BIAS_KEY)) if has_vectors else 0.0
+        return _Encoder(bias, _fingerprint(file, form), has_vectors, file)
+
+
+def read_fingerprint(path: Path, form: StoredForm) -> Fingerprint | None:
+    """Read the base model's samples from the file that holds them: `gradiend_base.safetensors`, or the encoder's.
+
+    Raises:
+        ArtifactError: If it is damaged, or does not hold what the configuration says.
+    """
+    if path.name != BASE_FILE:
+        return _read_encoder(path, form).fingerprint
+    file = _opened(path, _samples_form(form))
+    with _readable(path):
+        found = set(file.keys())
+        _compare_headers(path, file, {key: ("F32", None) for key in _samples_form(form) if key in found})
+        return _fingerprint(file, form)
+
+
+def _samples_form(form: StoredForm) -> dict[str, Expected]:
+    """Keys of the base model's samples, with their type and their largest number; each may be missing."""
+    return dict.fromkeys((FINGERPRINT_KEY + name for name in form.parameters or {}), ("F32", SAMPLES))
+
+
+def _fingerprint(file: Any, form: StoredForm) -> Fingerprint | None:
+    """The samples in an open file that was looked at."""
+    found = set(file.keys())
+    keys = {name: FINGERPRINT_KEY + name for name in form.parameters or {}}
+    samples = {name: _tensor(file, key) for name, key in keys.items() if key in found}
+    dtype = printable((file.metadata() or {}).get("base_dtype", "float32"), 40)
+    return Fingerprint(samples, dtype) if samples else None
 
 
 def _decoder_form(form: StoredForm) -> dict[str, Expected]:

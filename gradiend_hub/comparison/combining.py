@@ -18,7 +18,7 @@ import numpy as np
 from gradiend_hub import notebook
 from gradiend_hub.artifact.config import GradiendConfig, check_strength
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
-from gradiend_hub.artifact.files import ENCODER_FILE, PROBES_FILE, REFERENCES_FILE
+from gradiend_hub.artifact.files import BASE_FILE, ENCODER_FILE, PROBES_FILE, REFERENCES_FILE
 from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report
@@ -130,7 +130,7 @@ class Combination:
         if place.is_file():
             raise ConfigError(f"{place} is a file; give a folder.")
         place.mkdir(parents=True, exist_ok=True)
-        for stale in (ENCODER_FILE, PROBES_FILE, REFERENCES_FILE):
+        for stale in (ENCODER_FILE, BASE_FILE, PROBES_FILE, REFERENCES_FILE):
             (place / stale).unlink(missing_ok=True)
         self.direction.save(place)
         self.record.save(place)

@@ -84,37 +84,45 @@ def _place(request: Any) -> tuple[int, str, str]:
     return threading.get_ident(), request.method, str(request.url.copy_with(query=None))
 
 
-def in_time(upload: Callable[[], _T], size: int) -> _T:
-    """Result of an upload of `size` bytes that is given up when it takes too long.
+def in_time(transfer: Callable[[], _T], size: Callable[[], int], verb: str = "taken") -> _T:
+    """Result of an upload or a download that is given up when it takes too long.
 
-    hf_xet has a client of its own, which `bounded` does not reach and which waits for the end of an upload for ever.
+    hf_xet has a client of its own, which `bounded` does not reach and which waits for the end of a transfer for ever.
+
+    Args:
+        transfer: what is done, in a thread of its own.
+        size: bytes to be transferred; asked for only if it takes longer than a silent Hub is waited for.
+        verb: what the storage should have done with the bytes.
 
     Raises:
         SilentHubError: it took longer.
-        BaseException: what the upload raised.
+        BaseException: what the transfer raised.
     """
-    seconds = (TRIES + 1) * SILENT_SECONDS + size / SLOWEST_BYTES_PER_SECOND
     results: list[_T] = []
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            results.append(upload())
+            results.append(transfer())
         except BaseException as error:  # raised in the thread that waits
             errors.append(error)
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
+    patience, count = (TRIES + 1) * SILENT_SECONDS, 0
     try:
-        worker.join(seconds)
+        worker.join(patience)
+        if worker.is_alive():
+            count = size()
+            worker.join(count / SLOWEST_BYTES_PER_SECOND)
     except BaseException:  # Ctrl-C
         _abort()
         raise
     if worker.is_alive():
         _abort()
         raise SilentHubError(
-            f"the storage of the Hub has not taken {size:,} bytes within {seconds:.0f} s; HF_HUB_DOWNLOAD_TIMEOUT=SECONDS "
-            "makes that longer"
+            f"the storage of the Hub has not {verb} {count:,} bytes within "
+            f"{patience + count / SLOWEST_BYTES_PER_SECOND:.0f} s; HF_HUB_DOWNLOAD_TIMEOUT=SECONDS makes that longer"
         )
     if errors:
         raise errors[0]

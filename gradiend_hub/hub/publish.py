@@ -132,7 +132,8 @@ class PushApi(HfApi):
     def preupload_lfs_files(self, repo_id: str, additions: Iterable[CommitOperationAdd], **options: Any) -> None:
         additions = list(additions)
         upload = super().preupload_lfs_files
-        in_time(lambda: upload(repo_id, additions, **options), sum(addition.upload_info.size for addition in additions))
+        size = sum(addition.upload_info.size for addition in additions)
+        in_time(lambda: upload(repo_id, additions, **options), lambda: size)
 
 
 def refusal(repo_id: str, base_id: str | None = None) -> str | None:

@@ -22,6 +22,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gradiend_hub.artifact.files import (
+    BASE_FILE,
     CARD_FILE,
     CONFIG_FILE,
     ENCODER_FILE,
@@ -33,17 +34,17 @@ from gradiend_hub.artifact.files import (
 )
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
-from .patience import bounded
+from .patience import bounded, in_time
 from .retry import FAILURES, disk_error, summary, with_retries
 
 __all__ = ["APPLIED", "ResolvedRepo", "other_files", "resolve_folder"]
 
 logger = logging.getLogger(__name__)
 
-APPLIED: Final = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE)
-"""Files that applying a direction needs: the encoder's holds the samples of the base model, too."""
+APPLIED: Final = (CONFIG_FILE, WEIGHTS_FILE, BASE_FILE)
+"""Files that applying a direction needs."""
 
-DOWNLOADED: Final = (*APPLIED, REFERENCES_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE)
+DOWNLOADED: Final = (*APPLIED, ENCODER_FILE, REFERENCES_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE)
 """The only files of a stranger's repository that reach this machine; none of them can run code."""
 
 
@@ -62,15 +63,15 @@ class ResolvedRepo:
     repo_id: str | None
     _source: _Source | None = field(default=None, compare=False, repr=False)
 
-    def complete(self) -> None:
-        """Download the other files of the direction, at the same commit.
+    def complete(self, wanted: Iterable[str] = DOWNLOADED) -> None:
+        """Download further files of the direction, at the same commit; by default all others.
 
         Raises:
             ArtifactNotFoundError: they cannot be had.
             ArtifactError: one is damaged, also after it was downloaded again.
         """
         if self._source is not None and self.commit is not None:
-            self._source.also(self.commit, DOWNLOADED)
+            self._source.also(self.commit, tuple(wanted))
 
 
 def resolve_folder(
@@ -146,6 +147,8 @@ class _Source:
         folder = self._download(commit, required)
         _require(folder, required, f"{folder.name} in {where}" if self.subfolder else where)
         self._download(commit, [name for name in wanted if name not in required])
+        if BASE_FILE in wanted and ENCODER_FILE not in wanted and not (folder / BASE_FILE).is_file():
+            self._download(commit, [ENCODER_FILE])  # of version 0.1, which stored the samples of the base model there
         return ResolvedRepo(folder, commit, self.repo_id, self)
 
     def names(self, commit: str) -> list[str]:
@@ -212,18 +215,26 @@ class _Source:
 
     def _snapshot(self, revision: str | None, patterns: Iterable[str], *, force: bool = False) -> Path:
         prefix = f"{self.subfolder}/" if self.subfolder else ""
-        with bounded():
-            folder = snapshot_download(
+        names = [prefix + pattern for pattern in (CONFIG_FILE, *patterns)]  # the client complains where none is there
+
+        def download() -> str:
+            return snapshot_download(
                 self.repo_id,
                 revision=revision,
                 token=self.token,
                 cache_dir=self.cache_dir,
                 local_files_only=self.offline,
                 force_download=force and not self.offline,
-                allow_patterns=[prefix + pattern for pattern in patterns],
+                allow_patterns=names,
                 ignore_patterns=[f"{prefix}*/*"],
             )
-        return Path(folder)
+
+        def size() -> int:
+            rows = HfApi(token=self.token).get_paths_info(self.repo_id, names, revision=revision)
+            return sum(getattr(row, "size", 0) for row in rows)
+
+        with bounded():
+            return Path(in_time(download, size, "sent"))
 
     def explain(self, error: Exception) -> str:
         """Say why the repository could not be read, and what to do."""

@@ -16,7 +16,7 @@ from torch import nn
 from gradiend_hub.adapter import gradiend_layers
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
-from gradiend_hub.artifact.files import ENCODER_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import BASE_FILE, ENCODER_FILE, WEIGHTS_FILE
 from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, EditError, GradiendError
 from gradiend_hub.model import GradiendModel
@@ -202,7 +202,7 @@ def test_plain_peft_saves_what_ours_reads_under_any_prefix(base: nn.Module, tmp_
     direction = replace(whole, parameters={n: whole.parameters[n] for n in backbone}).renamed(backbone)
     direction = replace(direction, fingerprint=direction.fingerprint.only(direction.parameters))
     PeftModel.from_pretrained(base, save(tmp_path / "a", direction)).save_pretrained(tmp_path / "b")
-    for file in (WEIGHTS_FILE, ENCODER_FILE):
+    for file in (WEIGHTS_FILE, ENCODER_FILE, BASE_FILE):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert GradiendModel.from_pretrained(tmp_path / "b", build("bert")).direction.has_encoder
 

@@ -369,7 +369,12 @@ def test_companions_survive_plain_peft(base: nn.Module, tmp_path: Path) -> None:
     (folder / "gradiend_report.json").write_text("{}")
     (folder / "gradiend_probes.jsonl").write_text("")
     PeftModel.from_pretrained(copy.deepcopy(base), folder).save_pretrained(tmp_path / "b")
-    for name in ("gradiend_encoder.safetensors", "gradiend_report.json", "gradiend_probes.jsonl"):
+    for name in (
+        "gradiend_encoder.safetensors",
+        "gradiend_base.safetensors",
+        "gradiend_report.json",
+        "gradiend_probes.jsonl",
+    ):
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
     assert not (tmp_path / "b" / "config.json").exists()
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from gradiend_hub.adapter import GradiendLayer
 from gradiend_hub.artifact.config import GradiendConfig
-from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import BASE_FILE, CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE
 from gradiend_hub.errors import GradiendError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, random_direction, same_bits, save
@@ -43,12 +43,15 @@ class Net(nn.Module):
         return result
 
 
+TENSORS = (WEIGHTS_FILE, ENCODER_FILE, BASE_FILE)
+
+
 class Mutator:
     """Damages the files of an artifact in one or a few places."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE)}
+        self.files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, *TENSORS)}
         self.written = dict(self.files)
 
     def damage(self, choose: random.Random) -> None:
@@ -65,7 +68,7 @@ class Mutator:
             kind = choose.choice(
                 ["config", "config", "config", "header", "header", "bytes", "values", "cut", "raw config"]
             )
-            name = choose.choice([WEIGHTS_FILE, ENCODER_FILE])
+            name = choose.choice(TENSORS)
             if kind == "config":
                 files[CONFIG_FILE] = self.config(choose, files[CONFIG_FILE])
             elif kind == "raw config":

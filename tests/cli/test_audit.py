@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from gradiend_hub import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
-from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import BASE_FILE, CONFIG_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.artifact.fingerprint import Fingerprint
 from tests.cli.conftest import Run, Trained
 from tests.cli.test_strangers import edit, forge_digests, lies, sparse_file
@@ -57,7 +57,7 @@ def spiked(folder: Path) -> None:
 ODD: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "hidden characters": (lambda f: edit(f, revision="a\u202eb"), "refused", "revision"),
     "a strength of 50": (lambda f: edit(f, strength=50.0), "refused", "not applied unasked"),
-    "no samples": (lambda f: (f / ENCODER_FILE).unlink(), "refused", "allow_unverified_base"),
+    "no samples": (lambda f: (f / BASE_FILE).unlink(), "refused", "allow_unverified_base"),
     "a file of 64 GiB": (lambda f: sparse_file(f / WEIGHTS_FILE, 2**36), "refused", "accounts for at most"),
     "a link": (
         lambda f: ((f / REPORT_FILE).unlink(), (f / REPORT_FILE).symlink_to("/etc/hostname")), "refused", "is a link to",

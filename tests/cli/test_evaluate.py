@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, constants, hf_hub_download
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import BASE_FILE, CONFIG_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE, WEIGHTS_FILE
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.cards import write_card
 from gradiend_hub.errors import ConfigError, DataError, HubPushError
@@ -27,7 +27,7 @@ from tests.hub_server import TOKENS, HubServer
 
 from .conftest import Run, Trained
 
-FILES = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REPORT_FILE, PROBES_FILE)
+FILES = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, BASE_FILE, REPORT_FILE, PROBES_FILE)
 QUICK = ("--strengths", "-1,0,1", "--controls", "0")
 
 
@@ -128,7 +128,7 @@ def test_without_encoder_neutral_text_or_a_class_the_rest_is_measured(
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join([line for line in lines if json.loads(line)["factual_class"] == "3PL"][:6]))
     out = tmp_path / "mine.json"
-    result = run("evaluate", copy, "--data", rows, *QUICK, "--out", out, "--allow-unverified-base")
+    result = run("evaluate", copy, "--data", rows, *QUICK, "--out", out)
     assert result.exit_code == 0, result.stderr
     assert "nothing is claimed" in result.stdout
     split = Report.load(out).splits["test"]

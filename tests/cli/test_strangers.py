@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.artifact.files import (
+    BASE_FILE,
     CARD_FILE,
     CONFIG_FILE,
     ENCODER_FILE,
@@ -39,7 +40,7 @@ from gradiend_hub.hub import publish_folder
 from tests.cli.conftest import Run, Trained
 from tests.hub.conftest import TOLERATE_LFS_UPLOAD
 
-FILES = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REFERENCES_FILE, REPORT_FILE, PROBES_FILE)
+FILES = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, BASE_FILE, REFERENCES_FILE, REPORT_FILE, PROBES_FILE)
 SENTENCE = "The team said [MASK] would win."
 HIDDEN = {
     "\u200b": "zero width",
@@ -180,6 +181,7 @@ SIZES: dict[str, tuple[Change, str]] = {
     ),
     "decoder of 64 GiB": (lambda f: sparse_file(f / WEIGHTS_FILE, 2**36), "its configuration accounts for at most"),
     "encoder of 64 GiB": (lambda f: sparse_file(f / ENCODER_FILE, 2**36), "its configuration accounts for at most"),
+    "samples of 64 GiB": (lambda f: sparse_file(f / BASE_FILE, 2**36), "its configuration accounts for at most"),
     "header of 2^62 bytes": (
         lambda f: (f / WEIGHTS_FILE).write_bytes(struct.pack("<Q", 2**62) + b"{}"),
         "has a header of 4,611,686,018,427,387,904 bytes",
@@ -335,17 +337,24 @@ def test_a_local_direction_may_have_a_local_base(copy: Path, masked_path: Path) 
 
 
 def without_samples(folder: Path) -> None:
-    tensors = load_file(folder / ENCODER_FILE)
-    save_file({k: v for k, v in tensors.items() if not k.startswith("fingerprint.")}, folder / ENCODER_FILE)
+    (folder / BASE_FILE).unlink()
+
+
+def without_any(folder: Path) -> None:
+    (folder / BASE_FILE).unlink()
+    (folder / ENCODER_FILE).unlink()
+
+
+def empty_samples(folder: Path) -> None:
+    save_file({}, folder / BASE_FILE)
 
 
 def constant_samples(folder: Path) -> None:
-    tensors = load_file(folder / ENCODER_FILE)
-    ones = {k: torch.ones_like(v) if k.startswith("fingerprint.") else v for k, v in tensors.items()}
-    save_file(ones, folder / ENCODER_FILE, {"base_dtype": "float32"})
+    ones = {key: torch.ones_like(value) for key, value in load_file(folder / BASE_FILE).items()}
+    save_file(ones, folder / BASE_FILE, {"base_dtype": "float32"})
 
 
-@pytest.mark.parametrize("change", [lambda f: (f / ENCODER_FILE).unlink(), without_samples, constant_samples])
+@pytest.mark.parametrize("change", [without_samples, without_any, empty_samples, constant_samples])
 def test_a_base_that_nothing_identifies_is_refused(run: Run, copy: Path, masked_path: Path, change: Change) -> None:
     change(copy)
     base = load_base_model(masked_path)

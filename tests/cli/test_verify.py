@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.files import (
+    BASE_FILE,
     CONFIG_FILE,
     ENCODER_FILE,
     PROBES_FILE,
@@ -35,7 +36,7 @@ from tests.cli.conftest import Run, Trained
 @pytest.fixture
 def copy(trained: Trained, tmp_path: Path) -> Path:
     """A copy of a published direction that a test may tamper with."""
-    files = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, REFERENCES_FILE, REPORT_FILE, PROBES_FILE)
+    files = (CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE, BASE_FILE, REFERENCES_FILE, REPORT_FILE, PROBES_FILE)
     folder = tmp_path / "copy"
     folder.mkdir()
     for name in files:
@@ -88,7 +89,7 @@ def test_a_decoder_of_other_sign_shows_in_what_it_does(copy: Path) -> None:
 def test_an_encoder_of_other_gain_shows_in_what_it_reads(copy: Path) -> None:
     tensors = load_file(copy / ENCODER_FILE)
     doubled = {n: v * (2 if n.startswith("encoder.") else 1) for n, v in tensors.items()}
-    save_file(doubled, copy / ENCODER_FILE, {"base_dtype": "bfloat16"})
+    save_file(doubled, copy / ENCODER_FILE)
     found = failures(copy)
     assert ENCODER_FILE in found and any(name.startswith("h: ") for name in found)
 
@@ -187,12 +188,16 @@ def test_a_missing_encoder_and_files_cut_short_are_differences(run: Run, copy: P
     assert re.search(r"gradiend_report\.json +\w+ +\w+ +DIFFERS", result.stdout) and "1 differ." in result.stdout
     (copy / REPORT_FILE).write_bytes(content)
     (copy / ENCODER_FILE).unlink()
+    found = failures(copy)
+    assert found[0] == ENCODER_FILE and len(found) == 1 + len(Probes.load(copy).encodings)
+    result = run("verify", copy)
+    assert result.exit_code == 1 and re.search(r"h: .* +none +DIFFERS", result.stdout)
+    (copy / BASE_FILE).unlink()
     result = run("verify", copy)
     assert result.exit_code == 1 and "Nothing in the direction tells whether this BertForMaskedLM is" in result.stderr
-    found = failures(copy, allow_unverified_base=True)
-    assert found[0] == ENCODER_FILE and len(found) == 1 + len(Probes.load(copy).encodings)
+    assert failures(copy, allow_unverified_base=True)[:2] == [BASE_FILE, ENCODER_FILE]
     result = run("verify", copy, "--allow-unverified-base")
-    assert result.exit_code == 1 and re.search(r"h: .* +none +DIFFERS", result.stdout)
+    assert result.exit_code == 1 and re.search(rf"{BASE_FILE} +\w+ +none +DIFFERS", result.stdout)
 
 
 def test_a_self_test_must_claim_something_of_every_class_and_strength(copy: Path) -> None:

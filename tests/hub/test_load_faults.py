@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants, file_download
@@ -19,12 +17,12 @@ from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 from gradiend_hub.hub import patience, publish_folder, retry
 from gradiend_hub.hub.resolve import APPLIED, resolve_folder
 from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD, change_config, write_direction
+from tests.hub.forks import FULL_DISK, Forks, on_full_disk
 from tests.hub_server import HubServer
 
 pytestmark = TOLERATE_LFS_UPLOAD
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=["own blobs", "shared blobs"])
@@ -105,20 +103,36 @@ def test_damage_on_the_way_is_noticed(
     assert_whole(found.folder, direction_folder)
 
 
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+@pytest.mark.parametrize("times", [1, 99])
 def test_damage_in_the_store_of_xet_is_noticed(
-    published: str, direction_folder: Path, cache: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+    published: str,
+    direction_folder: Path,
+    tmp_path: Path,
+    cache: Path,
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    times: int,
 ) -> None:
-    """A flipped byte of data, or of what stands between; hf_xet notices some of them itself."""
+    """A flipped byte of data; hf_xet notices some of them itself, and asks again and again."""
     monkeypatch.setattr(retry, "ATTEMPTS", 2)
-    for where in (30, 60_000):
-        hub.fault("corrupt", method="GET", path="^/cas/blob/", origin="storage", after_bytes=where, times=1)
-        try:
-            found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS), force_download=True)
-        except (ArtifactError, ArtifactNotFoundError):
-            hub.clear()
-            found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS))
-        assert_whole(found.folder, direction_folder)
+    monkeypatch.setattr(patience, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(patience, "SLOWEST_BYTES_PER_SECOND", 1_000_000)
+    hub.clear()
+    resolve_folder(published, cache_dir=tmp_path / "other", required=(CONFIG, WEIGHTS), wanted=())
+    size = max(record["sent"] for record in hub.log(path="/cas/blob/"))
+    place = {"first": 8, "middle": size // 2, "last": size - 1}[where]  # a header of 8 bytes comes first
+    hub.fault("corrupt", method="GET", path="^/cas/blob/", origin="storage", after_bytes=place, times=times)
+    try:
+        found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS), wanted=())
+    except (ArtifactError, ArtifactNotFoundError):
         hub.clear()
+        found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS), wanted=())
+    else:
+        assert times == 1
+        assert [record for record in hub.log() if record["fault"] == "corrupt"]
+    assert_whole(found.folder, direction_folder)
 
 
 def test_a_forced_download_asks_again(published: str, direction_folder: Path, cache: Path, hub: HubServer) -> None:
@@ -135,20 +149,26 @@ SILENT = {
     "head": {"path": "/resolve/", "method": "HEAD"},
     "small file": {"path": "/resolve/.*json", "method": "GET"},
     "blob": {"path": "^/get", "method": "GET", "origin": "storage"},
+    "xet token": {"path": "xet-read-token", "method": "GET"},
+    "xet plan": {"path": "/reconstructions/", "method": "GET", "origin": "storage"},
+    "xet blob": {"path": "^/cas/blob", "method": "GET", "origin": "storage"},
 }
 
 
 @pytest.mark.parametrize("endpoint", SILENT)
-@pytest.mark.usefixtures("plain_lfs")
 def test_a_silent_server_is_not_waited_for(
     published: str,
     direction_folder: Path,
     tmp_path: Path,
     hub: HubServer,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     endpoint: str,
 ) -> None:
+    if "xet" not in endpoint:
+        request.getfixturevalue("plain_lfs")
     monkeypatch.setattr(patience, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(patience, "SLOWEST_BYTES_PER_SECOND", 1_000_000)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
     monkeypatch.setattr(retry, "ATTEMPTS", 1)
@@ -169,15 +189,65 @@ def test_a_silent_server_is_not_waited_for(
     assert_whole(found.folder, direction_folder)
 
 
-@pytest.mark.usefixtures("plain_lfs")
-def test_an_expired_url_is_an_error_and_the_next_try_works(
-    published: str, direction_folder: Path, tmp_path: Path, hub: HubServer
+INFO = {"path": "/api/models/[^/]+/[^/]+(/revision/[^/]+)?$", "method": "GET"}
+STORED = {"path": "^/get|^/cas/blob", "method": "GET", "origin": "storage"}
+FAULTS: dict[str, dict[str, Any]] = {
+    "resolve 503": {"action": "status", "status": 503, **INFO},
+    "resolve 429": {"action": "status", "status": 429, "headers": {"Retry-After": "0"}, **INFO},
+    "resolve is a page": {"action": "status", "status": 200, "body": "<html>busy</html>", **INFO},
+    "resolve is cut": {"action": "lost_response", **INFO},
+    "listing 500": {"action": "status", "status": 500, "path": "/tree/"},
+    "listing is cut": {"action": "drop_response", "after_bytes": 20, "reset": True, "path": "/tree/"},
+    "head 504": {"action": "status", "status": 504, "path": "/resolve/", "method": "HEAD"},
+    "small file 502": {"action": "status", "status": 502, "path": "/resolve/.*json", "method": "GET"},
+    "small file is cut": {"action": "drop_response", "after_bytes": 9, "path": "/resolve/.*json", "method": "GET"},
+    "small file is damaged": {"action": "corrupt", "after_bytes": 9, "path": "/resolve/.*json", "method": "GET"},
+    "expired address": {"action": "status", "status": 403, "body": "Request has expired", **STORED},
+    "storage 503": {"action": "status", "status": 503, **STORED},
+    "storage is cut": {"action": "drop_response", "after_bytes": 50_000, "reset": True, **STORED},
+    "xet token 403": {"action": "status", "status": 403, "path": "xet-read-token"},
+    "xet token 503": {"action": "status", "status": 503, "path": "xet-read-token"},
+    "xet token expired": {"action": "status", "status": 401, "path": "/reconstructions/", "origin": "storage"},
+    "xet plan 404": {"action": "status", "status": 404, "path": "/reconstructions/", "origin": "storage"},
+}
+"""What fails while loading, once or for good."""
+
+
+@pytest.mark.parametrize("times", [1, 99], ids=["once", "always"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_ends_in_the_whole_direction_or_in_a_word(
+    published: str,
+    direction_folder: Path,
+    tmp_path: Path,
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    transfer: str,
+    fault: str,
+    times: int,
 ) -> None:
-    hub.fault("status", status=403, path="^/get", origin="storage", times=99)
-    with pytest.raises(ArtifactNotFoundError, match="403"):
-        resolve_folder(published, cache_dir=tmp_path / "cache")
+    if "xet" in fault and transfer == "lfs":
+        pytest.skip("there is no such request")
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(patience, "SLOWEST_BYTES_PER_SECOND", 1_000_000)
+    for module in (_http, file_download):  # which wait between attempts of their own
+        monkeypatch.setattr(
+            module, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}), raising=False
+        )
+    hub.fault(**FAULTS[fault], times=times)
+    needed = (CONFIG, WEIGHTS)
+    try:
+        found = resolve_folder(published, cache_dir=tmp_path / "cache", required=needed)
+    except ArtifactError as error:
+        assert published in str(error) and "signature" not in str(error) and "Traceback" not in str(error)
+        with pytest.raises(ArtifactError, match="offline"):
+            resolve_folder(published, cache_dir=tmp_path / "cache", required=needed, local_files_only=True)
+    else:
+        assert_whole(found.folder, direction_folder)
+    assert [record for record in hub.log() if record["fault"]]
     hub.clear()
-    assert_whole(resolve_folder(published, cache_dir=tmp_path / "cache").folder, direction_folder)
+    found = resolve_folder(published, cache_dir=tmp_path / "cache", required=needed)
+    assert_whole(found.folder, direction_folder)
 
 
 @KNOWS_REVISIONS
@@ -226,40 +296,36 @@ def test_a_branch_that_moves_never_gives_two_commits(
     assert {found.commit} <= contents.keys() and contents[found.commit or ""] == config
 
 
-LOADER = """
-import sys
-from gradiend_hub.hub.resolve import resolve_folder
-print("ready", flush=True)
-resolve_folder(sys.argv[1], cache_dir=sys.argv[2], required=("adapter_config.json", "adapter_model.safetensors"))
-print("done", flush=True)
-"""
-
-
 @pytest.mark.slow
-def test_fifty_kills(published: str, direction_folder: Path, tmp_path: Path, hub: HubServer) -> None:
-    """A load that is killed at any time leaves nothing that a later one takes for the direction."""
-    choose, killed = random.Random(17), 0
-    for turn in range(50):
-        cache = tmp_path / f"cache-{turn % 5}"
-        hub.fault("delay", seconds=0.05, times=3)
-        process = subprocess.Popen(
-            [sys.executable, "-c", LOADER, published, str(cache)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        time.sleep(choose.uniform(0, 0.25))  # three delays of the server alone take 0.15
-        process.send_signal(signal.SIGKILL)
-        killed += b"done" not in process.communicate()[0]
-        hub.clear()
-        try:
-            found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS), local_files_only=True)
-        except ArtifactNotFoundError:
-            pass
-        else:
-            assert_whole(found.folder, direction_folder)
-        if turn % 5 == 4:
-            found = resolve_folder(published, cache_dir=cache, required=(CONFIG, WEIGHTS))
-            assert_whole(found.folder, direction_folder)
+@pytest.mark.parametrize("xet", ["on", "off"])
+def test_fifty_kills(published: str, direction_folder: Path, tmp_path: Path, hub: HubServer, xet: str) -> None:
+    """A load that is killed at any time leaves nothing that a later one takes for the direction. 25 each way."""
+    choose, killed, needed = random.Random(17), 0, ["adapter_config.json", "adapter_model.safetensors"]
+    with Forks(HF_HUB_DISABLE_XET="1" if xet == "off" else "0") as forks:
+        begin = time.perf_counter()
+        assert forks.run("load", published, cache_dir=str(tmp_path / "first"), required=needed)
+        seconds = time.perf_counter() - begin
+        for turn in range(25):
+            cache = tmp_path / f"cache-{turn // 3}"  # a third kill in what the first ones left
+            moment = choose.uniform(0, 1.1 * seconds)
+            killed += not forks.run("load", published, kill_after=moment, cache_dir=str(cache), required=needed)
+            try:
+                found = resolve_folder(published, cache_dir=cache, required=needed, local_files_only=True)
+            except ArtifactNotFoundError:
+                pass
+            else:
+                assert_whole(found.folder, direction_folder)
+            if turn % 3 == 2:
+                assert_whole(resolve_folder(published, cache_dir=cache, required=needed).folder, direction_folder)
     assert killed > 5
+
+
+@pytest.mark.parametrize("xet", ["on", "off"])
+@pytest.mark.parametrize("kilobytes", [4, 64])
+def test_a_full_disk_is_named(published: str, direction_folder: Path, tmp_path: Path, xet: str, kilobytes: int) -> None:
+    off = "1" if xet == "off" else "0"
+    said = on_full_disk(tmp_path / "disk", kilobytes, FULL_DISK, "load", published, HF_HUB_DISABLE_XET=off)
+    assert "ArtifactNotFoundError" in said and "could not be written to the cache" in said
+    assert "No space left on device" in said and "cache_dir= or HF_HOME" in said
+    said = on_full_disk(tmp_path / "disk", 4096, FULL_DISK, "load", published, HF_HUB_DISABLE_XET=off)
+    assert said == "done\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from gradiend_hub.errors import HubPushError
 from gradiend_hub.hub import patience, publish_folder, resolve_folder, retry
 from gradiend_hub.hub.published import REPO_PLACE, marked
 from tests.hub.conftest import TOLERATE_LFS_UPLOAD, change_config, write_direction
+from tests.hub.forks import FULL_DISK, Forks, on_full_disk
 from tests.hub.test_publish import titles
 from tests.hub_server import HubServer
 
@@ -299,6 +302,67 @@ def test_of_eight_publishers_nothing_is_lost(
             assert (
                 Path(api.hf_hub_download(repo_id, name, revision=commit)).read_bytes() == (folder / name).read_bytes()
             )
+
+
+# ------------------------------------------------------------------------------------------------ kills and full disks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("xet", ["on", "off"])
+def test_a_hundred_kills(api: HfApi, direction_folder: Path, repo_id: str, xet: str) -> None:
+    """Fifty each way: a push that is killed at any time leaves a whole commit or none, and the next one works."""
+    choose, killed, wanted = random.Random(17), 0, {}
+    names = ("adapter_config.json", "gradiend_probes.jsonl", "adapter_model.safetensors")
+
+    def assert_whole() -> str:
+        """The head is one of the versions, whole; its title."""
+        commit = api.list_repo_commits(repo_id)[0]
+        for name, content in zip(names, wanted[commit.title], strict=True):
+            path = api.hf_hub_download(repo_id, name, revision=commit.commit_id)
+            assert Path(path).read_bytes() == content, (commit.title, name)
+        return commit.title
+
+    with Forks(HF_HUB_DISABLE_XET="1" if xet == "off" else "0") as forks:
+        seconds = 1.0
+        for turn in range(51):
+            write_direction(direction_folder)
+            text = change_config(direction_folder, 2.0 + turn)
+            (direction_folder / names[1]).write_bytes(json.dumps(json.loads(text)).encode() + b"\n")
+            wanted[str(turn)] = [(direction_folder / name).read_bytes() for name in names]
+            options = {"commit_message": str(turn)}
+            if turn == 0:
+                begin = time.perf_counter()
+                assert forks.run("push", str(direction_folder), repo_id, **options)
+                seconds = time.perf_counter() - begin
+                continue
+            moment = choose.uniform(0, 1.1 * seconds)
+            killed += not forks.run("push", str(direction_folder), repo_id, kill_after=moment, **options)
+            assert int(assert_whole()) <= turn
+            if turn % 5 == 0:
+                assert forks.run("push", str(direction_folder), repo_id, **options)
+                assert assert_whole() == str(turn)
+    found = titles(api, repo_id)
+    assert len({*found}) == len(found) and found == sorted(found, key=int)
+    assert killed > 10
+
+
+@pytest.mark.slow  # the client of the process waits between its attempts
+@pytest.mark.parametrize("xet", ["on", "off"])
+@pytest.mark.parametrize("kilobytes", [4, 64])
+def test_a_full_disk_stops_a_push_with_a_word_or_not_at_all(
+    api: HfApi, direction_folder: Path, repo_id: str, tmp_path: Path, xet: str, kilobytes: int
+) -> None:
+    write_direction(direction_folder)
+    generated(direction_folder)
+    for turn in range(2):  # the second has to read the card that is there
+        generated(direction_folder, f"Measured {turn} times.")
+        disk, off = tmp_path / "disk", "1" if xet == "off" else "0"
+        said = on_full_disk(disk, kilobytes, FULL_DISK, "push", str(direction_folder), repo_id, HF_HUB_DISABLE_XET=off)
+        if said != "done\n":
+            assert "No space left on device" in said and "HubPushError: Could not push" in said
+            assert not api.repo_exists(repo_id) or len(titles(api, repo_id)) == turn
+        publish_folder(direction_folder, repo_id)
+        assert len(titles(api, repo_id)) == turn + 1
 
 
 # ------------------------------------------------------------------------------------------------- tags and subfolders

@@ -17,6 +17,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 from gradiend_hub import Direction, GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.artifact.direction import ParameterDirection
 from gradiend_hub.artifact.files import (
+    BASE_FILE,
     CARD_FILE,
     CONFIG_FILE,
     ENCODER_FILE,
@@ -50,6 +51,7 @@ ARTIFACT = {
     CONFIG_FILE,
     WEIGHTS_FILE,
     ENCODER_FILE,
+    BASE_FILE,
     REPORT_FILE,
     PROBES_FILE,
     CARD_FILE,
