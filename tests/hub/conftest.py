@@ -13,18 +13,20 @@ from huggingface_hub import HfApi, constants
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.hub import retry
 
 
 def write_direction(folder: Path, seed: int | None = None) -> None:
-    """Write config, weights and encoder of a small direction; without a seed, one that no storage has seen."""
+    """Write config, weights, encoder and samples of a small direction; without a seed, one that no storage has seen."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()
     else:
         generator.manual_seed(seed)
     decoder, encoder = (torch.randn(37_000, generator=generator) for _ in range(2))
-    direction = Direction({"encoder.weight": ParameterDirection((370, 100), decoder, None, encoder)})
+    samples = Fingerprint.of({"encoder.weight": torch.randn(370, 100, generator=generator)})
+    direction = Direction({"encoder.weight": ParameterDirection((370, 100), decoder, None, encoder)}, 0.0, samples)
     direction.save(folder)
     config = GradiendConfig(feature_classes=["3SG", "3PL"], parameters=direction.spec(), has_bias=False)
     config.save_pretrained(str(folder))

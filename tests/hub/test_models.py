@@ -52,7 +52,6 @@ def test_applying_requests_neither_encoder_nor_report(
         of_version_0_1(folder)
     others = (
         "gradiend_report.json",
-        "gradiend_probes.jsonl",
         "README.md",
         "report.html",
         "wandb.json",
