@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,11 +18,11 @@ from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.adapter.tuner import check_name
 from gradiend_hub.artifact.config import GradiendConfig, Origin, check_strength
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import ARTIFACT_FILES, CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE
 from gradiend_hub.artifact.probes import take_along
 
 from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base, require_plain
-from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, GradiendError, HubPushError
+from .errors import ArtifactNotFoundError, BaseModelError, ConfigError, GradiendError
 
 if TYPE_CHECKING:
     from gradiend_hub.hub.resolve import ResolvedRepo
@@ -431,9 +429,12 @@ class GradiendModel(EditedModel):
         folder.mkdir(parents=True, exist_ok=True)
         direction.save(folder, dtype=config.dtype)
         replace(config, parameters=direction.spec(), has_bias=direction.has_bias).save_pretrained(str(folder))
-        if name in self._found:
-            self._found[name].complete()
-            take_along(self._found[name].folder, folder)
+        if (found := self._found.get(name)) is not None:
+            from gradiend_hub.hub.published import keep_origin
+
+            found.complete(ARTIFACT_FILES)
+            take_along(found.folder, folder)
+            keep_origin(folder, found.commit)
 
     def merge_and_unload(
         self,
@@ -497,27 +498,32 @@ class GradiendModel(EditedModel):
         parts = self._direction(name), self.peft_config[name], self.get_base_model()
         return to_lora(*parts, folder, rank=rank, strength=strength)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Publish the active direction in one commit; arguments as of `gradiend_hub.hub.publish.publish_folder`.
+    def push_to_hub(self, repo_id: str, *, subfolder: str | None = None, **options: Any) -> Any:
+        """Publish the active direction in one commit; of several, each into the folder of its name.
+
+        Args:
+            repo_id: `namespace/name`, or `name` for the user's own namespace.
+            subfolder: Folder of the repository to push to.
+            **options: Of `gradiend_hub.hub.publish.publish_folder`.
 
         Raises:
             HubPushError: the upload failed; the message names the folder where the artifact is kept.
         """
-        from gradiend_hub.hub.publish import publish_folder, refusal
+        from gradiend_hub.hub.in_memory import push_written
 
-        if reason := refusal(repo_id, kwargs.get("base_id")):
-            raise HubPushError(f"Could not push to {repo_id}: {reason}.\nNothing was written or sent.")
-        folder = tempfile.mkdtemp(prefix="gradiend-")
-        try:
-            self.save_pretrained(folder)
-            commit = publish_folder(folder, repo_id, **kwargs)
-        except HubPushError:
-            raise  # it names the folder, which can be pushed as it is
-        except BaseException:
-            shutil.rmtree(folder)
-            raise
-        shutil.rmtree(folder)
-        return commit
+        names = list(self.active_adapters) if len(self.active_adapters) > 1 else [self._only_active()]
+        if len(names) == 1:
+            places: dict[str, str | None] = {names[0]: subfolder}
+        else:
+            places = {name: f"{subfolder}/{name}" if subfolder else name for name in names}
+
+        def write(folder: Path) -> dict[str | None, Path]:
+            found = {name: folder / name if len(names) > 1 else folder for name in names}
+            for name, place in found.items():
+                self._save(name, place)
+            return {places[name]: place for name, place in found.items()}
+
+        return push_written(write, repo_id, **options)
 
 
 def _push_merged(model: nn.Module, merged: MergedDirection, repo_id: str, **options: Any) -> Any:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
@@ -277,6 +278,20 @@ class Direction:
                 write(tensors, folder / name, metadata)
             else:
                 (folder / name).unlink(missing_ok=True)
+
+    def push_to_hub(self, repo_id: str, config: StoredForm, **options: Any) -> Any:
+        """Publish the direction in one commit, with its configuration and a card.
+
+        Args:
+            repo_id: `namespace/name`, or `name` for the user's own namespace.
+            config: Its `GradiendConfig`; the list of stored tensors is taken from the direction.
+            **options: Of `gradiend_hub.hub.publish.publish_folder`. What is in memory alone has no report, so
+                `allow_unmeasured=True` is among them.
+
+        Raises:
+            HubPushError: nothing was committed; the message names the folder where the artifact is kept.
+        """
+        return resolve_name("gradiend_hub.hub.in_memory:push_direction")(self, repo_id, config, **options)
 
     @classmethod
     def load(cls, folder: str | Path, config: StoredForm, *, encoder: bool = True, check: bool = True) -> Direction:

@@ -28,6 +28,13 @@ LORA_FOLDER: Final = "lora"
 """Folder of the direction at strength 1 as a plain LoRA, or of one for each sign."""
 LORA_SIGNS: Final = {1: "plus", -1: "minus"}
 """Names of the folders of both, where one is not the opposite of the other."""
+LORA_FILES: Final = tuple(
+    f"{LORA_FOLDER}/{place}{name}"
+    for place in ("", *(f"{sign}/" for sign in LORA_SIGNS.values()))
+    for name in (CONFIG_FILE, WEIGHTS_FILE)
+)
+EVAL_RESULTS_FOLDER: Final = ".eval_results"
+"""Folder of benchmark results in the Hub's own form."""
 ASSETS_FOLDER: Final = "assets"
 """Folder of the card's figures."""
 MOST_REPORT_BYTES: Final = 2**24
@@ -58,11 +65,8 @@ ARTIFACT_FILES: Final = (
     CARD_FILE,
     HTML_FILE,
     *(f"{ASSETS_FOLDER}/*{end}" for end in PICTURES),
-    *(
-        f"{LORA_FOLDER}/{place}{name}"
-        for place in ("", *(f"{sign}/" for sign in LORA_SIGNS.values()))
-        for name in (CONFIG_FILE, WEIGHTS_FILE)
-    ),
+    *LORA_FILES,
+    f"{EVAL_RESULTS_FOLDER}/gradiend-*.yaml",
     "LICENSE",
 )
 """All files that belong to a direction, as patterns of their names."""
@@ -78,7 +82,7 @@ def own_file(folder: Path, name: str) -> Path | None:
             do that with whatever file of this machine its maker has named.
     """
     path = folder / name
-    if not path.exists() and not path.is_symlink():
+    if not path.is_symlink() and not path.exists():
         return None
     require_within(path, folder)
     if not path.is_file():
@@ -142,7 +146,10 @@ def require_within(path: Path, folder: Path) -> None:
     Raises:
         ArtifactError: it does.
     """
-    real, home = path.resolve(), folder.resolve()
+    try:
+        real, home = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ArtifactError(f"{path} is a link that leads in a circle. Put the file itself there.") from error
     # LINK in HOME/models--NAME/snapshots/COMMIT leads to HOME/models--NAME/blobs or to HOME/blobs
     cache = next((above for above in home.parents if above.name == "snapshots"), None)
     stores = [] if cache is None else [cache.parent / "blobs", cache.parents[1] / "blobs"]

@@ -27,11 +27,13 @@ from .files import (
     CONFIG_FILE,
     ENCODER_FILE,
     HTML_FILE,
+    LORA_FILES,
     MOST_REPORT_BYTES,
     PROBES_FILE,
     REFERENCES_FILE,
     REPORT_FILE,
     SCHEMA_VERSION,
+    SUMMARY_FILE,
     WEIGHTS_FILE,
     figures,
     own_file,
@@ -211,11 +213,20 @@ def take_along(source: Path, folder: Path) -> None:
     The self-test gets the digests of the files in the new folder, whose values may be stored in another type.
     """
     has_figures = (folder / ASSETS_FOLDER).exists()
-    for name in (*figures(source), REPORT_FILE, CARD_FILE, HTML_FILE, REFERENCES_FILE, PROBES_FILE):  # the digests last
+    beside = (
+        REPORT_FILE,
+        SUMMARY_FILE,
+        CARD_FILE,
+        HTML_FILE,
+        REFERENCES_FILE,
+        *LORA_FILES,
+        PROBES_FILE,
+    )  # digests last
+    for name in (*figures(source), *beside):
         found, target = own_file(source, name), folder / name
         if found is None or target.exists() or (has_figures and name.startswith(ASSETS_FOLDER)):
             continue
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(found, target)
         if name == PROBES_FILE:
             try:

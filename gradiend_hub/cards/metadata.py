@@ -24,15 +24,18 @@ def metadata_of(config: GradiendConfig, report: Report | None) -> ModelCardData:
     """The YAML head. Only measured values get into `model-index`."""
     base_id = hub_id(config.base_model_name_or_path)
     results = [
-        result for name, split in (report.splits if report else {}).items() for result in _results(config, name, split)
+        result
+        for name, split in (report.splits if report else {}).items()
+        for result in _results(config, name, split, _listed(report.data.get("datasets") if report else None))
     ]
     extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_id else {}
     known = report.data if report else {}
+    datasets = _listed(known.get("datasets"))
     parents = [name for parent in (report.parents if report else []) if (name := hub_id(parent.direction))]
     return ModelCardData(
         library_name="peft",
         base_model=[base_id, *parents] if base_id and parents else base_id,
-        datasets=known.get("datasets"),
+        datasets=[name.partition("@")[0] for name in datasets] or None,
         language=known.get("language"),
         license=known.get("license"),
         pipeline_tag=task_of(config),
@@ -49,7 +52,12 @@ def metadata_of(config: GradiendConfig, report: Report | None) -> ModelCardData:
     )
 
 
-def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[EvalResult]:
+def _listed(names: Any) -> list[str]:
+    """Data sets of a report, each as `ID` or `ID@COMMIT`."""
+    return [names] if isinstance(names, str) else [name for name in names or () if isinstance(name, str)]
+
+
+def _results(config: GradiendConfig, name: str, split: SplitReport, datasets: list[str]) -> list[EvalResult]:
     encoder = split.encoder
     measured = [
         ("feature-extraction", "pearsonr", "Encoder correlation", encoder.correlation if encoder else None),
@@ -62,11 +70,13 @@ def _results(config: GradiendConfig, name: str, split: SplitReport) -> list[Eval
             measured.append((task, "probability", f"Probability of the wanted class {at}", point.effect))
             measured.append((task, "quality", f"Quality relative to the base model {at}", point.quality))
     classes = " / ".join(config.feature_classes or [])
+    only, _, revision = datasets[0].partition("@") if len(datasets) == 1 else ("feature-rows", "", "")
     return [
         EvalResult(
             task_type=task,
-            dataset_type="feature-rows",
+            dataset_type=only,
             dataset_name=f"{classes} rows",
+            dataset_revision=revision or None,
             dataset_split=name,
             metric_type=metric,
             metric_name=label,

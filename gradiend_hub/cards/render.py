@@ -11,13 +11,14 @@ from gradiend_hub.hub.names import shown_name
 from gradiend_hub.plots import can_draw, save_html, save_plots
 
 from .card import write_card
+from .eval_results import write_eval_results
 from .summary import summarize
 
 __all__ = ["render_artifact"]
 
 
 def render_artifact(folder: str | Path, config: GradiendConfig, report: Report | None) -> None:
-    """Write card, summary, figures and the HTML page into the folder of a saved direction.
+    """Write card, summary, benchmark results, figures and the HTML page into the folder of a saved direction.
 
     Args:
         config: of the direction, with its stored tensors.
@@ -36,3 +37,4 @@ def render_artifact(folder: str | Path, config: GradiendConfig, report: Report |
         (folder / HTML_FILE).unlink(missing_ok=True)
     write_card(folder, config, report)
     summarize(folder, config, report).save(folder)
+    write_eval_results(folder, config, report)

@@ -21,6 +21,7 @@ from gradiend_hub.artifact.files import (
     ASSETS_FOLDER,
     CARD_FILE,
     CONFIG_FILE,
+    EVAL_RESULTS_FOLDER,
     LORA_FOLDER,
     MOST_REPORT_BYTES,
     PROBES_FILE,
@@ -36,7 +37,7 @@ from gradiend_hub.artifact.validation import parse_json, read_json, read_text
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.printable import listed
 
-__all__ = ["UPLOADED", "LocalFile", "chosen_files", "require_publishable"]
+__all__ = ["UPLOADED", "LocalFile", "chosen_files", "matches", "require_publishable"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ UPLOADED: Final = {
 consists of. Of any other one in the folder, nobody knows what is in it."""
 
 NOT_UPLOADED: Final = (".*", "*/.*", "checkpoint-*/*")
-"""Never pushed: hidden files, and the checkpoints of a training run."""
+"""Never pushed: hidden files but `.eval_results`, and the checkpoints of a training run."""
 
 _MOST_PROBES: Final = 2**26
 """Most bytes of a self-test that is pushed."""
@@ -94,14 +95,18 @@ def chosen_files(folder: Path, patterns: tuple[str, ...], subfolder: str | None)
     Raises:
         ArtifactError: one is a link that leads out of the folder.
     """
-    names = [name for name in _names(folder) if not _matches(name, NOT_UPLOADED)]
-    chosen = [name for name in names if _matches(name, patterns) and _is_one(folder, name, patterns)]
+    names = [name for name in _names(folder) if not _is_hidden(name)]
+    chosen = [name for name in names if matches(name, patterns) and _is_one(folder, name, patterns)]
     known = {name.split("/")[0] for name in chosen}
     if left := {name if (top := name.split("/")[0]) in known else top for name in {*names} - {*chosen}}:
         logger.warning(f"Not published, since it is no part of a direction: {listed(sorted(left))}.")
     for name in (ASSETS_FOLDER, REPORTS_FOLDER, *chosen):
         require_within(folder / name, folder)
     return [LocalFile(folder / name, f"{subfolder}/{name}" if subfolder else name) for name in chosen]
+
+
+def _is_hidden(name: str) -> bool:
+    return matches(name.removeprefix(f"{EVAL_RESULTS_FOLDER}/"), NOT_UPLOADED)
 
 
 def _is_one(folder: Path, name: str, patterns: tuple[str, ...]) -> bool:
@@ -122,7 +127,7 @@ def require_publishable(folder: Path, patterns: tuple[str, ...], allow_unmeasure
     Raises:
         ArtifactError: saying which file is wrong, and how.
     """
-    if not _matches(WEIGHTS_FILE, patterns):
+    if not matches(WEIGHTS_FILE, patterns):
         return
     from gradiend_hub.artifact.config import GradiendConfig  # PEFT and torch are not needed for other pushes
     from gradiend_hub.artifact.direction import Direction
@@ -135,7 +140,7 @@ def require_publishable(folder: Path, patterns: tuple[str, ...], allow_unmeasure
             "this direction is unmeasured: its strength has no unit yet, and nobody knows what else it changes. Measure it "
             "(trainer.evaluate()), or publish it as it is with allow_unmeasured=True (--allow-unmeasured)"
         )
-    if _matches(CARD_FILE, patterns) and own_file(folder, CARD_FILE) is None and not allow_unmeasured:
+    if matches(CARD_FILE, patterns) and own_file(folder, CARD_FILE) is None and not allow_unmeasured:
         raise ArtifactError(
             f"it has no card ({CARD_FILE}). gradiend_hub.cards.write_card({str(folder)!r}) writes one from config and report"
         )
@@ -190,5 +195,6 @@ def _names(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Tell whether a name fits one of the glob patterns."""
     return any(fnmatch(name, pattern) for pattern in patterns)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
-from huggingface_hub import constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-__all__ = ["SilentHubError", "bounded", "in_time"]
+__all__ = ["PushApi", "SilentHubError", "bounded", "in_time"]
 
 CONNECT_SECONDS: Final = 10.0
 SILENT_SECONDS = max(30.0, float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
@@ -135,3 +135,13 @@ def _abort() -> None:
         from huggingface_hub.utils._xet import abort_xet_session
 
         abort_xet_session()  # type: ignore[no-untyped-call]
+
+
+class PushApi(HfApi):
+    """The Hub's client, whose uploads of large files end: with the files stored, or with an error."""
+
+    def preupload_lfs_files(self, repo_id: str, additions: Iterable[CommitOperationAdd], **options: Any) -> None:
+        additions = list(additions)
+        upload = super().preupload_lfs_files
+        size = sum(addition.upload_info.size for addition in additions)
+        in_time(lambda: upload(repo_id, additions, **options), lambda: size)

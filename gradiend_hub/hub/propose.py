@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, is_offline_mode
@@ -15,7 +14,8 @@ from gradiend_hub.artifact.files import CONFIG_FILE, REPORTS_FOLDER
 from gradiend_hub.errors import HubPushError
 
 from .local_files import LocalFile
-from .publish import PushApi, _Push
+from .patience import PushApi
+from .publish import _Push
 
 __all__ = ["ReportProposal"]
 
@@ -36,15 +36,13 @@ class ReportProposal:
         report = Path(report)
         self._push = _ReportPush(
             api=PushApi(token=token),
-            folder=report.parent,
+            parts=[],  # it adds a file that is not there
             repo_id=repo_id,
             private=None,
             revision=None,
             message=commit_message or f"Add the report {report.name}",
             create_pr=True,
-            patterns=(),
             repo_type="model",
-            overwrite=True,  # it adds a file that is not there
             report=report,
         )
 
@@ -76,7 +74,7 @@ class _ReportPush(_Push):
     def name(self) -> str:
         return f"{REPORTS_FOLDER}/{self.report.name}"
 
-    @cached_property
+    @property
     def files(self) -> list[LocalFile]:
         return [LocalFile(self.report, self.name)]
 
@@ -97,8 +95,8 @@ class _ReportPush(_Push):
         known = self._try(self._pull_requests)
         return self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
 
-    def _failure(self, reason: str, state: str) -> HubPushError:
-        message = f"Could not propose {self.name} to {self.repo_id}: {reason}.\n{state}"
+    def _failure(self, why: str, state: str) -> HubPushError:
+        message = f"Could not propose {self.name} to {self.repo_id}: {why}.\n{state}"
         if self.report.is_file():
             command = ["hf", "upload", self.repo_id, str(self.report), self.name, "--create-pr"]
             message += f"\nThe report is kept in {self.report}. To propose it later: {shlex.join(command)}"

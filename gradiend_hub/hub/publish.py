@@ -7,41 +7,33 @@ repository already holds them.
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi, is_offline_mode
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE, LORA_FOLDER, PROBES_FILE, SUMMARY_FILE
-from gradiend_hub.artifact.validation import parse_json
 from gradiend_hub.errors import ArtifactError, GradiendError, HubPushError
-from gradiend_hub.printable import listed
 
-from .local_files import UPLOADED, LocalFile, chosen_files, require_publishable
-from .names import hub_id
-from .patience import bounded, in_time
-from .published import merged_card, published_card, published_config, renewed_probes
-from .retry import FAILURES, disk_error, is_silent, is_transient, summary, with_retries
+from .local_files import UPLOADED, LocalFile
+from .one_line import one_line
+from .part import Part
+from .patience import PushApi, bounded
+from .retry import FAILURES, is_silent, is_transient, reason, with_retries
 
-__all__ = ["publish_folder", "refusal"]
+__all__ = ["publish_folder", "publish_folders", "refusal"]
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_BRANCH: Final = "main"
 _PAGES: Final = {"dataset": "datasets/", "space": "spaces/"}
-_NEUTRAL: Final = frozenset({".gitattributes", ".gitignore", CARD_FILE, "LICENSE"})
-"""Files that a repository may have before a direction is pushed to it."""
-_OVERWRITE: Final = "To push all the same: overwrite=True (--overwrite)"
 _UNKNOWN_STATE: Final = "The state of the repository is unknown; a repeated push finds out, and never commits twice."
 _T = TypeVar("_T")
 
@@ -63,7 +55,10 @@ def publish_folder(
     allow_unmeasured: bool = False,
     overwrite: bool = False,
 ) -> CommitInfo:
-    """Push a saved direction to the Hub in one commit that adds or replaces files and deletes none.
+    """Push a saved direction to the Hub in one commit.
+
+    The commit adds or replaces files. It removes those of a former direction at the same place that this one has not; a file
+    of any other kind stays.
 
     The repository and the branch are created if they do not exist. Failures that may pass are retried with growing
     waits. Nothing is committed if the repository already holds these files, be it from an earlier push, or from an
@@ -103,37 +98,67 @@ def publish_folder(
         HubPushError: nothing was committed. The message has the reason, the state of the repository, and the command
             that pushes the folder again.
     """
+    return publish_folders(
+        {subfolder: folder},
+        repo_id,
+        token=token,
+        private=private,
+        revision=revision,
+        commit_message=commit_message,
+        create_pr=create_pr,
+        allow_patterns=allow_patterns,
+        repo_type=repo_type,
+        base_id=base_id,
+        tag=tag,
+        allow_unmeasured=allow_unmeasured,
+        overwrite=overwrite,
+    )
+
+
+def publish_folders(
+    folders: Mapping[str | None, str | Path],
+    repo_id: str,
+    *,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload directions",
+    create_pr: bool = False,
+    allow_patterns: Sequence[str] | None = None,
+    repo_type: str = "model",
+    tag: str | None = None,
+    **options: Any,
+) -> CommitInfo:
+    """Push several saved directions to one repository, all in one commit.
+
+    Args:
+        folders: folder of the repository (`None` for the repository itself) to what `save_pretrained` wrote.
+        **options: `base_id`, `allow_unmeasured` and `overwrite`; they and the other arguments are those of `publish_folder`.
+
+    Raises:
+        HubPushError: nothing was committed.
+    """
+    patterns = UPLOADED[repo_type] if allow_patterns is None else tuple(allow_patterns)
     push = _Push(
         api=PushApi(token=token),
-        folder=Path(folder),
+        parts=[
+            Part(Path(folder), repo_id, repo_type, patterns, subfolder=subfolder, **options)
+            for subfolder, folder in folders.items()
+        ],
         repo_id=repo_id,
         private=private,
         revision=revision,
         message=commit_message,
         create_pr=create_pr,
-        patterns=UPLOADED[repo_type] if allow_patterns is None else tuple(allow_patterns),
         repo_type=repo_type,
-        base_id=base_id,
-        subfolder=subfolder,
         tag=tag,
-        allow_unmeasured=allow_unmeasured,
-        overwrite=overwrite,
     )
     push.check()
-    commit = push.run()
-    if tag is not None:
-        push.set_tag(commit.oid)
+    with one_line(f"Uploading {len(push.files)} files to {repo_id}"):
+        commit = push.run()
+        if tag is not None:
+            push.set_tag(commit.oid)
     return commit
-
-
-class PushApi(HfApi):
-    """The Hub's client, whose uploads of large files end: with the files stored, or with an error."""
-
-    def preupload_lfs_files(self, repo_id: str, additions: Iterable[CommitOperationAdd], **options: Any) -> None:
-        additions = list(additions)
-        upload = super().preupload_lfs_files
-        size = sum(addition.upload_info.size for addition in additions)
-        in_time(lambda: upload(repo_id, additions, **options), lambda: size)
 
 
 def refusal(repo_id: str, base_id: str | None = None) -> str | None:
@@ -151,77 +176,42 @@ class _Push:
     """One push in progress."""
 
     api: HfApi
-    folder: Path
+    parts: list[Part]
     repo_id: str
     private: bool | None
     revision: str | None
     message: str
     create_pr: bool
-    patterns: tuple[str, ...]
     repo_type: str
-    base_id: str | None = None
-    subfolder: str | None = None
     tag: str | None = None
-    allow_unmeasured: bool = False
-    overwrite: bool = False
-    card: LocalFile | None = None
-    """Our card, before it is merged with that of the repository."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """Fields of `adapter_config.json`."""
     parent: str | None = None
     """Head of the branch when it was last read."""
-
-    @property
-    def kind(self) -> str:
-        """Name of what is pushed, for people."""
-        return {"model": "direction", "dataset": "data set", "space": "Space"}[self.repo_type]
 
     @property
     def branch(self) -> str:
         return self.revision or _DEFAULT_BRANCH
 
     @property
-    def place(self) -> str:
-        """Prefix of the names of the direction's files in the repository."""
-        return f"{self.subfolder}/" if self.subfolder else ""
-
-    @cached_property
     def files(self) -> list[LocalFile]:
-        try:
-            return chosen_files(self.folder, self.patterns, self.subfolder)
-        except ArtifactError as error:
-            raise self._failure(str(error).rstrip("."), "Nothing was sent.") from error
+        return [file for part in self.parts for file in part.files]
+
+    @property
+    def stale(self) -> list[str]:
+        return [name for part in self.parts for name in part.stale]
 
     def check(self) -> None:
         """Find what is wrong without the Hub, before the first request."""
-        if self.repo_type == "model":
-            self._check_config()
-        elif self.base_id is not None:
-            raise self._failure(f"a {self.kind} has no base model, so base_id is not for it", "Nothing was sent.")
-        if self.subfolder is not None and not _is_inside(self.subfolder):
-            raise self._failure(f"{self.subfolder!r} is no name of a folder in a repository", "Nothing was sent.")
-        if self.tag is not None and self.create_pr:
-            raise self._failure("a pull request has no commit to tag before it is merged", "Nothing was sent.")
-        if not self.files:
-            raise self._failure(f"no file of the folder matches {', '.join(self.patterns)}", "Nothing was sent.")
-        if reason := refusal(self.repo_id, self.base_id):
-            raise self._failure(reason, "Nothing was sent.")
-        if self.repo_type == "model":
-            try:
-                require_publishable(self.folder, self.patterns, self.allow_unmeasured)
-            except (GradiendError, OSError, ValueError) as error:
-                raise self._failure(" ".join(str(error).split()).rstrip("."), "Nothing was sent.") from error
-
-    def _check_config(self) -> None:
         try:
-            self.config = parse_json((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            reason = f"the folder is not a saved direction, it has no {CONFIG_FILE}"
-            raise self._failure(reason, "Nothing was sent.") from error
-        except (OSError, ValueError) as error:
-            raise self._failure(f"{CONFIG_FILE} cannot be read: {error}", "Nothing was sent.") from error
-        if not isinstance(self.config, dict):
-            raise self._failure(f"{CONFIG_FILE} is not a JSON object", "Nothing was sent.")
+            for part in self.parts:
+                part.check()
+            if self.tag is not None and self.create_pr:
+                raise ArtifactError("a pull request has no commit to tag before it is merged")
+            if refused := refusal(self.repo_id, next((part.base_id for part in self.parts), None)):
+                raise ArtifactError(refused)
+            for part in self.parts:
+                part.check_content()
+        except (GradiendError, OSError, ValueError) as error:
+            raise self._failure(" ".join(str(error).split()).rstrip("."), "Nothing was sent.") from error
 
     def run(self) -> CommitInfo:
         """Create what is missing, then commit."""
@@ -230,82 +220,14 @@ class _Push:
             advice = "make it private in its settings, or push without asking for a private repository"
             raise self._failure(f"a private push was asked for, but it exists and is public; {advice}", self._state())
         self._try(self._create_branch)
-        if self.repo_type == "model":
-            self._name_what_is_published()
-        self.card = next((file for file in self.files if file.name == self.place + CARD_FILE), None)
+        for part in self.parts:
+            part.repo_id = self.repo_id
+            part.name(lambda base_id: self._try(lambda: self._base_commit(base_id)))
         known = self._try(self._pull_requests)
-        return self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
-
-    def _name_what_is_published(self) -> None:
-        """Put the ids of the repository and of the base model into card and config, and no path of this machine."""
-        contents: dict[str, str] = {}
-        base, base_id, commit = self.config.get("base_model_name_or_path"), self.base_id, self.config.get("revision")
-        if base_id is None and base is not None and hub_id(base) is None:
-            logger.warning(
-                f"{CONFIG_FILE} names the base model {base!r}, which is a path and no repository on the Hub, so it is not "
-                "published. Others will have to pass `base_model=`. Publish the base model, too, and name it with "
-                "`base_id=` (gradiend-hub push --base-id)."
-            )
-            contents[CONFIG_FILE] = published_config(self.config, None, commit)
-        elif base_id is not None and base_id != base:
-            commit = self._try(self._base_commit)
-            contents[CONFIG_FILE] = published_config(self.config, base_id, commit)
-            if (probes := self.folder / PROBES_FILE).is_file():
-                contents[PROBES_FILE] = renewed_probes(probes.read_text(encoding="utf-8"), contents[CONFIG_FILE])
-        if CONFIG_FILE in contents:
-            for name in (file.name.removeprefix(self.place) for file in self.files):
-                if name.startswith(f"{LORA_FOLDER}/") and name.endswith(CONFIG_FILE):
-                    fields = json.loads((self.folder / name).read_text(encoding="utf-8"))
-                    contents[name] = published_config(fields, base_id, commit)
-                elif name == SUMMARY_FILE:
-                    said = json.loads((self.folder / name).read_text(encoding="utf-8"))
-                    named = {"base_model": base_id, "base_revision": commit}
-                    contents[name] = json.dumps({**said, **named}, ensure_ascii=False) + "\n"
-        if (card := self.folder / CARD_FILE).is_file():
-            text = card.read_bytes().decode("utf-8", errors="surrogateescape")
-            contents[CARD_FILE] = published_card(text, self.repo_id, base_id, commit, self.subfolder)
-        for name, text in contents.items():
-            self._put(self.place + name, text.encode("utf-8", errors="surrogateescape"))
-
-    def _put(self, name: str, content: bytes) -> None:
-        """Publish other content than that on disk under a name."""
-        self.files = [replace(file, content=content) if file.name == name else file for file in self.files]
-
-    def _respect(self, names: set[str]) -> None:
-        """Look at what the repository holds at `parent`, and take what people have written there into our card.
-
-        Raises:
-            ArtifactError: it holds what we would destroy.
-        """
-        if self.overwrite:
-            return
-        config, card = self.place + CONFIG_FILE, self.place + CARD_FILE
-        if self.repo_type == "model" and config in names:
-            theirs = self._read(config)
-            try:
-                kind = json.loads(theirs).get("peft_type")
-            except (ValueError, AttributeError):
-                kind = None
-            if kind != "GRADIEND":
-                raise ArtifactError(
-                    f"its {config} is of {f'a {kind} adapter' if kind else 'no adapter'}, which this push would replace. "
-                    f"{_OVERWRITE}"
-                )
-        elif not self.subfolder and names - _NEUTRAL and not {file.name for file in self.files} - _NEUTRAL & names:
-            others = listed(sorted(names - _NEUTRAL))
-            raise ArtifactError(f"it holds something else ({others}). Name another repository. {_OVERWRITE}")
-        if self.repo_type == "space" and not names - _NEUTRAL:
-            return  # a new one has a card that the Hub has written
-        if self.card is not None and card in names:
-            texts = (self.card.read(), self._read(card))
-            merged = merged_card(*(text.decode("utf-8", errors="surrogateescape") for text in texts))
-            if merged is None:
-                keep = f"To keep it, download it into your folder: hf download {self.repo_id} {card}. "
-                raise ArtifactError(
-                    f"its {card} was written or changed by hand, and this push would replace it. "
-                    f"{'' if self.repo_type == 'space' else keep}{_OVERWRITE}"
-                )
-            self._put(card, merged.encode("utf-8", errors="surrogateescape"))
+        commit = self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
+        for part in self.parts:
+            part.remember()
+        return commit
 
     def _read(self, name: str) -> bytes:
         """A file of the repository at `parent`; the user's cache is left alone."""
@@ -332,17 +254,16 @@ class _Push:
                 with_retries(create)
         except (*FAILURES, ValueError, OSError, LookupError) as error:
             raise HubPushError(
-                f"Published to {self.repo_id} as commit {commit}, but without the tag {self.tag!r}: {_reason(error)}. "
+                f"Published to {self.repo_id} as commit {commit}, but without the tag {self.tag!r}: {reason(error)}. "
                 f"To set it: hf repos tag create {self.repo_id} {self.tag} --revision {commit}"
             ) from error
 
-    def _base_commit(self) -> str | None:
+    def _base_commit(self, base_id: str) -> str | None:
         """Head commit of the base model's repository; `None`, with a warning, if this token does not see it."""
-        assert self.base_id is not None
         try:
-            return self.api.repo_info(self.base_id).sha
+            return self.api.repo_info(base_id).sha
         except RepositoryNotFoundError:
-            logger.warning(f"The base model {self.base_id} is not on the Hub, or this token does not see it.")
+            logger.warning(f"The base model {base_id} is not on the Hub, or this token does not see it.")
             return None
 
     def _try(self, action: Callable[[], _T], *, landed: Callable[[], _T | None] = lambda: None) -> _T:
@@ -361,7 +282,7 @@ class _Push:
                 else:
                     if done is not None:
                         return done
-            raise self._failure(_reason(error), state or self._state()) from error
+            raise self._failure(reason(error), state or self._state()) from error
 
     def _create_repository(self) -> bool:
         """Create the repository if it does not exist; whether it is private."""
@@ -381,20 +302,21 @@ class _Push:
     def _landed(self, known_pull_requests: set[str]) -> CommitInfo | None:
         """The commit that holds our files, however the attempt that made it seemed to end."""
         self.parent, names = self._head_and_names(self.branch)
-        self._respect(names)
-        if self._is_published(self.parent):
+        for part in self.parts:
+            part.respect(names, self._read)
+        if not self.stale and self._is_published(self.parent):
             logger.info(f"{self.repo_id} has these files at commit {self.parent}.")
             return self._commit_info(self.parent)
         for ref in sorted(self._pull_requests() - known_pull_requests):
-            commit = self._head(ref)
-            if self._is_published(commit):
+            commit, names = self._head_and_names(ref)
+            if not names & {*self.stale} and self._is_published(commit):
                 return self._commit_info(commit, pull_request=ref)
         return None
 
     def _commit(self) -> CommitInfo:
         return self.api.create_commit(
             self.repo_id,
-            [file.addition() for file in self.files],
+            [*(file.addition() for file in self.files), *map(CommitOperationDelete, self.stale)],
             commit_message=self.message,
             revision=self.branch,
             create_pr=self.create_pr,
@@ -402,9 +324,6 @@ class _Push:
             parent_commit=None if self.create_pr else self.parent,
             repo_type=self.repo_type,
         )
-
-    def _head(self, revision: str) -> str:
-        return self._head_and_names(revision)[0]
 
     def _head_and_names(self, revision: str) -> tuple[str, set[str]]:
         """Commit of a branch, and the names of all files there."""
@@ -445,7 +364,7 @@ class _Push:
         """Say what the repository holds after a failure, as far as the Hub tells."""
         try:
             with bounded():
-                head = self._head(self.branch)
+                head = self._head_and_names(self.branch)[0]
         except RepositoryNotFoundError:
             return "Nothing was uploaded: the repository does not exist, or this token does not see it."
         except RevisionNotFoundError:
@@ -454,41 +373,25 @@ class _Push:
             return _UNKNOWN_STATE
         return f"Nothing was committed: {self.branch} of the repository is at {head[:8]}, without this push."
 
-    def _failure(self, reason: str, state: str) -> HubPushError:
+    def _failure(self, why: str, state: str) -> HubPushError:
         if self.repo_type != "model":
-            return HubPushError(f"Could not push to the {self.kind} {self.repo_id}: {reason}.\n{state} Push it again.")
-        command = ["gradiend-hub", "push", str(self.folder), self.repo_id]
-        command += ["--base-id", self.base_id] if self.base_id else []
+            kind = {"dataset": "data set", "space": "Space"}[self.repo_type]
+            return HubPushError(f"Could not push to the {kind} {self.repo_id}: {why}.\n{state} Push it again.")
+        folders = " and ".join(str(part.folder) for part in self.parts)
+        again = " && ".join(shlex.join(self._command(part)) for part in self.parts)
+        return HubPushError(
+            f"Could not push {folders} to {self.repo_id}: {why}.\n{state}\n"
+            f"The files are kept in {folders}. To push them again: {again}"
+        )
+
+    def _command(self, part: Part) -> list[str]:
+        """The command that pushes one part."""
+        command = ["gradiend-hub", "push", str(part.folder), self.repo_id]
+        command += ["--base-id", part.base_id] if part.base_id else []
         command += ["--private"] if self.private else []
         command += ["--revision", self.revision] if self.revision else []
         command += ["--create-pr"] if self.create_pr else []
-        command += ["--subfolder", self.subfolder] if self.subfolder else []
+        command += ["--subfolder", part.subfolder] if part.subfolder else []
         command += ["--tag", self.tag] if self.tag else []
-        command += ["--allow-unmeasured"] if self.allow_unmeasured else []
-        command += ["--overwrite"] if self.overwrite else []
-        return HubPushError(
-            f"Could not push {self.folder} to {self.repo_id}: {reason}.\n{state}\n"
-            f"The files are kept in {self.folder}. To push them again: {shlex.join(command)}"
-        )
-
-
-def _is_inside(subfolder: str) -> bool:
-    """Return whether this is a plain relative path of folders."""
-    parts = PurePosixPath(subfolder).parts
-    return bool(parts) and "/".join(parts) == subfolder and not subfolder.startswith("/") and ".." not in parts
-
-
-def _reason(error: Exception) -> str:
-    """Say why a push failed, in the user's terms."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if status == 401:
-        return f"the Hub needs a valid token, log in with `hf auth login` ({summary(error)})"
-    if status == 403:
-        return f"the token may not write there ({summary(error)})"
-    if (refused := disk_error(error)) is not None:
-        return f"a file cannot be read or written here ({refused})"
-    if isinstance(error, LookupError):
-        return f"the Hub has sent an answer without what was asked for ({summary(error)})"
-    if isinstance(error, ValueError) and status is None:
-        return " ".join(str(error).split())
-    return summary(error)
+        command += ["--allow-unmeasured"] if part.allow_unmeasured else []
+        return command + (["--overwrite"] if part.overwrite else [])

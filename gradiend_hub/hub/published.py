@@ -14,12 +14,13 @@ from typing import Any, Final
 
 from huggingface_hub import ModelCard
 
-from gradiend_hub.artifact.files import CONFIG_FILE
+from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
 
 __all__ = [
     "BASE_PLACE",
     "REPO_PLACE",
     "is_generated",
+    "keep_origin",
     "marked",
     "merged_card",
     "published_card",
@@ -40,6 +41,8 @@ _MEASURED: Final = frozenset(
     | {"models", "sdk", "sdk_version", "app_file"}
 )
 """Metadata of a card that follow from the direction, or from a Space's program; people may add tags."""
+_TITLE: Final = re.compile(r"^# .*$", re.MULTILINE)
+_ORIGIN: Final = "First published as"
 _BASE_ROW: Final = re.compile(r"^\| base model \| .* \|$", re.MULTILINE)
 
 
@@ -100,16 +103,31 @@ def published_card(
     mark = _MARK.search(card)
     if mark is None or not is_generated(card):
         return card
-    former = re.escape(mark[2] or REPO_PLACE)
+    origin, _, at = (mark[2] or REPO_PLACE).partition("@")
+    former = re.escape(origin)
     named = f'{repo_id}", subfolder="{subfolder}' if subfolder else repo_id
     card = re.sub(rf'(?<="){former}(", subfolder="[^"]*)?(?=")', lambda _: named, card)
     card = re.sub(rf"(?<=apply ){former}(?= )", lambda _: repo_id, card)
+    if at and origin != repo_id and _ORIGIN not in card:
+        said = (
+            f"> {_ORIGIN} [{origin}](https://huggingface.co/{origin}) at commit `{at[:12]}`; its author measured it.\n"
+        )
+        card = _TITLE.sub(lambda title: f"{title[0]}\n\n{said.rstrip()}", card, count=1)
     if base_id is not None:
         found = ModelCard(card.replace(BASE_PLACE, base_id), ignore_metadata_errors=True)
         found.data["base_model"], found.data["base_model_relation"] = base_id, "adapter"
         row = f"| base model | {base_id}{f' at `{commit}`' if commit else ''} |"
         card = _BASE_ROW.sub(row, str(found), count=1)
     return marked(card, repo_id)
+
+
+def keep_origin(folder: Path, commit: str | None) -> None:
+    """Let a generated card that was downloaded know its commit: pushed to another repository, it names where it is from."""
+    path = folder / CARD_FILE
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    mark = _MARK.search(card)
+    if commit and mark is not None and mark[2] and "@" not in mark[2] and is_generated(card):
+        path.write_text(marked(card, f"{mark[2]}@{commit}"), encoding="utf-8")
 
 
 def published_config(config: dict[str, Any], base_id: str | None, commit: str | None) -> str:

@@ -34,6 +34,7 @@ from gradiend_hub.artifact.files import (
 )
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
+from .one_line import one_line
 from .patience import bounded, in_time
 from .retry import FAILURES, disk_error, summary, with_retries
 
@@ -194,12 +195,13 @@ class _Source:
         return time.strftime(" on %Y-%m-%d at %H:%M", time.localtime(ref.stat().st_mtime)) if ref.is_file() else ""
 
     def _download(self, commit: str, patterns: Iterable[str]) -> Path:
-        """Files of the direction's own folder, not of folders in it, checked; the path of that folder."""
+        """Files that match the patterns, checked; the path of the direction's folder."""
         patterns = tuple(patterns)
         folder = with_retries(lambda: self._snapshot(commit, patterns, force=self.force_download)) / (
             self.subfolder or ""
         )
-        for name in [name for name in patterns if is_damaged(folder / name)]:
+        found = [path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)]
+        for name in [name for name in found if is_damaged(folder / name)]:
             if not self.offline:
                 logger.warning(f"{name} of {self.repo_id} is damaged in the cache; it is downloaded again.")
                 with_retries(lambda name=name: self._snapshot(commit, [name], force=True))  # type: ignore[misc]
@@ -226,14 +228,13 @@ class _Source:
                 local_files_only=self.offline,
                 force_download=force and not self.offline,
                 allow_patterns=names,
-                ignore_patterns=[f"{prefix}*/*"],
             )
 
         def size() -> int:
             rows = HfApi(token=self.token).get_paths_info(self.repo_id, names, revision=revision)
             return sum(getattr(row, "size", 0) for row in rows)
 
-        with bounded():
+        with bounded(), one_line(f"Downloading {self.repo_id}"):
             return Path(in_time(download, size, "sent"))
 
     def explain(self, error: Exception) -> str:
@@ -274,7 +275,7 @@ def other_files(found: ResolvedRepo, patterns: Iterable[str]) -> list[str]:
     Raises:
         ArtifactNotFoundError: the Hub does not list them.
     """
-    patterns = (*patterns, ".gitattributes", "reports/*")
+    patterns = (*patterns, ".gitattributes", ".cache/*", "reports/*")
     if found._source is None:
         names = [path.relative_to(found.folder).as_posix() for path in found.folder.rglob("*") if not path.is_dir()]
     else:

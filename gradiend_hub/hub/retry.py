@@ -139,3 +139,19 @@ def summary(error: BaseException) -> str:
     # the message of a failed LFS upload is only which file it was
     cause = f" ({summary(error.__cause__)})" if isinstance(error, RuntimeError) and error.__cause__ else ""
     return f"{type(error).__name__}: {text}{cause}"
+
+
+def reason(error: Exception) -> str:
+    """Say why a push failed, in the user's terms."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 401:
+        return f"the Hub needs a valid token, log in with `hf auth login` ({summary(error)})"
+    if status == 403:
+        return f"the token may not write there ({summary(error)})"
+    if (refused := disk_error(error)) is not None:
+        return f"a file cannot be read or written here ({refused})"
+    if isinstance(error, LookupError):
+        return f"the Hub has sent an answer without what was asked for ({summary(error)})"
+    if isinstance(error, ValueError) and status is None:
+        return " ".join(str(error).split())
+    return summary(error)

@@ -9,8 +9,11 @@ from typing import Any, Final
 from huggingface_hub import CommitInfo
 
 from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
+from gradiend_hub.errors import ArtifactError
 
-from .publish import PushApi, _Push
+from .part import Part
+from .patience import PushApi
+from .publish import _Push
 
 __all__ = ["is_rewritten", "publish_rewritten"]
 
@@ -54,38 +57,39 @@ def publish_rewritten(
         repo_id: `namespace/name`, or `name` for the user's own namespace.
         token: access token; by default the one that the user logged in with.
         private: visibility of a new repository.
-        **options: `revision`, `commit_message` and `create_pr` of `publish_folder`.
+        **options: `revision`, `commit_message`, `create_pr` and `tag` of `publish_folder`.
 
     Raises:
         HubPushError: nothing was committed. The message says why, and how to repeat it.
     """
-    push = _RewrittenPush(
+    revision, message = options.pop("revision", None), options.pop("commit_message", "Upload rewritten model")
+    create_pr, tag = options.pop("create_pr", False), options.pop("tag", None)
+    push = _Push(
         api=PushApi(token=token),
-        folder=Path(folder),
+        parts=[_RewrittenPart(Path(folder), repo_id, "model", MODEL_FILES, **options)],
         repo_id=repo_id,
         private=private,
-        revision=options.pop("revision", None),
-        message=options.pop("commit_message", "Upload rewritten model"),
-        create_pr=options.pop("create_pr", False),
-        patterns=MODEL_FILES,
+        revision=revision,
+        message=message,
+        create_pr=create_pr,
         repo_type="model",
-        **options,
+        tag=tag,
     )
     push.check()
-    return push.run()
+    commit = push.run()
+    if tag is not None:
+        push.set_tag(commit.oid)
+    return commit
 
 
 @dataclass
-class _RewrittenPush(_Push):
-    """A push of a model's files."""
+class _RewrittenPart(Part):
+    """A model's files."""
 
-    def _check_config(self) -> None:
+    def check_config(self) -> None:
         missing = [name for name in (MODEL_CONFIG, CARD_FILE) if not (self.folder / name).is_file()]
         missing += [] if any(self.folder.glob("model*.safetensors")) else ["model*.safetensors"]
         if missing:
-            reason = f"the folder is not a merged model with its card, it has no {' and no '.join(missing)}"
-            raise self._failure(reason, "Nothing was sent.")
+            raise ArtifactError(f"the folder is not a merged model with its card, it has no {' and no '.join(missing)}")
         if self.base_id is not None:
-            raise self._failure(
-                "a merged model needs no other base model, so base_id is not for it", "Nothing was sent."
-            )
+            raise ArtifactError("a merged model needs no other base model, so base_id is not for it")

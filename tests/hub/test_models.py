@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,14 @@ from safetensors.torch import load_file, save_file
 from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.files import BASE_FILE, CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE
 from gradiend_hub.base_model import load_base_model
-from gradiend_hub.errors import BaseModelError
-from tests.adapter.support import random_direction, save
+from gradiend_hub.cards import write_card
+from gradiend_hub.errors import BaseModelError, HubPushError
+from gradiend_hub.hub import publish_folder
+from gradiend_hub.hub.published import is_generated
+from tests.adapter.support import config_for, random_direction, save
 from tests.cli.conftest import invoke
 from tests.hub.conftest import TOLERATE_LFS_UPLOAD
+from tests.hub.forks import on_full_disk
 from tests.hub_server import TOKENS, HubServer
 from tests.models import build
 
@@ -115,3 +122,113 @@ def test_a_base_that_cannot_be_had_names_option_and_argument(
     if state == "gone":
         result = invoke("apply", repo_id, "The team said [MASK] would win.", "--strengths", "0")
         assert result.exit_code == 1 and "--base" in result.stderr and "Traceback" not in result.stderr
+
+
+# ------------------------------------------------------------------------------------------------- pushed from memory
+
+
+def test_a_direction_in_memory_is_pushed_with_a_card(api: HfApi, repo_id: str, tmp_path: Path) -> None:
+    base = build("bert")
+    direction = random_direction(base)
+    with pytest.raises(HubPushError, match=r"unmeasured(.|\n)*The files are kept in \S+gradiend-"):
+        direction.push_to_hub(repo_id, config_for(direction))
+    assert not api.repo_exists(repo_id)
+    direction.push_to_hub(repo_id, config_for(direction), allow_unmeasured=True, tag="v1")
+    found = GradiendModel.from_pretrained(repo_id, base, strength=0.5, revision="v1")
+    assert found.direction.inner(direction) == pytest.approx(direction.norm() ** 2, rel=1e-6)
+    card = Path(api.hf_hub_download(repo_id, "README.md")).read_text()
+    assert f'from_pretrained("{repo_id}"' in card and "**Unmeasured.**" in card
+    direction.push_to_hub(repo_id, config_for(direction), allow_unmeasured=True, subfolder="more/two")
+    assert "more/two/adapter_config.json" in api.list_repo_files(repo_id)
+
+
+def test_a_pair_of_active_directions_goes_to_a_folder_each(api: HfApi, repo_id: str, tmp_path: Path) -> None:
+    base = build("bert")
+    first, second = random_direction(base, seed=1), random_direction(base, seed=2)
+    model = GradiendModel.from_direction(base, first, config_for(first), strength=0.5, adapter_name="one")
+    model.add_direction("two", second, config_for(second))
+    model.set_strength({"one": 0.5, "two": -0.25})
+    both = {name: value.clone() for name, value in model.get_base_model().state_dict().items()}
+    model.push_to_hub(repo_id, allow_unmeasured=True, tag="v1")
+    assert len(api.list_repo_commits(repo_id)) == 2  # the Hub's own, and one
+    assert {name.split("/")[0] for name in api.list_repo_files(repo_id)} == {".gitattributes", "one", "two"}
+    again = GradiendModel.from_pretrained(repo_id, build("bert"), strength=0.5, subfolder="one", adapter_name="one")
+    again.load_adapter(repo_id, "two", subfolder="two")
+    again.set_strength({"one": 0.5, "two": -0.25})
+    for name, value in again.get_base_model().state_dict().items():
+        assert torch.equal(value, both[name]), name
+
+
+def test_what_came_from_the_hub_is_published_again_whole_and_names_its_origin(
+    api: HfApi, repo_id: str, tmp_path: Path
+) -> None:
+    base = build("bert")
+    folder = save(tmp_path / "a", random_direction(base))
+    (folder / "assets").mkdir()
+    (folder / "assets" / "layers.png").write_bytes(b"a picture")
+    (folder / "lora").mkdir()
+    (folder / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "report.html").write_text("<html>")
+    write_card(folder)
+    first = publish_folder(folder, repo_id, allow_unmeasured=True)
+    model = GradiendModel.from_pretrained(repo_id, base, strength=0.5, cache_dir=tmp_path / "cache")
+    model.push_to_hub(f"{repo_id}-again", allow_unmeasured=True)
+    assert api.list_repo_files(f"{repo_id}-again") == api.list_repo_files(repo_id)
+    card = Path(api.hf_hub_download(f"{repo_id}-again", "README.md")).read_text()
+    link = f"[{repo_id}](https://huggingface.co/{repo_id})"
+    assert f"First published as {link} at commit `{first.oid[:12]}`" in card and is_generated(card)
+    assert f'from_pretrained("{repo_id}-again"' in card and f'from_pretrained("{repo_id}"' not in card
+    third = GradiendModel.from_pretrained(f"{repo_id}-again", build("bert"), strength=0.5, cache_dir=tmp_path / "cache")
+    third.push_to_hub(f"{repo_id}-third", allow_unmeasured=True)
+    card = Path(api.hf_hub_download(f"{repo_id}-third", "README.md")).read_text()
+    assert card.count("First published as") == 1 and link in card and f'from_pretrained("{repo_id}-third"' in card
+    model.push_to_hub(repo_id, allow_unmeasured=True)  # to where it came from
+    assert "First published as" not in Path(api.hf_hub_download(repo_id, "README.md")).read_text()
+
+
+def test_progress_is_one_line(repo_id: str, tmp_path: Path, hub: HubServer) -> None:
+    """Where the client draws bars, it draws a few for each file; here a slow push and load draw a line each."""
+    folder = save(tmp_path / "a", random_direction(build("bert")))
+    program = """
+import sys
+from gradiend_hub.hub import publish_folder, resolve_folder
+publish_folder(sys.argv[1], sys.argv[2], allow_unmeasured=True)
+print("|", file=sys.stderr)
+resolve_folder(sys.argv[2], cache_dir=sys.argv[3])
+"""
+    hub.fault("delay", seconds=2.0, path="/commit/")
+    hub.fault("delay", seconds=2.0, path="/tree/")
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(folder), repo_id, str(tmp_path / "cache")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr
+    drawn = [part.strip() for part in found.stderr.replace("\r", "\n").splitlines() if part.strip(" |")]
+    assert {part.split(" (")[0] for part in drawn} == {
+        f"Uploading 4 files to {repo_id}",
+        f"Downloading {repo_id}",
+    }, found.stderr
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_before_the_push(repo_id: str, tmp_path: Path, masked_path: Path) -> None:
+    program = """
+import sys, torch
+from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.errors import GradiendError
+direction = Direction({"w": ParameterDirection((370, 100), torch.randn(37_000))})
+config = GradiendConfig(feature_classes=["a", "b"], parameters=direction.spec())
+try:
+    direction.push_to_hub(sys.argv[1], config, allow_unmeasured=True)
+except GradiendError as error:
+    print(type(error).__name__, error)
+"""
+    said = on_full_disk(tmp_path / "disk", 64, program, repo_id)
+    assert said.startswith("HubPushError Could not push") and "cannot be written to" in said and "TMPDIR" in said
+    assert "No space left" in said or "os error 28" in said.lower()

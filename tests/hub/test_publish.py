@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from gradiend_hub.errors import HubPushError
 from gradiend_hub.hub import publish_folder, retry
 from gradiend_hub.hub.local_files import UPLOADED
+from gradiend_hub.hub.part import Part
 from gradiend_hub.hub.publish import _Push
 from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD, change_config, write_direction
 from tests.hub_server import TOKENS, HubServer
@@ -342,7 +343,8 @@ def test_a_base_model_that_only_this_machine_has_is_warned_of(
 def test_a_file_that_is_lost_before_the_upload_is_named(direction_folder: Path, repo_id: str) -> None:
     weights = direction_folder / "adapter_model.safetensors"
     content = weights.read_bytes()
-    push = _Push(HfApi(), direction_folder, repo_id, None, None, "again", False, UPLOADED["model"], "model")
+    parts = [Part(direction_folder, repo_id, "model", UPLOADED["model"])]
+    push = _Push(HfApi(), parts, repo_id, None, None, "again", False, "model")
     push.check()
     weights.unlink()
     with pytest.raises(HubPushError, match=r"adapter_model.safetensors' is not a file.*\nNothing was committed"):

@@ -18,6 +18,7 @@ from huggingface_hub.utils import _http
 
 from gradiend_hub.errors import HubPushError
 from gradiend_hub.hub import patience, publish_folder, resolve_folder, retry
+from gradiend_hub.hub.publish import publish_folders
 from gradiend_hub.hub.published import REPO_PLACE, marked
 from tests.hub.conftest import TOLERATE_LFS_UPLOAD, change_config, write_direction
 from tests.hub.forks import FULL_DISK, Forks, on_full_disk
@@ -278,6 +279,76 @@ def test_a_repository_with_something_else_is_left_alone(
     assert b"GRADIEND" in Path(api.hf_hub_download(repo_id, "adapter_config.json")).read_bytes()
 
 
+def test_an_own_card_is_edited_here_and_pushed_again(api: HfApi, direction_folder: Path, repo_id: str) -> None:
+    """What is on the Hub came from this folder, so nobody's words are lost."""
+    card = direction_folder / "README.md"
+    card.write_text("---\nlicense: mit\n---\n# By hand\n")
+    publish_folder(direction_folder, repo_id)
+    card.write_text(card.read_text() + "One more line.\n")
+    publish_folder(direction_folder, repo_id)
+    assert card_of(api, repo_id) == card.read_text()
+    generated(direction_folder)  # and back to one that is generated
+    publish_folder(direction_folder, repo_id)
+    assert "Measured." in card_of(api, repo_id)
+    edit(api, repo_id, lambda text: text.replace("Measured.", "Theirs."))
+    card.write_text(card.read_text() + "Mine.\n")
+    with pytest.raises(HubPushError, match="changed by hand"):
+        publish_folder(direction_folder, repo_id)
+    assert "Theirs." in card_of(api, repo_id)
+    # as the message says: download it into the folder, and edit it there
+    api.hf_hub_download(repo_id, "README.md", local_dir=direction_folder)
+    card.write_text(card.read_text() + "Mine, too.\n")
+    publish_folder(direction_folder, repo_id)
+    assert "Theirs." in card_of(api, repo_id) and "Mine, too." in card_of(api, repo_id)
+    assert not [name for name in api.list_repo_files(repo_id) if ".cache" in name]
+
+
+def test_a_folder_that_cannot_be_written_is_pushed_all_the_same(
+    api: HfApi, direction_folder: Path, repo_id: str
+) -> None:
+    (direction_folder / ".cache" / "gradiend_hub").write_text("no folder")
+    publish_folder(direction_folder, repo_id)
+    assert titles(api, repo_id) == ["Upload direction"]
+
+
+def test_files_of_the_former_direction_go_in_the_same_commit(
+    api: HfApi, direction_folder: Path, repo_id: str, hub: HubServer
+) -> None:
+    (direction_folder / "lora").mkdir()
+    (direction_folder / "lora" / "adapter_config.json").write_text(LORA)
+    (direction_folder / "assets" / "shown.png").write_bytes(b"a picture that somebody's words show")
+    generated(direction_folder)
+    publish_folder(direction_folder, repo_id)
+    others = {"notes.md": b"mine", "reports/theirs.json": b"{}", "LICENSE": b"MIT", "x/adapter_config.json": b"{}"}
+    for name, content in others.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repo_id)
+    edit(api, repo_id, lambda text: f"{text}\n![a picture](assets/shown.png)\n")
+    before = {*api.list_repo_files(repo_id)}
+    shutil.rmtree(direction_folder / "lora")
+    shutil.rmtree(direction_folder / "assets")
+    (direction_folder / "gradiend_encoder.safetensors").unlink()
+    hub.clear()
+    commit = publish_folder(direction_folder, repo_id)
+    gone = {"lora/adapter_config.json", "assets/curve.png", "gradiend_encoder.safetensors"}
+    assert before - {*api.list_repo_files(repo_id)} == gone and {*others, "assets/shown.png"} <= before
+    assert len(hub.log(path="/commit/")) == 1
+    assert publish_folder(direction_folder, repo_id).oid == commit.oid
+    chosen = ["README.md", "*.json"]  # who chooses files replaces no direction
+    (direction_folder / "gradiend_probes.jsonl").unlink()
+    publish_folder(direction_folder, repo_id, allow_patterns=chosen)
+    assert "gradiend_probes.jsonl" in api.list_repo_files(repo_id)
+
+
+def test_the_removal_survives_a_lost_answer(api: HfApi, direction_folder: Path, repo_id: str, hub: HubServer) -> None:
+    publish_folder(direction_folder, repo_id)
+    (direction_folder / "gradiend_probes.jsonl").unlink()
+    hub.clear()
+    hub.fault("lost_response", path="/commit/")
+    publish_folder(direction_folder, repo_id, commit_message="second")
+    assert titles(api, repo_id) == ["Upload direction", "second"]
+    assert "gradiend_probes.jsonl" not in api.list_repo_files(repo_id)
+
+
 # ---------------------------------------------------------------------------------------------- many at the same time
 
 
@@ -404,6 +475,31 @@ def test_one_repository_holds_several_directions(
         with pytest.raises(HubPushError, match="no name of a folder"):
             publish_folder(direction_folder, repo_id, subfolder=bad)
     assert hub.log() == []
+
+
+def test_several_directions_go_up_in_one_commit_or_none(
+    api: HfApi, direction_folder: Path, repo_id: str, tmp_path: Path, hub: HubServer
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(direction_folder, other)
+    write_direction(other)
+    (other / "README.md").unlink()
+    with pytest.raises(HubPushError, match=r"has no card(.|\n)*Nothing was sent"):
+        publish_folders({"a": direction_folder, "b": other}, repo_id)
+    assert not api.repo_exists(repo_id)
+    generated(other)
+    hub.clear()
+    hub.fault("status", path="/commit/", status=503)
+    publish_folders({"a": direction_folder, "b": other}, repo_id, tag="v1")
+    assert titles(api, repo_id) == ["Upload directions"]
+    for place, folder in (("a", direction_folder), ("b", other)):
+        found = resolve_folder(repo_id, subfolder=place, cache_dir=tmp_path / "cache", revision="v1")
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (found.folder / name).read_bytes() == (folder / name).read_bytes()
+    hub.fault("status", path="/commit/", status=503, times=99)
+    change_config(other, 0.25)
+    with pytest.raises(HubPushError, match=r"--subfolder a --tag v2 && gradiend-hub push .*other .*--subfolder b"):
+        publish_folders({"a": direction_folder, "b": other}, repo_id, tag="v2")
 
 
 def test_files_of_a_saved_direction_can_be_read_by_the_group(direction_folder: Path) -> None:
