@@ -19,6 +19,7 @@ from .attached import AttachedDirection
 from .quantized import quantized_layers
 from .receipt import EditReceipt, receipt_of
 from .rows import GroupedCache, by_row, run_groups
+from .schedule import Schedule, SteppedStrengths, generate_by
 from .side_path import NoRowsError, SidePath
 from .sites import refuse_sharded
 from .tuner import GradiendTuner
@@ -54,6 +55,7 @@ class EditedModel(PeftModel):  # type: ignore[misc]
             self.base_model.former_configs = former
         # Whether active directions are merged; plain PEFT's merge_adapter changes it, too.
         self._merged = not any(quantized_layers(model))
+        self._row_strengths: Any = None  # of `strengths_by_row`
         self._directions: dict[str, Direction] = {}  # under the parameter names of their artifacts
 
     def _attach(
@@ -204,12 +206,31 @@ class EditedModel(PeftModel):  # type: ignore[misc]
             ConfigError: With `strengths`, if they are no finite numbers, or not one for each row.
             EditError: With `strengths`, if an input cannot be divided into rows, or an output (a loss) not be joined.
         """
+        strengths = self._row_strengths if strengths is None else strengths
         if strengths is None:
             return super().forward(*args, **kwargs)
         return self._by_row(super().forward, strengths, args, kwargs)
 
-    def generate(self, *args: Any, strengths: Any = None, **kwargs: Any) -> Any:
-        """Generate with the edit; `strengths` by row as in `forward`, each group of rows with its own cache."""
+    def generate(self, *args: Any, strengths: Any = None, schedule: Schedule | None = None, **kwargs: Any) -> Any:
+        """Generate with the edit.
+
+        Args:
+            *args: Of the base model.
+            strengths: Strengths by row as in `forward`, each group of rows with its own cache.
+            schedule: A function `(step, tokens [rows, tokens so far])` that returns the strength of every step: a number,
+                one for each row, or either by name. Step 0 reads the prompt, and step k the k-th new token.
+                `gradiend_hub.adapter.schedule` says what a cache holds then.
+            **kwargs: Of the base model.
+
+        Raises:
+            ConfigError: If strengths are no finite numbers, or not one for each row.
+            EditError: With `schedule`, if rows differ in strength and a direction has no place beside the weights.
+        """
+        if schedule is not None:
+            if strengths is not None:
+                raise ConfigError("generate: give either `strengths` or `schedule`; a schedule may return one by row.")
+            return self._scheduled(super().generate, schedule, args, kwargs)
+        strengths = self._row_strengths if strengths is None else strengths
         if strengths is None:
             return super().generate(*args, **kwargs)
         defaults: Any = self.get_base_model().generation_config
@@ -218,6 +239,31 @@ class EditedModel(PeftModel):  # type: ignore[misc]
             padding = defaults.eos_token_id
             padding = padding[0] if isinstance(padding, list) else padding
         return self._by_row(super().generate, strengths, args, kwargs, padding=0 if padding is None else padding)
+
+    @contextmanager
+    def strengths_by_row(self, strengths: Any) -> Iterator[Self]:
+        """Within the block, the `strengths` of every forward and generation that names none: for pipelines, which call the
+        model themselves. A function of the inputs fits batches of every size.
+        """
+        former, self._row_strengths = self._row_strengths, strengths
+        try:
+            yield self
+        finally:
+            self._row_strengths = former
+
+    def _scheduled(
+        self, generate: Callable[..., Any], schedule: Schedule, args: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> Any:
+        if self._adapters_disabled:
+            raise ConfigError("schedule: the directions are disabled. Leave it out, or the block that disables them.")
+        self._require_loaded()
+        current, loaded, base = self.strengths, list(self.peft_config), self.get_base_model()
+        with (
+            _ROWS_LOCK,
+            self._all_or_nothing(for_good=False),
+            SteppedStrengths(self.base_model, self.set_strength) as at,
+        ):
+            return generate_by(schedule, generate, base, current, loaded, at.apply, args, inputs)
 
     def _by_row(
         self, run: Callable[..., Any], strengths: Any, args: tuple[Any, ...], inputs: dict[str, Any], **options: Any

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from gradiend_hub.errors import ConfigError, EditError
 
-__all__ = ["GroupedCache", "Groups", "by_row", "run_groups"]
+__all__ = ["GroupedCache", "Groups", "by_row", "numbers_by_row", "run_groups"]
 
 ALTERNATIVE = "Run the rows of each strength by themselves, with `set_strength`."
 CACHES = ("past_key_values", "cache_params", "cache")
@@ -94,7 +94,7 @@ def by_row(
         raise ConfigError(f"strengths: there is no direction {strange[0]!r}; loaded are {sorted(loaded)}.")
     first = [inputs[name] for name in ROWS if name in inputs]
     batch = next((len(x) for x in (*first, *args, *inputs.values()) if isinstance(x, torch.Tensor) and x.ndim), 0)
-    columns = {name: _numbers(name, values, batch) for name, values in strengths.items()}
+    columns = {name: numbers_by_row(name, values, batch) for name, values in strengths.items()}
     rows: dict[tuple[float, ...], list[int]] = {}
     for row, values in enumerate(zip(*columns.values(), strict=True)):
         rows.setdefault(values, []).append(row)
@@ -102,7 +102,12 @@ def by_row(
     return Groups(batch, [others | dict(zip(columns, values, strict=True)) for values in rows], list(rows.values()))
 
 
-def _numbers(name: str, values: Any, batch: int) -> list[float]:
+def numbers_by_row(name: str, values: Any, batch: int) -> list[float]:
+    """The strengths of a direction, one for every row.
+
+    Raises:
+        ConfigError: If they are no finite numbers, or not one for every row.
+    """
     if isinstance(values, torch.Tensor) or hasattr(values, "tolist"):
         values = values.tolist()
     is_list = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == batch

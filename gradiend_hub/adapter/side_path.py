@@ -42,13 +42,18 @@ class SidePath:
         for layer in tuner.layers:
             if any(name in layer.adapters for name in strengths):
                 self._owners.setdefault(layer.site.owner, []).append(layer)
-        self._coefficients = {}
-        for name, values in strengths.items():
-            attached = tuner.attached[name]
-            rows = [attached.config.coefficients(value, attached.feature_factor) for value in values]
-            self._coefficients[name] = torch.tensor(rows, dtype=torch.float32).T
+        self._tuner = tuner
+        self._coefficients: dict[str, Tensor] = {}
+        self.set_strengths(strengths)
         self._stack = ExitStack()
         self._asked: nn.Module | None = None  # a norm that is asked for the output of its edit
+
+    def set_strengths(self, strengths: Mapping[str, Sequence[float]]) -> None:
+        """Let other strengths of the rows hold from now on, by adapters that were named from the start."""
+        for name, values in strengths.items():
+            attached = self._tuner.attached[name]
+            rows = [attached.config.coefficients(value, attached.feature_factor) for value in values]
+            self._coefficients[name] = torch.tensor(rows, dtype=torch.float32).T
 
     @staticmethod
     def fits(tuner: GradiendTuner, adapter_names: Sequence[str]) -> bool:
