@@ -3,8 +3,8 @@
 python examples/schedule.py
 
 Makes a low-rank direction of the bundled causal model (the gradient of log P(they) − log P(he) at a few prompts), and lets
-the model go on with prompts: at one strength; with a strength that is turned round after some tokens; and with one that follows
-the text, pushing each row the other way as soon as it has used a pronoun. Beside each stands what it took.
+the model go on with prompts: at one strength; with a strength that is turned round after some tokens; and with one that
+follows the text, pushing each row the other way as soon as it has used a pronoun. Beside each stands what it took.
 """
 
 from __future__ import annotations
