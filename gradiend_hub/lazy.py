@@ -16,6 +16,7 @@ EXTRAS = {
     "ahocorasick_rs": "data",
     "gguf": "gguf",
     "gradio": "explorer",
+    "lm_eval": "lm-eval",
     "matplotlib": "plots",
     "PIL": "plots",
     "spacy": "spacy",

@@ -326,6 +326,13 @@ def evaluate(
             "weat. Repeatable.",
         ),
     ] = None,
+    lm_eval: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Task of lm-evaluation-harness, before and after. Repeatable."),
+    ] = None,
+    lm_eval_include: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder with task files (YAML) of your own.")
+    ] = None,
     strengths: Annotated[
         str | None, typer.Option(metavar="NUMBERS", help="Strengths to measure, with commas between them.")
     ] = None,
@@ -359,6 +366,8 @@ def evaluate(
         neutral=(neutral, neutral_split) if neutral else None,
         damage=tuple(damage or ()),
         benchmarks=tuple(bench or ()),
+        tasks=tuple(lm_eval or ()),
+        task_folder=lm_eval_include,
         settings=EvaluationSettings(strengths=_numbers(strengths), controls=controls, batch_size=batch_size),
         dtype=dtype,
         out=out,

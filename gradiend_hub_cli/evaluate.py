@@ -22,7 +22,7 @@ from gradiend_hub.data.loading import Source as DataSource
 from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import EvaluationSettings, Report, SplitReport, reevaluate
-from gradiend_hub.evaluation.benchmarks import Benchmark
+from gradiend_hub.evaluation.benchmarks import Benchmark, HarnessTask
 from gradiend_hub.evaluation.damage import NEUTRAL, set_label
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.folders import require_writable
@@ -55,6 +55,8 @@ class Request:
     neutral: Source | None
     damage: tuple[str, ...]
     benchmarks: tuple[str, ...]
+    tasks: tuple[str, ...]
+    task_folder: str | None
     settings: EvaluationSettings
     dtype: str | None
     out: Path | None
@@ -68,7 +70,10 @@ def run_evaluation(request: Request, story: Story) -> dict[str, Any]:
     Raises:
         GradiendError: something cannot work; all that can be is found out before the measurement.
     """
-    benchmarks = [Benchmark.parse(text) for text in request.benchmarks]
+    benchmarks: list[Benchmark | HarnessTask] = [Benchmark.parse(text) for text in request.benchmarks]
+    if request.task_folder and not request.tasks:
+        raise ConfigError("--lm-eval-include names a folder of tasks; name a task of it, too: --lm-eval TASK.")
+    benchmarks += [HarnessTask(name, request.task_folder) for name in request.tasks]
     with quiet(story):
         for benchmark in benchmarks:
             benchmark.check()

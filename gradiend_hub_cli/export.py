@@ -12,7 +12,15 @@ from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.base_model import skeleton
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.export import AdapterExport, TaskVectorExport, to_gguf_lora, to_lora, to_shira, to_task_vector
+from gradiend_hub.export import (
+    AdapterExport,
+    TaskVectorExport,
+    to_gguf_lora,
+    to_lora,
+    to_shira,
+    to_task_vector,
+    vllm_rank,
+)
 from gradiend_hub.folders import require_empty, require_writable, written_beside
 from gradiend_hub.hub.resolve import resolve_folder
 
@@ -93,4 +101,9 @@ def _show(made: AdapterExport | TaskVectorExport, places: list[Path], size: str,
         table.add_row("left out", ", ".join(f"{count} × {reason}" for reason, count in reasons) or "nothing")
         if places[0].suffix == ".gguf":
             table.add_row("use", f"llama-cli -m BASE.gguf --lora-scaled {places[0]}:1.0")
+        elif made.rank is not None:
+            needed = vllm_rank(made.rank)
+            table.add_row(
+                "vLLM", f"--max-lora-rank {needed}" if needed else "refuses ranks above 512: export with --rank 512"
+            )
     story.show(table)

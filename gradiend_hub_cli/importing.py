@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gradiend_hub.base_model import load_base_model
+from gradiend_hub.cards import write_card
 from gradiend_hub.errors import ArtifactNotFoundError
 from gradiend_hub.export import import_gradiend, read_gradiend_folder
 from gradiend_hub.folders import require_empty, written_beside
@@ -43,6 +44,7 @@ def import_direction(
         with written_beside(out) as beside:
             direction.save(beside, dtype=config.dtype)
             config.save_pretrained(str(beside))
+            write_card(beside, config)
     first, second = config.feature_classes or ("", "")
     table = pairs_table()
     table.add_row("written", f"{out} ({megabytes(folder_size(out))})")

@@ -16,7 +16,7 @@ from gradiend_hub.data import Row, require_classes, rows_digest
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import make_objective
 
-from .benchmarks import Benchmark, side_effects
+from .benchmarks import Benchmark, HarnessTask, side_effects
 from .edit import edit_account
 from .measure import EvaluationSettings, compared_strengths, evaluate_direction
 from .report import Report
@@ -36,7 +36,7 @@ def reevaluate(
     settings: EvaluationSettings | None = None,
     *,
     damage_sets: Mapping[str, Sequence[Any]] | None = None,
-    benchmarks: Sequence[Benchmark] = (),
+    benchmarks: Sequence[Benchmark | HarnessTask] = (),
     tokenizer: Any = None,
 ) -> Report:
     """Measure the active direction of `model` on rows that it may never have seen; its strength unit stays as it is.

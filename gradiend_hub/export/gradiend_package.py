@@ -28,7 +28,15 @@ from gradiend_hub.artifact.names import hub_id
 from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.artifact.validation import at_least, at_most, one_of, read_as, read_json
 from gradiend_hub.base_model import check_base_model, described, original_parameters
-from gradiend_hub.errors import ArtifactError, BaseModelMismatchError, ConfigError, SchemaVersionError, first_line
+from gradiend_hub.errors import (
+    ArtifactError,
+    BaseModelError,
+    BaseModelMismatchError,
+    ConfigError,
+    SchemaVersionError,
+    first_line,
+)
+from gradiend_hub.objectives.registry import objective_name
 
 __all__ = ["import_gradiend", "read_gradiend_folder"]
 
@@ -181,8 +189,16 @@ def import_gradiend(
                 "model that it was trained on."
             )
     known = Fingerprint.of({name: parameters[name] for name in direction.parameters})
-    config = config.replaced(base_model_name_or_path=None)
+    config = config.replaced(base_model_name_or_path=None, objective=_objective_of(base_model))
     return replace(direction, fingerprint=known), described(config, direction, base_model)
+
+
+def _objective_of(base_model: nn.Module) -> str | None:
+    """The objective that the base model's head stands for; `None` if there is none for it here."""
+    try:
+        return objective_name(base_model)
+    except BaseModelError:
+        return None
 
 
 # ------------------------------------------------------------------------------------------------------------- the files

@@ -40,12 +40,15 @@ __all__ = [
     "is_odd",
     "left_out_of_lora",
     "to_lora",
+    "vllm_rank",
     "write_adapter",
     "write_loras",
 ]
 
 DEFAULT_RANK = 8
 """Rank of what is not low-rank already."""
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's `--max-lora-rank` may be (0.11 to 0.27; 16 if it is not given)."""
 TASKS = {"causal_lm": TaskType.CAUSAL_LM.value, "seq2seq_lm": TaskType.SEQ_2_SEQ_LM.value}
 
 
@@ -247,6 +250,11 @@ def as_loras(
     energy = min(held[sign] / square if square else 1.0 for sign, square in squares.items())
     turned = {name for name in shapes if isinstance(sites[name].owner, Conv1D)}
     return Loras(deltas, shapes, turned, energy, left_out)
+
+
+def vllm_rank(rank: int) -> int | None:
+    """The smallest `--max-lora-rank` that vLLM serves a LoRA with; `None` if its rank is beyond all of them."""
+    return next((allowed for allowed in VLLM_RANKS if rank <= allowed), None)
 
 
 def is_odd(direction: Direction) -> bool:

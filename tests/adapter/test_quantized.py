@@ -11,12 +11,13 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import BertConfig, BertForMaskedLM
 
 from gradiend_hub.adapter.quantized import quantized_layers
 from gradiend_hub.errors import EditError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
-from tests.models import build, inputs, output
+from tests.models import TEXT, build, output
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -129,28 +130,45 @@ def test_fingerprint_of_what_is_not_quantised(tmp_path: Path) -> None:
     assert GradiendModel.from_pretrained(folder, packed).strength == 1.0
 
 
-def test_bitsandbytes(tmp_path: Path) -> None:
-    """The real 4-bit class, where it is installed."""
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    base = build("bert")
-    every = random_direction(base)
-    direction = type(every)({name: part for name, part in every.parameters.items() if name.endswith("weight")})
+@pytest.mark.parametrize("bits_per_weight", [4, 8])
+@pytest.mark.filterwarnings("ignore:.*MatMul8bitLt.*:UserWarning")
+def test_bitsandbytes(bits_per_weight: int, tmp_path: Path) -> None:
+    """The real classes, where they are installed: sparse and low-rank parts, strengths by row, receipt and undoing."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+    torch.manual_seed(0)
+    base = BertForMaskedLM(BertConfig(**{**TEXT, "hidden_size": 64, "intermediate_size": 128}))  # blocks of 64 weights
+    every = random_direction(base, bias=False)
+    direction = type(every)({name: part for name, part in every.parameters.items() if "dense.weight" in name})
     for name, module in list(base.named_modules()):
         if type(module) is nn.Linear and name.endswith("intermediate.dense"):
-            new = bitsandbytes.nn.Linear4bit(module.in_features, module.out_features, quant_type="nf4")
+            size = module.in_features, module.out_features
+            if bits_per_weight == 4:
+                new = bitsandbytes.nn.Linear4bit(*size, quant_type="nf4")
+            else:
+                new = bitsandbytes.nn.Linear8bitLt(*size, has_fp16_weights=False)
             new.load_state_dict(module.state_dict())
             base.get_submodule(name.rpartition(".")[0]).dense = new.to("cpu")
     base.eval()
     plain = output(base, "bert")
-    model = GradiendModel.from_pretrained(save(tmp_path, direction), base, strength=1.0)
+    model = GradiendModel.from_pretrained(save(tmp_path, direction), base, strength=1.0, allow_unverified_base=True)
     assert len(quantized_layers(model)) == 2
-    assert not torch.allclose(model(**inputs("bert")).logits, plain, atol=1e-2)
+    assert not torch.allclose(output(model, "bert"), plain, atol=1e-2)
     layer = quantized_layers(model)[0]
-    x = torch.randn(3, 16)
+    x = torch.randn(3, 64)
     found = layer.site.owner(x)
+    entries = model.receipt.entries
+    by_row = output(model, "bert", strengths=[0.0, 1.0, -0.5])
+    assert torch.equal(by_row[0], plain[0])
+    for row, strength in enumerate([0.0, 1.0, -0.5]):
+        with model.strength_at(strength):
+            torch.testing.assert_close(by_row[row], output(model, "bert")[row], atol=2e-2, rtol=1e-2)
     model.set_strength(0.0)
-    delta = direction.parameters[layer.site.name]
+    part = direction.parameters[layer.site.name]
     torch.testing.assert_close(
-        found - layer.site.owner(x), x @ delta.dense(delta.delta(1.0, 1.0)).T, atol=1e-5, rtol=1e-3
+        found - layer.site.owner(x), x @ part.dense(part.delta(1.0, 1.0)).T, atol=1e-4, rtol=1e-3
     )
+    deltas = [part.dense(part.delta(1.0, 1.0)) for part in direction.parameters.values()]
+    assert entries == sum(int(delta.count_nonzero()) for delta in deltas)
+    with pytest.raises(EditError, match=r"quantised.*before quantising"):
+        model.merge_and_unload()
     assert torch.equal(output(model.unload(), "bert"), plain)

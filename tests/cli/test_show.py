@@ -294,7 +294,12 @@ def test_export_writes_what_plain_peft_reads(run: Run, trained: Trained, tmp_pat
         layer = PeftModel.from_pretrained(base, folder).base_model.model.get_submodule(name)
         torch.testing.assert_close(layer.get_delta_weight("default"), (u[:, :4] * s[:4]) @ v[:4], atol=1e-6, rtol=1e-3)
     shown = words(run("export", trained.folder, tmp_path / "again").stdout)
-    assert "plus and minus are strength ±1" in shown and "rank 8" in shown and "of ‖Δ‖²" in shown
+    assert (
+        "plus and minus are strength ±1" in shown
+        and "rank 8" in shown
+        and "--max-lora-rank 8" in shown
+        and "of ‖Δ‖²" in shown
+    )
     for extra in (("--rank", "0"), ("--rank", "100000"), ("--strength", "0"), ("--base", "nobody/nothing")):
         refused = run("export", trained.folder, tmp_path / "no", *extra)
         assert refused.exit_code == 1 and not (tmp_path / "no").exists(), extra

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
-from gradiend_hub import GradiendModel
+from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.errors import (
     ArtifactError,
@@ -82,7 +82,9 @@ def test_rows_are_encoded_as_by_the_package(kind: str, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     said = json.loads(result.stdout)
     assert said["has_bias"] and said["entries"] == read_gradiend_folder(STORED / kind)[0].entries
+    assert "library_name: peft" in (tmp_path / "out" / "README.md").read_text()
     model = GradiendModel.from_pretrained(tmp_path / "out", strength=0.0)
+    assert model.active_peft_config.objective == "masked_lm"
     rows, values = rows_of(kind)
     # ours answers for the word in the text, the package for the one whose gradient is read: the alternative
     torch.testing.assert_close(-torch.as_tensor(model.encode(rows)), values, atol=1e-5, rtol=0)
@@ -259,3 +261,30 @@ def test_another_base(tmp_path: Path) -> None:
     refused = invoke("import", STORED / "cut", STORED / "base", "--base", STORED / "base")
     assert refused.exit_code == 1 and "not empty" in refused.stderr
     assert invoke("import", tmp_path / "no", tmp_path / "out", "--base", STORED / "base").exit_code == 1
+
+
+def test_a_model_that_the_package_has_rewritten_is_a_task_vector() -> None:
+    """What its users publish as a rewritten model: read as a direction it is what was changed, and −1 undoes it."""
+    direction = Direction.from_checkpoints(STORED / "base", STORED / "merged")
+    said = load_file(STORED / "whole.said.safetensors")
+    changed = {name.removeprefix("rewritten."): value for name, value in said.items() if name.startswith("rewritten.")}
+    assert direction.parameters.keys() == changed.keys()
+    base = base_model()
+    config = GradiendConfig(feature_classes=["tuned", "base"], target="diff", decoder_sign=1)
+    model = GradiendModel.from_direction(base, direction, config, strength=1.0)
+    for name, value in changed.items():
+        torch.testing.assert_close(model.get_base_model().get_parameter(name).detach(), value, atol=1e-7, rtol=1e-6)
+    tuned = GradiendModel.from_direction(
+        AutoModelForMaskedLM.from_pretrained(STORED / "merged", dtype=torch.float32),
+        direction,
+        config,
+        strength=-1.0,
+        allow_related=True,
+    )
+    for name, parameter in base_model().named_parameters():
+        torch.testing.assert_close(tuned.get_base_model().get_parameter(name), parameter, atol=1e-6, rtol=1e-5)
+    imported, fields = import_gradiend(STORED / "whole", base_model())
+    for name, part in direction.parameters.items():
+        theirs = imported.parameters[name]
+        at = theirs.dense(theirs.delta(*fields.coefficients(0.25)))
+        torch.testing.assert_close(part.dense(part.decoder), at, atol=1e-6, rtol=0)

@@ -19,7 +19,7 @@ from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError
 from gradiend_hub.export import to_lora
-from gradiend_hub.export.lora import as_loras
+from gradiend_hub.export.lora import as_loras, vllm_rank
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import config_for
 from tests.models import build
@@ -154,6 +154,11 @@ def test_files_are_what_vllm_and_llama_cpp_read(tmp_path: Path) -> None:
     )
     norms = sum(float(p.inner(p, 1, 1)) for n, p in direction.parameters.items() if n in found.left_out)
     assert found.energy == pytest.approx(1 - norms / direction.norm() ** 2, abs=1e-6)
+
+
+@pytest.mark.parametrize(("rank", "served"), [(1, 1), (2, 8), (8, 8), (17, 32), (257, 320), (512, 512), (513, None)])
+def test_the_rank_that_vllm_is_started_with(rank: int, served: int | None) -> None:
+    assert vllm_rank(rank) == served
 
 
 def test_modules_that_end_alike_are_named_whole(tmp_path: Path) -> None:

@@ -9,29 +9,14 @@ with model.strength_at(1.0):
 report.side_effects.append(run.result)
 ```
 
-For other benchmarks hand the edited model to lm-evaluation-harness, which takes any transformers model in memory. Pass the
-base model inside, whose weights hold the edit; a strength that is set later holds for the same harness object, too:
+Tasks of lm-evaluation-harness (causal models; extra `[lm-eval]`) are run the same way:
 
 ```python
-import lm_eval
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-
-model = GradiendModel.from_pretrained("my-direction", strength=0.0)  # of a causal base model
-harness = HFLM(pretrained=model.get_base_model(), tokenizer=model.tokenizer, batch_size=16)
-tasks = TaskManager(include_path="tasks", include_defaults=False)  # the folder of a task's YAML file
-for strength in (-1.0, 0.0, 1.0):
-    with model.strength_at(strength):
-        results = lm_eval.simple_evaluate(harness, tasks=["number"], task_manager=tasks)
-    print(f"{strength:+g}", results["results"]["number"]["acc,none"])
+task = HarnessTask("number", include="tasks")  # the folder of a task's YAML file; none for the harness's own tasks
+report.side_effects += side_effects(model, model.tokenizer, [task])
 ```
 
-On the bundled causal model, with a 3SG/3PL direction of 60 steps and two sentences of each number, lm-eval 0.4.13 printed,
-without network:
-
-    -1 0.5
-    +0 1.0
-    +1 0.5
+On the command line: `gradiend-hub evaluate DIRECTION --data DATA --lm-eval number --lm-eval-include tasks`.
 
 `tasks/number.yaml`, beside which `number.jsonl` has lines such as `{"text": "The man was tired when", "label": 0}`:
 
@@ -51,6 +36,7 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 from __future__ import annotations
 
 from .association import association_test
+from .harness import HarnessTask
 from .registry import BENCHMARKS, Benchmark, side_effects
 from .scoring import BenchmarkRun, SentenceScorer
 from .sentence_pairs import crows_pairs, winobias
@@ -61,6 +47,7 @@ __all__ = [
     "BENCHMARKS",
     "Benchmark",
     "BenchmarkRun",
+    "HarnessTask",
     "SentenceScorer",
     "association_test",
     "crows_pairs",

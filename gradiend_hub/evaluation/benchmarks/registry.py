@@ -15,6 +15,7 @@ from gradiend_hub.evaluation.report import BenchmarkResult
 from gradiend_hub.model import GradiendModel
 
 from .association import association_test, read_sets
+from .harness import HarnessTask
 from .scoring import BenchmarkRun
 from .sentence_pairs import crows_pairs, read_crows_pairs, read_winobias, winobias
 from .stereoset import read_stereoset, stereoset
@@ -112,7 +113,7 @@ class Benchmark:
 def side_effects(
     model: GradiendModel,
     tokenizer: Any,
-    benchmarks: Sequence[Benchmark],
+    benchmarks: Sequence[Benchmark | HarnessTask],
     strengths: Sequence[float] = (-1.0, 0.0, 1.0),
 ) -> list[BenchmarkResult]:
     """Each benchmark at each strength; the model's strength is restored.
