@@ -81,7 +81,7 @@ def test_before_and_after_in_report_and_card(run: Run, causal_direction: Path, t
     again = side_effects(model, model.tokenizer, [HarnessTask("number", str(tasks))], (0.0, 1.0))
     assert [r.scores for r in again] == [found[0.0].scores, found[1.0].scores]
     # a card shows side effects beside what was measured of the direction
-    assert "lm-eval number: acc" in write_card(copy, report=report).read_text()
+    assert "lm-eval number&#58; acc" in write_card(copy, report=report).read_text()
 
 
 @pytest.mark.parametrize(

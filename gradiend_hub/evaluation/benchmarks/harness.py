@@ -20,6 +20,9 @@ BATCH = 16
 BOOTSTRAP = 1000
 """Samples for the errors of figures that are no means."""
 
+SHARES = ("acc", "acc_norm", "exact_match", "f1")
+"""Figures of the harness that lie between 0 and 1, and so do their intervals."""
+
 
 @dataclass(frozen=True)
 class HarnessTask:
@@ -101,7 +104,8 @@ def _result(name: str, found: dict[str, Any], strength: float, version: str) -> 
             scores[label] = float(value)
             error = figures.get(f"{metric}_stderr,{filtered}")
             if isinstance(error, (int, float)):
-                intervals[label] = [value - 1.96 * error, value + 1.96 * error]
+                low, high = value - 1.96 * error, value + 1.96 * error
+                intervals[label] = [max(low, 0.0), min(high, 1.0)] if metric in SHARES else [low, high]
     if not scores:
         raise DataError(f"The task {name} of lm-evaluation-harness gave no figure.")
     counts = found.get("n-samples", {}).values()
