@@ -164,7 +164,11 @@ class GradiendModel(EditedModel):
             raise ConfigError(f"{sorted(base_kwargs)} would load a base model, but `base_model` is an object already.")
         allowed = _allowed(config, allow_related, allow_unverified_base)
         model = cls._applied(base_model, direction, config, strength, adapter_name, **allowed)
-        model._warn_if_overwhelming(direction)
+        try:
+            model._refuse_overwhelming(direction)
+        except BaseException:
+            model.unload()
+            raise
         model._found[adapter_name], model._hub = found, hub
         model.processing_class = processing_class
         model.eval()

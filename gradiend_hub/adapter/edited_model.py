@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EditedModel"]
 
+_MOST_NORM = 1e4
+"""‖Δ‖/‖W‖ beyond which a direction that was loaded is not applied: no measured band reaches that far."""
+
 _ROWS_LOCK = threading.RLock()
 
 
@@ -160,8 +163,8 @@ class EditedModel(PeftModel):  # type: ignore[misc]
                 f"{self.base_model_torch_dtype} numbers. Use a larger strength, or load the base model in float32."
             )
 
-    def _warn_if_overwhelming(self, direction: Direction) -> None:
-        """Warn of an edit that is larger than the weights it edits: what is left of the model is the edit.
+    def _refuse_overwhelming(self, direction: Direction) -> None:
+        """Warn of an edit that is larger than the weights it edits, and refuse one that is nothing but noise to them.
 
         That takes a pass over the weights, which is left out where the largest entries cannot add up to that much.
         """
@@ -176,12 +179,12 @@ class EditedModel(PeftModel):  # type: ignore[misc]
         whole = sum(parts[n].numel * float(values.square().mean()) for n, values in samples.items() if n in parts)
         if delta < 0.25 * whole:  # of a sample, the norm is uncertain
             return
-        if (ratio := self.receipt.relative_norm) > 1:
-            warnings.warn(
-                f"At strength {attached.strength:g} the edit is {ratio:.3g} times as large as the weights that it edits "
-                "(‖Δ‖/‖W‖); little of the base model is left. Use a smaller strength.",
-                stacklevel=3,
-            )
+        ratio = self.receipt.relative_norm
+        said = f"At strength {attached.strength:g} the edit is {ratio:.3g} times as large as the weights that it edits (‖Δ‖/‖W‖)"
+        if not ratio <= _MOST_NORM:
+            raise EditError(f"{said}; nothing of the base model would be left. Use a smaller strength.")
+        if ratio > 1:
+            warnings.warn(f"{said}; little of the base model is left. Use a smaller strength.", stacklevel=3)
 
     @property
     def receipt(self) -> EditReceipt:

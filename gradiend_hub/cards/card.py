@@ -18,6 +18,7 @@ from gradiend_hub.artifact.files import (
     HTML_FILE,
     LORA_FOLDER,
     LORA_SIGNS,
+    MOST_CARD_BYTES,
     SLOT,
     WEIGHTS_FILE,
     own_file,
@@ -46,9 +47,6 @@ BENCHMARKS = ("StereoSet", "CrowS-Pairs", "WinoBias", "WinoGender", "SEAT")
 
 MOST_ROW = 4000
 """Most letters of a row that the code of the card holds."""
-MOST_BYTES = 2**22
-"""Largest card that is read."""
-
 _SAMPLES = 6
 """Continuations that the card shows."""
 
@@ -73,7 +71,7 @@ def card_state(folder: Path) -> str:
     if path is None:
         return "none"
     try:
-        generated = is_generated(read_text(path, MOST_BYTES))
+        generated = is_generated(read_text(path, MOST_CARD_BYTES))
     except ValueError:  # too large, or not UTF-8
         generated = False
     return "as generated" if generated else "written or edited by hand"

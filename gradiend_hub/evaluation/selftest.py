@@ -18,26 +18,14 @@ from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, make_objective
 from gradiend_hub.printable import is_legible, printable
 
-from .completions import complete_text
-from .edit import edit_account
+from .claims import Check, check_summary, compared, measured_again
 from .plausibility import count_figures, implausible
 from .probe import StrengthProbe
-from .records import Completion
 from .report import Report
 
 __all__ = ["Check", "Verification", "verify", "write_probes"]
 
 ROWS_PER_CLASS = 4
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of a verification: what was claimed, what was found, and whether that is the same."""
-
-    name: str
-    claimed: str
-    found: str
-    passed: bool
 
 
 @dataclass(frozen=True)
@@ -134,7 +122,7 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
     Args:
         model: the base model with the direction.
         folder: of the artifact.
-        full: also measure again what the report claims of the edit and of what the model writes.
+        full: also measure again what the report claims of the edit, of its LoRA, and of what the model writes.
 
     Raises:
         ArtifactNotFoundError: the artifact has no self-test.
@@ -181,17 +169,17 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
     for row, value, found in zip(rows, probes.encodings, encodings, strict=bool(probes.encodings)):
         claimed = sign * value
         name = f"h: {printable(objective.show(row))}"
-        checks.append(_compare(name, claimed, found, tolerance))
+        checks.append(compared(name, claimed, found, tolerance))
     for strength, by_class in probes.probability.items():
         for of, wanted in by_class.items():
             for name, value in wanted.items():
                 found = probability[str(float(strength))].get(of, {}).get(name, math.nan)
                 dose = f"{float(strength):+g}" if float(strength) else "0"
-                checks.append(_compare(f"P({name}) on {of} rows at {dose}", value, found, tolerance))
+                checks.append(compared(f"P({name}) on {of} rows at {dose}", value, found, tolerance))
     report = _readable_report(folder)
-    measured = _of_report(model, objective, report, tolerance) if full and report is not None else []
+    measured = measured_again(model, objective, report, folder, tolerance) if full and report is not None else []
     return Verification(
-        [*checks, *measured],
+        [*checks, *check_summary(folder, model, report), *measured],
         tolerance,
         figures=0 if report is None else count_figures(report),
         measured=len(measured),
@@ -206,47 +194,3 @@ def _readable_report(folder: Path) -> Report | None:
         return Report.find(folder)
     except ArtifactError:
         return None
-
-
-def _of_report(model: GradiendModel, objective: Objective, report: Report, tolerance: float) -> list[Check]:
-    """Measure the figures of a report that need nothing but the artifact and the base model."""
-    layers, losses = edit_account(model)
-    found = {layer.layer: layer for layer in layers}
-    checks = []
-    for claimed in report.layers:
-        mine = found.get(claimed.layer)
-        for name in ("share", "relative_norm"):
-            value = math.nan if mine is None else getattr(mine, name)
-            checks.append(
-                _compare(f"{name.replace('_', ' ')} of {claimed.layer}", getattr(claimed, name), value, tolerance)
-            )
-        for name in ("tensors", "entries"):
-            value = math.nan if mine is None else getattr(mine, name)
-            checks.append(_compare(f"{name} of {claimed.layer}", getattr(claimed, name), value, 0))
-    for dtype, loss in report.dtype_loss.items():
-        checks.append(_compare(f"lost to {dtype}", loss, losses.get(dtype, math.nan), tolerance))
-    for split in report.splits.values():
-        for completion in split.completions:
-            checks += _of_completion(model, objective, completion, tolerance)
-    return checks
-
-
-def _of_completion(model: GradiendModel, objective: Objective, completion: Completion, tolerance: float) -> list[Check]:
-    """Ask the model again what it writes. Guesses are compared with their probabilities, continuations as text."""
-    checks = []
-    for strength, wanted in completion.by_strength.items():
-        said = complete_text(model, objective, completion.text, float(strength))
-        name = f"{completion.text} at {float(strength):+g}"
-        if isinstance(wanted, str) or isinstance(said, str):
-            checks.append(Check(name, str(wanted), str(said), wanted == said))
-            continue
-        chances = {str(word): float(chance) for word, chance in said}
-        for word, chance in wanted:
-            mine = chances.get(str(word), math.nan)
-            checks.append(_compare(f"P({word}): {name}", float(chance), mine, tolerance + 1e-4))
-    return checks
-
-
-def _compare(name: str, claimed: float, found: float, tolerance: float) -> Check:
-    shown = "none" if math.isnan(found) else f"{found:+.4f}"
-    return Check(name, f"{claimed:+.4f}", shown, abs(claimed - found) <= tolerance)

@@ -23,6 +23,7 @@ from gradiend_hub.artifact.files import (
     CONFIG_FILE,
     EVAL_RESULTS_FOLDER,
     LORA_FOLDER,
+    MOST_CARD_BYTES,
     MOST_REPORT_BYTES,
     PROBES_FILE,
     REPORT_FILE,
@@ -144,6 +145,11 @@ def require_publishable(folder: Path, patterns: tuple[str, ...], allow_unmeasure
         raise ArtifactError(
             f"it has no card ({CARD_FILE}). gradiend_hub.cards.write_card({str(folder)!r}) writes one from config and report"
         )
+    if (card := own_file(folder, CARD_FILE)) is not None:
+        try:
+            read_text(card, MOST_CARD_BYTES)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{CARD_FILE} cannot be read: {error}") from error
 
 
 def _is_measured(folder: Path) -> bool:

@@ -34,7 +34,14 @@ from gradiend_hub.artifact.files import (
 from gradiend_hub.artifact.probes import Probes, content_digests
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.cards import write_card
-from gradiend_hub.errors import ArtifactError, BaseModelError, BaseModelMismatchError, GradiendError, HubPushError
+from gradiend_hub.errors import (
+    ArtifactError,
+    BaseModelError,
+    BaseModelMismatchError,
+    EditError,
+    GradiendError,
+    HubPushError,
+)
 from gradiend_hub.evaluation import Report
 from gradiend_hub.hub import publish_folder
 from tests.cli.conftest import Run, Trained
@@ -440,6 +447,16 @@ def test_an_edit_larger_than_the_weights_is_warned_of(copy: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GradiendModel.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("unit", [1e12, 1e30, 1e300])
+def test_an_edit_that_leaves_nothing_of_the_base_is_refused(copy: Path, masked_path: Path, unit: float) -> None:
+    base = load_base_model(masked_path)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    edit(copy, strength_unit=unit)
+    with pytest.raises(EditError):
+        GradiendModel.from_pretrained(copy, base)
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
 
 
 # ---------------------------------------------------------------------------------------------------------------- claims

@@ -21,9 +21,11 @@ from gradiend_hub.artifact.files import (
     BASE_FILE,
     CONFIG_FILE,
     ENCODER_FILE,
+    LORA_FILES,
     PROBES_FILE,
     REFERENCES_FILE,
     REPORT_FILE,
+    SUMMARY_FILE,
     WEIGHTS_FILE,
 )
 from gradiend_hub.artifact.probes import TOLERANCES, Probes, content_digests
@@ -245,3 +247,32 @@ def test_whether_the_card_was_edited(run: Run, copy: Path) -> None:
     assert "card: as generated" in run("verify", copy).stdout
     path.write_text(path.read_text() + "Mine.\n")
     assert "card: written or edited by hand" in run("verify", copy).stdout
+
+
+def test_a_summary_that_says_more_than_the_report(run: Run, copy: Path, trained: Trained) -> None:
+    shutil.copyfile(trained.folder / SUMMARY_FILE, copy / SUMMARY_FILE)
+    assert failures(copy) == []
+    summary = json.loads((copy / SUMMARY_FILE).read_text())
+    (copy / SUMMARY_FILE).write_text(json.dumps(summary | {"correlation": 0.999, "learned": True}))
+    assert failures(copy) == [SUMMARY_FILE]
+    result = run("verify", copy, "--json")
+    checks = {check["name"]: check["claimed"] for check in json.loads(result.stdout)["checks"]}
+    assert result.exit_code == 1 and "correlation: 0.999" in checks[SUMMARY_FILE]
+    (copy / SUMMARY_FILE).write_text("{}")
+    assert failures(copy) == [SUMMARY_FILE]
+
+
+def test_a_lora_that_is_not_the_direction(copy: Path) -> None:
+    """Others load it without this library, so nothing else would tell."""
+    model = GradiendModel.from_pretrained(copy, strength=0.0)
+    model.to_lora(copy / "lora")
+    names = [name for name in LORA_FILES if name.endswith(WEIGHTS_FILE) and (copy / name).is_file()]
+    checks = {check.name: check.passed for check in model.verify(full=True).checks}
+    assert names and all(checks[name] for name in names)
+    tensors = load_file(copy / names[0])
+    save_file({name: 2 * value for name, value in tensors.items()}, copy / names[0])
+    checks = {check.name: check.passed for check in model.verify(full=True).checks}
+    assert [name for name in names if not checks[name]] == names[:1]
+    save_file({"other": torch.ones(3)}, copy / names[0])
+    (check,) = [check for check in model.verify(full=True).checks if check.name == names[0]]
+    assert not check.passed and check.found == "none of it"
