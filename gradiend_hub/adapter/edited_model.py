@@ -180,7 +180,7 @@ class EditedModel(PeftModel):  # type: ignore[misc]
         if delta < 0.25 * whole:  # of a sample, the norm is uncertain
             return
         ratio = self.receipt.relative_norm
-        said = f"At strength {attached.strength:g} the edit is {ratio:.3g} times as large as the weights that it edits (‖Δ‖/‖W‖)"
+        said = f"At strength {attached.strength:g} the edit is {ratio:.3g} times as large as the weights it edits (‖Δ‖/‖W‖)"
         if not ratio <= _MOST_NORM:
             raise EditError(f"{said}; nothing of the base model would be left. Use a smaller strength.")
         if ratio > 1:
