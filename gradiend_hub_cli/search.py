@@ -40,17 +40,18 @@ def _table(found: list[FoundDirection]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("direction", "classes", "base model", "form"):
         table.add_column(name, overflow="fold")
-    for name in ("correlation", "effect −1", "effect +1", "quality", "downloads"):
+    for name in ("correlation", "effect −1", "effect +1", "quality", "measured by", "downloads"):
         table.add_column(name, justify="right")
     for one in found:
         said = one.summary
-        figures = ["–"] * 4
+        figures = ["–"] * 5
         if said is not None:
             effects = [said.effect.get(strength) for strength in ("-1.0", "1.0")]
             quality = None if said.damage is None else 1 - said.damage
             figures = [
                 *("–" if value is None else f"{value:.2f}" for value in (said.correlation, *effects)),
                 "–" if quality is None else f"{quality:.1%}",
+                f"author, {said.others} other{'s' * (said.others > 1)}" if said.others else "author",
             ]
         table.add_row(
             printable(one.repo_id),

@@ -47,6 +47,7 @@ class Summary:
         quality: at each of both strengths, relative to the base model's, where it is lowest.
         above_control: whether the effect at ±1 is above that of random directions of equal damage.
         learned: whether the training found the feature.
+        others: reports by others that lie beside the author's; the figures above are the author's.
     """
 
     feature_classes: _Two
@@ -63,6 +64,7 @@ class Summary:
     quality: dict[_Sign, _Quality] = field(default_factory=dict)
     above_control: bool | None = None
     learned: bool | None = None
+    others: Annotated[int, at_least(0)] = 0
     schema_version: Annotated[int, one_of(SCHEMA_VERSION)] = SCHEMA_VERSION
 
     @property

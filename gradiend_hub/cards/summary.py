@@ -10,8 +10,10 @@ from gradiend_hub.artifact.files import WEIGHTS_FILE
 from gradiend_hub.artifact.summary import Summary
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.control import above_control
+from gradiend_hub.evaluation.measurements import find_measurements
 from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub.hub.names import hub_id
+from gradiend_hub.hub.resolve import ResolvedRepo
 from gradiend_hub.objectives import OBJECTIVES
 from gradiend_hub.plots.style import shown_split
 
@@ -43,6 +45,7 @@ def summarize(folder: str | Path, config: GradiendConfig, report: Report | None)
         },
         above_control=above_control(split.curve, split.control) if split else None,
         learned=report.converged if report else None,
+        others=len(find_measurements(ResolvedRepo(Path(folder), None, None), config).reports),
     )
 
 

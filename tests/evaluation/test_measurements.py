@@ -11,9 +11,11 @@ import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.fields import StoredFields
 from gradiend_hub.artifact.files import REPORT_FILE
 from gradiend_hub.cards import render_card
+from gradiend_hub.cards.summary import summarize
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation import measurements as module
 from gradiend_hub.evaluation.measurements import Measurements, find_measurements
@@ -48,6 +50,16 @@ def published(folder: Path, repo_id: str, hub: HubServer) -> str:
     HfApi().create_repo(repo_id)
     HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
     return repo_id
+
+
+def test_a_summary_says_how_many_others_have_measured(folder: Path) -> None:
+    config = GradiendConfig.from_pretrained(str(folder))
+    assert summarize(folder, config, Report.find(folder)).others == 0
+    (folder / "reports").mkdir()
+    for name in ("bob", "carol"):
+        (folder / "reports" / f"{name}.json").write_bytes((folder / REPORT_FILE).read_bytes())
+    (folder / "reports" / "mallory.json").write_text("{}")  # no report
+    assert summarize(folder, config, Report.find(folder)).others == 2
 
 
 def report_of(repo_id: str, **changes: Any) -> bytes:
