@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 # One process per core; a file's tests stay together, because they share what they have trained.
-PARALLEL ?= --numprocesses auto --dist loadfile
+PARALLEL ?= --numprocesses auto --dist loadfile --durations 20
 # All of them, unless some are named.
 TESTS ?= tests
 LOWER_TESTS ?= tests/adapter tests/artifact tests/data tests/gradients tests/hub/test_publish.py tests/hub/test_resolve.py tests/objectives \
@@ -20,7 +20,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(TESTS)
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses auto --dist load -m slow
+	$(BIN)/python -m pytest --numprocesses auto --dist load --durations 20 -m slow
 
 # The oldest releases that pyproject.toml admits, in an environment of their own.
 test-lower-bounds: $(VENV)-lower/.installed

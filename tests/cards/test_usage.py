@@ -81,9 +81,9 @@ def test_the_code_of_a_published_card_runs_as_it_is(
     api, base_id = HfApi(), f"{repo_id}-base"
     api.create_repo(base_id)
     commit = api.upload_folder(repo_id=base_id, folder_path=BASE_MODELS / "masked", ignore_patterns="*.md").oid
-    before = {path: path.read_bytes() for path in stored.iterdir()}
+    before = {path: path.read_bytes() for path in stored.iterdir() if path.is_file()}
     publish_folder(stored, repo_id, base_id=base_id)
-    assert {path: path.read_bytes() for path in stored.iterdir()} == before
+    assert {path: path.read_bytes() for path in stored.iterdir() if path.is_file()} == before
     assert not caplog.records
     card = Path(hf_hub_download(repo_id, CARD_FILE)).read_text()
     config = json.loads(Path(hf_hub_download(repo_id, CONFIG_FILE)).read_text())

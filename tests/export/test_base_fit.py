@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gradiend_hub.artifact.files import ENCODER_FILE
+from gradiend_hub.artifact.files import BASE_FILE
 from gradiend_hub.errors import BaseModelError
 from gradiend_hub.export.base_fit import base_fit
 from tests.adapter.support import config_for, random_direction
@@ -79,7 +79,7 @@ def test_another_architecture_size_and_nothing_to_compare(direction: Path, tmp_p
     other = base_fit(direction, model_in(tmp_path / "llama", name="llama"))
     assert (other.relation, other.fits) == ("different", False) and "llama" in other.why
     base = model_in(tmp_path / "base")
-    (direction / ENCODER_FILE).unlink()
+    (direction / BASE_FILE).unlink()
     blind = base_fit(direction, base)
     assert (blind.relation, blind.fits) == ("unknown", False) and "no sampled weights" in blind.why
     fields = json.loads((tmp_path / "base" / "config.json").read_text())

@@ -315,4 +315,4 @@ def test_the_bias_stays_where_it_has_more_effect(
     model = GradiendModel.from_pretrained(tmp_path / "saved")
     assert trainer.direction.has_bias == model.direction.has_bias == (better == "with")
     written = model.to_lora(tmp_path / "lora")
-    assert len(written.folders) == (2 if better == "with" else 1)
+    assert len(written.places) == (2 if better == "with" else 1)
