@@ -42,19 +42,28 @@ def test_the_first_screen_prints_what_stands_below_it(tmp_path: Path, masked_pat
             assert shown[word] == pytest.approx(stated[word], abs=30)
 
 
+EXAMPLES = re.findall(
+    r"```bash\npython (examples/\S+) --offline\n```\n\n```text\n(.*?)```",
+    (ROOT / "examples" / "README.md").read_text(encoding="utf-8"),
+    re.DOTALL,
+)
+"""Scripts, and what the page shows of their output."""
+
+
+def test_the_page_of_the_examples_shows_their_output() -> None:
+    assert len(EXAMPLES) >= 5
+
+
 @pytest.mark.slow
-def test_the_examples_print_what_stands_below_them() -> None:
-    page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```bash\npython (examples/\S+) --offline\n```\n\n```text\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) >= 5
-    for script, output in blocks:
-        command = [sys.executable, script, "--offline"]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr[-2000:]
-        for found, expected in zip(run.stdout.strip().splitlines(), output.strip().splitlines(), strict=True):
-            figures = [[float(x) for x in re.findall(r"[-+]?\d+\.\d+", line)] for line in (found, expected)]
-            assert figures[0] == pytest.approx(figures[1], abs=0.3)
-            assert re.sub(r"[-+]?\d+\.\d+", "", found) == re.sub(r"[-+]?\d+\.\d+", "", expected)
+@pytest.mark.parametrize(("script", "output"), EXAMPLES, ids=[script for script, _ in EXAMPLES])
+def test_an_example_prints_what_stands_below_it(script: str, output: str) -> None:
+    command = [sys.executable, script, "--offline"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    for found, expected in zip(run.stdout.strip().splitlines(), output.strip().splitlines(), strict=True):
+        figures = [[float(x) for x in re.findall(r"[-+]?\d+\.\d+", line)] for line in (found, expected)]
+        assert figures[0] == pytest.approx(figures[1], abs=0.3)
+        assert re.sub(r"[-+]?\d+\.\d+", "", found) == re.sub(r"[-+]?\d+\.\d+", "", expected)
 
 
 @pytest.mark.slow
