@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 PARALLEL ?= --numprocesses auto --dist loadfile --durations 20
 # All of them, unless some are named.
 TESTS ?= tests
+# CI leaves out those that are marked `release`, too.
+SLOW ?= slow
 LOWER_TESTS ?= tests/adapter tests/artifact tests/data/test_loading.py tests/hub/test_publish.py tests/hub/test_resolve.py \
     tests/objectives/test_checks.py tests/objectives/test_text.py tests/test_base_model.py tests/test_model.py tests/test_package.py tests/training/test_trainer.py
 
@@ -20,7 +22,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(TESTS)
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses auto --dist load --durations 20 -m slow
+	$(BIN)/python -m pytest --numprocesses auto --dist load --durations 20 -m "$(SLOW)"
 
 # The oldest releases that pyproject.toml admits, in an environment of their own.
 test-lower-bounds: $(VENV)-lower/.installed

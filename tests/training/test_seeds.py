@@ -30,7 +30,7 @@ def base(request: pytest.FixtureRequest, masked_path: Path, causal_path: Path) -
     return masked_path if request.param == "masked" else causal_path
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.release) for seed in range(1, 5))])
 def test_the_default_converges_for_every_seed(
     base: Path, seed: int, tmp_path: Path, pronouns: Any, neutral: Any
 ) -> None:
