@@ -268,6 +268,7 @@ OF_PEFT = (ValueError, TypeError, OSError, RuntimeError, SafetensorError, UserWa
 """Errors and warnings of PEFT's own reading of configuration and weights, which comes before ours."""
 
 
+@pytest.mark.slow
 @TOLERATE_LFS_UPLOAD
 @pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")  # of PEFT
 @pytest.mark.parametrize("case", HOSTILE)
