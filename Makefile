@@ -10,8 +10,8 @@ PARALLEL ?= --numprocesses auto --dist loadfile --durations 20
 TESTS ?= tests
 # CI leaves out those that are marked `release`, too.
 SLOW ?= slow
-LOWER_TESTS ?= tests/adapter tests/artifact tests/data/test_loading.py tests/hub/test_publish.py tests/hub/test_resolve.py \
-    tests/objectives/test_checks.py tests/objectives/test_text.py tests/test_base_model.py tests/test_model.py tests/test_package.py tests/training/test_trainer.py
+LOWER_TESTS ?= tests/adapter tests/artifact tests/data tests/gradients tests/hub/test_publish.py tests/hub/test_resolve.py tests/objectives \
+    tests/test_base_model.py tests/test_model.py tests/test_package.py tests/training/test_trainer.py
 
 .PHONY: demo test test-slow test-lower-bounds lint bench docs package format clean
 
