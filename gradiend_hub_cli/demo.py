@@ -144,6 +144,7 @@ def _learn(material: _Material, folder: Path, options: DemoOptions, story: Story
             max_steps=options.max_steps or -1,
             save_strategy="no",
             quality_tokens=math.ceil(options.share * SCORED_TOKENS),
+            controls=1,
             disable_tqdm=True,
         )
         trainer = GradiendTrainer(
