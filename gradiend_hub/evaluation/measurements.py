@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import yaml
 
 from gradiend_hub.artifact.fields import DirectionFields
-from gradiend_hub.artifact.files import MOST_REPORT_BYTES, REPORTS_FOLDER, WEIGHTS_FILE, own_file
+from gradiend_hub.artifact.files import EVAL_RESULTS_FOLDER, MOST_REPORT_BYTES, REPORTS_FOLDER, WEIGHTS_FILE, own_file
 from gradiend_hub.artifact.validation import NAME, read_as
 from gradiend_hub.errors import GradiendError, first_line
 from gradiend_hub.hub.contributions import Contribution, Contributions
@@ -23,8 +23,6 @@ from .report import Report, SplitReport
 
 __all__ = ["Headline", "Measurement", "Measurements", "ResultEntry", "find_measurements"]
 
-RESULTS_FOLDER: Final = ".eval_results"
-"""Where the Hub looks for results of evaluations, of anybody."""
 
 MOST_FILES: Final = 20
 """Reports, and files of results, that are read."""
@@ -176,7 +174,7 @@ def find_measurements(
         return measurements
     there = Contributions(found.repo_id, found.commit, token)
     try:
-        for file in there.listed(REPORTS_FOLDER, RESULTS_FOLDER):
+        for file in there.listed(REPORTS_FOLDER, EVAL_RESULTS_FOLDER):
             _read(measurements, there, file, config)
     except (*FAILURES, OSError) as error:
         measurements.problems.append(f"What others have measured is not known: {summary(error)}.")
