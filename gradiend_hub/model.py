@@ -46,7 +46,7 @@ PEFT_SAVING = {
 
 @dataclass(frozen=True)
 class MergedDirection:
-    """What was merged into a model for good.
+    """Record of a direction that was merged into a model for good.
 
     Attributes:
         direction: repository, or name of the folder, of the direction; `folder` and `commit` where it was read from.
@@ -469,7 +469,7 @@ class GradiendModel(EditedModel):
         return model
 
     def _described_merge(self, name: str) -> MergedDirection | None:
-        """What a card says of merging a direction; `None` for one that changes nothing, or has no feature."""
+        """Return the record of merging a direction, for a card; `None` for one that changes nothing, or has no feature."""
         found, config, strength = self._found.get(name), self.peft_config.get(name), self.strengths.get(name)
         if config is None or not config.feature_classes or not strength or list(self.active_adapters) != [name]:
             return None

@@ -107,13 +107,13 @@ def test_the_code_of_a_page_runs(page: str, first_direction: Path, tmp_path: Pat
             (tmp_path / "out" / "plural").mkdir()
     for kind, block in _joined(BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))):
         if kind == "python":
-            _run([sys.executable, "-c", block], tmp_path)
+            check_runs([sys.executable, "-c", block], tmp_path)
             continue
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words:
                 program = ["-m", "gradiend_hub", *words[1:]] if words[0] == "gradiend-hub" else words[1:]
-                _run([sys.executable, *program], tmp_path)
+                check_runs([sys.executable, *program], tmp_path)
 
 
 def _joined(blocks: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -140,11 +140,11 @@ def first_direction(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fewer |= {"test_dataset.split": "test[:64]", "neutral_dataset.split": "neutral[:60]", "args.save_strategy": "no"}
     fewer |= {"test_neutral_dataset.split": "neutral[200:260]"}
     settings = [word for name, value in fewer.items() for word in ("--set", f"{name}={value}")]
-    _run([sys.executable, "-m", "gradiend_hub", "train", "examples/train.yaml", *settings, "--quiet"], folder)
+    check_runs([sys.executable, "-m", "gradiend_hub", "train", "examples/train.yaml", *settings, "--quiet"], folder)
     return folder / "out" / "first"
 
 
-def _run(command: list[str], folder: Path) -> None:
+def check_runs(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-2500:]}"
 

@@ -48,7 +48,7 @@ class _Asked(StoppingCriteria):  # type: ignore[misc]
         self.before: int | None = None  # tokens before the first step's
 
     def strengths(self, step: int, tokens: torch.Tensor, loaded: Sequence[str], batch: int) -> dict[str, list[float]]:
-        """What the schedule says at a step, as one number for each row by name."""
+        """Return the schedule's strengths at a step: one number for each row, by direction."""
         said = self.schedule(step, tokens)
         if not isinstance(said, Mapping):
             if len(self.current) != 1:

@@ -80,7 +80,7 @@ class ParameterDirection:
 
     @property
     def form(self) -> str:
-        """How it is stored, in words."""
+        """Stored form in words: the rank, "all", or the number of entries."""
         if isinstance(self.decoder, Factors):
             return f"rank {self.rank}"
         return "all" if self.indices is None else f"{self.entries:,} of {self.numel:,}"

@@ -135,7 +135,7 @@ def render_card(
 
 
 def _others(others: Measurements, config: GradiendConfig) -> list[dict[str, Any]]:
-    """What the card says of each measurement by others."""
+    """Rows of the card's table of measurements by others."""
     classes = config.feature_classes or ["first", "second"]
     return [
         {

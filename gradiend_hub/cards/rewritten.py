@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import REWRITTEN_TAGS
 from gradiend_hub.errors import HubPushError
 from gradiend_hub.evaluation import Report
+from gradiend_hub.hub.in_memory import removed_when_sent
 from gradiend_hub.hub.names import hub_id
 from gradiend_hub.hub.publish import refusal
 from gradiend_hub.hub.rewritten import publish_rewritten
@@ -116,7 +116,7 @@ def push_rewritten(model: Any, merged: MergedDirection, repo_id: str, **options:
     if reason := refusal(repo_id):
         raise HubPushError(f"Could not push to {repo_id}: {reason}.\nNothing was written or sent.")
     folder = Path(tempfile.mkdtemp(prefix="gradiend-"))
-    try:
+    with removed_when_sent(folder):
         model.save_pretrained(folder, **saving)
         processing_class = merged.processing_class or load_processing_class(model, merged.config, merged.hub)
         processing_class.save_pretrained(folder)
@@ -130,11 +130,4 @@ def push_rewritten(model: Any, merged: MergedDirection, repo_id: str, **options:
             dtype=str(model.dtype).removeprefix("torch."),
             report=Report.find(merged.folder) if merged.folder else None,
         )
-        commit = publish_rewritten(folder, repo_id, **options)
-    except HubPushError:
-        raise  # it names the folder, which can be pushed as it is
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    shutil.rmtree(folder)
-    return commit
+        return publish_rewritten(folder, repo_id, **options)

@@ -22,7 +22,7 @@ __all__ = ["ArtifactTables", "edits"]
 
 @dataclass(frozen=True)
 class ArtifactTables:
-    """What directions say of each other without their base model.
+    """Tables of directions that need the artifacts alone, and no base model.
 
     Attributes:
         members: The directions.

@@ -23,7 +23,6 @@ from .report import Report, SplitReport
 
 __all__ = ["Headline", "Measurement", "Measurements", "ResultEntry", "find_measurements"]
 
-
 MOST_FILES: Final = 20
 """Reports, and files of results, that are read."""
 _MOST_RESULT_BYTES: Final = 2**16
@@ -132,7 +131,7 @@ class ResultEntry:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What others have measured of a direction.
+    """Measurements of a direction by others than its author.
 
     Attributes:
         reports: each with who has made it.

@@ -160,7 +160,7 @@ class Figure:
 
     @property
     def is_share(self) -> bool:
-        """Whether every value is 0 or 1, so that the mean is a share of the items."""
+        """True if every value is 0 or 1, so that the mean is a share of the items."""
         return bool(np.isin(self.values, (0.0, 1.0)).all())
 
 

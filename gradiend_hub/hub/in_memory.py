@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Final
@@ -16,10 +17,23 @@ from gradiend_hub.errors import HubPushError, first_line
 
 from .publish import publish_folders, refusal
 
-__all__ = ["push_direction", "push_written"]
+__all__ = ["push_direction", "push_written", "removed_when_sent"]
 
 _CARD: Final = "gradiend_hub.cards:write_card"
 """Writes a card; a name, since cards are built upon this package."""
+
+
+@contextmanager
+def removed_when_sent(folder: Path) -> Iterator[None]:
+    """Remove a temporary folder at the end of the block; one that could not be pushed stays, since the error names it."""
+    try:
+        yield
+    except HubPushError:
+        raise
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    shutil.rmtree(folder)
 
 
 def push_written(write: Callable[[Path], Mapping[str | None, Path]], repo_id: str, **options: Any) -> CommitInfo:
@@ -48,15 +62,8 @@ def push_written(write: Callable[[Path], Mapping[str | None, Path]], repo_id: st
                 f"({first_line(error)}). Nothing was sent. Make room there, or name another place with TMPDIR."
             ) from error
         raise
-    try:
-        commit = publish_folders(folders, repo_id, **options)
-    except HubPushError:
-        raise  # it names the folder, which can be pushed as it is
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    shutil.rmtree(folder)
-    return commit
+    with removed_when_sent(folder):
+        return publish_folders(folders, repo_id, **options)
 
 
 def push_direction(

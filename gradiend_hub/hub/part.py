@@ -1,4 +1,4 @@
-"""What a push puts into one place of a repository (a direction, data set or Space), and what it finds and replaces there."""
+"""Contents of a push for one place of a repository (a direction, data set or Space), checked against what stands there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was pushed from a folder, remembered beside it: a card that is still so on the Hub was edited by nobody else."""
+"""Record of what was pushed from a folder, kept beside it: a card that is still so on the Hub was edited by nobody else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Memory:
         return {}
 
     def _downloaded(self, name: str) -> str | None:
-        """What git calls the file as `hf download --local-dir` has last written it: the second line of its note."""
+        """Return git's hash of the file as `hf download --local-dir` has last written it: the second line of its note."""
         note = self._folder / ".cache" / "huggingface" / "download" / f"{name}.metadata"
         with suppress(OSError, ValueError, IndexError):
             return note.read_text(encoding="utf-8").splitlines()[1].strip()

@@ -147,7 +147,7 @@ class Edits:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen.
+    """Decoders that validation rows chose.
 
     Attributes:
         edits: each sign's own decoder, at its own best dose.

@@ -56,7 +56,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_http, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}), raising=False)
 
 
-def push_around_silence(hub: HubServer, folder: Path, repo_id: str, rule: dict[str, str]) -> None:
+def check_silence_is_given_up(hub: HubServer, folder: Path, repo_id: str, rule: dict[str, str]) -> None:
     """The Hub says nothing at one place for good: an error, nothing visible, and the next push is whole."""
     write_direction(folder)  # unknown to the storage
     hub.fault("hang", seconds=600, times=99, **rule)
@@ -76,13 +76,13 @@ def push_around_silence(hub: HubServer, folder: Path, repo_id: str, rule: dict[s
 @pytest.mark.parametrize("endpoint", SILENT)
 @pytest.mark.usefixtures("impatient")
 def test_a_silent_hub_is_given_up(direction_folder: Path, repo_id: str, hub: HubServer, endpoint: str) -> None:
-    push_around_silence(hub, direction_folder, repo_id, SILENT[endpoint])
+    check_silence_is_given_up(hub, direction_folder, repo_id, SILENT[endpoint])
 
 
 @pytest.mark.parametrize("endpoint", SILENT_XET)
 @pytest.mark.usefixtures("impatient")
 def test_a_silent_storage_is_given_up(direction_folder: Path, repo_id: str, hub: HubServer, endpoint: str) -> None:
-    push_around_silence(hub, direction_folder, repo_id, SILENT_XET[endpoint])
+    check_silence_is_given_up(hub, direction_folder, repo_id, SILENT_XET[endpoint])
 
 
 @pytest.mark.parametrize("endpoint", SILENT_LFS)
@@ -90,7 +90,7 @@ def test_a_silent_storage_is_given_up(direction_folder: Path, repo_id: str, hub:
 def test_a_silent_plain_storage_is_given_up(
     direction_folder: Path, repo_id: str, hub: HubServer, endpoint: str
 ) -> None:
-    push_around_silence(hub, direction_folder, repo_id, SILENT_LFS[endpoint])
+    check_silence_is_given_up(hub, direction_folder, repo_id, SILENT_LFS[endpoint])
 
 
 @pytest.mark.parametrize("endpoint", SILENT)
