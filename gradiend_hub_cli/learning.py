@@ -1,0 +1,153 @@
+"""The commands that make directions, and the data that they are learned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .command import command
+from .console import Story
+from .groups import app, data_app
+from .options import Private
+
+
+@command(app, "demo", story=True)
+def demo(
+    story: Story,
+    base: Annotated[Literal["masked", "causal"], typer.Option(help="Which of the bundled models to use.")] = "masked",
+    examples: Annotated[
+        Path | None, typer.Option(help="The repository's folder `examples`, if it is not found.", show_default=False)
+    ] = None,
+    repo_id: Annotated[str | None, typer.Option(help="Push to this repository, and go on with what is pulled.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the results; default: below ./out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop learning after this many steps.")] = None,
+    share: Annotated[
+        float, typer.Option(min=0.02, max=1.0, help="Share of the data to read; 1 is what trainings read by default.")
+    ] = 0.5,
+) -> dict[str, Any]:
+    """See everything once: learn a direction from a small real model, measure, publish, apply and merge it."""
+    from .demo import DemoOptions, run_demo
+
+    return run_demo(DemoOptions(base, examples, repo_id, out, seed, max_steps, share), story)
+
+
+@command(app, "init")
+def init(
+    story: Story,
+    file: Annotated[Path, typer.Argument(metavar="[FILE.yaml]", help="File to write.")] = Path("feature.yaml"),
+    model: Annotated[str | None, typer.Option(help="Folder or id of a masked or a causal language model.")] = None,
+    words: Annotated[
+        str | None, typer.Option(help='Two classes with their words, e.g. "SG=he,she,it PL=they".')
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text with these words: a file (text, CSV, JSON lines, Parquet), or a data set's id."),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of the text, if it is a table.")] = "text",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, if it exists.")] = False,
+) -> dict[str, Any]:
+    """Write a commented YAML file for a feature of your own, for `gradiend-hub train`.
+
+    What no option says is asked: the model, the words, the text. The words are tried with the model's tokenizer, and
+    the rows that the text has are counted.
+    """
+    from .init import InitOptions, write_feature
+
+    return write_feature(file, InitOptions(model, words, text, text_column, overwrite), story)
+
+
+@command(app, "train", story=True)
+def train(
+    story: Story,
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE.yaml", help="What to learn from what; see examples/train.yaml.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. args.learning_rate=0.05. Repeatable."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be trained, its time and memory, and stop.")
+    ] = False,
+) -> dict[str, Any]:
+    """Learn the direction that a YAML file describes, measure and save it; push it if the file says so."""
+    from .train import predict_recipe, run_recipe
+
+    if dry_run:
+        return predict_recipe(recipe, overrides or [], story)
+    return run_recipe(recipe, overrides or [], resume, story)
+
+
+@command(app, "suite", story=True)
+def suite(
+    story: Story,
+    recipe: Annotated[
+        Path, typer.Argument(metavar="SUITE.yaml", help="Classes, pairs and data; see examples/suite.yaml.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. args.output_dir=out. Repeatable."),
+    ] = None,
+) -> dict[str, Any]:
+    """Learn many directions between many classes from one stream of gradients; the same command goes on."""
+    from .suite import run_suite
+
+    return run_suite(recipe, overrides or [], story)
+
+
+DataConfig = Annotated[
+    Path, typer.Argument(metavar="CONFIG.yaml", help="Classes, source, filters; see examples/data.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. seed=1. Repeatable.")
+]
+
+
+@command(data_app, "data", story=True)
+def build(
+    story: Story,
+    config: DataConfig,
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for the rows, neutral text and card.")],
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of an earlier build.")] = False,
+    repo_id: Annotated[str | None, typer.Option("--push-to", help="Publish as this data set, in one commit.")] = None,
+    private: Private = False,
+) -> dict[str, Any]:
+    """Turn text into rows with a slot; every text that is left out is counted."""
+    from .data import build_data
+
+    return build_data(config, out, overrides or [], overwrite, (repo_id, private), story)
+
+
+@command(data_app, "data")
+def push_(
+    story: Story,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `data build` wrote.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made if there is none.")],
+    private: Private = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if there is none.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Upload feature data",
+) -> dict[str, Any]:
+    """Publish a data set that was built, in one commit. To repeat a push that failed is safe."""
+    from .data import push_data
+
+    options = {"private": private or None, "revision": revision, "create_pr": create_pr, "commit_message": message}
+    return push_data(folder, repo_id, options, story)
+
+
+@command(data_app, "data")
+def words(
+    story: Story,
+    config: DataConfig,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or id of a base model.")],
+    overrides: Overrides = None,
+) -> dict[str, Any]:
+    """Show how a model's tokenizer writes the words of the classes, and what that means for a direction."""
+    from .data import show_fillers
+
+    return show_fillers(config, model, overrides or [], story)
