@@ -177,15 +177,17 @@ class StrengthProbe:
         probe._fill(chosen, sets)
         return probe
 
-    def aside(self, *, like: bool = False) -> StrengthProbe:
+    def aside(self, model: GradiendModel | None = None, *, like: bool = False) -> StrengthProbe:
         """A probe on the same rows and texts for another direction; it knows the base model's figures.
 
         Args:
+            model: with the other direction on the same base model; default: this one, which is given the direction later.
             like: the other direction changes nearly what this one does, so that what was read of this one tells much of
                 it: a few readings give its figures as exactly as all would.
         """
         self._extend(0.0)
         probe = copy.copy(self)
+        probe.model = model or self.model
         probe._forget()
         probe._alike = self if like else None
         probe._read[0.0] = self._read[0.0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradiend_hub.data import Row
 from gradiend_hub.errors import DataError, TrainingError
-from gradiend_hub.objectives import IGNORED, Batch, Objective, batched
+from gradiend_hub.objectives import IGNORED, Batch, Objective, Sample, batched
 from gradiend_hub.progress import progress
 
 from .factors import FactorReader
@@ -26,6 +26,7 @@ def diagonal_fisher(
     objective: Objective,
     texts: Sequence[str],
     rows: Sequence[Row] = (),
+    replies: Sequence[Sample] = (),
     *,
     batch_size: int = 8,
     seed: int = 0,
@@ -40,6 +41,7 @@ def diagonal_fisher(
         reader: entered, of the scope that the decoder lives on.
         texts: neutral sentences; others than those on which damage is measured later.
         rows: feature rows, whose own texts are read beside them: where the feature lives, damage would hide otherwise.
+        replies: further samples that are read beside them, e.g. a model's own replies to prompts in its chat format.
         batch_size: texts per gradient. A smaller one costs more and gives less noise.
         seed: decides which tokens are masked and which labels are drawn.
         draws: how often each text is read.
@@ -48,7 +50,9 @@ def diagonal_fisher(
         DataError: no text has a token that is scored.
     """
     total, tokens = torch.zeros(reader.scope.size, device=next(iter(reader.scope.parameters.values())).device), 0
-    for loss, scored in sampled_losses(reader, objective, texts, rows, batch_size=batch_size, seed=seed, draws=draws):
+    for loss, scored in sampled_losses(
+        reader, objective, texts, rows, replies, batch_size=batch_size, seed=seed, draws=draws
+    ):
         total.addcmul_(*(2 * [reader.read(loss)]))
         tokens += scored
     return total / tokens
@@ -59,6 +63,7 @@ def sampled_losses(
     objective: Objective,
     texts: Sequence[str],
     rows: Sequence[Row],
+    replies: Sequence[Sample],
     *,
     batch_size: int,
     seed: int,
@@ -73,6 +78,7 @@ def sampled_losses(
     rng = random.Random(seed)
     samples = [sample for _ in range(draws) for text in texts for sample in objective.quality_samples(text, rng)]
     samples += [sample for _ in range(draws) for row in rows for sample in objective.own_samples(row, rng)]
+    samples += replies
     if not samples:
         raise DataError(
             f"None of the {len(texts)} neutral texts has a token to score, so there is no Fisher information."
@@ -88,7 +94,8 @@ def sampled_losses(
                 yield loss, int((slots.labels != IGNORED).sum())
                 break
             for i in loss:
-                _leave_out(" with ".join(map(repr, objective.describe(chosen[i]))), unusable, len(texts) + len(rows))
+                text = " with ".join(map(repr, objective.describe(chosen[i])))
+                _leave_out(text, unusable, len(texts) + len(rows) + len(replies))
             chosen = [sample for i, sample in enumerate(chosen) if i not in loss]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradiend_hub.data import Row
-from gradiend_hub.objectives import Objective
+from gradiend_hub.objectives import Objective, Sample
 
 from .factors import FactorReader, Outer
 from .fisher import sampled_losses
@@ -155,6 +155,7 @@ def kronecker_factors(
     objective: Objective,
     texts: Sequence[str],
     rows: Sequence[Row] = (),
+    replies: Sequence[Sample] = (),
     *,
     batch_size: int = 8,
     seed: int = 0,
@@ -167,6 +168,7 @@ def kronecker_factors(
         reader: entered, of the scope that the decoder lives on.
         texts: what an edit should spare; others than those on which damage is measured later.
         rows: feature rows, whose own texts are read beside them.
+        replies: further samples that are read beside them, e.g. a model's own replies to prompts in its chat format.
         batch_size: texts per pass.
         seed: decides which tokens are masked, which labels are drawn, and Ω.
         draws: how often each text is read.
@@ -179,7 +181,7 @@ def kronecker_factors(
     sums: _Sums | None = None
     tokens = 0
     options = {"batch_size": batch_size, "seed": seed, "draws": draws}
-    for loss, scored in sampled_losses(reader, objective, texts, rows, **options):
+    for loss, scored in sampled_losses(reader, objective, texts, rows, replies, **options):
         if sums is None:  # the first pass has told which parameters no hook sees
             sums = _Sums(reader, columns, seed)
         reader.read(loss, sums.sink)

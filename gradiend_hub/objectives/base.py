@@ -248,8 +248,12 @@ class Objective(ABC):
         """Make an item of a damage set of a record: as `read_neutral`, or, for models that generate text, a `Prompt`."""
         return self.read_neutral(record)
 
-    def chat_prompts(self) -> list[Prompt]:
-        """Return prompts in the model's chat template; none for a model without one."""
+    def chat_prompts(self, *, fitted: bool = False) -> list[Prompt]:
+        """Return prompts in the model's chat template; none for a model without one.
+
+        Args:
+            fitted: Those whose replies decoders are made to spare, instead of those on which damage is measured.
+        """
         return []
 
     def own_samples(self, row: Any, rng: random.Random, avoid: Collection[int] = ()) -> list[Sample]:

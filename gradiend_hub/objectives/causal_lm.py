@@ -17,7 +17,7 @@ from gradiend_hub.errors import BaseModelError, DataError
 from .checks import Behaviour
 from .filling import Encoded, Filled
 from .greedy import continuation, greedy
-from .prompts import CHAT_PROMPTS, Prompt, read_prompt
+from .prompts import CHAT_PROMPTS, FITTED_PROMPTS, Prompt, read_prompt
 from .samples import IGNORED, Answer, Sample
 from .slots import TextObjective
 
@@ -101,11 +101,11 @@ class CausalLMObjective(TextObjective):
         """Make a text or a prompt of a record, in the model's chat template if there is one."""
         return read_prompt(record, self.tokenizer) or self.read_neutral(record)
 
-    def chat_prompts(self) -> list[Prompt]:
-        """Return `CHAT_PROMPTS` in the model's chat template; none for a model without one."""
+    def chat_prompts(self, *, fitted: bool = False) -> list[Prompt]:
+        """Return `CHAT_PROMPTS`, or `FITTED_PROMPTS`, in the model's chat template; none for a model without one."""
         if getattr(self.tokenizer, "chat_template", None) is None:
             return []
-        found = (read_prompt({"prompt": text}, self.tokenizer) for text in CHAT_PROMPTS)
+        found = (read_prompt({"prompt": text}, self.tokenizer) for text in (FITTED_PROMPTS if fitted else CHAT_PROMPTS))
         return [prompt for prompt in found if prompt]
 
     def prompt(self, row: TextRow) -> str:

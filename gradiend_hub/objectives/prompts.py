@@ -8,7 +8,7 @@ from typing import Any
 
 from gradiend_hub.errors import DataError
 
-__all__ = ["CHAT_PROMPTS", "Prompt", "read_prompt"]
+__all__ = ["CHAT_PROMPTS", "FITTED_PROMPTS", "Prompt", "read_prompt"]
 
 CHAT_PROMPTS = (
     "Explain how a bicycle works.",
@@ -28,7 +28,23 @@ CHAT_PROMPTS = (
     "How does a refrigerator keep food cold?",
     "Write a short note to say that a meeting was moved.",
 )
-"""Questions that hold no feature in particular, for models that have a chat template."""
+"""Questions that hold no feature in particular, for models that have a chat template: damage is measured on the replies."""
+
+FITTED_PROMPTS = (
+    "Explain how a clock keeps time.",
+    "Write two sentences about a forest.",
+    "What is the difference between a village and a town?",
+    "How do I change a light bulb?",
+    "Give me three tips for sleeping well.",
+    "Describe a train station in the evening.",
+    "Why do leaves fall in autumn?",
+    "List five things that are found in a toolbox.",
+    "What does an operating system do?",
+    "How is glass made?",
+    "Summarize how rain forms.",
+    "Write a short message to say that a parcel has arrived.",
+)
+"""Others of the same kind: decoders are made to spare the replies to these."""
 
 
 @dataclass(frozen=True)

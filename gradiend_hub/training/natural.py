@@ -21,7 +21,7 @@ from gradiend_hub.evaluation.part import NotFiniteError
 from gradiend_hub.gradients import KroneckerFactors
 from gradiend_hub.solvers import ByParameter, Solution
 
-__all__ = ["Choice", "Damping", "Edits", "Outcome", "best_edits", "outcome", "preconditioned"]
+__all__ = ["Choice", "Damping", "Edits", "Outcome", "best_edits", "common_effect", "outcome", "preconditioned"]
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,18 @@ def outcome(probe: StrengthProbe, sign: int, floor: float, start: float | None =
         )
     effect = probe.summary(sign * low).effect(sign)
     return Outcome(0.0 if effect is None else effect.mean, low)
+
+
+def common_effect(probe: StrengthProbe, floor: float) -> float:
+    """Effect of both signs together at about the largest dose at which neither damages more than the floor allows.
+
+    Raises:
+        EditError: even the smallest dose damages the model.
+    """
+    dose = outcome(probe, 1, floor).dose
+    if _damage(probe, -dose) > 1 - floor:
+        dose = min(dose, outcome(probe, -1, floor, dose).dose)
+    return probe.effect(probe.measure_dose(dose), probe.measure_dose(-dose))
 
 
 def _first_dose(probe: StrengthProbe) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,10 +21,10 @@ from gradiend_hub.base_model import base_commit, base_name
 from gradiend_hub.comparison.references import references_of
 from gradiend_hub.data import Row
 from gradiend_hub.encoding import preactivations, reading_sign
-from gradiend_hub.evaluation import StrengthProbe, calibrate
+from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.evaluation.report import ReferenceReport
-from gradiend_hub.evaluation.sets import damage_items
+from gradiend_hub.evaluation.sets import REPLY_TOKENS, damage_items
 from gradiend_hub.gradients import (
     Entries,
     FactorReader,
@@ -35,7 +36,7 @@ from gradiend_hub.gradients import (
     kronecker_factors,
 )
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Example, Objective, examples_of
+from gradiend_hub.objectives import Example, Objective, Sample, evaluating, examples_of
 from gradiend_hub.progress import counted
 from gradiend_hub.solvers import (
     ByParameter,
@@ -56,7 +57,7 @@ from gradiend_hub.solvers.base import LEVEL
 from .args import GradiendTrainingArguments
 from .data import CALIBRATION_ROWS, TrainingData
 from .decoders import best_damped, chosen_damping, cut_to_rank, numbers_at_rank, pruned, with_mean_decoder
-from .natural import Edits, Measure, Outcome, best_edits, outcome, preconditioned
+from .natural import Edits, Measure, Outcome, best_edits, common_effect, outcome, preconditioned
 
 __all__ = ["Finished", "TrainingRun", "as_direction", "config_for"]
 
@@ -254,9 +255,9 @@ class TrainingRun:
             with counted("measuring the bias"):
                 solution, by_bias = self.with_or_without_bias(solution)
         if args.decoder == "damage_aware":
+            spared = self.spared
             with GradientReader(self.base_model, scope) as reader:
-                texts, rows = self.data.fisher_texts, spread(self.data.rows, len(self.data.fisher_texts))
-                fisher = diagonal_fisher(reader, self.objective, texts, rows, seed=args.seed)
+                fisher = diagonal_fisher(reader, self.objective, *spared, seed=args.seed)
             effect = self.effect if self._compares else None
             with counted("measuring dampings"):
                 (solution, scope), effects = best_damped(
@@ -269,14 +270,15 @@ class TrainingRun:
         if is_cut:
             solution = cut_to_rank(solution, scope, int(args.rank or 0))
         if args.decoder == "natural":
+            spared = self.spared
             with FactorReader(self.base_model, scope) as by_factors:
-                texts, rows = self.data.fisher_texts, spread(self.data.rows, len(self.data.fisher_texts))
-                factors = kronecker_factors(by_factors, self.objective, texts, rows, seed=args.seed)
+                factors = kronecker_factors(by_factors, self.objective, *spared, seed=args.seed)
             with counted("measuring decoders"):
                 solution, effects = self._natural(solution, factors)
         if is_cut or scope is not self.scope:  # fewer coordinates make a smaller z
             read = self.read(solution, scope)
             solution = read.solution
+        self._probes.clear()  # it keeps distributions of the base model
         judged = convergence(read.h, read.labels)
         if judged.faults:
             solution = solution.quieter(max(LEAST_LEVEL, LEVEL * judged.correlation))
@@ -291,6 +293,15 @@ class TrainingRun:
         if contrasts is None:
             return None, None
         return references_of(contrasts, direction, self.scope, self.config, weights)
+
+    @cached_property
+    def spared(self) -> tuple[Sequence[Any], list[Row], list[Sample]]:
+        """What decoders spare: neutral texts, rows with their own text, and the replies of a model with a chat template."""
+        texts, samples = self.data.fisher_texts, list[Sample]()
+        if prompts := self.objective.chat_prompts(fitted=True):
+            with evaluating(self.base_model), torch.inference_mode():
+                samples = self.objective.generate(self.base_model, prompts, tokens=REPLY_TOKENS)
+        return texts, spread(self.data.rows, len(texts)), [sample for sample in samples if sample.labels]
 
     @property
     def _compares(self) -> bool:
@@ -323,39 +334,40 @@ class TrainingRun:
         """Return what measures edits on some validation rows, sign by sign, each at the largest dose that it bears."""
         if not self._compares:
             return None
-        known: list[StrengthProbe] = []
         doses: dict[int, float] = {}
 
         def measure(edits: Edits) -> dict[int, Outcome]:
-            direction = as_direction(edits.solution(solution, self.config), self.scope)
-            model = GradiendModel.from_direction(self.base_model, direction, copy.deepcopy(self.config))
-            try:
-                if not known:  # the base model's figures are the same for all
-                    known.append(self._probe(model))
-                probe = known[0].aside()
-                probe.model = model
+            with self._probing(edits.solution(solution, self.config), self.scope) as probe:
                 found = {s: outcome(probe, s, self.args.quality_floor, doses.get(s)) for s in (1, -1)}
-                doses.update({sign: one.dose for sign, one in found.items()})
-                return found
-            finally:
-                model.unload()
+            doses.update({sign: one.dose for sign, one in found.items()})
+            return found
 
         return measure
 
-    def _probe(self, model: GradiendModel) -> StrengthProbe:
-        """Read some validation rows, and all damage sets."""
-        others = damage_items(model, self.objective, self.data.damage_sets, seed=self.args.seed)
-        tokens = self.args.quality_tokens
-        sets = {"tokens": tokens, "own": tokens // 2, "others": others, "seed": self.args.seed}
-        probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, **sets)
-        return probe.subset(COMPARED_ROWS, COMPARED_TOKENS)
-
     def effect(self, solution: Solution, scope: Scope) -> float:
-        """Measure a solution's effect on some validation rows at the best dose that every damage set bears."""
+        """Measure a solution's effect on some validation rows at about the largest dose that every damage set bears."""
+        with self._probing(solution, scope) as probe:
+            return common_effect(probe, self.args.quality_floor)
+
+    @contextmanager
+    def _probing(self, solution: Solution, scope: Scope) -> Iterator[StrengthProbe]:
+        """Put a solution on the base model, to be measured on some validation rows and on all damage sets."""
         model = GradiendModel.from_direction(self.base_model, as_direction(solution, scope), copy.deepcopy(self.config))
         try:
-            probe = self._probe(model)
-            calibrate(probe, floor=self.args.quality_floor)
-            return probe.effect(probe.measure(1.0), probe.measure(-1.0))
+            yield self._probe(model)
         finally:
             model.unload()
+
+    def _probe(self, model: GradiendModel) -> StrengthProbe:
+        if not self._probes:  # the base model's replies and figures are the same for all
+            others = damage_items(model, self.objective, self.data.damage_sets, seed=self.args.seed)
+            tokens = self.args.quality_tokens
+            sets = {"tokens": tokens, "own": tokens // 2, "others": others, "seed": self.args.seed}
+            probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, **sets)
+            self._probes.append(probe.subset(COMPARED_ROWS, COMPARED_TOKENS))
+        return self._probes[0].aside(model)
+
+    @cached_property
+    def _probes(self) -> list[StrengthProbe]:
+        """The probe that decoders are compared with, once there is one."""
+        return []

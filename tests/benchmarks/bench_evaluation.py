@@ -2,28 +2,50 @@
 
 Every batch that is given to the base model is recorded, and run again with nothing around it. The reference package runs
 where `GRADIEND_REFERENCE_PYTHON` names its interpreter (see the README here).
+
+    python -m tests.benchmarks.bench_evaluation [masked | causal | FOLDER OF A BASE] ...
+
+prints only how many tokens an evaluation forwards, by what it measures.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import Row, read_rows, read_texts
-from gradiend_hub.evaluation import CURVE, EvaluationSettings, StrengthProbe, control_curves, evaluate_direction
+from gradiend_hub.evaluation import (
+    CURVE,
+    EvaluationSettings,
+    StrengthProbe,
+    control_curves,
+    evaluate_direction,
+    measure,
+)
+from gradiend_hub.evaluation.generation import GenerationProbe
 from gradiend_hub.gradients import select_parameters
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Batch, Objective, make_objective
+from gradiend_hub.objectives import Batch, Objective, examples_of, make_objective
+from gradiend_hub.training.batches import TransitionDataset
+from gradiend_hub.training.run import as_direction
 
 from .bench_learner import DATA, LONGEST, REFERENCE_PYTHON, make_job, reference_on
+from .bench_solvers import Laboratory, learn
 from .learner_job import CLASSES
 from .measure import MODELS, interleaved, line, plain_and_slots, read_jsonl, skipped
 
@@ -39,6 +61,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         elif not (quick and name == "minilm"):
             lines += evaluation(name, path, 40 if quick else 100)
             lines += against_reference(name, path, 20 if quick else 50)
+            lines += tokens(name, path, 40 if quick else 100)
     if not quick and "causal" in MODELS:
         with tempfile.TemporaryDirectory() as folder:
             lines += evaluation("135M shapes, random", random_135m(Path(folder)), 48)
@@ -48,9 +71,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 def evaluation(name: str, path: Path, size: int) -> list[dict[str, Any]]:
     """A whole evaluation on `size` rows and neutral texts, and the share of it that goes to random controls."""
     model, objective = prepared(path)
-    rows = read_rows(read_jsonl(DATA / "test.jsonl"), CLASSES)
-    rows = [row for c in CLASSES for row in [r for r in rows if r.factual_class == c][: size // 2]]
-    texts = read_texts([r for r in read_jsonl(DATA / "neutral.jsonl") if r["split"] == "test"])[:size]
+    rows, texts = sample(size)
     batches = recorded(objective, lambda: whole(model, objective, rows, texts))
     base = model.get_base_model()
 
@@ -119,9 +140,85 @@ def random_135m(folder: Path) -> Path:
     return folder
 
 
+def tokens(name: str, path: Path, size: int) -> list[dict[str, Any]]:
+    """Tokens that the base model is given by an evaluation that chooses the unit, padding included.
+
+    Beside it, the same without what damage is read on since neutral text is not all: own text, and continuations.
+    """
+    model, objective = learned(path)
+    rows, texts = sample(size)
+    counts: dict[str, Counter[str]] = {}
+    for kind, settings in (
+        ("all", EvaluationSettings()),
+        ("neutral", EvaluationSettings(own_tokens=0, generation=False)),
+    ):
+        model.active_peft_config.strength_unit, model.active_peft_config.break_point = 1.0, None
+        with counting(model.get_base_model()) as counts[kind]:
+            evaluate_direction(model, objective, rows, texts, settings, choose_unit_for="strengthen")
+    model.unload()
+    total, before = (sum(counts[kind].values()) for kind in ("all", "neutral"))
+    note = ", ".join(f"{phase} {count / 1000:.0f}k" for phase, count in counts["all"].most_common())
+    return [
+        line("tokens forwarded by an evaluation / by one without own text and continuations", total / before, "×",
+             model=name, ours=f"{total / 1000:.0f}k", other=f"{before / 1000:.0f}k",
+             note=f"{len(rows)} rows, {len(texts)} neutral texts, unit chosen; {note}"),
+    ]  # fmt: skip
+
+
+PHASES = {
+    "measure_encoder": "encodings", "damage_items": "replies", "calibrate": "unit", "_curve": "curve",
+    "control_curves": "controls", "complete": "completions", "decide": "decisions", "measure_lora": "LoRA",
+}  # fmt: skip
+"""What `evaluate_direction` calls, and how it is named here."""
+
+
+@contextmanager
+def counting(base: nn.Module) -> Iterator[Counter[str]]:
+    """Inside, tokens of every forward pass count for what `evaluate_direction` is measuring."""
+    found, phases = Counter[str](), ["other"]
+
+    def count(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        found[phases[-1]] += (given["input_ids"] if "input_ids" in given else args[0]).numel()
+
+    def in_phase(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(work)
+        def counted(*args: Any, **given: Any) -> Any:
+            phases.append(name)
+            try:
+                return work(*args, **given)
+            finally:
+                phases.pop()
+
+        return counted
+
+    with ExitStack() as stack:
+        stack.callback(base.register_forward_pre_hook(count, with_kwargs=True).remove)
+        stack.enter_context(patch.object(GenerationProbe, "_write", in_phase("continuations", GenerationProbe._write)))
+        for attribute, name in PHASES.items():
+            stack.enter_context(patch.object(measure, attribute, in_phase(name, getattr(measure, attribute))))
+        yield found
+
+
+def sample(size: int) -> tuple[list[Row], list[str]]:
+    """Test rows, half of each class, and neutral texts."""
+    rows = read_rows(read_jsonl(DATA / "test.jsonl"), CLASSES)
+    texts = read_texts([r for r in read_jsonl(DATA / "neutral.jsonl") if r["split"] == "test"])
+    return [row for c in CLASSES for row in [r for r in rows if r.factual_class == c][: size // 2]], texts[:size]
+
+
 def whole(model: GradiendModel, objective: Objective, rows: list[Row], texts: list[str]) -> None:
     """What `trainer.evaluate` does on a test split."""
     evaluate_direction(model, objective, rows, texts, EvaluationSettings(strengths=CURVE))
+
+
+def learned(path: Path) -> tuple[GradiendModel, Objective]:
+    """The class means of a few batches: what is searched for goes by what a direction does."""
+    laboratory, rows = Laboratory.of(path, [], 0), read_rows(read_jsonl(DATA / "train.jsonl"), CLASSES)
+    data = TransitionDataset(rows, examples_of(laboratory.objective, rows), CLASSES, "alternative")
+    solution = learn(laboratory.base, laboratory.objective, laboratory.scope, data, steps=12)["mean"]
+    config = GradiendConfig(feature_classes=CLASSES, fillers=FILLERS)
+    model = GradiendModel.from_direction(laboratory.base, as_direction(solution, laboratory.scope), config)
+    return model, laboratory.objective
 
 
 def prepared(path: Path) -> tuple[GradiendModel, Objective]:
@@ -154,3 +251,13 @@ def recorded(objective: Objective, work: Any) -> list[Batch]:
     finally:
         del objective.log_probs  # type: ignore[method-assign]
     return batches
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for base_name in sys.argv[1:] or ["masked", "causal"]:
+        for found in tokens(Path(base_name).name, MODELS.get(base_name, Path(base_name)), 100):
+            print(
+                f"{found['model']}: {found['ours']} / {found['other']} = {found['value']:.2f}; {found['note']}",
+                flush=True,
+            )

@@ -7,8 +7,9 @@ are counted from their shapes; those of the config-built ones are measured on ra
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ from gradiend_hub.gradients.frozen import frozen
 from gradiend_hub.gradients.kronecker import COLUMNS
 from gradiend_hub.objectives import Objective, PairBatch, examples_of, make_objective, output_nll
 from gradiend_hub.solvers import ClosedFormSolver, Sketching, SketchSolver
+from gradiend_hub.training.batches import TransitionDataset
 
+from .bench_learner import DATA
+from .bench_solvers import Laboratory, learn
 from .measure import EXAMPLES, MODELS, interleaved, line, peak_growth, read_jsonl, skipped
 
 RANK = 8
@@ -59,6 +63,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             lines.append(skipped("step by factors", f"there is no {path.name} in {path.parent}", model=name))
         elif not (quick and name == "minilm"):
             lines += against_bare(name, path, quick)
+            lines += passes(name, path)
     lines += [measured(size, quick) for size in (BUILT_QUICK if quick else BUILT)]
     return lines + [on_paper(size) for size in SIZES]
 
@@ -167,6 +172,51 @@ def encodings(
         line("encoding, dense, forward mode / the same", times.ratios["dense"], "×", model=name, ours=each["dense"],
              other=each["bare"]),
     ]  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------- exactness
+
+
+def passes(name: str, path: Path) -> list[dict[str, Any]]:
+    """Cosine of a decoder by sketches with the exact one, over its matrices: one pass, one of more columns, two passes.
+
+    Sketches are linear, so those of the exact decoder are what a training sums. A second pass would sum QᵀG for the Q of the
+    first, which is QᵀM.
+    """
+    laboratory, rows = Laboratory.of(path, [], 0), read_rows(read_jsonl(DATA / "train.jsonl"), CLASSES)
+    scope, data = (
+        laboratory.scope,
+        TransitionDataset(rows, examples_of(laboratory.objective, rows), CLASSES, "alternative"),
+    )
+    decoder = learn(laboratory.base, laboratory.objective, scope, data, steps=12)["mean"].decoder
+    matrices = {n: v.view(len(scope.parameters[n]), -1) for n, v in scope.split(decoder).items()}
+    whole = {n: m for n, m in matrices.items() if scope.parameters[n].ndim > 1}
+    shapes = {n: tuple(m.shape) for n, m in whole.items()}
+    found: dict[str, Mapping[str, Any]] = {}
+    for oversampling in (None, 3 * RANK):
+        sketching = Sketching(shapes, RANK, oversampling)
+        sums = torch.zeros(sketching.size)
+        for parameter, matrix in whole.items():
+            sketching.add(sums, parameter, matrix)
+        found[f"one pass, {sketching.k} columns"] = sketching.read(sums).parts
+        if oversampling is None:
+            found[f"two passes, {sketching.k} columns"] = {n: _projected(m, sketching) for n, m in whole.items()}
+    found["the best of this rank"] = {n: Factors.nearest(m, min(RANK, *m.shape)) for n, m in whole.items()}
+    size = math.sqrt(sum(float(m.double().square().sum()) for m in whole.values()))
+    lines = []
+    for kind, parts in found.items():
+        inner = sum(part.inner(whole[n]) for n, part in parts.items())
+        norm = math.sqrt(sum(part.inner(part) for part in parts.values()))
+        lines.append(line(f"cosine with the exact decoder, rank {RANK}: {kind}", inner / (norm * size), "", model=name))
+    return lines
+
+
+def _projected(matrix: Tensor, sketching: Sketching) -> Factors:
+    """Q·(QᵀM), cut to the rank, where the sketch's M·Ω gives Q; the best of the rank where a matrix is not sketched."""
+    if (omega := sketching.right.get(matrix.shape[1])) is None:
+        return Factors.nearest(matrix, min(RANK, *matrix.shape))
+    q, _ = torch.linalg.qr(matrix.double() @ omega.double())
+    return Factors(q.float(), (q.T @ matrix.double()).float()).to_rank(RANK)
 
 
 # ------------------------------------------------------------------------------------------------------------- memory

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,7 @@ from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.gradients import GradientReader, Scope, diagonal_fisher, read_pair, select_parameters
 from gradiend_hub.objectives import Objective, examples_of, make_objective
-from gradiend_hub.solvers import Solution, make_solver
+from gradiend_hub.solvers import Sketching, Solution, Solver, make_solver
 from gradiend_hub.training.batches import TransitionBatchSampler, TransitionDataset
 from gradiend_hub.training.data import TrainingData
 from gradiend_hub.training.decoders import best_damped
@@ -125,11 +125,21 @@ def _reads(objective: Objective, row: Row) -> bool:
         return False
 
 
-def learn(base: torch.nn.Module, objective: Objective, scope: Scope, data: TransitionDataset) -> dict[str, Solution]:
-    """The solutions of closed form and autoencoder on one stream of gradients."""
-    mean, trained = make_solver("closed_form", scope.size), make_solver("autoencoder", scope.size)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=0.1, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
+def learn(
+    base: torch.nn.Module, objective: Objective, scope: Scope, data: TransitionDataset, *,
+    names: Collection[str] = ("mean", "autoencoder"), rank: int | None = None, steps: int | None = None,
+) -> dict[str, Solution]:  # fmt: skip
+    """Solutions on one stream of gradients: the autoencoder's, class means, and, of a rank, those by `sketches`."""
+    solvers: dict[str, Solver] = {}
+    if "mean" in names:
+        solvers["mean"] = make_solver("closed_form", scope.size)
+    if "sketches" in names:
+        sketching = Sketching({name: tuple(p.shape) for name, p in scope.parameters.items()}, rank or 1)
+        solvers["sketches"] = make_solver("closed_form", scope.size, sketching=sketching)
+    if "autoencoder" in names:
+        trained = solvers["autoencoder"] = make_solver("autoencoder", scope.size)
+        optimizer = torch.optim.AdamW(trained.parameters(), lr=0.1, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps or STEPS)
 
     def batches() -> Iterator[list[int]]:
         sampler = TransitionBatchSampler(data, BATCH)
@@ -138,16 +148,19 @@ def learn(base: torch.nn.Module, objective: Objective, scope: Scope, data: Trans
             sampler.set_epoch(sampler.epoch + 1)
 
     with GradientReader(base, scope, reuse=True) as reader:
-        for batch in islice(batches(), STEPS):
+        for batch in islice(batches(), steps or STEPS):
             s, t = read_pair(reader, objective, objective.collate_pairs([data.examples[i] for i in batch]))
-            for solver in (mean, trained):
+            for solver in solvers.values():
                 solver.observe(s, t, data.labels[batch[0]])
-            optimizer.step()
-            schedule.step()
-    own = trained.solutions()[0]
-    # w_d of the autoencoder belongs to the sign that its h happens to have
-    sign = float(torch.sign(own.decoder @ mean.solutions()[0].decoder))
-    return {"mean": mean.solutions()[0], "autoencoder": own.with_gain(sign)}
+            if "autoencoder" in solvers:
+                optimizer.step()
+                schedule.step()
+    found = {name: solver.solutions()[0] for name, solver in solvers.items()}
+    if {"mean", "autoencoder"} <= found.keys():
+        # w_d of the autoencoder belongs to the sign that its h happens to have
+        own = found["autoencoder"]
+        found["autoencoder"] = own.with_gain(float(torch.sign(own.decoder @ found["mean"].decoder)))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------- what is measured

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,9 +26,12 @@ from gradiend_hub.evaluation.curve import band_ends
 from gradiend_hub.evaluation.damage import GENERATION, Damage, set_label, worst
 from gradiend_hub.evaluation.distributions import Distributions, Rest
 from gradiend_hub.evaluation.sets import damage_items
+from gradiend_hub.gradients import Scope, select_parameters
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, Prompt, make_objective
+from gradiend_hub.training import GradiendTrainingArguments
 from gradiend_hub.training.data import read_damage_sets
+from gradiend_hub.training.run import TrainingRun
 
 from .test_probe import CLASSES, FILLERS, TEXTS, word_direction
 
@@ -229,6 +234,25 @@ def test_prompts_are_put_into_the_chat_template_and_the_base_models_replies_are_
     assert (
         given.keys() == {"mine", "chat"} and len(given["chat"]) > 8
     )  # questions, for a model that answers in a template
+
+
+def test_decoders_spare_replies_to_other_prompts_than_damage_is_measured_on(causal: Any) -> None:
+    """A model without a chat template has none; what is scored are tokens that the base model itself wrote."""
+    model, objective = causal
+    base = model.get_base_model()
+    texts, rows = ["The old house stood by the river."], [SimpleNamespace(input="x")] * 3
+    data: Any = SimpleNamespace(fisher_texts=texts, rows=rows)
+    args, scope = GradiendTrainingArguments("unused", use_cpu=True), Scope.dense(select_parameters(base))
+    run = partial(TrainingRun, base, objective, model.active_peft_config, args, scope, data)
+    assert run().spared == (texts, rows[:1], [])
+    prompts = {str(p) for p in with_template(objective).chat_prompts(fitted=True)}
+    assert len(prompts) > 8 and prompts.isdisjoint(map(str, objective.chat_prompts()))
+    model.set_strength(0.0)
+    samples = run().spared[2]
+    assert 8 < len(samples) <= len(prompts)
+    ids = torch.tensor([samples[0].inputs["input_ids"]])
+    greedy = base(ids).logits[0, list(samples[0].positions)].argmax(-1)
+    assert greedy.tolist() == list(samples[0].labels)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gradiend_hub.gradients import (
     kronecker_factors,
     select_parameters,
 )
-from gradiend_hub.objectives import IGNORED, MaskedLMObjective, Objective
+from gradiend_hub.objectives import IGNORED, MaskedLMObjective, Objective, Sample
 
 TEXTS = ["The house is old.", "A river runs through the town.", "Rain fell."]
 LAYER = "bert.encoder.layer.3.attention.output.dense"
@@ -78,6 +79,25 @@ def test_equal_to_sums_over_tokens(base: tuple[nn.Module, Objective]) -> None:
         assert one.mean == pytest.approx(float(matrix.diagonal().mean()), rel=1e-4)
     torch.testing.assert_close(found.diagonals[f"{LAYER}.bias"], expected[2].double(), rtol=1e-2, atol=1e-9)
     assert not any(p.grad is not None for p in base[0].parameters())
+
+
+def test_replies_count_beside_texts_by_their_tokens(base: tuple[nn.Module, Objective]) -> None:
+    """What the inputs of a layer are does not depend on drawn labels, so factors are means over all tokens."""
+    model, how = base
+    replies = how.quality_samples("The boat lies in the harbour.", random.Random(5))
+    rng = random.Random(0)
+    drawn = [sample for text in TEXTS for sample in how.quality_samples(text, rng)]
+    name = f"{LAYER}.weight"
+
+    def diagonal(texts: Sequence[str], of: Sequence[Sample]) -> Tensor:
+        with FactorReader(model, Scope.dense(select_parameters(model, layers="3"))) as reader:
+            return kronecker_factors(reader, how, texts, (), of, batch_size=1).inputs[name].diagonal
+
+    of_texts, of_replies = diagonal(TEXTS, ()), diagonal((), replies)
+    counts = [sum(len(sample.labels) for sample in samples) for samples in (drawn, replies)]
+    expected = (counts[0] * of_texts + counts[1] * of_replies) / sum(counts)
+    torch.testing.assert_close(diagonal(TEXTS, replies), expected, rtol=1e-4, atol=1e-9)
+    assert not torch.allclose(of_texts, of_replies, rtol=0.01)
 
 
 def test_short_sketches_of_long_sides(base: tuple[nn.Module, Objective]) -> None:

@@ -282,6 +282,7 @@ def test_a_natural_decoder(masked_path: Path, pronouns: Any, neutral: Any, tmp_p
     )  # fmt: skip
     trainer.train()
     direction = trainer.direction
+    assert not trainer._run._probes
     assert {part.rank for part in direction.parameters.values()} == {None, 8}
     effects = trainer.report.training["effect_by_damping"]
     assert {"plain +", "plain -", "10/10 +", "10/10 -", "natural", "plain"} <= effects.keys()

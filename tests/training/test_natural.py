@@ -19,7 +19,7 @@ from gradiend_hub.errors import EditError
 from gradiend_hub.evaluation.part import NotFiniteError
 from gradiend_hub.gradients import Curvature, KroneckerFactors
 from gradiend_hub.solvers import ByParameter, Solution
-from gradiend_hub.training.natural import Damping, Edits, Outcome, best_edits, outcome, preconditioned
+from gradiend_hub.training.natural import Damping, Edits, Outcome, best_edits, common_effect, outcome, preconditioned
 
 ROWS, COLUMNS, LENGTH = 6, 9, 5
 
@@ -183,6 +183,8 @@ class Probe:
 
     scale: float
     broken_from: float = math.inf
+    minus: float = 1.0
+    """Damage of negative doses, beside that of positive ones."""
 
     def __post_init__(self) -> None:
         self.asked: list[float] = []
@@ -195,7 +197,15 @@ class Probe:
         if abs(dose) >= self.broken_from:
             raise NotFiniteError("NaN")
         effect = lambda _sign: SimpleNamespace(mean=abs(dose))  # noqa: E731
-        return SimpleNamespace(expected_damage=self.scale * dose**2, effect=effect)
+        scale = self.scale * (self.minus if dose < 0 else 1.0)
+        return SimpleNamespace(expected_damage=scale * dose**2, effect=effect)
+
+    def measure_dose(self, dose: float) -> float:
+        return dose
+
+    def effect(self, up: float, down: float) -> float:
+        assert up == -down
+        return up
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.01, 0.3, 50.0])
@@ -212,6 +222,12 @@ def test_a_dose_near_the_allowed_damage_is_found_in_few_readings(scale: float, s
 def test_a_dose_below_what_the_model_cannot_compute() -> None:
     probe: Any = Probe(1e-6, broken_from=3.0)
     assert 2.0 < outcome(probe, 1, 0.99).dose < 3.0
+
+
+@pytest.mark.parametrize("minus", [0.01, 1.0, 1.2, 100.0])
+def test_both_signs_are_measured_at_a_dose_that_both_bear(minus: float) -> None:
+    dose = common_effect(Probe(0.01, minus=minus), 0.99)  # type: ignore[arg-type]
+    assert 0.7 * 0.01 <= 0.01 * max(1.0, minus) * dose**2 <= 0.01
 
 
 def test_no_dose_is_safe() -> None:
