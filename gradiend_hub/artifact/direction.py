@@ -19,7 +19,7 @@ from gradiend_hub.notebook import lines, table
 
 from .files import BASE_FILE, ENCODER_FILE, WEIGHTS_FILE
 from .fingerprint import Fingerprint
-from .low_rank import Factors
+from .low_rank import Factors, is_rank
 from .parameter import Importance, ParameterDirection, Values
 from .storage import (
     ENCODER_BIAS_KEY,
@@ -226,12 +226,16 @@ class Direction:
         Raises:
             ConfigError: If the rank is above the smaller side of every matrix, or below 1.
         """
-        sides = [min(part.matrix(rank)[-2:]) for part in self.parameters.values() if len(part.shape) > 1]
-        if not 1 <= rank <= max(sides, default=0):
+        sides = [
+            min(part.matrix(rank if isinstance(rank, int) else 1)[-2:])
+            for part in self.parameters.values()
+            if len(part.shape) > 1
+        ]
+        if not is_rank(rank, max(sides, default=0)):
             expected = (
                 f"1…{max(sides)}, the smaller side of the largest matrix" if sides else "a direction with a matrix"
             )
-            raise ConfigError(f"to_rank: expected {expected}, found {rank}.")
+            raise ConfigError(f"to_rank: expected {expected}, found {rank!r}.")
         return replace(self, parameters={name: part.to_rank(rank) for name, part in self.parameters.items()})
 
     def energy_kept(self, cut: Direction, c_w: float = 1.0, c_b: float = 1.0) -> EnergyKept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +13,16 @@ from torch import Tensor
 
 from .fields import matrix_shape
 
-__all__ = ["Factors", "Form"]
+__all__ = ["Factors", "Form", "is_rank"]
 
 BLOCK = {"cpu": 1 << 17}
 """Elements of a product that are formed at a time, by device: on a CPU, what stays in the cache."""
 LARGE_BLOCK = 1 << 24
+
+
+def is_rank(rank: object, most: int) -> bool:
+    """Return whether something is a whole number from 1 to `most`."""
+    return isinstance(rank, Integral) and not isinstance(rank, bool) and 1 <= int(rank) <= most
 
 
 class Form(NamedTuple):

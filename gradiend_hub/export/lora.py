@@ -28,7 +28,7 @@ from gradiend_hub.adapter.sites import Site, SiteMap, resolve_names
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import CONFIG_FILE, LORA_SIGNS, WEIGHTS_FILE
-from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.artifact.low_rank import Factors, is_rank
 from gradiend_hub.artifact.storage import KEY_PREFIX, write
 from gradiend_hub.errors import ConfigError
 
@@ -234,8 +234,8 @@ def as_loras(
             "Merge the direction into its base model instead: gradiend-hub merge."
         )
     most = max(min(shape) for shape in shapes.values())
-    if rank is not None and not 1 <= rank <= most:
-        raise ConfigError(f"rank: expected 1…{most}, the smaller side of the largest weight, found {rank}.")
+    if rank is not None and not is_rank(rank, most):
+        raise ConfigError(f"rank: expected 1…{most}, the smaller side of the largest weight, found {rank!r}.")
     coefficients = {sign: config.coefficients(sign * strength) for sign in ((1,) if is_odd(direction) else (1, -1))}
     deltas: dict[int, dict[str, Factors]] = {sign: {} for sign in coefficients}
     squares, held = dict.fromkeys(coefficients, 0.0), dict.fromkeys(coefficients, 0.0)

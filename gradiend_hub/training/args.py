@@ -74,11 +74,12 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             epoch then. It is refused for any other base, data, scope or batches. One process only.
         gradient_store_dtype: "float32", or "bfloat16" or "float16" at half the size.
         decoder: "solver" (its own), "mean" (least squares of the class means), "damage_aware" (formerly "fisher": the latter
-            divided by the damped Fisher information of neutral text and of the rows' own text, for more effect at the same
-            damage), or "natural" (divided by its Kronecker factors, which keeps a low rank, and so needs `rank`). The last
-            two need `GradiendTrainer(neutral_train_dataset=…)`. Their dampings are chosen on the validation rows: those of
-            "natural" for each sign by itself, with the plain decoder and the factors' diagonals among the candidates. So is
-            whether they keep a bias; without one, the edit at −s is minus that at s, and one LoRA holds both.
+            divided by the damped Fisher information of neutral text, of the rows' own and of a chat model's replies, for
+            more effect at the same damage), or "natural" (divided by its Kronecker factors, which keeps a low rank, and so
+            needs `rank`). The last two need `GradiendTrainer(neutral_train_dataset=…)`. Their dampings are chosen on the
+            validation rows: those of "natural" for each sign by itself, with the plain decoder and the factors' diagonals
+            among the candidates. So is whether they keep a bias; without one, the edit at −s is minus that at s, and one
+            LoRA holds both.
         rank: largest rank of each matrix of the direction. It is stored by factors then, in about rank/width of the bytes.
             The closed form learns it by sketches, in one pass and in that much memory, and never forms a gradient; what
             other solvers have learned is cut to it in the end.

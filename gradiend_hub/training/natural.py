@@ -7,7 +7,7 @@ dampings differ by model, by side and by sign, so they are chosen by measurement
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -108,8 +108,8 @@ class Outcome:
     dose: float
 
 
-Measure = Callable[["Edits"], Mapping[int, Outcome]]
-"""Measures both signs of some edits."""
+Measure = Callable[["Edits", Sequence[int]], Mapping[int, Outcome]]
+"""Measures some signs (1, −1) of some edits."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Choice:
 
     Attributes:
         edits: each sign's own decoder, at its own best dose.
-        common: the one damping that is best for both signs together.
+        common: the one damping that is best for both signs together, of those that both were measured at.
         effects: by damping and sign.
     """
 
@@ -160,48 +160,52 @@ class Choice:
     effects: dict[str, float]
 
 
-def best_edits(edits: Edits, factors: KroneckerFactors, measure: Measure | None) -> Choice:
+def best_edits(edits: Edits, factors: KroneckerFactors, measure: Measure | None, *, common: bool = True) -> Choice:
     """Choose each sign's decoder by measurement, the plain one among the candidates.
 
-    First both sides are damped alike, less and less as long as that is better for one of the signs. Then each side is left
-    as it is, M is cut to rank 1, and the diagonals are tried, with the damping that was best.
+    First both sides are damped alike, less and less as long as that is better for a sign. Then each side is left as it is,
+    M is cut to rank 1, and the diagonals are tried, with the damping that was best.
 
     Args:
         measure: without it, `UNMEASURED` is the damping.
+        common: one damping for both signs is looked for, too, so that each is measured at both.
     """
     if measure is None:
         return Choice(edits.preconditioned(factors, UNMEASURED), UNMEASURED, {})
-    found: dict[Damping, Mapping[int, Outcome]] = {}
+    found: dict[int, dict[Damping, Outcome]] = {1: {}, -1: {}}
 
     def best(sign: int) -> Damping:
-        return max(found, key=lambda damping: found[damping][sign].effect)
+        return max(found[sign], key=lambda damping: found[sign][damping].effect)
 
-    def tried(damping: Damping) -> bool:
-        """Measure a damping. Returns whether it is the best one for a sign."""
-        if damping not in found:
-            found[damping] = measure(edits.preconditioned(factors, damping))
-        return damping in (best(1), best(-1))
+    def tried(damping: Damping, *signs: int) -> list[int]:
+        """Measure a damping at some signs. Returns those of them for which it is the best one."""
+        if missing := [sign for sign in signs if damping not in found[sign]]:
+            for sign, one in measure(edits.preconditioned(factors, damping), missing).items():
+                found[sign][damping] = one
+        return [sign for sign in signs if best(sign) == damping]
 
-    tried(Damping())
+    going = tried(Damping(), 1, -1)
     for value in LADDER:
-        if not tried(Damping(value, value)):
+        better = tried(Damping(value, value), *going)
+        if not better:
             break
+        going = going if common else better
     for sign in (1, -1):
         value = best(sign).outputs
         if math.isinf(value):
             value = LADDER[0]
+        signs = (1, -1) if common else (sign,)
         for other in (Damping(inputs=value), Damping(outputs=value), Damping(value, value, rank=1)):
-            tried(other)
-        tried(Damping(value, value, diagonal=True))
+            tried(other, *signs)
+        tried(Damping(value, value, diagonal=True), *signs)
     chosen = {sign: best(sign) for sign in (1, -1)}
     both = Edits(
-        preconditioned(edits.plus, factors, chosen[1]) * found[chosen[1]][1].dose,
-        preconditioned(edits.minus, factors, chosen[-1]) * found[chosen[-1]][-1].dose,
+        preconditioned(edits.plus, factors, chosen[1]) * found[1][chosen[1]].dose,
+        preconditioned(edits.minus, factors, chosen[-1]) * found[-1][chosen[-1]].dose,
     )
-    signs = {1: "+", -1: "-"}
-    common = max(found, key=lambda damping: sum(one.effect for one in found[damping].values()))
-    effects = {f"{d} {signs[s]}": outcome[s].effect for d, outcome in found.items() for s in (1, -1)}
-    return Choice(both, common, effects)
+    shared = [damping for damping in found[1] if damping in found[-1]]
+    effects = {f"{d} {side}": one.effect for s, side in ((1, "+"), (-1, "-")) for d, one in found[s].items()}
+    return Choice(both, max(shared, key=lambda d: found[1][d].effect + found[-1][d].effect), effects)
 
 
 def outcome(probe: StrengthProbe, sign: int, floor: float, start: float | None = None) -> Outcome:

@@ -320,25 +320,26 @@ class TrainingRun:
         The plain one stays unless they have more effect at one common dose.
         """
         measure = self._measure_of(solution)
-        choice = best_edits(Edits.of(solution, self.config), factors, measure)
+        is_odd = solution.decoder_bias is None
+        choice = best_edits(Edits.of(solution, self.config), factors, measure, common=is_odd)
         tried = {"plain": solution, "natural": choice.edits.solution(solution, self.config, self.args.rank)}
         if measure is None:
             return tried["natural"], {}
-        if solution.decoder_bias is None:
+        if is_odd:
             decoder = preconditioned(solution.decoder, factors, choice.common)
             tried["natural, one for both signs"] = replace(solution, decoder=decoder)
         both = {kind: self.effect(one, self.scope) for kind, one in tried.items()}
         return tried[max(both, key=both.__getitem__)], choice.effects | both
 
     def _measure_of(self, solution: Solution) -> Measure | None:
-        """Return what measures edits on some validation rows, sign by sign, each at the largest dose that it bears."""
+        """Return what measures edits on some validation rows, each sign at the largest dose that it bears."""
         if not self._compares:
             return None
         doses: dict[int, float] = {}
 
-        def measure(edits: Edits) -> dict[int, Outcome]:
+        def measure(edits: Edits, signs: Sequence[int]) -> dict[int, Outcome]:
             with self._probing(edits.solution(solution, self.config), self.scope) as probe:
-                found = {s: outcome(probe, s, self.args.quality_floor, doses.get(s)) for s in (1, -1)}
+                found = {s: outcome(probe, s, self.args.quality_floor, doses.get(s)) for s in signs}
             doses.update({sign: one.dose for sign, one in found.items()})
             return found
 

@@ -182,8 +182,8 @@ def test_matrices_that_would_be_no_shorter_stay_dense() -> None:
     assert cut.parameters["small"] is small and cut.parameters["large"].rank == 2
 
 
-@pytest.mark.parametrize("rank", [0, -1, 31])
-def test_impossible_ranks(rank: int) -> None:
+@pytest.mark.parametrize("rank", [0, -1, 31, 2.5, True, "2", float("nan")])
+def test_impossible_ranks(rank: Any) -> None:
     direction = Direction({"a": ParameterDirection((30, 40), torch.randn(1200))})
     with pytest.raises(ConfigError, match="1…30"):
         direction.to_rank(rank)

@@ -210,7 +210,11 @@ def learned(
     spared = spread(early[::2], texts)
     config = GradiendConfig(feature_classes=feature.classes, fillers=feature.words)
     validation = {"": some(feature, "validation", laboratory.rows // 2)}
-    known = TrainingData(data, train, feature.words, validation, spread(early[1::2], texts // 2), fisher_texts=spared)
+    prompts = spread(objective.chat_prompts(), max(texts // 4, 1))
+    known = TrainingData(
+        data, train, feature.words, validation, spread(early[1::2], texts // 2), fisher_texts=spared,
+        damage_sets={"chat": prompts} if prompts else {},
+    )  # fmt: skip
     args = GradiendTrainingArguments(
         "unused", use_cpu=True, solver="closed_form", decoder="natural", rank=RANK, quality_tokens=tokens
     )

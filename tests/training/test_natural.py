@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -122,27 +122,30 @@ def test_a_solution_without_a_bias_makes_opposite_edits() -> None:
     torch.testing.assert_close(whole(edits.plus), config.coefficients(1.0)[0] * whole(vector(20)) / 3.0)
 
 
-def test_each_sign_gets_what_is_best_for_it() -> None:
-    """At its own best dose, so that one unit serves both."""
+@pytest.mark.parametrize("common", [True, False])
+def test_each_sign_gets_what_is_best_for_it(common: bool) -> None:
+    """At its own best dose, so that one unit serves both. Where no damping serves both, signs are measured apart."""
     edits, asked = Edits(vector(40), vector(50)), []
     effects = {(Damping(10.0, 10.0), 1): 0.6, (Damping(1.0, 1.0), 1): 0.9, (Damping(inputs=10.0), -1): 0.8}
     known = {whole(edits.preconditioned(FACTORS, d).plus).double().sum().item(): d for d in _candidates()}
 
-    def measure(candidate: Edits) -> Mapping[int, Outcome]:
+    def measure(candidate: Edits, signs: Sequence[int]) -> Mapping[int, Outcome]:
         damping = known[whole(candidate.plus).double().sum().item()]
-        asked.append(damping)
-        return {sign: Outcome(effects.get((damping, sign), 0.5), 2.0 if sign > 0 else 4.0) for sign in (1, -1)}
+        asked.append((damping, *signs))
+        return {sign: Outcome(effects.get((damping, sign), 0.5), 2.0 if sign > 0 else 4.0) for sign in signs}
 
-    choice = best_edits(edits, FACTORS, measure)
+    choice = best_edits(edits, FACTORS, measure, common=common)
     found, by_damping = choice.edits, choice.effects
-    assert Damping() in asked and len(asked) == len(set(asked))
+    assert asked[0] == (Damping(), 1, -1) and len(asked) == len(set(asked))
+    assert all(len(one) == 3 for one in asked) == common
     expected = (
         preconditioned(edits.plus, FACTORS, Damping(1.0, 1.0)),
         preconditioned(edits.minus, FACTORS, Damping(inputs=10.0)),
     )
     torch.testing.assert_close(whole(found.plus), 2.0 * whole(expected[0]))
     torch.testing.assert_close(whole(found.minus), 4.0 * whole(expected[1]))
-    assert choice.common == Damping(1.0, 1.0)  # .9 + .5, where others have .6 + .5 and .5 + .8
+    # .9 + .5, where others have .6 + .5 and .5 + .8; without it, what both were measured at
+    assert choice.common == (Damping(1.0, 1.0) if common else Damping(10.0, 10.0))
     assert by_damping["1/1 +"] == 0.9 and by_damping["inf/10 -"] == 0.8 and by_damping["plain +"] == 0.5
 
 
@@ -160,9 +163,9 @@ def test_the_plain_decoder_stays_where_nothing_is_better() -> None:
     edits = Edits(vector(40), vector(50))
     seen: list[int] = []
 
-    def measure(_: Edits) -> Mapping[int, Outcome]:
+    def measure(_: Edits, signs: Sequence[int]) -> Mapping[int, Outcome]:
         seen.append(len(seen))
-        return {sign: Outcome(1.0 - 0.01 * len(seen), 1.0) for sign in (1, -1)}
+        return {sign: Outcome(1.0 - 0.01 * len(seen), 1.0) for sign in signs}
 
     found = best_edits(edits, FACTORS, measure).edits
     assert torch.equal(whole(found.plus), whole(edits.plus))
