@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,82 @@ from gradiend_hub.errors import ConfigError
 
 _LAST_BLOCK = 9999
 BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
+
+PACKED = ("qweight", "W_q", "codes", "weight_packed")
+"""Names under which layers keep packed numbers in place of a weight: GPTQ and AWQ, HQQ, AQLM, compressed-tensors."""
+PACKED_TENSORS = ("torchao.", "optimum.quanto.")
+"""Packages whose own kinds of tensors hold packed numbers under the name of the weight."""
+FEATURES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
+
+
+class PackedParameter(nn.Parameter):
+    """Stands for a parameter of a quantised linear layer that is none there: a shape on the meta device, without values.
+
+    It is the weight `[out, in]`, or a bias `[out]` that the layer keeps as a buffer.
+    """
+
+
+_packed_parameters: WeakKeyDictionary[nn.Module, dict[str, PackedParameter]] = WeakKeyDictionary()
+
+
+def packed_parameters(module: nn.Module) -> dict[str, PackedParameter]:
+    """What stands for parameters of a quantised linear layer, the same at each call; empty for every other module.
+
+    bitsandbytes and 8-bit floats keep a weight of one byte, GPTQ, AWQ and HQQ none under that name.
+    """
+    weight = module._parameters.get("weight")
+    if weight is None:
+        if not any(name in module._parameters or name in module._buffers for name in PACKED):
+            return {}
+    elif weight.itemsize > 1 and not type(weight).__module__.startswith(PACKED_TENSORS):
+        return {}
+    sizes = [(module.__dict__.get(out), module.__dict__.get(into)) for out, into in FEATURES]
+    shape = next((pair for pair in sizes if all(isinstance(size, int) for size in pair)), None)
+    if shape is None:
+        return {}
+    shapes = {"weight": shape} | ({"bias": shape[:1]} if module._buffers.get("bias") is not None else {})
+    known = _packed_parameters.get(module, {})
+    if {leaf: tuple(stand_in.shape) for leaf, stand_in in known.items()} != shapes:
+        known = {
+            leaf: PackedParameter(torch.empty(size, device="meta"), requires_grad=False)  # type: ignore[arg-type]
+            for leaf, size in shapes.items()
+        }
+        _packed_parameters[module] = known
+    return known
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a module itself, without those of its children; of a quantised linear layer weight and bias."""
+    own: dict[str, nn.Parameter | None] = module._parameters
+    if packed := packed_parameters(module):  # scales and the like are part of the weight
+        own = {"weight": None, "bias": own.get("bias"), **packed}
+    return {leaf: parameter for leaf, parameter in own.items() if parameter is not None}
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model by its own names, in its own order, tied ones once; adapters are not left out."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for leaf, parameter in own_parameters(module).items():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[f"{prefix}.{leaf}" if prefix else leaf] = parameter
+    return found
+
+
+def parameters_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Parameters by their plain names; of tied ones, any of their names will do.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    every = {
+        plain_name(f"{prefix}.{leaf}" if prefix else leaf): parameter
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for leaf, parameter in own_parameters(module).items()
+    }
+    return {name: every[name] for name in names}
 
 
 def select_parameters(
@@ -44,7 +121,7 @@ def select_parameters(
     adapters = adapter_prefixes(model)
     every = {
         plain_name(name): parameter
-        for name, parameter in model.named_parameters()
+        for name, parameter in base_parameters(model).items()
         if parameter.is_floating_point() and not name.startswith(adapters)
     }
     names = list(every)
@@ -207,7 +284,7 @@ class Scope:
 
         One line for each range of blocks that have as many tensors and entries, one for what is in no block, and a total.
         """
-        whole = sum(p.numel() for p in model.parameters())
+        whole = sum(p.numel() for p in base_parameters(model).values())
         counts: dict[int | None, tuple[int, int]] = {}
         for name, size in self.sizes.items():
             block = int(match[1]) if (match := BLOCK.search(name)) else None

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
+from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import EditError
 
 from .arithmetic import Changes
@@ -26,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 
 class QuantizedGradiendLayer(GradiendLayer):
-    """The side-car of a quantised linear layer: it adds `x·Δᵀ` (fp32) to the output, and has no merged state."""
+    """The side-car of a quantised linear layer: it adds `x·Δᵀ`, or the bias's Δ, to the output (fp32); nothing is merged."""
 
     _handle: RemovableHandle | None = None
 
     @property
     def shape(self) -> torch.Size:
-        """Shape `[out, in]` of the weight that the layer stands for."""
+        """Shape `[out, in]` of the weight that the layer stands for, or `[out]` of its bias."""
         assert self.site.quantized is not None
         return self.site.quantized
 
@@ -74,11 +76,18 @@ class QuantizedGradiendLayer(GradiendLayer):
     def _add(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
     ) -> torch.Tensor:
-        if self._disable_adapters or not self.parts(self.active_adapters):
+        parts = [] if self._disable_adapters else self.parts(self.active_adapters)
+        if not parts:
             return output
-        delta = self.dense_delta(self.active_adapters)
-        extra = nn.functional.linear(next(iter((*args, *kwargs.values()))).to(delta.dtype), delta)
-        return (output.to(delta.dtype) + extra).to(output.dtype)
+        x = next(iter((*args, *kwargs.values()))).to(self.dtype)
+        if self.site.leaf == "bias":
+            extra = self.dense_delta(self.active_adapters)
+        elif all(part.form is not None for part in parts):  # no Δ is formed
+            delta = Factors.joined([part.factors(self.dtype) for part in parts])
+            extra = linear(linear(x, delta.a), delta.b)
+        else:
+            extra = linear(x, self.dense_delta(self.active_adapters))
+        return (output.to(extra.dtype) + extra).to(output.dtype)
 
 
 def quantized_layers(model: nn.Module) -> list[QuantizedGradiendLayer]:

@@ -20,6 +20,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from .layer import GradiendLayer
+from .sites import is_linear
 from .tuner import GradiendTuner
 
 __all__ = ["NoRowsError", "SidePath"]
@@ -120,9 +121,7 @@ class _Vector:
 def _unit(module: nn.Module, x: Tensor, vectors: dict[str, _Vector]) -> Tensor:
     """Addition of the edit of strength 1 to the output of a layer, fp32."""
     x = x.float()
-    if not isinstance(
-        module, (nn.Linear, Conv1D)
-    ):  # a norm: its output is linear in weight and bias, but for a constant
+    if not is_linear(module):  # a norm: its output is linear in weight and bias, but for a constant
         edit = {leaf: vector.dense() for leaf, vector in vectors.items()}
         edit = {
             leaf: edit.get(leaf, torch.zeros_like(p, dtype=x.dtype))
@@ -145,9 +144,9 @@ def _unit(module: nn.Module, x: Tensor, vectors: dict[str, _Vector]) -> Tensor:
 
 def _has_side_path(layer: GradiendLayer, adapter_names: Sequence[str]) -> bool:
     site, owner = layer.site, layer.site.owner
-    if len(site.slots) > 1 or site.host is not owner or "expert" in site.name or site.quantized is not None:
+    if len(site.slots) > 1 or site.host is not owner or "expert" in site.name:
         return False
-    if isinstance(owner, (nn.Linear, Conv1D)):
+    if is_linear(owner):
         low_rank = all(layer.forms[name] is not None for name in adapter_names if name in layer.forms)
         return site.leaf == "bias" or (site.leaf == "weight" and low_rank)
     is_norm = type(owner).__name__.endswith("Norm") and not hasattr(owner, "running_mean")

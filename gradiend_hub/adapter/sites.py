@@ -17,15 +17,13 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
 
 from gradiend_hub.artifact.storage import SIDECAR
 from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, EditError
-from gradiend_hub.scope import adapter_prefixes, plain_name
+from gradiend_hub.scope import adapter_prefixes, packed_parameters, plain_name
 
-__all__ = ["Site", "SiteMap", "check_shapes", "refuse_offloaded", "refuse_sharded", "resolve_names"]
-
-PACKED = ("qweight", "W_q", "codes")
-FEATURES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
+__all__ = ["Site", "SiteMap", "check_shapes", "is_linear", "refuse_offloaded", "refuse_sharded", "resolve_names"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Site:
         owner: Module that holds the parameter; it is `host`, or what another adapter has wrapped in `host`.
         slots: Every `(module, attribute)` that is this very parameter; more than one if it is tied.
         readers: Modules that may read it while they run: its owners, and all modules around them.
-        quantized: Shape of the weight if its owner is a quantised linear layer, which keeps packed numbers instead.
+        quantized: Its shape if its owner is a quantised linear layer, which keeps packed numbers, or a buffer, instead.
     """
 
     name: str
@@ -54,25 +52,9 @@ class Site:
         return self.name.rpartition(".")[2]
 
 
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters of the base model by name, tied ones under every name, adapters left out.
-
-    The weight of a quantised linear layer is stood in for by an empty parameter of its shape, on the meta device.
-    """
-    return SiteMap(model).parameters
-
-
-def quantized_shape(module: nn.Module) -> torch.Size | None:
-    """Shape `[out, in]` of the weight that a quantised linear layer stands for; `None` for every other module.
-
-    bitsandbytes and 8-bit floats keep a weight of one byte; GPTQ, AWQ and HQQ keep none under that name.
-    """
-    weight = module._parameters.get("weight")
-    packed = any(name in module._parameters or name in module._buffers for name in PACKED)
-    if not packed and (weight is None or weight.itemsize > 1):
-        return None
-    sizes = [(module.__dict__.get(out), module.__dict__.get(into)) for out, into in FEATURES]
-    return next((torch.Size(pair) for pair in sizes if all(isinstance(size, int) for size in pair)), None)  # type: ignore[arg-type]
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether a module is a linear layer, quantised or not, or one that keeps its weight transposed (`Conv1D`)."""
+    return isinstance(module, (nn.Linear, Conv1D)) or bool(packed_parameters(module))
 
 
 def resolve_names(
@@ -85,12 +67,12 @@ def resolve_names(
     Args:
         model: The model.
         names: Names to map.
-        named: The model's `base_parameters`, if they are at hand.
+        named: The `parameters` of the model's `SiteMap`, if they are at hand.
 
     Raises:
         BaseModelMismatchError: If a parameter is missing, or two names mean the same (tied) parameter.
     """
-    named = base_parameters(model) if named is None else named
+    named = SiteMap(model).parameters if named is None else named
     prefix = getattr(model, "base_model_prefix", "") or ""
     first: dict[int, str] = {}
     for name, parameter in named.items():
@@ -105,6 +87,7 @@ def resolve_names(
         else:
             resolved[name] = first[id(named[found])]
     if missing:
+        _refuse_unknown_form(model, missing[0], prefix)
         raise BaseModelMismatchError(
             f"{len(missing)} of the {len(missing) + len(resolved)} parameters of this direction do not exist in "
             f"{type(model).__name__}, e.g. {missing[0][:120]!r}. Load the base model, and the model class, that the "
@@ -118,6 +101,28 @@ def resolve_names(
                 "but the direction lists both. Load the base model that it was learned on."
             )
     return resolved
+
+
+def _refuse_unknown_form(model: nn.Module, name: str, prefix: str) -> None:
+    """Say so where a model has the layer of a parameter, but packs the weight in a way that is not known here.
+
+    Raises:
+        BaseModelMismatchError: If it does.
+    """
+    layer, _, leaf = name.rpartition(".")
+    modules = dict(model.named_modules())
+    owner = next(
+        (modules[n] for n in (layer, f"{prefix}.{layer}", layer.removeprefix(f"{prefix}.")) if n in modules), None
+    )
+    if owner is not None and leaf == "weight" and "weight" not in owner._parameters and not any(owner.children()):
+        raise BaseModelMismatchError(f"{name[:120]} has no values of its own in {type(owner).__name__}. {INSTEAD}")
+
+
+INSTEAD = (
+    "A direction has a place beside linear layers that are quantised by bitsandbytes, GPTQ, AWQ, HQQ or to 8-bit floats. "
+    "Load the base model so, or without quantisation; or merge the direction before quantising (gradiend-hub merge)."
+)
+"""What to do with a base model in another quantised form."""
 
 
 def refuse_offloaded(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -153,8 +158,9 @@ class SiteMap:
     """The sites of a model's parameters; built in one walk over its modules, then asked by name.
 
     Attributes:
-        parameters: As `base_parameters` returns them.
-        quantized: Quantised linear layers by the name that their weight would have.
+        parameters: All parameters of the base model by name, tied ones under every name, adapters left out; what is packed
+            in quantised linear layers is stood in for by a `PackedParameter`.
+        quantized: Quantised linear layers by the names that their weights, and biases that are buffers, would have.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -183,10 +189,9 @@ class SiteMap:
                 plain = plain_name(raw)
                 if plain not in self.parameters:
                     self.parameters[plain], self._raw_names[plain] = parameter, raw
-            if first and (shape := quantized_shape(module)) is not None:
-                weight = plain_name(f"{name}.weight")
-                self.quantized[weight] = module
-                self.parameters[weight] = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+            for leaf, packed in packed_parameters(module).items() if first else ():
+                plain = plain_name(f"{name}.{leaf}")
+                self.quantized[plain], self.parameters[plain] = module, packed
 
     def _around(self, modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
         """Modules, and all that contain them, by whichever name."""
@@ -202,8 +207,8 @@ class SiteMap:
         """The site of a parameter, by one of its names (as `resolve_names` returns them)."""
         host = self._modules[name.rpartition(".")[0]]
         if name in self.quantized:
-            owner = self.quantized[name]
-            return Site(name, host, owner, ((owner, "weight"),), (owner,), quantized_shape(owner))
+            owner, leaf = self.quantized[name], name.rpartition(".")[2]
+            return Site(name, host, owner, ((owner, leaf),), (owner,), self.parameters[name].shape)
         owner_name, _, leaf = self._raw_names[name].rpartition(".")
         owner = self._modules[owner_name]
         slots = tuple(self._slots[id(owner._parameters[leaf])])
@@ -219,6 +224,9 @@ def check_shapes(model: nn.Module, named: Mapping[str, torch.Tensor], parameters
     wrong = {n: s for n, s in parameters.items() if tuple(named[n].shape) != tuple(s["shape"])}
     if wrong:
         name, spec = next(iter(wrong.items()))
+        if not named[name].is_floating_point():
+            kind = str(named[name].dtype).removeprefix("torch.")
+            raise BaseModelMismatchError(f"{name} is packed in {kind} numbers {list(named[name].shape)}. {INSTEAD}")
         raise BaseModelMismatchError(
             f"{len(wrong)} parameters of {type(model).__name__} have another shape than the direction, e.g. {name}: "
             f"expected {spec['shape']}, found {list(named[name].shape)}. Load the base model it was learned on."

@@ -17,6 +17,7 @@ from gradiend_hub.gradients import GradientReader, Scope
 from gradiend_hub.gradients.pairs import read_pair
 from gradiend_hub.objectives import Example, Objective
 from gradiend_hub.progress import progress
+from gradiend_hub.scope import parameters_of
 
 from .tables import Matrix
 from .vectors import Array
@@ -119,7 +120,7 @@ def encode_all(
         encoders: with the base model's parameter names.
     """
     names = dict.fromkeys(name for encoder in encoders for name in encoder.direction.parameters)
-    scope = Scope.dense({name: base.get_parameter(name) for name in names})
+    scope = Scope.dense(parameters_of(base, names))
     kinds = sorted({encoder.source for encoder in encoders})
     readers = {kind: [i for i, encoder in enumerate(encoders) if encoder.source == kind] for kind in kinds}
     parts = {i: _encoder_parts(encoder.direction, scope) for i, encoder in enumerate(encoders)}

@@ -18,6 +18,7 @@ from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.gradients import GradientReader, Scope, read_pair
 from gradiend_hub.objectives import Example, Objective, examples_of, make_objective, objective_class
+from gradiend_hub.scope import parameters_of
 from gradiend_hub.solvers import Shard, SplitMeans
 
 from .members import Member
@@ -104,8 +105,7 @@ def measured_references(
         DataError: A class has rows for fewer than two gradients.
     """
     config, shapes = member.config, member.shapes
-    parameters = {name: base.get_parameter(name) for name in shapes}
-    scope = Scope.dense(parameters)
+    scope = Scope.dense(parameters_of(base, shapes))
     means = SplitMeans(Shard(scope.size), len(rows))
     with GradientReader(base, scope, reuse=True) as reader, torch.enable_grad():
         for name in config.feature_classes or ():

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradiend_hub.adapter.arithmetic import rounded
 from gradiend_hub.adapter.receipt import layer_of
 from gradiend_hub.model import GradiendModel
+from gradiend_hub.scope import PackedParameter, parameters_of
 
 from .report import LayerShare
 
@@ -21,6 +22,7 @@ class _Sums:
     tensors: int = 0
     entries: int = 0
     delta: float = 0.0
+    of_known: float = 0.0  # share of delta at weights whose values are at hand
     weight: float = 0.0
 
 
@@ -29,31 +31,35 @@ def edit_account(model: GradiendModel) -> tuple[list[LayerShare], dict[str, floa
 
     An entry of Δ that is lost counts in full: with W̃ the base in the type, the loss is ‖(round(W̃ + Δ) − W̃) − Δ‖² / ‖Δ‖²,
     from 0 (nothing is lost) to 1 (no weight changes). "int8" rounds matrices to 255 levels, scaled by the largest absolute
-    value of each row, and keeps vectors as they are.
+    value of each row, and keeps vectors as they are. The values of quantised weights are not at hand, so these count in the
+    shares alone.
     """
     config, direction = model.active_peft_config, model.direction
-    base = model.get_base_model()
+    weights = parameters_of(model.get_base_model(), direction.parameters)
     c_w, c_b = config.coefficients(1.0)
     sums: defaultdict[str, _Sums] = defaultdict(_Sums)
     lost = dict.fromkeys(_ROUNDINGS, 0.0)
     with model.strength_at(0.0), torch.inference_mode():
         for name, part in direction.parameters.items():
-            weight = base.get_parameter(name).detach().float().cpu()
             delta = part.dense(part.delta(c_w, c_b)).cpu()
             layer = sums[layer_of(name)]
             changed = int(delta.count_nonzero())
             layer.tensors += changed > 0
             layer.entries += changed
-            layer.delta += float(delta.double().square().sum())
-            layer.weight += float(weight.double().square().sum())
-            for kind, rounding in _ROUNDINGS.items():
-                lost[kind] += float((rounding(weight, delta) - delta).double().square().sum())
-    total = sum(layer.delta for layer in sums.values())
+            square = float(delta.double().square().sum())
+            layer.delta += square
+            if not isinstance(weights[name], PackedParameter):
+                weight = weights[name].detach().float().cpu()
+                layer.of_known += square
+                layer.weight += float(weight.double().square().sum())
+                for kind, rounding in _ROUNDINGS.items():
+                    lost[kind] += float((rounding(weight, delta) - delta).double().square().sum())
+    total, known = (sum(getattr(layer, kind) for layer in sums.values()) for kind in ("delta", "of_known"))
     layers = [
-        LayerShare(name, s.tensors, s.entries, s.delta / total if total else 0.0, _ratio(s.delta, s.weight))
+        LayerShare(name, s.tensors, s.entries, s.delta / total if total else 0.0, _ratio(s.of_known, s.weight))
         for name, s in sums.items()
     ]
-    return layers, {kind: min(1.0, square / total) if total else 0.0 for kind, square in lost.items()}
+    return layers, {kind: min(1.0, square / known) if known else 0.0 for kind, square in lost.items()}
 
 
 def _ratio(delta: float, weight: float) -> float:

@@ -24,7 +24,7 @@ from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import first_line
 from gradiend_hub.objectives import Batch, Objective, Sample, batched, evaluating
 from gradiend_hub.progress import progress, tell
-from gradiend_hub.scope import actual_names
+from gradiend_hub.scope import PackedParameter, actual_names, parameters_of
 
 from .rowwise import NotByRowError, RowReader, Tangent, dense_tangent
 
@@ -66,7 +66,7 @@ def directional_derivatives(
     device = next(model.parameters()).device
     out = torch.empty(len(samples))
     batches = batched([sample.cost for sample in samples], batch_size, stretch=1.25)
-    forward_mode = not _is_compact(model, tangents) and model not in _without_formula
+    forward_mode = not _is_for_input_gradients(model, tangents) and model not in _without_formula
     for rows in progress(batches, "encoding", len(batches)):
         chosen = [samples[i] for i in rows]
         if forward_mode:
@@ -83,10 +83,12 @@ def directional_derivatives(
     return out
 
 
-def _is_compact(model: nn.Module, tangents: Mapping[str, Tangent]) -> bool:
+def _is_for_input_gradients(model: nn.Module, tangents: Mapping[str, Tangent]) -> bool:
+    """Return whether w stores few numbers, or is of quantised weights, which have no values to differentiate by."""
+    parameters = parameters_of(model, tangents).values()
     stored = sum(t.values.numel() if not isinstance(t, (Tensor, Factors)) else t.numel() for t in tangents.values())
-    names = actual_names(model)
-    return stored <= _COMPACT * sum(model.get_parameter(names[name]).numel() for name in tangents)
+    packed = any(isinstance(parameter, PackedParameter) for parameter in parameters)
+    return packed or stored <= _COMPACT * sum(parameter.numel() for parameter in parameters)
 
 
 def _by_input_gradients(

@@ -22,9 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
-from gradiend_hub.errors import ConfigError
+from gradiend_hub.errors import BaseModelError, ConfigError
 from gradiend_hub.objectives import Batch, Objective, PairBatch, output_nll
-from gradiend_hub.scope import Scope, names_of
+from gradiend_hub.scope import PackedParameter, Scope, names_of, own_parameters, packed_parameters
 
 from .frozen import frozen
 from .pairs import require_finite
@@ -103,6 +103,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def factors_of(module: nn.Module, x: Tensor, delta: Tensor) -> Outer:
     """The gradient of a layer's weight, from its input and the gradient of its output. See `has_factors`."""
+    if packed := packed_parameters(module):
+        return Outer(_by_token(delta), _by_token(x), packed["weight"].shape[0])
     if isinstance(module, nn.Embedding):
         if module.padding_idx is not None:  # it has no gradient
             delta = delta.masked_fill((x == module.padding_idx).unsqueeze(-1), 0)
@@ -129,7 +131,12 @@ def _by_token(tensor: Tensor) -> Tensor:
 
 
 def has_factors(module: nn.Module) -> bool:
-    """Return whether the layer computes what its class says, so that `factors_of` is right for its weight."""
+    """Return whether the layer computes what its class says, so that `factors_of` is right for its weight.
+
+    Of a quantised layer the weight is what it computes with, as far as `y = x·Wᵀ` holds: 8-bit layers round x, too.
+    """
+    if packed_parameters(module):
+        return True
     forward = type(module).forward
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
@@ -170,6 +177,9 @@ def catching(modules: Iterable[nn.Module], deliver: Callable[[nn.Module, Tensor,
     """Inside, backward passes hand on (module, x, δ) of every call of these modules that they reach.
 
     The graph begins at the first of them, whether or not any parameter requires a gradient.
+
+    Raises:
+        BaseModelError: in a forward pass, when one of them has no gradient of its input, as kernels for inference alone.
     """
     anchors: dict[torch.device, Tensor] = {}
 
@@ -177,6 +187,12 @@ def catching(modules: Iterable[nn.Module], deliver: Callable[[nn.Module, Tensor,
         if not torch.is_grad_enabled():
             return output
         x = args[0] if args else next(iter(kwargs.values()))
+        if x.requires_grad and not output.requires_grad:
+            raise BaseModelError(
+                f"A {type(module).__name__} computes no gradient of its input here, so nothing can be learned from the "
+                "layers before it. Load the base model with kernels that are made for training (of GPTQ and AWQ: the "
+                "backend torch), or without quantisation."
+            )
         anchor = anchors.setdefault(output.device, torch.zeros((), device=output.device, requires_grad=True))
         return _Caught.apply(output, x.detach().to(output.device), anchor, partial(deliver, module))  # type: ignore[no-untyped-call]
 
@@ -241,10 +257,13 @@ class FactorReader:
         self.model, self.scope = model, scope
         self.silent = dict.fromkeys(scope.parameters)
         names = {parameter: name for name, parameter in scope.parameters.items()}
-        weights = {module: module._parameters.get("weight") for module in model.modules() if has_factors(module)}
+        layers = [module for module in model.modules() if has_factors(module)]
+        weights = {module: own_parameters(module).get("weight") for module in layers}
         self._layers = {module: names[weight] for module, weight in weights.items() if weight in names}
+        biases = {module: packed_parameters(module).get("bias") for module in layers}
+        self._biases = {module: names[bias] for module, bias in biases.items() if bias in names}
         self._sink: Callable[[str, Outer | Tensor], None] | None = None
-        known = set(self._layers.values())
+        known = {*self._layers.values(), *self._biases.values()}
         self.own = {name: None for name in scope.parameters if name not in known}
         self._watched = False
 
@@ -259,14 +278,16 @@ class FactorReader:
         return [name for name in self.own if self.scope.parameters[name].ndim > 1]
 
     def __enter__(self) -> FactorReader:
-        if offloaded := [n for n, p in self.scope.parameters.items() if p.is_meta]:
+        if offloaded := [
+            n for n, p in self.scope.parameters.items() if p.is_meta and not isinstance(p, PackedParameter)
+        ]:
             raise ConfigError(
                 f"{len(offloaded)} parameters in scope are offloaded to disk or CPU and have no gradient here "
                 f"({names_of(offloaded)}). Choose a scope or a device_map that keeps them on a device."
             )
         self._stack = ExitStack()
         self._stack.enter_context(frozen(self.model))
-        self._stack.enter_context(catching(self._layers, self._caught))
+        self._stack.enter_context(catching({**self._layers, **self._biases}, self._caught))
         for name in self.own:
             self._differentiate(name)
         return self
@@ -290,6 +311,8 @@ class FactorReader:
     def _caught(self, module: nn.Module, x: Tensor, delta: Tensor) -> None:
         if (name := self._layers.get(module)) is not None:
             self._hand_on(name, factors_of(module, x, delta))
+        if (name := self._biases.get(module)) is not None:
+            self._hand_on(name, _wide(delta.flatten(0, -2)).sum(0))
 
     def _hand_on(self, name: str, part: Outer | Tensor) -> None:
         if self._sink is None:  # a pass of somebody else, such as the encodings of an evaluation between two steps

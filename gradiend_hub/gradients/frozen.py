@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 def frozen(model: nn.Module) -> Iterator[None]:
     """Inside, no dropout is active, nothing is cached for generation, and no parameter requires or has a gradient.
 
-    Layers with gradient checkpointing enabled are recomputed as in training. Afterwards the model is as it was.
+    4-bit layers of bitsandbytes compute with a graph. Layers with gradient checkpointing enabled are recomputed as in
+    training. Afterwards the model is as it was.
     """
     modes = {module: module.training for module in model.modules()}
     required = {p: p.requires_grad for p in model.parameters()}
@@ -29,6 +30,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
         config.use_cache = False
     model.eval()
     checkpointing = checkpoint_without_dropout(model)
+    reordered = in_storage_order(model)
     for parameter in required:
         parameter.requires_grad_(False)
         parameter.grad = None  # what a user had accumulated there is neither read nor lost
@@ -36,6 +38,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         layer: Any
+        for layer in reordered:
+            layer.support_avx512bf16_for_cpu = True
         for layer, function in checkpointing.items():
             layer._gradient_checkpointing_func = function
         for parameter, was in required.items():
@@ -45,6 +49,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = mode
         if use_cache:
             config.use_cache = use_cache
+
+
+def in_storage_order(model: nn.Module) -> list[nn.Module]:
+    """Let the 4-bit layers of bitsandbytes (0.50) compute with their weights as they are stored.
+
+    In inference on CPUs of some kind, they reorder them at the first forward pass for a kernel that knows no gradients.
+
+    Returns:
+        The layers that would, whose `support_avx512bf16_for_cpu` is to be put back.
+    """
+    layers = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        layer.state_dict()  # undoes the reordering, as a checkpoint needs it
+    return layers
 
 
 def checkpoint_without_dropout(model: nn.Module) -> dict[nn.Module, Any]:

@@ -124,11 +124,11 @@ class _Sums:
         for name, parameter in reader.scope.parameters.items():
             if name in reader.own:
                 continue
-            length = parameter.shape[0]
+            length, device = parameter.shape[0], reader.device if parameter.is_meta else parameter.device
             for sides, d in ((self.rows, length), (self.columns, parameter.numel() // length)):
                 if d > columns and d not in omegas:
                     omegas[d] = torch.randn(d, columns, generator=generator)
-                sides[name] = _Side(d, omegas.get(d), parameter.device)
+                sides[name] = _Side(d, omegas.get(d), device)
 
     def sink(self, name: str, part: Outer | Tensor) -> None:
         if isinstance(part, Outer):

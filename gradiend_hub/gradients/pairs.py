@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.objectives import Batch, Objective, PairBatch
-from gradiend_hub.scope import Scope, names_of
+from gradiend_hub.scope import PackedParameter, Scope, names_of
 
 from .frozen import frozen
 
@@ -47,10 +47,12 @@ class GradientReader:
         silent: names of parameters whose coordinates in scope had no gradient but zero so far.
 
     Raises:
-        ConfigError: on entry, when a parameter in scope is offloaded, so that it has no values to differentiate.
+        ConfigError: when a parameter in scope is quantised; on entry, when one is offloaded: neither has values here that
+            could be differentiated.
     """
 
     def __init__(self, model: nn.Module, scope: Scope, *, reuse: bool = False) -> None:
+        refuse_packed(scope)
         self.model = model
         self.scope = scope
         self.reuse = reuse
@@ -137,6 +139,19 @@ class GradientReader:
         if self.reuse:
             self._used.append(vector)
         return vector
+
+
+def refuse_packed(scope: Scope) -> None:
+    """Refuse a scope with quantised weights, whose gradients are known by their factors alone.
+
+    Raises:
+        ConfigError: naming some of them.
+    """
+    if packed := [name for name, parameter in scope.parameters.items() if isinstance(parameter, PackedParameter)]:
+        raise ConfigError(
+            f"{len(packed)} weights in scope are quantised ({names_of(packed)}), and gradients of such are read by their "
+            'factors alone. Learn at a rank, solver="closed_form" and rank=8, or choose a scope without these weights.'
+        )
 
 
 def slot_losses(model: nn.Module, objective: Objective, batch: PairBatch, gradient: str) -> Tensor:

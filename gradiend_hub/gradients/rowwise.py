@@ -20,7 +20,7 @@ from torch.func import functional_call, jvp
 
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.objectives import Batch, Objective, output_nll
-from gradiend_hub.scope import actual_names
+from gradiend_hub.scope import own_parameters, parameters_of
 
 from .factors import Outer, UnseenReads, catching, factors_of, has_factors
 from .frozen import frozen
@@ -79,14 +79,13 @@ class RowReader:
 
     def __init__(self, model: nn.Module, tangents: Mapping[str, Tangent], own: frozenset[str] = frozenset()) -> None:
         self.model, self.tangents = model, tangents
-        actual = actual_names(model)
-        self._parameters = {name: model.get_parameter(actual[name]) for name in tangents}
+        self._parameters = parameters_of(model, tangents)
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._layers: dict[nn.Module, dict[str, str]] = {}  # attribute → name of the parameters of each layer
         for module in model.modules():
             attributes = {
                 attribute: names[id(parameter)]
-                for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+                for attribute, parameter in own_parameters(module).items()
                 if id(parameter) in names and names[id(parameter)] not in own
             }
             if attributes and (has_factors(module) or self._is_small(module, attributes)):

@@ -38,6 +38,7 @@ from gradiend_hub.gradients import (
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Example, Objective, Sample, evaluating, examples_of
 from gradiend_hub.progress import counted
+from gradiend_hub.scope import PackedParameter
 from gradiend_hub.solvers import (
     ByParameter,
     ClassMeans,
@@ -108,7 +109,7 @@ def as_direction(solution: Solution, scope: Scope) -> Direction:
             for name, parameter in scope.parameters.items()
         },
         solution.encoder_bias,
-        Fingerprint.of(scope.parameters),
+        Fingerprint.of({n: p for n, p in scope.parameters.items() if not isinstance(p, PackedParameter)}),
     )
 
 

@@ -19,6 +19,7 @@ from gradiend_hub.evaluation import Report, edit_account
 from gradiend_hub.evaluation.selftest import write_probes
 from gradiend_hub.hub.names import shown_name
 from gradiend_hub.model import GradiendModel
+from gradiend_hub.scope import base_parameters
 from gradiend_hub.solvers import SeedReport
 
 from .args import GradiendTrainingArguments
@@ -65,7 +66,7 @@ def _arguments(run: TrainingRun) -> dict[str, Any]:
         "epochs": args.num_train_epochs,
         "max_steps": max(args.max_steps, 0) or None,
         "seed": args.seed,
-        "base_parameters": sum(p.numel() for p in run.base_model.parameters()),
+        "base_parameters": sum(p.numel() for p in base_parameters(run.base_model).values()),
         "num_runs": args.num_runs,
         "learning_rates": args.learning_rates,
         "density": config.density,

@@ -24,7 +24,7 @@ from gradiend_hub.errors import ConfigError
 from gradiend_hub.folders import require_writable
 from gradiend_hub.gradients import Estimate, FactorReader, GradientReader, Scope, SkippedRows, prune, select_parameters
 from gradiend_hub.gradients.memory import resident_bytes, state_advised
-from gradiend_hub.gradients.pairs import silence
+from gradiend_hub.gradients.pairs import refuse_packed, silence
 from gradiend_hub.objectives import make_objective, objective_name
 from gradiend_hub.progress import shown, tell
 from gradiend_hub.solvers import ClassMeans, Shard, Sketching, SketchSolver, Solver, SplitMeans, make_solver
@@ -169,6 +169,8 @@ class GradiendTrainer(MeasuringTrainer):
 
     def _new_solver(self, args: GradiendTrainingArguments) -> Solver:
         seeds, rates = zip(*args.runs, strict=True)
+        if args.rank is None or args.solver != "closed_form" or args.gradient_store:
+            refuse_packed(self.scope)
         relative = None if args.learning_rates is None else [rate / args.learning_rate for rate in rates]
         shard = Shard.of_process(self.scope.size)
         vectors = (12 if args.solver == "autoencoder" else 5) * len(seeds) + 4 * args.comparable

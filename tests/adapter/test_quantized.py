@@ -6,6 +6,7 @@ import copy
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,25 +43,57 @@ class Linear4bit(nn.Linear):
 
 
 class QuantLinear(nn.Module):
-    """As GPTQ's and AWQ's classes: no `weight` at all, packed buffers."""
+    """As GPTQ's classes: no `weight` at all, eight numbers of 4 bits to a word along the input, and the bias a buffer."""
 
-    def __init__(self, dense: nn.Linear) -> None:
+    names = ("infeatures", "outfeatures")
+    by_input = True
+
+    def __init__(self, dense: nn.Linear, group: int = 16) -> None:
         super().__init__()
-        self.infeatures, self.outfeatures = dense.in_features, dense.out_features
-        self.scale = float(dense.weight.detach().abs().max()) / 7
-        self.register_buffer("qweight", (dense.weight.detach() / self.scale).round().clamp(-8, 7).to(torch.int32))
-        self.bias = dense.bias
+        for name, size in zip(self.names, (dense.in_features, dense.out_features), strict=True):
+            setattr(self, name, size)
+        weight = dense.weight.detach().T  # [in, out]
+        scales = weight.unflatten(0, (-1, group)).abs().amax(1) / 7
+        codes = (weight / scales.repeat_interleave(group, 0)).round().clamp(-8, 7).int() + 8
+        self.register_buffer("qweight", self._packed(codes))
+        self.register_buffer("qzeros", self._packed(torch.full_like(scales, 8).int(), columns=True))
+        self.register_buffer("scales", scales)
+        self.register_buffer("g_idx", torch.arange(len(weight)) // group)
+        self.register_buffer("bias", None if dense.bias is None else dense.bias.detach().clone())
+
+    def _packed(self, codes: torch.Tensor, columns: bool = False) -> torch.Tensor:
+        axis = 0 if self.by_input and not columns else 1
+        words = codes.long().unflatten(axis, (-1, 8))
+        places = torch.arange(8).view(8, 1) if axis == 0 else torch.arange(8)
+        return (words << 4 * places).sum(axis + 1).to(torch.int32)
+
+    def _unpacked(self, words: torch.Tensor, columns: bool = False) -> torch.Tensor:
+        axis = 0 if self.by_input and not columns else 1
+        places = torch.arange(8).view(8, 1) if axis == 0 else torch.arange(8)
+        return (words.long().unsqueeze(axis + 1) >> 4 * places & 15).flatten(axis, axis + 1)
 
     def dequantized(self) -> torch.Tensor:
-        """The weight that the layer computes with."""
-        return self.get_buffer("qweight").float() * self.scale
+        """The weight `[out, in]` that the layer computes with."""
+        group = self.get_buffer("g_idx")
+        codes = self._unpacked(self.get_buffer("qweight")) - self._unpacked(self.get_buffer("qzeros"), True)[group]
+        return (codes * self.get_buffer("scales")[group]).T
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As a linear layer."""
-        return nn.functional.linear(x, self.dequantized().to(x.dtype), self.bias)
+        return nn.functional.linear(x, self.dequantized().to(x.dtype), self._buffers["bias"])
 
 
-def quantize(model: nn.Module, kind: type[Linear4bit] | type[QuantLinear]) -> tuple[nn.Module, nn.Module]:
+class GemmLinear(QuantLinear):
+    """As AWQ's class: eight numbers to a word along the output."""
+
+    names = ("in_features", "out_features")
+    by_input = False
+
+
+KINDS = [Linear4bit, QuantLinear, GemmLinear]
+
+
+def quantize(model: nn.Module, kind: Any) -> tuple[nn.Module, nn.Module]:
     """The model with quantised linear layers in its encoder, and a dense one that computes the same."""
     packed, dense = copy.deepcopy(model), copy.deepcopy(model)
     for name, module in model.named_modules():
@@ -72,7 +105,32 @@ def quantize(model: nn.Module, kind: type[Linear4bit] | type[QuantLinear]) -> tu
     return packed, dense
 
 
-@pytest.mark.parametrize("kind", [Linear4bit, QuantLinear])
+def quantized_by_bitsandbytes(model: Any, bits_per_weight: int, end: str = "proj") -> tuple[Any, Any]:
+    """The model with layers of bitsandbytes where names end so, and a dense one with the weights that these keep."""
+    import bitsandbytes
+
+    packed, dense = copy.deepcopy(model), copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear and name.endswith(end):
+            size = module.in_features, module.out_features, module.bias is not None
+            if bits_per_weight == 4:
+                new = bitsandbytes.nn.Linear4bit(*size, quant_type="nf4")
+            else:
+                new = bitsandbytes.nn.Linear8bitLt(*size, has_fp16_weights=False)
+            new.load_state_dict(module.state_dict())
+            new = new.to("cpu")
+            owner, _, leaf = name.rpartition(".")
+            setattr(packed.get_submodule(owner), leaf, new)
+            weight = new.weight
+            if bits_per_weight == 4:
+                weight = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+            else:
+                weight = weight.CB.float() * weight.SCB.view(-1, 1) / 127
+            dense.get_submodule(name).weight.data = weight
+    return packed.eval(), dense.eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_beside_the_weight(kind: type, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = build("bert")
     direction = random_direction(base)
@@ -83,7 +141,7 @@ def test_beside_the_weight(kind: type, tmp_path: Path, caplog: pytest.LogCapture
             packed, replace(direction, fingerprint=None), config_for(direction), strength=1.0
         )
     assert f"bert.encoder.layer.0.output.dense.weight is quantised ({kind.__name__})" in caplog.text
-    assert len(quantized_layers(model)) == 12
+    assert len(quantized_layers(model)) == (12 if kind is Linear4bit else 24)  # biases are buffers there
     for strength in (1.0, -0.5):
         model.set_strength(strength)
         expected = output(edited(dense, [(direction, *config_for(direction).coefficients(strength))]), "bert")
@@ -111,7 +169,7 @@ def test_beside_the_weight(kind: type, tmp_path: Path, caplog: pytest.LogCapture
     assert torch.equal(output(packed, "bert"), plain)
 
 
-@pytest.mark.parametrize("kind", [Linear4bit, QuantLinear])
+@pytest.mark.parametrize("kind", KINDS)
 def test_directions_beside_quantised_layers_merge_as_ever(kind: type) -> None:
     """Norms, biases and embeddings of a quantised model are ordinary parameters."""
     packed, _ = quantize(build("bert"), kind)
@@ -134,20 +192,12 @@ def test_fingerprint_of_what_is_not_quantised(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*MatMul8bitLt.*:UserWarning")
 def test_bitsandbytes(bits_per_weight: int, tmp_path: Path) -> None:
     """The real classes, where they are installed: sparse and low-rank parts, strengths by row, receipt and undoing."""
-    bitsandbytes = pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
     torch.manual_seed(0)
     base = BertForMaskedLM(BertConfig(**{**TEXT, "hidden_size": 64, "intermediate_size": 128}))  # blocks of 64 weights
     every = random_direction(base, bias=False)
     direction = type(every)({name: part for name, part in every.parameters.items() if "dense.weight" in name})
-    for name, module in list(base.named_modules()):
-        if type(module) is nn.Linear and name.endswith("intermediate.dense"):
-            size = module.in_features, module.out_features
-            if bits_per_weight == 4:
-                new = bitsandbytes.nn.Linear4bit(*size, quant_type="nf4")
-            else:
-                new = bitsandbytes.nn.Linear8bitLt(*size, has_fp16_weights=False)
-            new.load_state_dict(module.state_dict())
-            base.get_submodule(name.rpartition(".")[0]).dense = new.to("cpu")
+    base, _ = quantized_by_bitsandbytes(base, bits_per_weight, "intermediate.dense")
     base.eval()
     plain = output(base, "bert")
     model = GradiendModel.from_pretrained(save(tmp_path, direction), base, strength=1.0, allow_unverified_base=True)

@@ -1,0 +1,79 @@
+"""Directions that are learned on quantised base models."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+from gradiend_hub import GradiendModel
+from gradiend_hub.adapter.quantized import quantized_layers
+from gradiend_hub.errors import ConfigError
+from gradiend_hub.evaluation import Report
+from tests.adapter.test_quantized import GemmLinear, quantize
+from tests.training.support import arguments, trainer_of
+from tests.training.test_low_rank import cosine, whole
+
+
+def test_what_is_learned_is_that_of_the_dequantised_model(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+    base = AutoModelForMaskedLM.from_pretrained(masked_path, dtype=torch.float32)
+    found = []
+    for model in quantize(base, GemmLinear):
+        args = arguments(tmp_path, max_steps=4, solver="closed_form", rank=8)
+        options = {"layers": "3", "train_dataset": pronouns["train"].select(range(64))}
+        trainer = trainer_of(model, tmp_path, pronouns, args=args, **options)
+        trainer.train()
+        found.append(trainer.direction)
+    packed, dense = found
+    assert packed.parameters.keys() == dense.parameters.keys()
+    assert cosine(whole(packed), whole(dense)) > 0.9999
+    assert cosine(whole(packed, "encoder"), whole(dense, "encoder")) > 0.9999
+    assert packed.fingerprint is not None and dense.fingerprint is not None
+    assert packed.fingerprint.samples.keys() < dense.fingerprint.samples.keys()
+
+
+def test_solvers_of_whole_gradients_are_refused(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+    base = AutoModelForMaskedLM.from_pretrained(masked_path, dtype=torch.float32)
+    packed, _ = quantize(base, GemmLinear)
+    for options in ({}, {"solver": "closed_form"}, {"rank": 8}):
+        with pytest.raises(ConfigError, match=r"are quantised.*rank=8"):
+            trainer_of(packed, tmp_path, pronouns, args=arguments(tmp_path, **options))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="pip install bitsandbytes")
+@pytest.mark.filterwarnings("ignore:.*MatMul8bitLt.*:UserWarning")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bitsandbytes(bits: int, causal_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
+    """As transformers loads it: learned, measured, saved, loaded again, and alike what the model in fp32 teaches."""
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4")
+
+    def load(**options: Any) -> Any:
+        return AutoModelForCausalLM.from_pretrained(causal_path, dtype=torch.float32, **options)
+
+    trainers = []
+    for base in (load(quantization_config=quantization), load()):
+        ids = torch.tensor([AutoTokenizer.from_pretrained(causal_path)("the boy was tired because")["input_ids"]])
+        with torch.no_grad():
+            base(input_ids=ids)  # in inference, some CPUs' 4-bit weights are put in another order
+        args = arguments(tmp_path / "out", max_steps=24, solver="closed_form", rank=8, overwrite_output_dir=True)
+        trainer = trainer_of(base, tmp_path, pronouns, neutral=neutral, args=args)
+        trainer.train()
+        trainers.append(trainer)
+    packed, plain = trainers
+    assert cosine(whole(packed.direction), whole(plain.direction)) > 0.8
+    packed.save_model(str(tmp_path / "saved"))
+    report = Report.load(tmp_path / "saved")
+    assert report.converged
+    model = GradiendModel.from_pretrained(tmp_path / "saved", load(quantization_config=quantization), strength=1.0)
+    assert len(quantized_layers(model)) > 8
+    rows = list(pronouns["validation"].select(range(20)))
+    classes = torch.tensor([1.0 if row["factual_class"] == "3SG" else -1.0 for row in rows])
+    values = torch.as_tensor(model.encode(rows))
+    assert float(torch.corrcoef(torch.stack([values, classes]))[0, 1]) > 0.8
