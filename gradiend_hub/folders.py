@@ -46,7 +46,11 @@ def written_beside(folder: Path) -> Iterator[Path]:
     """Give an empty folder beside `folder`, whose files are moved there at the end; on an error they are removed.
 
     Files of the same name in `folder` are replaced, all others stay.
+
+    Raises:
+        ConfigError: nothing can be written there.
     """
+    require_writable(folder)
     above = folder.absolute().parent
     made = [path for path in (above, *above.parents) if not path.exists()]
     above.mkdir(parents=True, exist_ok=True)

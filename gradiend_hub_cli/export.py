@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, GGUF_FOLDER, WEIGHTS_FILE
 from gradiend_hub.base_model import skeleton
+from gradiend_hub.cards import write_card
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.export import (
     AdapterExport,
@@ -21,7 +22,7 @@ from gradiend_hub.export import (
     to_task_vector,
     vllm_rank,
 )
-from gradiend_hub.folders import require_empty, require_writable, written_beside
+from gradiend_hub.folders import require_empty, require_writable
 from gradiend_hub.hub.resolve import resolve_folder
 
 from .console import Story
@@ -62,19 +63,23 @@ def export_direction(out: Path, direction: str, options: ExportOptions, story: S
         config = GradiendConfig.from_pretrained(str(folder))
         streamed = Direction.stream(folder, config, encoder=False)
         base = skeleton(config, options.base)
+        within = options.form == "gguf-lora" and out.absolute() == (folder / GGUF_FOLDER).absolute()
+        if within and options.strength != 1:
+            raise ConfigError(
+                f"{out} is where a direction keeps its LoRA for llama.cpp at strength 1, and this is one of strength "
+                f"{options.strength:g}. Leave --strength out, or give another folder."
+            )
         made: AdapterExport | TaskVectorExport
-        with written_beside(out) as beside:
-            if options.form == "task-vector":
-                made = to_task_vector(streamed, config, base, beside, strength=options.strength)
-                written = [made.file]
-            else:
-                if options.form == "shira":
-                    made = to_shira(streamed, config, base, beside, strength=options.strength)
-                else:
-                    write = to_lora if options.form == "lora" else to_gguf_lora
-                    made = write(streamed, config, base, beside, rank=options.rank, strength=options.strength)
-                written = made.places
-            places = [out / place.relative_to(beside) for place in written]
+        if options.form == "task-vector":
+            made = to_task_vector(streamed, config, base, out, strength=options.strength)
+        elif options.form == "shira":
+            made = to_shira(streamed, config, base, out, strength=options.strength)
+        else:
+            write = to_lora if options.form == "lora" else to_gguf_lora
+            made = write(streamed, config, base, out, rank=options.rank, strength=options.strength)
+        if within:
+            write_card(folder)  # it tells how to use that; one that people have edited stays
+    places = [made.file] if isinstance(made, TaskVectorExport) else made.places
     size = sum(place.stat().st_size if place.is_file() else folder_size(place) for place in places)
     _show(made, places, megabytes(size), story)
     found = {key: value for key, value in asdict(made).items() if key not in ("places", "file")}
@@ -100,7 +105,7 @@ def _show(made: AdapterExport | TaskVectorExport, places: list[Path], size: str,
         table.add_row("holds", f"{made.energy:.1%} of ‖Δ‖²")
         table.add_row("left out", ", ".join(f"{count} × {reason}" for reason, count in reasons) or "nothing")
         if places[0].suffix == ".gguf":
-            table.add_row("use", f"llama-cli -m BASE.gguf --lora-scaled {places[0]}:1.0")
+            table.add_row("use", f"llama-completion -m BASE.gguf --lora-scaled {places[0]}:1.0 -p TEXT")
         elif made.rank is not None:
             needed = vllm_rank(made.rank)
             table.add_row(

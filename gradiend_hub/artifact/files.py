@@ -33,6 +33,11 @@ LORA_FILES: Final = tuple(
     for place in ("", *(f"{sign}/" for sign in LORA_SIGNS.values()))
     for name in (CONFIG_FILE, WEIGHTS_FILE)
 )
+GGUF_FOLDER: Final = "gguf"
+"""Folder of the direction at strength 1 as a LoRA for llama.cpp, if there is one."""
+GGUF_FILE: Final = "adapter.gguf"
+"""Name of its file if one is enough; else "plus.gguf" and "minus.gguf"."""
+GGUF_FILES: Final = tuple(f"{GGUF_FOLDER}/{name}" for name in (GGUF_FILE, *(f"{s}.gguf" for s in LORA_SIGNS.values())))
 EVAL_RESULTS_FOLDER: Final = ".eval_results"
 """Folder of benchmark results in the Hub's own form."""
 ASSETS_FOLDER: Final = "assets"
@@ -68,6 +73,7 @@ ARTIFACT_FILES: Final = (
     HTML_FILE,
     *(f"{ASSETS_FOLDER}/*{end}" for end in PICTURES),
     *LORA_FILES,
+    *GGUF_FILES,
     f"{EVAL_RESULTS_FOLDER}/gradiend-*.yaml",
     "LICENSE",
 )

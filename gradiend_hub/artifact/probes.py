@@ -26,6 +26,7 @@ from .files import (
     CARD_FILE,
     CONFIG_FILE,
     ENCODER_FILE,
+    GGUF_FILES,
     HTML_FILE,
     LORA_FILES,
     MOST_REPORT_BYTES,
@@ -220,6 +221,7 @@ def take_along(source: Path, folder: Path) -> None:
         HTML_FILE,
         REFERENCES_FILE,
         *LORA_FILES,
+        *GGUF_FILES,
         PROBES_FILE,
     )  # digests last
     for name in (*figures(source), *beside):

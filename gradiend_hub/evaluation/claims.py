@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -14,12 +14,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gradiend_hub.artifact.files import LORA_FILES, LORA_FOLDER, LORA_SIGNS, SUMMARY_FILE, WEIGHTS_FILE, own_file
+from gradiend_hub.artifact.files import (
+    GGUF_FILES,
+    GGUF_FOLDER,
+    LORA_FILES,
+    LORA_FOLDER,
+    LORA_SIGNS,
+    SUMMARY_FILE,
+    WEIGHTS_FILE,
+    own_file,
+)
 from gradiend_hub.artifact.storage import KEY_PREFIX
 from gradiend_hub.artifact.summary import Summary
 from gradiend_hub.errors import ArtifactError, ConfigError, DataError
 from gradiend_hub.export import as_loras
+from gradiend_hub.export.gguf_lora import gguf_names, gguf_tensors
 from gradiend_hub.export.lora import Loras
+from gradiend_hub.lazy import require
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, evaluating
 
@@ -109,7 +120,8 @@ def _of_edit(model: GradiendModel, report: Report, tolerance: float) -> Iterator
 def _of_lora(model: GradiendModel, report: Report, folder: Path, tolerance: float) -> Iterator[Check]:
     """Compare the LoRA beside the direction, which others load without this library, with the direction at strength ±1."""
     claimed = next((split.lora for split in report.splits.values() if split.lora is not None), None)
-    files = [name for name in LORA_FILES if name.endswith(WEIGHTS_FILE) and own_file(folder, name)]
+    weights = [*(name for name in LORA_FILES if name.endswith(WEIGHTS_FILE)), *GGUF_FILES]
+    files = [name for name in weights if own_file(folder, name)]
     if claimed is None and not files:
         return
     try:
@@ -122,28 +134,55 @@ def _of_lora(model: GradiendModel, report: Report, folder: Path, tolerance: floa
             yield compared(f"{name} of the LoRA", getattr(claimed, name.replace(" ", "_")), mine, 0)
         yield compared("energy of the LoRA", claimed.energy, loras.energy, tolerance)
     signs = {f"{LORA_FOLDER}/{name}/{WEIGHTS_FILE}": sign for sign, name in LORA_SIGNS.items()}
+    signs |= {f"{GGUF_FOLDER}/{name}.gguf": sign for sign, name in LORA_SIGNS.items()}
     for name in files:
-        distance = _distance(loras, signs.get(name, 1), folder / name)
+        sign = signs.get(name, 1)
+        of_gguf = name in GGUF_FILES
+        distance = (
+            _gguf_distance(loras, sign, folder / name, model) if of_gguf else _distance(loras, sign, folder / name)
+        )
         shown = "none of it" if math.isnan(distance) else f"differs by {distance:.1%}"
         yield Check(name, "the direction", "the direction" if distance <= tolerance else shown, distance <= tolerance)
 
 
 def _distance(loras: Loras, sign: int, path: Path) -> float:
     """‖BA − Δ‖ / ‖Δ‖ of the file of a LoRA; NaN if it holds other tensors."""
-    wanted = loras.deltas.get(sign)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError):
         return math.nan
-    modules = {name: KEY_PREFIX + name.removesuffix(".weight") for name in wanted or {}}
-    keys = {f"{module}.lora_{part}.weight" for module in modules.values() for part in "AB"}
-    if wanted is None or keys != tensors.keys():
+    if sign not in loras.deltas:
         return math.nan
+    modules = {name: KEY_PREFIX + name.removesuffix(".weight") for name in loras.shapes}
+    keys = {f"{module}.lora_{part}.weight" for module in modules.values() for part in "AB"}
+    if keys != tensors.keys():
+        return math.nan
+    found = {n: (tensors[f"{m}.lora_B.weight"], tensors[f"{m}.lora_A.weight"]) for n, m in modules.items()}
+    return _apart((*of, *found[name]) for name, of in loras.matrices(sign))
+
+
+def _gguf_distance(loras: Loras, sign: int, path: Path, model: GradiendModel) -> float:
+    """The same of a LoRA for llama.cpp."""
+    try:
+        reader = require("gguf", "Comparing GGUF files").GGUFReader(path)
+        tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+        base = model.get_base_model()
+        mine = gguf_tensors(loras.matrices(sign), gguf_names(base, list(loras.shapes)), base)
+    except (ArithmeticError, ConfigError, LookupError, OSError, TypeError, ValueError):  # of a damaged or hostile file
+        return math.nan
+    if mine.keys() != tensors.keys():
+        return math.nan
+    names = [name.removesuffix(".lora_a") for name in mine if name.endswith(".lora_a")]
+    return _apart(
+        (mine[f"{n}.lora_b"], mine[f"{n}.lora_a"], tensors[f"{n}.lora_b"], tensors[f"{n}.lora_a"]) for n in names
+    )
+
+
+def _apart(pairs: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> float:
+    """‖BA − B'A'‖ / ‖BA‖ over all matrices, from B, A, B' and A'; NaN if shapes differ."""
     square = distance = 0.0
-    for name, delta in wanted.items():
-        b, a = tensors[f"{modules[name]}.lora_B.weight"], tensors[f"{modules[name]}.lora_A.weight"]
-        mine = _product(delta.b, delta.a)
-        theirs = _product(b, a).T if name in loras.turned else _product(b, a)
+    for b, a, other_b, other_a in pairs:
+        mine, theirs = _product(b, a), _product(other_b, other_a)
         if theirs.shape != mine.shape:
             return math.nan
         square += float(mine.square().sum())

@@ -11,6 +11,9 @@ base models sorts the rows of queries and keys, and so must `B` be sorted. The t
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +21,14 @@ from torch import Tensor, nn
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import LORA_SIGNS
-from gradiend_hub.errors import ConfigError, EditError
+from gradiend_hub.artifact.files import GGUF_FILE
+from gradiend_hub.errors import ConfigError
 from gradiend_hub.hub.names import shown_name
 from gradiend_hub.lazy import require
 
-from .lora import AdapterExport, as_loras
+from .lora import AdapterExport, Matrices, as_loras
 
-__all__ = ["GGUF_FILE", "to_gguf_lora"]
-
-GGUF_FILE = "adapter.gguf"
-"""Name of the file if one is enough; else `plus.gguf` and `minus.gguf`."""
+__all__ = ["gguf_names", "gguf_tensors", "to_gguf_lora"]
 
 ARCHITECTURES = {
     "gemma2": ("gemma2", False),
@@ -68,8 +68,27 @@ def to_gguf_lora(
         BaseModelMismatchError: If the base model lacks a parameter.
         MissingLibraryError: If the package `gguf` is not installed.
     """
-    described: Any = getattr(base_model, "config", None)
-    kind = getattr(described, "model_type", None) or type(base_model).__name__
+    _require_form(base_model)
+    gguf = require("gguf", "Writing GGUF files")
+    loras = as_loras(direction, config, base_model, rank=rank, strength=strength)
+    names = gguf_names(base_model, list(loras.shapes))
+
+    def write(folder: Path, sign: str, matrices: Matrices) -> Path:
+        place = folder / (f"{sign}.gguf" if sign else GGUF_FILE)
+        tensors = gguf_tensors(matrices, names, base_model)
+        _write(gguf, place, _architecture(base_model)[0], tensors, loras.rank, config)
+        return place
+
+    return loras.exported(folder, strength, write)
+
+
+def _require_form(base_model: nn.Module) -> None:
+    """Refuse base models that llama.cpp does not run, or that are not tried there.
+
+    Raises:
+        ConfigError: Saying what would fit instead.
+    """
+    kind = _kind(base_model)
     if kind not in ARCHITECTURES:
         raise ConfigError(
             f"There is no GGUF form of a direction on {kind}: known are causal language models of "
@@ -81,32 +100,41 @@ def to_gguf_lora(
             f"llama.cpp runs causal language models, and this direction is of {type(base_model).__name__}. Write a LoRA for "
             "PEFT: --format lora."
         )
-    gguf = require("gguf", "Writing GGUF files")
-    loras = as_loras(direction, config, base_model, rank=rank, strength=strength)
-    for name, delta in ((n, d) for deltas in loras.deltas.values() for n, d in deltas.items()):
-        if not (delta.b.isfinite().all() and delta.a.isfinite().all()):
-            raise EditError(
-                f"The change of {name} is beyond the numbers of fp32 at this strength. Give a smaller one (--strength)."
-            )
-    architecture, sorted_rows = ARCHITECTURES[kind]
-    names = _names(gguf, architecture, described.num_hidden_layers, list(loras.shapes))
-    places = []
-    for sign in loras.deltas:
-        place = Path(folder, GGUF_FILE if len(loras.deltas) == 1 else f"{LORA_SIGNS[sign]}.gguf")
-        tensors: dict[str, Tensor] = {}
-        for name, (b, a) in loras.matrices(sign):
-            if sorted_rows:
-                b = _as_in_gguf(name, b, described)
-            tensors |= {f"{names[name]}.lora_a": a, f"{names[name]}.lora_b": b}
-        _write(gguf, place, architecture, tensors, loras.rank, config)
-        places.append(place)
-    return AdapterExport(places, strength, loras.rank, len(loras.shapes), loras.energy, loras.left_out)
 
 
-def _names(gguf: Any, architecture: str, blocks: int, weights: list[str]) -> dict[str, str]:
-    """Name in GGUF of every weight."""
+def gguf_tensors(matrices: Matrices, names: Mapping[str, str], base_model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a GGUF file, by name.
+
+    Args:
+        matrices: A LoRA.
+        names: Name in GGUF by that of the weight, as `gguf_names` finds them.
+        base_model: For the order of its rows.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, (b, a) in matrices:
+        b = _as_in_gguf(name, b, base_model.config) if _architecture(base_model)[1] else b
+        tensors |= {f"{names[name]}.lora_a": a, f"{names[name]}.lora_b": b}
+    return tensors
+
+
+def _kind(base_model: nn.Module) -> str:
+    return getattr(getattr(base_model, "config", None), "model_type", None) or type(base_model).__name__
+
+
+def _architecture(base_model: nn.Module) -> tuple[str, bool]:
+    return ARCHITECTURES[_kind(base_model)]
+
+
+def gguf_names(base_model: nn.Module, weights: list[str]) -> dict[str, str]:
+    """Name in GGUF of every weight.
+
+    Raises:
+        ConfigError: If one has none.
+    """
+    gguf, architecture = require("gguf", "Names of GGUF"), _architecture(base_model)[0]
+    described: Any = base_model.config
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    known = gguf.get_tensor_name_map(number, blocks)
+    known = gguf.get_tensor_name_map(number, described.num_hidden_layers)
     found = {name: known.get_name(name, try_suffixes=(".weight",)) for name in weights}
     if strange := [name for name, place in found.items() if place is None]:
         raise ConfigError(
@@ -128,23 +156,25 @@ def _as_in_gguf(name: str, b: Tensor, config: Any) -> Tensor:
 def _write(
     gguf: Any, place: Path, architecture: str, tensors: dict[str, Tensor], rank: int, config: GradiendConfig
 ) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.part")
+    writer = gguf.GGUFWriter(place, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
+    writer.add_name("-".join(config.feature_classes or ["direction"]))
+    if config.base_model_name_or_path:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, shown_name(config.base_model_name_or_path))
+    for name, values in tensors.items():
+        writer.add_tensor(name, values.float().contiguous().numpy())
     try:
-        writer = gguf.GGUFWriter(partial, architecture)
-        writer.add_type(gguf.GGUFType.ADAPTER)
-        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
-        writer.add_name("-".join(config.feature_classes or ["direction"]))
-        if config.base_model_name_or_path:
-            writer.add_base_model_count(1)
-            writer.add_base_model_name(0, shown_name(config.base_model_name_or_path))
-        for name, values in tensors.items():
-            writer.add_tensor(name, values.float().contiguous().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
-        partial.replace(place)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(
+            errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)
+        ) from error  # numpy tells only what is missing
     finally:
-        partial.unlink(missing_ok=True)
+        writer.close()

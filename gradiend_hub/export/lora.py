@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
-from gradiend_hub.adapter.sites import Site, SiteMap, resolve_names
+from gradiend_hub.adapter.sites import Site, SiteMap, is_linear, resolve_names
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import CONFIG_FILE, LORA_SIGNS, WEIGHTS_FILE
 from gradiend_hub.artifact.low_rank import Factors, is_rank
 from gradiend_hub.artifact.storage import KEY_PREFIX, write
-from gradiend_hub.errors import ConfigError
+from gradiend_hub.errors import ConfigError, EditError
+from gradiend_hub.folders import written_beside
 
 __all__ = [
     "AdapterExport",
@@ -39,6 +41,7 @@ __all__ = [
     "common_fields",
     "is_odd",
     "left_out_of_lora",
+    "require_finite",
     "to_lora",
     "vllm_rank",
     "write_adapter",
@@ -49,6 +52,8 @@ DEFAULT_RANK = 8
 """Rank of what is not low-rank already."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `--max-lora-rank` may be (0.11 to 0.27; 16 if it is not given)."""
+Matrices = Iterator[tuple[str, tuple[Tensor, Tensor]]]
+"""Names of weights, and `B [out, rank]` and `A [rank, in]` of each."""
 TASKS = {"causal_lm": TaskType.CAUSAL_LM.value, "seq2seq_lm": TaskType.SEQ_2_SEQ_LM.value}
 
 
@@ -98,12 +103,28 @@ class Loras:
         """The largest rank of all."""
         return max(delta.rank for deltas in self.deltas.values() for delta in deltas.values())
 
-    def matrices(self, sign: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-        """Names, and `B [out, rank]` and `A [rank, in]`, all of the one rank and in the orientation of `nn.Linear`."""
+    def matrices(self, sign: int) -> Matrices:
+        """The LoRA of a sign, all matrices of the one rank and in the orientation of `nn.Linear`."""
         for name, delta in self.deltas[sign].items():
             missing = self.rank - delta.rank
             b, a = pad(delta.b, (0, missing)), pad(delta.a, (0, 0, 0, missing))
             yield name, ((a.T, b.T) if name in self.turned else (b, a))
+
+    def exported(
+        self, folder: str | Path, strength: float, write: Callable[[Path, str, Matrices], Path]
+    ) -> AdapterExport:
+        """Write the LoRA of each sign, all of them or none.
+
+        Args:
+            folder: Where to write; it is made if it is missing.
+            strength: Strength that they were cut at.
+            write: Writes one into a folder under a name, "plus" or "minus", or "" if one is enough; returns its place.
+        """
+        names = {sign: LORA_SIGNS[sign] if len(self.deltas) > 1 else "" for sign in self.deltas}
+        with written_beside(Path(folder)) as beside:
+            places = [write(beside, name, self.matrices(sign)) for sign, name in names.items()]
+        places = [Path(folder, place.relative_to(beside)) for place in places]
+        return AdapterExport(places, strength, self.rank, len(self.shapes), self.energy, self.left_out)
 
     def direction(self) -> tuple[Direction, dict[str, Any]]:
         """The same as a direction, and fields of a configuration with which its strength 1 is the scale 1 of the LoRAs."""
@@ -144,6 +165,7 @@ def to_lora(
 
     Raises:
         ConfigError: If the rank is impossible, the strength zero, or no parameter has a place in a LoRA.
+        EditError: If an entry is beyond the numbers of fp32 at this strength.
         BaseModelMismatchError: If the base model lacks a parameter.
     """
     return write_loras(
@@ -155,16 +177,16 @@ def write_loras(
     loras: Loras, config: GradiendConfig, base_model: nn.Module, folder: str | Path, strength: float = 1.0
 ) -> AdapterExport:
     """Write what `as_loras` has cut; arguments as of `to_lora`."""
-    places = []
-    for sign in loras.deltas:
-        place = Path(folder) if len(loras.deltas) == 1 else Path(folder, LORA_SIGNS[sign])
-        tensors: dict[str, Tensor] = {}
-        for name, (b, a) in loras.matrices(sign):
-            module = KEY_PREFIX + name.removesuffix(".weight")
-            tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
-        write_adapter(place, tensors, _lora_config(config, loras, base_model))
-        places.append(place)
-    return AdapterExport(places, strength, loras.rank, len(loras.shapes), loras.energy, loras.left_out)
+    return loras.exported(folder, strength, partial(_write_lora, _lora_config(config, loras, base_model)))
+
+
+def _write_lora(fields: dict[str, Any], folder: Path, name: str, matrices: Matrices) -> Path:
+    tensors: dict[str, Tensor] = {}
+    for weight, (b, a) in matrices:
+        module = KEY_PREFIX + weight.removesuffix(".weight")
+        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    write_adapter(folder / name, tensors, fields)
+    return folder / name
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], fields: dict[str, Any]) -> None:
@@ -245,11 +267,25 @@ def as_loras(
             squares[sign] += part.inner(part, c_w, c_b)
             if name in shapes:
                 delta = part.delta(c_w, c_b)
-                cut = deltas[sign][name] = _cut(delta if isinstance(delta, Factors) else part.dense(delta), rank)
+                delta = delta if isinstance(delta, Factors) else part.dense(delta)
+                require_finite(name, *((delta.b, delta.a) if isinstance(delta, Factors) else (delta,)))
+                cut = deltas[sign][name] = _cut(delta, rank)
                 held[sign] += cut.inner(cut)
     energy = min(held[sign] / square if square else 1.0 for sign, square in squares.items())
     turned = {name for name in shapes if isinstance(sites[name].owner, Conv1D)}
     return Loras(deltas, shapes, turned, energy, left_out)
+
+
+def require_finite(name: str, *change: Tensor) -> None:
+    """Refuse a change of a weight that is beyond the numbers of fp32.
+
+    Raises:
+        EditError: If it is.
+    """
+    if not all(bool(values.isfinite().all()) for values in change):
+        raise EditError(
+            f"The change of {name} is beyond the numbers of fp32 at this strength. Give a smaller one (--strength)."
+        )
 
 
 def vllm_rank(rank: int) -> int | None:
@@ -271,9 +307,7 @@ def _cut(delta: Factors | Tensor, rank: int | None) -> Factors:
 
 def left_out_of_lora(site: Site) -> str | None:
     """Say why a LoRA has no place for a parameter; `None` if it has."""
-    if site.leaf != "weight" or not isinstance(site.owner, (nn.Linear, Conv1D)):
-        if site.quantized is not None:
-            return None
+    if site.leaf != "weight" or not is_linear(site.owner):
         kind = type(site.owner).__name__
         return f"a {site.leaf} of {kind}" if site.leaf != "weight" else f"no linear layer but {kind}"
     if len(site.slots) > 1:

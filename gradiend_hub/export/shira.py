@@ -18,9 +18,10 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import LORA_SIGNS
 from gradiend_hub.artifact.storage import KEY_PREFIX
-from gradiend_hub.errors import ConfigError, EditError
+from gradiend_hub.errors import ConfigError
+from gradiend_hub.folders import written_beside
 
-from .lora import AdapterExport, common_fields, is_odd, left_out_of_lora, write_adapter
+from .lora import AdapterExport, common_fields, is_odd, left_out_of_lora, require_finite, write_adapter
 
 __all__ = ["to_shira"]
 
@@ -65,10 +66,13 @@ def to_shira(
         energies.append(sum(part.inner(part, *coefficients) for part in parts.values()) / whole if whole else 1.0)
     fields = {"peft_type": "SHIRA", "r": r, "mask_type": "random", "fan_in_fan_out": False, "init_weights": True}
     fields |= common_fields(config, list(parts), base_model)
-    places = [Path(folder) if len(signs) == 1 else Path(folder, LORA_SIGNS[sign]) for sign in signs]
-    for place, tensors in zip(places, adapters.values(), strict=True):
-        write_adapter(place, tensors, fields)
-    return AdapterExport(places, strength, None, len(parts), min(energies), left_out)
+    subfolders = [LORA_SIGNS[sign] if len(signs) > 1 else "" for sign in signs]
+    with written_beside(Path(folder)) as beside:
+        for subfolder, tensors in zip(subfolders, adapters.values(), strict=True):
+            write_adapter(beside / subfolder, tensors, fields)
+    return AdapterExport(
+        [Path(folder, name) for name in subfolders], strength, None, len(parts), min(energies), left_out
+    )
 
 
 def _left_out(site: Site, part: ParameterDirection) -> str | None:
@@ -103,10 +107,7 @@ def _tensors(parts: dict[str, ParameterDirection], coefficients: tuple[float, fl
     for name, part in parts.items():
         values, indices = part.delta(*coefficients), part.indices
         assert isinstance(values, Tensor) and indices is not None
-        if not values.isfinite().all():
-            raise EditError(
-                f"The change of {name} is beyond the numbers of fp32 at this strength. Give a smaller one (--strength)."
-            )
+        require_finite(name, values)
         missing, module = r * sum(part.shape) - len(values), KEY_PREFIX + name.removesuffix(".weight")
         places = torch.stack([indices.long() // part.shape[1], indices.long() % part.shape[1]]).int()
         tensors |= {

@@ -7,14 +7,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from gradiend_hub.adapter.sites import SiteMap, resolve_names
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.tensor_files import write_values
-from gradiend_hub.errors import BaseModelMismatchError, ConfigError, EditError
+from gradiend_hub.errors import BaseModelMismatchError, ConfigError
+from gradiend_hub.folders import written_beside
+
+from .lora import require_finite
 
 __all__ = ["TASK_VECTOR_FILE", "TaskVectorExport", "to_task_vector"]
 
@@ -78,25 +80,17 @@ def to_task_vector(
         header[name] = {"dtype": "F32", "shape": list(spec), "data_offsets": [start, end]}
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    target = Path(folder, TASK_VECTOR_FILE)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
     squares, odd = [], True
-    try:
-        with partial.open("wb") as file:
-            file.write(len(head).to_bytes(8, "little") + head)
-            for stored, name in names.items():
-                part = direction.parameters[stored]
-                delta = part.dense(part.delta(*coefficients)).contiguous()
-                if not torch.isfinite(delta).all():
-                    raise EditError(f"At strength {strength:g} the change of {name} is beyond the numbers of fp32.")
-                write_values(file, delta)
-                squares.append(float(delta.double().square().sum()))
-                odd = odd and (part.decoder_bias is None or not part.inner(part, 0.0, 1.0))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return TaskVectorExport(target, strength, odd, len(names), math.sqrt(math.fsum(squares)))
+    with written_beside(Path(folder)) as beside, (beside / TASK_VECTOR_FILE).open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for stored, name in names.items():
+            part = direction.parameters[stored]
+            delta = part.dense(part.delta(*coefficients)).contiguous()
+            require_finite(name, delta)
+            write_values(file, delta)
+            squares.append(float(delta.double().square().sum()))
+            odd = odd and (part.decoder_bias is None or not part.inner(part, 0.0, 1.0))
+    return TaskVectorExport(Path(folder, TASK_VECTOR_FILE), strength, odd, len(names), math.sqrt(math.fsum(squares)))
 
 
 def _metadata(config: GradiendConfig, strength: float) -> dict[str, str]:

@@ -94,6 +94,8 @@ for by_lora in scales:
     llama.close()
 json.dump(found, open(out, "w"))
 """
+LIBRARIES = {"xllamacpp": "xllamacpp", "llama_cpp": "llama-cpp-python"}
+"""Module that runs llama.cpp → the package that brings it."""
 SCRIPTS = {"xllamacpp": XLLAMACPP, "llama_cpp": LLAMA_CPP_PYTHON}
 
 
@@ -102,6 +104,12 @@ def build_causal(kind: str) -> nn.Module:
     model_class, config = MODELS[kind]
     torch.manual_seed(3)
     return model_class(config()).eval()
+
+
+def next_token(model: nn.Module, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Probabilities of the next token `[prompts, vocabulary]`."""
+    with torch.no_grad():
+        return torch.stack([model(input_ids=torch.tensor([list(p)])).logits[0, -1].softmax(-1) for p in prompts])
 
 
 def write_gguf(model: Any, kind: str, path: Path) -> None:
@@ -114,7 +122,8 @@ def write_gguf(model: Any, kind: str, path: Path) -> None:
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     kv_heads = getattr(config, "num_key_value_heads", heads)
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    writer.add_context_length(64)
+    vocabulary = config.vocab_size
+    writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(layers)
     writer.add_feed_forward_length(getattr(config, "intermediate_size", 4 * config.hidden_size))
@@ -137,8 +146,8 @@ def write_gguf(model: Any, kind: str, path: Path) -> None:
             writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([f"t{token}" for token in range(VOCABULARY)])
-    writer.add_token_types([gguf.TokenType.NORMAL] * VOCABULARY)
+    writer.add_token_list([f"t{token}" for token in range(vocabulary)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * vocabulary)
     writer.add_token_merges(["t 0"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError, EditError
 from gradiend_hub.export import to_gguf_lora
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import config_for
-from tests.export.llama_cpp import MODELS, build_causal, run_llama_cpp, write_gguf
+from tests.export.llama_cpp import MODELS, build_causal, next_token, run_llama_cpp, write_gguf
 from tests.export.test_lora import learned
 from tests.models import build
 
@@ -31,11 +30,6 @@ def library(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def probabilities(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.stack([model(input_ids=torch.tensor([p])).logits[0, -1].softmax(-1) for p in PROMPTS])
-
-
 @pytest.mark.parametrize(("kind", "bias"), [*((kind, False) for kind in MODELS), ("llama", True)])
 def test_llama_cpp_gives_the_same_probabilities(kind: str, bias: bool, library: str, tmp_path: Path) -> None:
     base = build_causal(kind)
@@ -48,10 +42,10 @@ def test_llama_cpp_gives_the_same_probabilities(kind: str, bias: bool, library: 
     scales = [[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]] if bias else [[-1.0], [0.0], [1.0]]
     found = run_llama_cpp(library, tmp_path / "base.gguf", made.places, scales, PROMPTS, tmp_path)
     model = GradiendModel.from_direction(base, direction, config)
-    plain = probabilities(model.get_base_model())
+    plain = next_token(model.get_base_model(), PROMPTS)
     for strength, seen in zip((-1.0, 0.0, 1.0), found, strict=True):
         model.set_strength(strength)
-        wanted = probabilities(model)
+        wanted = next_token(model, PROMPTS)
         assert strength == 0 or float((wanted - plain).abs().max()) > 0.02
         torch.testing.assert_close(seen, wanted, atol=2e-5, rtol=2e-3)
 
