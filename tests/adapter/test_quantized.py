@@ -15,9 +15,11 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 from gradiend_hub.adapter.quantized import quantized_layers
-from gradiend_hub.errors import EditError
+from gradiend_hub.adapter.side_path import SidePath
+from gradiend_hub.errors import BaseModelMismatchError, EditError
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
+from tests.adapter.test_side_path import learned as low_rank
 from tests.models import TEXT, build, output
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -167,6 +169,49 @@ def test_beside_the_weight(kind: type, tmp_path: Path, caplog: pytest.LogCapture
     torch.testing.assert_close(output(plain_peft, "bert"), expected, atol=1e-5, rtol=1e-4)
     assert same_bits(bits(packed), before)
     assert torch.equal(output(packed, "bert"), plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_low_rank_directions_in_one_pass(kind: type) -> None:
+    base = build("bert")
+    direction = low_rank(base, bias=True)
+    packed, dense = quantize(base, kind)
+    plain, config = output(packed, "bert"), config_for(direction)
+    model = GradiendModel.from_direction(packed, direction, config, strength=0.0)
+    assert SidePath.fits(model.base_model, ["default"])
+    by_row = output(model, "bert", strengths=[0.0, 1.0, -0.5])
+    assert torch.equal(by_row[0], plain[0])
+    for row, strength in ((1, 1.0), (2, -0.5)):
+        expected = output(edited(dense, [(direction, *config.coefficients(strength))]), "bert")
+        torch.testing.assert_close(by_row[row], expected[row], atol=1e-5, rtol=1e-4)
+        model.set_strength(strength)
+        torch.testing.assert_close(output(model, "bert"), expected, atol=1e-5, rtol=1e-4)
+
+
+class Strange(nn.Module):
+    """Keeps its weight in a way that nobody knows here."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("w_int", dense.weight.detach())
+
+
+def test_other_forms_are_refused_in_one_sentence() -> None:
+    base = build("bert")
+    direction = random_direction(base)
+    strange, packed = copy.deepcopy(base), copy.deepcopy(base)
+    layer = strange.get_submodule("bert.encoder.layer.1.output")
+    layer.dense = Strange(layer.dense)
+    with pytest.raises(BaseModelMismatchError, match=r"layer.1.output.dense.weight has no values of its own in Strange.*"
+                       "quantised by bitsandbytes, GPTQ"):  # fmt: skip
+        GradiendModel.from_direction(strange, direction, config_for(direction))
+    words = packed.get_input_embeddings()
+    words.weight = nn.Parameter(torch.zeros(words.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+    without = replace(direction, fingerprint=None)
+    with pytest.raises(
+        BaseModelMismatchError, match=r"word_embeddings.weight is packed in uint8 numbers.*before quant"
+    ):
+        GradiendModel.from_direction(packed, without, config_for(direction))
 
 
 @pytest.mark.parametrize("kind", KINDS)

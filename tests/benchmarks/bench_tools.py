@@ -228,11 +228,15 @@ def main(smollm2_folder: str | None) -> None:
             for exact in (True, False)
         ]
     missing = sorted({library for library, _ in jobs if importlib.util.find_spec(library) is None})
-    lines = []
+    lines, failed = [], []
     for library, job in jobs:
-        if library not in missing:
-            with tempfile.TemporaryDirectory() as folder:
+        if library in missing:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
                 lines.append(job(Path(folder)))
+            except Exception as error:  # of a tool; the others are run all the same
+                failed.append(f"{library}: {type(error).__name__}: {error}")
     print("\n| tool | version | what was run at −1, 0, 1 | difference at ±1 | at 0 | largest change by the edit |")
     print("|---|---|---|---|---|---|")
     for line in lines:
@@ -240,6 +244,8 @@ def main(smollm2_folder: str | None) -> None:
         print(f"| {line.tool} | {line.version} | {line.what} | {line.difference:.1e} | {at_0} | {line.change:.2g} |")
     if missing:
         print(f"\nNot installed, and so not run: {', '.join(missing)}.")
+    if failed:
+        raise SystemExit("\nFailed:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":
