@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gradiend_hub.errors import BaseModelError
+from gradiend_hub.scope import packed_parameters
 
 from .logits import evaluating, vocabulary_logits
 
@@ -23,6 +24,9 @@ SHORT, LONG = 5, 9
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference of two logits, relative to the largest one, that is put down to rounding: other shapes and other
 routes through a mixture of experts take other kernels."""
+
+QUANTIZED = 1e-1
+"""The same of a model with quantised layers: those of 8 bits may round a row by what stands in the others, or behind."""
 
 POSITION_LIMITS = (
     "max_position_embeddings",
@@ -83,15 +87,17 @@ def _tried(model: nn.Module) -> Behaviour:
     mask = torch.ones_like(pair)
     mask[1, SHORT:] = 0
     padded = _logits(model, pair, mask, size)
+    packed = any(packed_parameters(module) for module in model.modules())
+    tolerance = QUANTIZED if packed else TOLERANCES.get(long.dtype, 1e-1)
     return Behaviour(
-        looks_ahead=not _same(long[0, :SHORT], ahead[0, :SHORT]),
+        looks_ahead=not _same(long[0, :SHORT], ahead[0, :SHORT], tolerance),
         reads_left_only=torch.equal(long[0, :SHORT], ahead[0, :SHORT]),
-        padding_matters=not _same(alone[0], padded[1, :SHORT]),
+        padding_matters=not _same(alone[0], padded[1, :SHORT], tolerance),
     )
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
-    allowed = TOLERANCES.get(first.dtype, 1e-1) * float(first.abs().max())
+def _same(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    allowed = tolerance * float(first.abs().max())
     return float((first.float() - second.float()).abs().max()) <= allowed
 
 

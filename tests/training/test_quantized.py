@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from gradiend_hub import GradiendModel
 from gradiend_hub.adapter.quantized import quantized_layers
@@ -49,31 +56,34 @@ def test_solvers_of_whole_gradients_are_refused(masked_path: Path, pronouns: Any
 @pytest.mark.filterwarnings("ignore:.*MatMul8bitLt.*:UserWarning")
 @pytest.mark.parametrize("bits", [4, 8])
 def test_bitsandbytes(bits: int, causal_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
-    """As transformers loads it: learned, measured, saved, loaded again, and alike what the model in fp32 teaches."""
-    from transformers import BitsAndBytesConfig
-
+    """As transformers loads it: learned, measured, saved, loaded again, and nearly what the weights in fp32 teach."""
+    tokenizer = AutoTokenizer.from_pretrained(causal_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    plain = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes))
+    plain.save_pretrained(tmp_path / "base")  # its widths are whole blocks of 64, which 4 bits need on CPUs
+    tokenizer.save_pretrained(tmp_path / "base")
     quantization = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4")
 
     def load(**options: Any) -> Any:
-        return AutoModelForCausalLM.from_pretrained(causal_path, dtype=torch.float32, **options)
+        return AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32, **options)
 
     trainers = []
     for base in (load(quantization_config=quantization), load()):
-        ids = torch.tensor([AutoTokenizer.from_pretrained(causal_path)("the boy was tired because")["input_ids"]])
-        with torch.no_grad():
-            base(input_ids=ids)  # in inference, some CPUs' 4-bit weights are put in another order
-        args = arguments(tmp_path / "out", max_steps=24, solver="closed_form", rank=8, overwrite_output_dir=True)
+        with torch.no_grad():  # in inference, some CPUs' 4-bit weights are put in another order
+            base(input_ids=torch.tensor([tokenizer("the boy was tired because")["input_ids"]]))
+        args = arguments(tmp_path / "out", max_steps=12, solver="closed_form", rank=8, overwrite_output_dir=True)
         trainer = trainer_of(base, tmp_path, pronouns, neutral=neutral, args=args)
         trainer.train()
         trainers.append(trainer)
-    packed, plain = trainers
-    assert cosine(whole(packed.direction), whole(plain.direction)) > 0.8
-    packed.save_model(str(tmp_path / "saved"))
-    report = Report.load(tmp_path / "saved")
-    assert report.converged
+    packed, plain = (trainer.direction for trainer in trainers)
+    assert packed.parameters.keys() == plain.parameters.keys()
+    assert cosine(whole(packed), whole(plain)) > (0.9 if bits == 8 else 0.6)
+    trainers[0].save_model(str(tmp_path / "saved"))
+    assert Report.load(tmp_path / "saved").layers
     model = GradiendModel.from_pretrained(tmp_path / "saved", load(quantization_config=quantization), strength=1.0)
-    assert len(quantized_layers(model)) > 8
+    assert len(quantized_layers(model)) == 14
     rows = list(pronouns["validation"].select(range(20)))
-    classes = torch.tensor([1.0 if row["factual_class"] == "3SG" else -1.0 for row in rows])
-    values = torch.as_tensor(model.encode(rows))
-    assert float(torch.corrcoef(torch.stack([values, classes]))[0, 1]) > 0.8
+    mine = trainers[0]._run.encode(trainers[0]._best().solution, trainers[0]._run.data.eval_rows[:20])[0]
+    torch.testing.assert_close(torch.as_tensor(model.encode(rows)), mine, rtol=0.05, atol=0.02)
+    assert model.verify().passed
