@@ -44,6 +44,11 @@ __all__ = ["Check", "check_summary", "compared", "measured_again"]
 _SUMMARIZE: Final = "gradiend_hub.cards.summary:summarize"
 """Makes a summary; a name, since cards are built upon what is measured."""
 
+_OF_STRANGE_FILES: Final = (
+    ArithmeticError, AssertionError, AttributeError, ConfigError, LookupError, MemoryError, OSError, TypeError, ValueError,
+)  # fmt: skip
+"""Errors with which the package `gguf` answers a file that is damaged, or made to harm."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -168,7 +173,7 @@ def _gguf_distance(loras: Loras, sign: int, path: Path, model: GradiendModel) ->
         tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
         base = model.get_base_model()
         mine = gguf_tensors(loras.matrices(sign), gguf_names(base, list(loras.shapes)), base)
-    except (ArithmeticError, ConfigError, LookupError, OSError, TypeError, ValueError):  # of a damaged or hostile file
+    except _OF_STRANGE_FILES:
         return math.nan
     if mine.keys() != tensors.keys():
         return math.nan

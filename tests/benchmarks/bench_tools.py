@@ -80,15 +80,18 @@ def in_peft(kind: str, own_loader: bool, folder: Path) -> Line:
     found = as_stranger(base, folders, folder, own_loader=own_loader)
     theirs = torch.stack([found[-1], probabilities(base), found[1]])
     ours = at_strengths(GradiendModel.from_direction(base, direction, config), probabilities)
-    tool = "transformers" if own_loader else "peft"
-    line = compared(f"{tool}, {kind}", version(tool), "tiny Llama, all probabilities", theirs, ours)
+    name, tool = ("transformers", "transformers") if own_loader else ("PEFT", "peft")
+    line = compared(f"{name}, {kind}", version(tool), "tiny Llama, all probabilities", theirs, ours)
     return line._replace(at_0=None)
 
 
 def in_pipelines(folder: Path) -> Line:
     """`pipeline("fill-mask")` over a batch with a strength for each row, against one strength at a time."""
     path = MODELS / "masked"
-    base, tokenizer = tf.AutoModelForMaskedLM.from_pretrained(path), tf.AutoTokenizer.from_pretrained(path)
+    base, tokenizer = (
+        tf.AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32),
+        tf.AutoTokenizer.from_pretrained(path),
+    )
     direction = scoped(base) * 0.3
     model = GradiendModel.from_direction(base, direction, config_for(direction, base), strength=0.0)
     texts = [f"{text} {tokenizer.mask_token} left ." for text in TEXTS]
@@ -156,7 +159,10 @@ def in_lm_eval(folder: Path) -> Line:
     from lm_eval.models.huggingface import HFLM
 
     path = MODELS / "causal"
-    base, tokenizer = tf.AutoModelForCausalLM.from_pretrained(path), tf.AutoTokenizer.from_pretrained(path)
+    base, tokenizer = (
+        tf.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
+        tf.AutoTokenizer.from_pretrained(path),
+    )
     direction = scoped(base) * 0.3
     model = GradiendModel.from_direction(base, direction, config_for(direction, base), strength=0.0)
     pairs = [(text, f" {word}") for text in TEXTS for word in ("he", "they")]
@@ -182,13 +188,15 @@ def in_lm_eval(folder: Path) -> Line:
 
 def in_bitsandbytes(bits: int, folder: Path) -> Line:
     """A model with quantised layers and the edit beside them, against W + σΔ by hand in the dequantised model."""
-    base = build("llama")
-    direction = learned(base) * 0.2
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)  # widths are whole blocks of 64, which 4 bits need on CPUs
+    base = tf.LlamaForCausalLM(tf.LlamaConfig(vocab_size=97, initializer_range=0.1, **sizes)).eval()
+    direction = learned(base) * 0.1
     packed, dense = quantized_by_bitsandbytes(base, bits)
     config = config_for(direction, base)
     ours = torch.stack([probabilities(edited(dense, [(direction, *config.coefficients(s))])) for s in STRENGTHS])
     theirs = at_strengths(GradiendModel.from_direction(packed, direction, config), probabilities)
-    what = f"tiny Llama, {bits} bits, edit beside the weights, to W + σΔ of the dequantised model; all probabilities"
+    what = f"small Llama, {bits} bits, edit beside the weights, to W + σΔ of the dequantised model; all probabilities"
     return compared("bitsandbytes", version("bitsandbytes"), what, theirs, ours)
 
 

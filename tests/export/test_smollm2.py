@@ -25,8 +25,8 @@ TEXTS = ["The players ran home because", "The boy was tired, so", "The girls smi
 WORDS = (" he", " they")
 
 
-def gradient_of(base: Any, prompts: list[list[int]], words: list[int]) -> Direction:
-    """Gradient of log P(he) − log P(they) in the last layers' `down_proj`, rank 4, ‖Δ‖ a hundredth of the weight's."""
+def gradient_of(base: Any, prompts: list[list[int]], words: list[int], size: float = 0.002) -> Direction:
+    """Gradient of log P(he) − log P(they) in the last layers' `down_proj`, rank 4, ‖Δ‖ this share of the weight's."""
     names = [n for n, _ in base.named_parameters() if n.endswith("down_proj.weight")][-8:]
     for name, parameter in base.named_parameters():
         parameter.requires_grad_(name in names)
@@ -36,7 +36,7 @@ def gradient_of(base: Any, prompts: list[list[int]], words: list[int]) -> Direct
     parts = {}
     for name in names:
         weight = base.get_parameter(name)
-        wanted = weight.grad * (0.01 * weight.detach().norm() / weight.grad.norm())
+        wanted = weight.grad * (size * weight.detach().norm() / weight.grad.norm())
         parts[name] = ParameterDirection(tuple(weight.shape), Factors.nearest(wanted, 4))
         weight.grad = None
     return Direction(parts)
@@ -107,7 +107,7 @@ def test_the_recipe_of_cards(smollm2: Path, tmp_path: Path) -> None:
     prompt = "Question: what did the players do? Answer: the players ran home, because"
     ids = tokenizer(prompt)["input_ids"]
     words = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in WORDS]
-    direction = gradient_of(base, [ids], words) * 4.0
+    direction = gradient_of(base, [ids], words, size=0.01)
     config = config_for(direction, base)
     (file,) = to_gguf_lora(direction, config, base, tmp_path).places
     model = GradiendModel.from_direction(base, direction, config)
