@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradiend_hub import GradiendModel
+from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
@@ -19,7 +20,6 @@ from gradiend_hub.export.merge_files import merge_files
 from gradiend_hub.folders import require_empty, require_writable, written_beside
 from gradiend_hub.hub.publish import refusal
 from gradiend_hub.hub.resolve import resolve_folder
-from gradiend_hub.model import EditReceipt
 
 from .console import Story
 from .evaluate import read_data

@@ -17,9 +17,10 @@ from gradiend_hub.hub.in_memory import removed_when_sent
 from gradiend_hub.hub.names import hub_id
 from gradiend_hub.hub.publish import refusal
 from gradiend_hub.hub.rewritten import publish_rewritten
-from gradiend_hub.model import MergedDirection, load_processing_class
+from gradiend_hub.model import load_processing_class
 from gradiend_hub.objectives import OBJECTIVES
 from gradiend_hub.plots.style import shown_split
+from gradiend_hub.stored_model import MergedDirection
 
 from .filling import fill, names_of, save_card
 from .metadata import feature_tags, task_of
