@@ -105,19 +105,39 @@ def test_importing_loads_next_to_nothing_and_registers_with_peft() -> None:
     assert {"gradiend_hub.training.trainer", "transformers.trainer"} <= later
 
 
-@pytest.mark.parametrize(
-    "statements",
-    [
+FORKED = """
+import json, os, sys, traceback
+import torch, transformers, datasets, safetensors.torch, huggingface_hub, accelerate
+assert not [name for name in sys.modules if name.split(".")[0] in ("peft", "gradiend_hub")]
+for code in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        try:
+            exec(code, {})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+"""Runs each piece of code in a process of its own, forked from one that has imported nothing of PEFT's or ours."""
+
+
+def test_whatever_is_imported_first_the_method_is_registered() -> None:
+    orders = [
         ["import peft", "import gradiend_hub"],
         ["import gradiend_hub", "import peft.peft_model"],
         ["import gradiend_hub.adapter"],
         ["from gradiend_hub import GradiendConfig"],
         ["import gradiend_hub", "from transformers.integrations.peft import PeftAdapterMixin", "import peft"],
-    ],
-)
-def test_whatever_is_imported_first_the_method_is_registered(statements: list[str]) -> None:
-    loaded = imported_by(*statements, REGISTERED)  # whose last statement asserts it in that process
-    assert {"peft.mapping", "gradiend_hub"} <= set().union(*loaded)
+        *([f"import gradiend_hub.{room}"] for room in ("scope", "gradients", "evaluation")),
+    ]
+    codes = ["\n".join([*statements, REGISTERED]) for statements in orders]
+    codes.append("import peft\n" + REGISTERED)  # of which only the import of gradiend_hub makes a method
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, json.dumps(codes)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["0"] * len(orders) + ["256"], done.stderr
 
 
 def without(libraries: Sequence[str], statement: str) -> str:
@@ -190,11 +210,3 @@ def test_a_wheel_holds_every_module_and_template(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert found == {name.replace("model_cards/", "gradiend_hub/model_cards/", 1) for name in shipped}
-
-
-@pytest.mark.parametrize("module", ["scope", "gradients", "evaluation"])
-def test_a_room_can_be_imported_first(module: str) -> None:
-    """In a process of its own, where PEFT and the registration of the adapter are not imported yet."""
-    command = [sys.executable, "-W", "ignore", "-c", f"import gradiend_hub.{module}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -56,6 +56,8 @@ def recipe_fields(base: Path, out: Path) -> dict[str, Any]:
             "per_device_train_batch_size": 8,
             "save_steps": 2,
             "logging_steps": 3,
+            "quality_tokens": 300,
+            "controls": 1,
         },
     }
 

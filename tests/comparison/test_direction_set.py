@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import ENCODER_FILE, PROBES_FILE, REFERENCES_FILE
+from gradiend_hub.artifact.files import CARD_FILE, ENCODER_FILE, PROBES_FILE, REFERENCES_FILE
 from gradiend_hub.artifact.references import References
 from gradiend_hub.comparison import DirectionSet, agreement
 from gradiend_hub.errors import (
@@ -25,6 +26,7 @@ from gradiend_hub.errors import (
 )
 from gradiend_hub.evaluation import Report
 from tests.comparison.conftest import FRAMES, gender_rows
+from tests.conftest import ROOT
 from tests.models import build
 
 
@@ -386,3 +388,22 @@ def test_damaged_references_are_refused(damage: str, compared: dict[str, Path], 
         save_file(tensors, path, metadata)
     with pytest.raises(ArtifactError, match="holds no references of this library"):
         References.find(folder)
+
+
+def test_the_block_of_the_readme_runs_as_a_whole(
+    compared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = [block for block in blocks if "DirectionSet" in block]
+    for name, of in (("out/number", "number"), ("out/gender", "gender"), ("someone/bert-tense", "aware")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(compared[of])
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    ds, both = names["ds"], names["both"]
+    assert ds.names == ("number", "gender", "bert-tense")
+    assert both.report.weights == {"number": 1.0, "gender": -0.5}
+    printed = capsys.readouterr().out
+    assert "cancellation" in printed and "expected damage" in printed
+    assert "Unmeasured" in (tmp_path / "out" / "both" / CARD_FILE).read_text(encoding="utf-8")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +38,22 @@ try:
     import gradiend_hub
 except ImportError:
     pass
-base, classname, folders, own_loader, out = json.loads(sys.argv[1])
-found = {}
-ids = torch.arange(5, 17).view(2, 6)
-for sign, folder in folders.items():
-    model = getattr(transformers, classname).from_pretrained(base).eval()
-    if own_loader:
-        model.load_adapter(folder)
-    else:
-        model = PeftModel.from_pretrained(model, folder)
-    with torch.no_grad():
-        found[sign] = model(ids).logits.softmax(-1).tolist()
-assert not any(name.startswith("gradiend_hub.") for name in sys.modules)
-json.dump(found, open(out, "w"))
+for line in sys.stdin:
+    base, classname, folders, own_loader, out = json.loads(line)
+    found = {}
+    ids = torch.arange(5, 17).view(2, 6)
+    for sign, folder in folders.items():
+        model = getattr(transformers, classname).from_pretrained(base).eval()
+        if own_loader:
+            model.load_adapter(folder)
+        else:
+            model = PeftModel.from_pretrained(model, folder)
+        with torch.no_grad():
+            found[sign] = model(ids).logits.softmax(-1).tolist()
+    assert not any(name.startswith("gradiend_hub.") for name in sys.modules)
+    with open(out, "w") as file:
+        json.dump(found, file)
+    print("done", flush=True)
 """
 
 
@@ -78,6 +83,21 @@ def learned(base: nn.Module, rank: int = 3, *, bias: bool = False, vectors: bool
     return Direction(parts)
 
 
+@cache
+def _stranger() -> subprocess.Popen[str]:
+    """Start the process that cannot import this package; one for all tests, as its imports take seconds."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-c", STRANGER],  # nothing of the working folder is imported
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    atexit.register(process.communicate)  # the end of its input ends it
+    return process
+
+
 def as_stranger(
     base: nn.Module, folders: dict[int, Path], tmp_path: Path, *, own_loader: bool = False
 ) -> dict[int, torch.Tensor]:
@@ -86,8 +106,10 @@ def as_stranger(
     out = tmp_path / "found.json"
     names = {sign: str(folder) for sign, folder in folders.items()}
     arguments = json.dumps([str(tmp_path / "base"), type(base).__name__, names, own_loader, str(out)])
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", STRANGER, arguments], check=True, env=environment, cwd=tmp_path)
+    process = _stranger()
+    assert process.stdin is not None and process.stdout is not None
+    print(arguments, file=process.stdin, flush=True)
+    assert process.stdout.readline() == "done\n", "it ended; its traceback is above"
     return {int(sign): torch.tensor(values) for sign, values in json.loads(out.read_text()).items()}
 
 

@@ -134,7 +134,7 @@ def test_it_is_asked_for_by_name_and_its_options_are_checked(base: Any, tokenize
 def test_the_whole_way(causal_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
     args = GradiendTrainingArguments(
         str(tmp_path), solver="closed_form", per_device_train_batch_size=8, controls=1, use_cpu=True, disable_tqdm=True,
-        save_strategy="no",
+        save_strategy="no", quality_tokens=300,
     )  # fmt: skip
     config = GradiendConfig(feature_classes=CLASSES, objective="cloze", objective_options={"right_context": 4})
     trainer = GradiendTrainer(

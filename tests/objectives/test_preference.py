@@ -219,7 +219,7 @@ def test_pairs_train_evaluate_save_load_apply_and_merge(causal_path: Path, chat_
     assert {"prompt", "completion"} <= neutral[-1].keys()
     args = GradiendTrainingArguments(
         str(tmp_path), solver="closed_form", per_device_train_batch_size=4, controls=1, use_cpu=True, disable_tqdm=True,
-        save_strategy="no",
+        save_strategy="no", quality_tokens=300,
     )  # fmt: skip
     trainer = GradiendTrainer(
         base,

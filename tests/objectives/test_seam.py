@@ -127,7 +127,7 @@ def test_an_objective_that_is_not_text_trains_evaluates_saves_and_loads(base: Pa
     rng = random.Random(5)
     args = GradiendTrainingArguments(
         str(tmp_path), solver="closed_form", per_device_train_batch_size=4, controls=1, use_cpu=True, disable_tqdm=True,
-        save_strategy="no",
+        save_strategy="no", quality_tokens=300,
     )  # fmt: skip
     trainer = GradiendTrainer(
         base,

@@ -179,7 +179,7 @@ def test_a_short_run_goes_the_whole_way(made: Any, tmp_path: Path) -> None:
     ]  # fmt: skip
     args = GradiendTrainingArguments(
         str(tmp_path / "out"), solver="closed_form", per_device_train_batch_size=4, controls=1, use_cpu=True,
-        disable_tqdm=True, save_strategy="no",
+        disable_tqdm=True, save_strategy="no", quality_tokens=300,
     )  # fmt: skip
     trainer = GradiendTrainer(
         tmp_path / "base", GradiendConfig(feature_classes=CLASSES), args, train_dataset=rows[::2], eval_dataset=rows[1::2],

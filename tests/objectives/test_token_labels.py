@@ -110,7 +110,13 @@ def test_tokenizers_that_do_not_read_words_are_refused() -> None:
 def test_a_direction_between_two_labels_goes_the_whole_way(tagger: Any, tmp_path: Path) -> None:
     base, rows, neutral = tagger
     args = GradiendTrainingArguments(
-        str(tmp_path), solver="closed_form", controls=1, use_cpu=True, disable_tqdm=True, save_strategy="no"
+        str(tmp_path),
+        solver="closed_form",
+        controls=1,
+        quality_tokens=300,
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
     )
     trainer = GradiendTrainer(
         base, GradiendConfig(feature_classes=["SINGULAR", "PLURAL"]), args, train_dataset=rows[:120],

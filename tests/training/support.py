@@ -8,13 +8,14 @@ from typing import Any
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 
 CLASSES = ["3SG", "3PL"]
-STEPS = 60
+STEPS = 40
 
 
 def arguments(folder: Path, **changes: Any) -> GradiendTrainingArguments:
     """Arguments of a short, quiet run."""
     defaults: dict[str, Any] = {
         "max_steps": STEPS, "disable_tqdm": True, "use_cpu": True, "logging_steps": 10, "save_strategy": "no",
+        "quality_tokens": 300, "controls": 1,
     }  # fmt: skip
     return GradiendTrainingArguments(output_dir=str(folder), **{**defaults, **changes})
 

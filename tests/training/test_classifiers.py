@@ -32,7 +32,13 @@ FRAMES = ("The {} story was told again.", "We saw a {} film.", "The people there
 
 
 def arguments(folder: Path, **changes: Any) -> GradiendTrainingArguments:
-    quiet: dict[str, Any] = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "controls": 1}
+    quiet: dict[str, Any] = {
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "controls": 1,
+        "quality_tokens": 300,
+    }
     return GradiendTrainingArguments(str(folder), **{**quiet, "solver": "closed_form", **changes})
 
 

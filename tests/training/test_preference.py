@@ -25,7 +25,7 @@ def pairs(split: str) -> list[dict[str, str]]:
 def trainer_of(base: Any, folder: Path, train: list[Any], **options: Any) -> GradiendTrainer:
     arguments = GradiendTrainingArguments(
         str(folder), solver="closed_form", per_device_train_batch_size=8, controls=1, use_cpu=True, disable_tqdm=True,
-        save_strategy="no", logging_strategy="no",
+        save_strategy="no", logging_strategy="no", quality_tokens=300,
     )  # fmt: skip
     measured = {name: options.pop(name) for name in ("eval_dataset", "neutral_dataset") if name in options}
     config = GradiendConfig(feature_classes=["cheerful", "gloomy"], layers="1-3", **options)

@@ -242,7 +242,8 @@ def test_a_damage_aware_decoder(masked_path: Path, pronouns: Any, neutral: Any, 
     def run(name: str, **args: Any) -> GradiendTrainer:
         options = arguments(tmp_path / name, **common, **args)
         trainer = trainer_of(masked_path, tmp_path / name, pronouns, neutral, args=options, layers="2-3",
-                             neutral_train_dataset=sentences)  # fmt: skip
+                             neutral_train_dataset=sentences,
+                             eval_dataset=pronouns["validation"].select(range(16)))  # fmt: skip
         trainer.train()
         return trainer
 
