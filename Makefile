@@ -4,8 +4,10 @@ VENV ?= .venv
 # A plain `torch` would resolve to gigabytes of CUDA libraries on Linux; override TORCH to choose another build.
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
-# One process per core; a file's tests stay together, because they share what they have trained.
-PARALLEL ?= --numprocesses auto --dist loadfile --durations 20
+# One process more than there are cores, because tests wait for servers and other processes, too.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
+# A file's tests stay together, because they share what they have trained.
+PARALLEL ?= --numprocesses $(WORKERS) --dist loadfile --durations 20
 # All of them, unless some are named.
 TESTS ?= tests
 # CI leaves out those that are marked `release`, too.
@@ -22,7 +24,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(TESTS)
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses auto --dist load --durations 20 -m "$(SLOW)"
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist load --durations 20 -m "$(SLOW)"
 
 # The oldest releases that pyproject.toml admits, in an environment of their own.
 test-lower-bounds: $(VENV)-lower/.installed

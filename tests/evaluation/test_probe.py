@@ -513,7 +513,9 @@ def test_evaluate_direction_uses_the_unit_that_is_there_unless_told_to_choose(
     model.unload()
     model = GradiendModel.from_direction(masked, Direction(encoded, 0.3), config)
     opened.append(model)
-    used = evaluate_direction(model, objective, rows, TEXTS, EvaluationSettings(strengths=(0.0, 1.0), controls=1, tokens=400, own_tokens=200))
+    used = evaluate_direction(
+        model, objective, rows, TEXTS, EvaluationSettings(strengths=(0.0, 1.0), controls=1, tokens=400, own_tokens=200)
+    )
     assert (model.active_peft_config.strength_unit, used.search) == (0.25, [])
     assert [p.strength for p in used.curve] == [0.0, 1.0]
     assert used.at(1.0).strength == 1.0

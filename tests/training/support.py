@@ -8,7 +8,7 @@ from typing import Any
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 
 CLASSES = ["3SG", "3PL"]
-STEPS = 40
+STEPS = 60
 
 
 def arguments(folder: Path, **changes: Any) -> GradiendTrainingArguments:

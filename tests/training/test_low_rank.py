@@ -18,6 +18,7 @@ from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.gradients import Scope
 from gradiend_hub.solvers import SketchSolver, Solution
+from gradiend_hub.training.natural import Outcome
 from gradiend_hub.training.run import TrainingRun
 from tests.training.support import arguments, trainer_of
 from tests.training.test_solvers import correlation, trained
@@ -157,8 +158,8 @@ def long_vectors(masked_path: Path, pronouns: Any, tmp_path: Path) -> Iterator[A
     def make(**options: Any) -> tuple[Any, NoLongVector]:
         args = arguments(tmp_path, max_steps=4, solver="closed_form", per_device_train_batch_size=4, **options)
         trainer = trainer_of(
-            masked_path, tmp_path, pronouns, args=args, train_dataset=pronouns["train"].select(range(48)),
-            eval_dataset=pronouns["validation"].select(range(16)),
+            masked_path, tmp_path, pronouns, args=args, train_dataset=pronouns["train"].select(range(16)),
+            eval_dataset=pronouns["validation"].select(range(8)),
         )  # fmt: skip
         return trainer, NoLongVector(trainer.scope.size, trainer.base_model)
 
@@ -273,7 +274,7 @@ def test_rows_without_a_finite_gradient_leave_no_trace(masked_path: Path, pronou
 
 def test_a_natural_decoder(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
     """It keeps the rank, is measured beside the plain one, and is no worse on what it was chosen by."""
-    args = arguments(tmp_path, max_steps=12, solver="closed_form", rank=8, decoder="natural")
+    args = arguments(tmp_path, max_steps=12, solver="closed_form", rank=8, decoder="natural", quality_tokens=60)
     with pytest.raises(ConfigError, match="decoder='natural' needs neutral_train_dataset"):
         trainer_of(masked_path, tmp_path, pronouns, neutral, args=args, layers="3")
     trainer = trainer_of(
@@ -311,9 +312,8 @@ def test_the_bias_stays_where_it_has_more_effect(
         return float((solution.decoder_bias is None) == (better == "without"))
 
     monkeypatch.setattr(TrainingRun, "effect", effect)
-    monkeypatch.setattr(
-        TrainingRun, "_measure_of", lambda run, solution: None
-    )  # the dampings are not what this is about
+    equal = {sign: Outcome(0.1, 1.0) for sign in (1, -1)}  # the dampings are not what this is about
+    monkeypatch.setattr(TrainingRun, "_measure_of", lambda run, solution: lambda edits: equal)
     trainer = trainer_of(
         masked_path, tmp_path, pronouns, neutral, layers="3",
         args=arguments(tmp_path, max_steps=4, solver="closed_form", rank=4, decoder="natural", controls=0),

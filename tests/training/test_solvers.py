@@ -237,7 +237,7 @@ def test_what_cannot_work(
 
 def test_a_damage_aware_decoder(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
     sentences = neutral.filter(lambda row: row["split"] == "test").select(range(40))
-    common: dict[str, Any] = {"max_steps": 24, "controls": 0}
+    common: dict[str, Any] = {"max_steps": 24, "controls": 0, "quality_tokens": 100}
 
     def run(name: str, **args: Any) -> GradiendTrainer:
         options = arguments(tmp_path / name, **common, **args)
