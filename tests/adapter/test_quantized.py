@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from transformers import BertConfig, BertForMaskedLM
 from gradiend_hub.adapter.quantized import quantized_layers
 from gradiend_hub.adapter.side_path import SidePath
 from gradiend_hub.errors import BaseModelMismatchError, EditError
+from gradiend_hub.gradients import Scope, select_parameters
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import bits, config_for, edited, random_direction, same_bits, save
 from tests.adapter.test_side_path import learned as low_rank
+from tests.gradients.test_factors import autograd, loss_of, summed
 from tests.models import TEXT, build, output
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -267,3 +270,63 @@ def test_bitsandbytes(bits_per_weight: int, tmp_path: Path) -> None:
     with pytest.raises(EditError, match=r"quantised.*before quantising"):
         model.merge_and_unload()
     assert torch.equal(output(model.unload(), "bert"), plain)
+
+
+@pytest.mark.skipif(find_spec("gptqmodel") is None, reason="pip install gptqmodel")
+@pytest.mark.filterwarnings("ignore")  # the package's own
+def test_gptqmodel() -> None:
+    """The real class for GPTQ (its torch kernel, on a CPU): strengths, rows, undoing, and gradients by factors."""
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+
+    torch.manual_seed(0)
+    base = BertForMaskedLM(BertConfig(**{**TEXT, "hidden_size": 64, "intermediate_size": 128})).eval()
+    packed, dense, group = copy.deepcopy(base), copy.deepcopy(base), 32
+    for name, module in base.named_modules():
+        if type(module) is nn.Linear and name.endswith("intermediate.dense"):
+            size = {"in_features": module.in_features, "out_features": module.out_features, "bias": True}
+            layer = TorchLinear(bits=4, group_size=group, sym=True, desc_act=False, register_buffers=False, **size)
+            scales = module.weight.detach().unflatten(1, (-1, group)).abs().amax(-1) / 7
+            columns = torch.arange(module.in_features, dtype=torch.int32) // group
+            layer.pack_original(copy.deepcopy(module), scales, torch.full_like(scales, 8), columns)
+            layer.post_init()
+            packed.get_submodule(name.rpartition(".")[0]).dense = layer.eval()
+            dense.get_submodule(name).weight.data = layer.dequantize_weight().T.float()
+            dense.get_submodule(name).bias.data = layer.bias.float()
+    direction, plain = low_rank(base, bias=True), output(packed, "bert")
+    config = config_for(direction)
+    scope, whole = (Scope.dense(select_parameters(model)) for model in (packed, dense))
+    expected = autograd(whole, loss_of(dense, "bert")())
+    for name, gradient in summed(packed, scope, loss_of(packed, "bert"))[1].items():
+        assert float((gradient - expected[name]).norm()) <= 1e-5 * float(expected[name].norm()) + 1e-7, name
+    model = GradiendModel.from_direction(packed, direction, config)
+    assert len(quantized_layers(model)) == 4  # weight and bias of both layers
+    by_row = output(model, "bert", strengths=[0.0, 1.0, -0.5])
+    assert torch.equal(by_row[0], plain[0])
+    for row, strength in ((1, 1.0), (2, -0.5)):
+        wanted = output(edited(dense, [(direction, *config.coefficients(strength))]), "bert")
+        torch.testing.assert_close(by_row[row], wanted[row], atol=1e-5, rtol=1e-4)
+    assert torch.equal(output(model.unload(), "bert"), plain)
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="pip install torchao")
+@pytest.mark.filterwarnings("ignore")  # the package's own
+def test_torchao() -> None:
+    """Its own kind of tensor under the name of the weight."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    base = build("llama")
+    direction = low_rank(base)
+    packed, dense = copy.deepcopy(base), copy.deepcopy(base)
+    quantize_(packed, Int8WeightOnlyConfig())
+    for name, module in packed.named_modules():
+        if type(module) is nn.Linear:
+            dense.get_submodule(name).weight.data = module.weight.dequantize().clone()
+    plain, config = output(packed, "llama"), config_for(direction)
+    model = GradiendModel.from_direction(packed, direction, config)
+    assert len(quantized_layers(model)) == 14
+    for strength in (1.0, -0.5):
+        model.set_strength(strength)
+        wanted = output(edited(dense, [(direction, *config.coefficients(strength))]), "llama")
+        torch.testing.assert_close(output(model, "llama"), wanted, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(wanted, plain, atol=1e-2)
+    assert torch.equal(output(model.unload(), "llama"), plain)

@@ -79,8 +79,11 @@ def test_bitsandbytes(bits: int, causal_path: Path, pronouns: Any, neutral: Any,
     packed, plain = (trainer.direction for trainer in trainers)
     assert packed.parameters.keys() == plain.parameters.keys()
     assert cosine(whole(packed), whole(plain)) > (0.9 if bits == 8 else 0.6)
+    trainers[0].evaluate()
     trainers[0].save_model(str(tmp_path / "saved"))
-    assert Report.load(tmp_path / "saved").layers
+    report = Report.load(tmp_path / "saved")
+    assert sum(layer.share for layer in report.layers) == pytest.approx(1)
+    assert all(0 <= loss <= 1 for loss in report.dtype_loss.values())
     model = GradiendModel.from_pretrained(tmp_path / "saved", load(quantization_config=quantization), strength=1.0)
     assert len(quantized_layers(model)) == 14
     rows = list(pronouns["validation"].select(range(20)))
