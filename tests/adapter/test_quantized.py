@@ -323,7 +323,7 @@ def test_torchao() -> None:
             dense.get_submodule(name).weight.data = module.weight.dequantize().clone()
     plain, config = output(packed, "llama"), config_for(direction)
     model = GradiendModel.from_direction(packed, direction, config)
-    assert len(quantized_layers(model)) == 14
+    assert len(quantized_layers(model)) == 15  # with the head
     for strength in (1.0, -0.5):
         model.set_strength(strength)
         wanted = output(edited(dense, [(direction, *config.coefficients(strength))]), "llama")

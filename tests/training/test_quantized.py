@@ -61,6 +61,9 @@ def test_bitsandbytes(bits: int, causal_path: Path, pronouns: Any, neutral: Any,
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     plain = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes))
+    for parameter in plain.parameters():
+        if parameter.ndim == 1:  # norms tell base models apart; packed weights have no values that could
+            parameter.data.add_(0.1 * torch.randn(parameter.shape))
     plain.save_pretrained(tmp_path / "base")  # its widths are whole blocks of 64, which 4 bits need on CPUs
     tokenizer.save_pretrained(tmp_path / "base")
     quantization = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4")
