@@ -19,7 +19,7 @@ from torch import nn
 
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.low_rank import Factors
-from gradiend_hub.errors import BaseModelMismatchError, ConfigError, EditError
+from gradiend_hub.errors import BaseModelMismatchError, ConfigError
 from gradiend_hub.export import to_lora
 from gradiend_hub.export.lora import as_loras, vllm_rank
 from gradiend_hub.model import GradiendModel
