@@ -4,7 +4,7 @@
     python examples/reports/render.py --base FOLDER minilm    # any other masked or causal model, under a name
     python examples/reports/render.py digits-label digits-concept sentences-label sentences-concept preference
     python examples/reports/render.py --keep FOLDER pronouns  # a direction that was trained before, under a name
-    python examples/reports/render.py --cards                 # learns nothing: cards of the reports that are here
+    python examples/reports/render.py --cards                 # learns nothing: cards and pages of the reports that are here
 
 Those of the third line are the directions of `examples/classifiers.py` and `examples/preferences.py`: a card of each further
 objective.
@@ -28,6 +28,9 @@ from datasets import load_dataset
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.artifact.files import ASSETS_FOLDER, CARD_FILE, CONFIG_FILE, HTML_FILE, REPORT_FILE
 from gradiend_hub.cards import render_card
+from gradiend_hub.evaluation import Report
+from gradiend_hub.hub.names import shown_name
+from gradiend_hub.plots import save_html, save_plots
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent
@@ -80,15 +83,24 @@ def keep(name: str, folder: Path) -> None:
     target.mkdir()
     for file in (CARD_FILE, HTML_FILE, REPORT_FILE):
         shutil.copyfile(folder / file, target / file)
-    config = (folder / CONFIG_FILE).read_text(encoding="utf-8").replace(f"{EXAMPLES.parent}/", "")  # where this was run
-    (target / CONFIG_FILE).write_text(config, encoding="utf-8")
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = without_place(config["base_model_name_or_path"])
+    (target / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.copytree(folder / ASSETS_FOLDER, target / ASSETS_FOLDER)
     others = (p for p in folder.rglob("*") if p.is_file() and not (target / p.relative_to(folder)).exists())
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in others if "checkpoint" not in str(p)}
     (target / SIZES).write_text(json.dumps(sizes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_card(name)
+    write_pages(name)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 1e3:.0f} kB")
+
+
+def without_place(base: str) -> str:
+    """Return a base model's folder from the repository's root, or its name alone: nothing of the machine that has it."""
+    path, root = Path(base), EXAMPLES.parent.resolve()
+    if not path.is_absolute():
+        return base
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def card(name: str) -> str:
@@ -103,8 +115,12 @@ def card(name: str) -> str:
         return str(render_card(folder))
 
 
-def write_card(name: str) -> None:
-    """Write a card beside its figures, and into `model_cards`, where all of them can be looked through."""
+def write_pages(name: str) -> None:
+    """Draw figures and page of a kept report; write its card beside them, and into `model_cards`, where all can be seen."""
+    config, report = GradiendConfig.from_pretrained(str(HERE / name)), Report.load(HERE / name)
+    save_plots(report, HERE / name / ASSETS_FOLDER, safe_band=config.safe_band, objective=config.objective)
+    base = shown_name(config.base_model_name_or_path)
+    save_html(report, HERE / name, base=base, safe_band=config.safe_band, objective=config.objective)
     text = card(name)
     (HERE / name / CARD_FILE).write_text(text, encoding="utf-8")
     (MODEL_CARDS / f"{name}.md").write_text(shown_elsewhere(text, name), encoding="utf-8")
@@ -125,10 +141,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"masked, causal, {', '.join(SCRIPTS)}, or with --base any name")
     parser.add_argument("--base", type=Path, help="folder of another base model")
     parser.add_argument("--keep", type=Path, help="folder of a direction that was trained before")
-    parser.add_argument("--cards", action="store_true", help="render the cards of all reports that are here")
+    parser.add_argument("--cards", action="store_true", help="render cards and pages of all reports that are here")
     arguments = parser.parse_args()
     for name in kept() if arguments.cards else ():
-        write_card(name)
+        write_pages(name)
     for name in arguments.names:
         if arguments.keep is not None:
             keep(name, arguments.keep)

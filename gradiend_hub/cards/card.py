@@ -101,6 +101,7 @@ def render_card(
     if others is None:
         others = find_measurements(ResolvedRepo(folder, None, None), config)
     compared, objective = compared_strengths(config), OBJECTIVES.get(config.objective or "")
+    output = (objective or Objective).output_name
     return fill(
         "direction.md.jinja",
         metadata_of(config, report),
@@ -115,9 +116,10 @@ def render_card(
         pictures=task_of(config) == "image-classification",
         answers=objective.answers_name if objective else Objective.answers_name,
         reads=objective.read_name if objective else Objective.read_name,
+        output=output,
         compared=compared,
-        caveats=caveats(report, name, split) if report and name and split else [],
-        side_effects=_side_effects(report, split, compared) if report and split else [],
+        caveats=caveats(report, name, split, output) if report and name and split else [],
+        side_effects=_side_effects(report, split, compared, output) if report and split else [],
         completions=_completions(split, compared) if split else [],
         continuations=_continuations(split, compared) if split else [],
         limits=_limits(report) if report else {},
@@ -207,20 +209,23 @@ def _guesses(words: list[list[str | float]]) -> str:
     return ", ".join(f"{word} {chance:.2f}" for word, chance in quoted)
 
 
-def _side_effects(report: Report, split: SplitReport, compared: Sequence[float]) -> list[tuple[str, list[str]]]:
+def _side_effects(
+    report: Report, split: SplitReport, compared: Sequence[float], output: str
+) -> list[tuple[str, list[str]]]:
     """Name of a figure, and its value at each compared strength."""
     found = {p.strength: p for p in split.curve}
     points = [found.get(strength) for strength in compared]
     rows = [
-        *_damage(split, points),
+        *_damage(split, points, output),
         ("KL from the base model, nats per token of neutral text", [number(p.kl if p else None, 4) for p in points]),
         (
             "NLL of neutral text, nats per token",
             [with_interval(p.nll, p.intervals.get("nll"), 4) if p else NOT_MEASURED for p in points],
         ),
         ("tokens of neutral text ranked first", [percent(p.accuracy if p else None) for p in points]),
-        ("what the model goes on with", [_soundness(split.generation, strength) for strength in compared]),
     ]
+    if output != "label":
+        rows.append(("what the model goes on with", [_soundness(split.generation, at) for at in compared]))
     for name in dict.fromkeys(result.name for result in report.side_effects):
         runs = {result.strength: result for result in report.side_effects if result.name == name}
         for score in dict.fromkeys(score for run in runs.values() for score in run.scores):
@@ -228,15 +233,20 @@ def _side_effects(report: Report, split: SplitReport, compared: Sequence[float])
             cells = [with_interval(r.scores.get(score), r.intervals.get(score)) if r else NOT_MEASURED for r in results]
             rows.append((f"{name}: {score}", cells))
     run_names = {name.casefold() for r in report.side_effects for name in r.name.split()[0].split("/")}  # "WEAT/SEAT"
-    rows += [(name, [NOT_MEASURED] * len(compared)) for name in BENCHMARKS if name.casefold() not in run_names]
-    return [*rows, ("other features of the language model", [NOT_MEASURED] * len(compared))]
+    if output != "label":  # they are of language models
+        rows += [(name, [NOT_MEASURED] * len(compared)) for name in BENCHMARKS if name.casefold() not in run_names]
+    return [*rows, ("other features of the model", [NOT_MEASURED] * len(compared))]
 
 
-def _damage(split: SplitReport, points: Sequence[StrengthPoint | None]) -> list[tuple[str, list[str]]]:
-    """Rows of the table of side effects: quality on each damage set, and what changes at the slots beside the classes."""
+def _damage(split: SplitReport, points: Sequence[StrengthPoint | None], output: str) -> list[tuple[str, list[str]]]:
+    """Rows of the table of side effects: quality on each damage set, and what changes at the slots beside the classes.
+
+    Args:
+        output: the objective's `output_name`; an input with one label has no text of its own beside it.
+    """
     others = dict.fromkeys(name for p in split.curve for name in p.damage if name not in (NEUTRAL, OWN))
     rows = []
-    for name in (NEUTRAL, OWN, *others):
+    for name in (NEUTRAL, *([] if output == "label" else [OWN]), *others):
         cells = []
         for point in points:
             damage = point.damage.get(name) if point else None
@@ -245,7 +255,7 @@ def _damage(split: SplitReport, points: Sequence[StrengthPoint | None]) -> list[
                 value = point.quality
             bounds = (damage or point).intervals.get(key) if value is not None and (damage or point) else None  # type: ignore[union-attr]
             cells.append(with_interval(value, bounds))
-        what = ", the words of the classes left out" if name == OWN else ""
+        what = f", the {output}s of the classes left out" if name == OWN else ""
         rows.append((f"quality on {set_label(name)}{what}", cells))
     if not others:
         rows.append(("quality on text of another source", [NOT_MEASURED] * len(points)))
@@ -254,7 +264,7 @@ def _damage(split: SplitReport, points: Sequence[StrengthPoint | None]) -> list[
         cells = [
             with_interval(p.slot.get(name), p.intervals.get(f"slot {name}"), 4) if p else NOT_MEASURED for p in points
         ]
-        of = "but the words of the classes" if name == "collateral" else name
+        of = f"but the {output}s of the classes" if name == "collateral" else name
         rows.append((f"KL at the slots, {of}, nats", cells))
     return rows
 

@@ -25,16 +25,17 @@ SMALL_MODEL = 50_000_000
 NEAR_BREAK = 2.0
 
 
-def caveats(report: Report, name: str, split: SplitReport) -> list[str]:
+def caveats(report: Report, name: str, split: SplitReport, output: str = "word") -> list[str]:
     """Caveats as Markdown sentences, the gravest first.
 
     Args:
         name: of the split that the card shows.
         split: its measurements.
+        output: the objective's `output_name`.
     """
     return [
         *_of_effect(report, name, split),
-        *(_of_encoder(split.encoder) if split.encoder else ()),
+        *(_of_encoder(split.encoder, output) if split.encoder else ()),
         *_of_measurement(report, name, split),
     ]
 
@@ -80,7 +81,7 @@ def _without_text(split: SplitReport) -> bool:
     return bool(split.curve) and all(p.worst() is None for p in split.curve)
 
 
-def _of_encoder(encoder: EncoderReport) -> Iterator[str]:
+def _of_encoder(encoder: EncoderReport, output: str) -> Iterator[str]:
     low = encoder.intervals.get("accuracy", [encoder.accuracy])[0]
     if low <= 0.5 or (encoder.correlation is not None and encoder.correlation < NOT_TOLD_APART):
         yield (
@@ -103,10 +104,11 @@ def _of_encoder(encoder: EncoderReport) -> Iterator[str]:
             yield f"The encoder is not silent where the feature is absent: mean |h| is {number(value)} on {where}."
     held_out = encoder.held_out
     if held_out is None:
-        yield "Words that training did not have were not measured."
+        if output != "label":  # a model has no labels but its own
+            yield f"{output.capitalize()}s that training did not have were not measured."
     elif held_out.accuracy < encoder.accuracy - HELD_OUT_DROP:
         yield (
-            f"On words that training did not have, accuracy is {number(held_out.accuracy)} instead of "
+            f"On {output}s that training did not have, accuracy is {number(held_out.accuracy)} instead of "
             f"{number(encoder.accuracy)}."
         )
 

@@ -30,9 +30,10 @@ def render_artifact(folder: str | Path, config: GradiendConfig, report: Report |
     folder = Path(folder)
     drawable = report is not None and can_draw()
     if report is not None and drawable:
-        save_plots(report, folder / ASSETS_FOLDER, safe_band=config.safe_band)
+        save_plots(report, folder / ASSETS_FOLDER, safe_band=config.safe_band, objective=config.objective)
     if report is not None and report.splits and drawable:
-        save_html(report, folder, base=shown_name(config.base_model_name_or_path), safe_band=config.safe_band)
+        base = shown_name(config.base_model_name_or_path)
+        save_html(report, folder, base=base, safe_band=config.safe_band, objective=config.objective)
     else:
         (folder / HTML_FILE).unlink(missing_ok=True)
     write_card(folder, config, report)

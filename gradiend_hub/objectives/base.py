@@ -78,6 +78,9 @@ class Objective(ABC):
     read_name: ClassVar[str] = "the output"
     """What an encoding reads the class of, in the words of a card."""
 
+    output_name: ClassVar[str] = "output"
+    """What a row has one of, and a class several, in the words of a card."""
+
     def __init__(self, processor: Any, *, name_or_path: str = "the base model") -> None:
         self.processor = processor
         self.name_or_path = name_or_path

@@ -50,6 +50,7 @@ class LabelObjective(Objective):
 
     answers_name = "Likeliest labels with their probabilities."
     read_name = "the label"
+    output_name = "label"
 
     column: ClassVar[str]
     """Column of the input."""

@@ -60,6 +60,7 @@ class PreferenceObjective(CausalLMObjective):
         "the prompt. Share: pairs whose completion of the first class is the likelier one; log-odds: of the first class."
     )
     read_name = "the completion"
+    output_name = "completion"
     relative = True
 
     def __init__(self, processor: Any, **options: Any) -> None:

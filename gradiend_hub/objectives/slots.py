@@ -46,6 +46,7 @@ class TextObjective(SlotFiller, Objective):
 
     columns: ClassVar[tuple[str, ...]] = COLUMNS
     read_name = "the word in the text"
+    output_name = "word"
     reads_right_context: bool
     """Return whether the text behind a token is read, too."""
 

@@ -97,8 +97,11 @@ def _name(kind: str, encoder: EncoderReport) -> str:
     return f"{label(KINDS.get(kind, kind))}\n{part} slots"
 
 
-def plot_outputs(report: Report, split: str | None = None) -> Figure:
+def plot_outputs(report: Report, split: str | None = None, *, output: str = "word") -> Figure:
     """Mean feature value of each word, with the standard deviation of its rows; the most frequent words.
+
+    Args:
+        output: what the title calls a word: the objective's `output_name`.
 
     Raises:
         ConfigError: words were not told apart.
@@ -110,7 +113,10 @@ def plot_outputs(report: Report, split: str | None = None) -> Figure:
     found.sort(key=lambda item: (-report.feature_classes.index(item[1].feature_class), item[1].mean))
     drawing, axes = figure(7.0, 1.3 + 0.3 * len(found))
     tidy(
-        axes, x="feature value h: mean ± standard deviation", title=f"Encoding by word ({label(name)} split)", grid="x"
+        axes,
+        x="feature value h: mean ± standard deviation",
+        title=f"Encoding by {output} ({label(name)} split)",
+        grid="x",
     )
     seen: set[str] = set()
     for row, (_, filler) in reversed([*enumerate(found)]):

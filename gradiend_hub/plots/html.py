@@ -22,6 +22,7 @@ import jinja2
 from gradiend_hub.artifact.files import HTML_FILE
 from gradiend_hub.evaluation import Completion, Encoding, Report, SplitReport
 from gradiend_hub.evaluation.shift import shifts
+from gradiend_hub.objectives import OBJECTIVES, Objective
 from gradiend_hub.printable import spelled_out
 
 from .encoder import plot_encodings
@@ -36,20 +37,33 @@ HARDEST = 12
 
 
 def save_html(
-    report: Report, folder: str | Path, *, base: str = "its base model", safe_band: Sequence[float] | None = None
+    report: Report,
+    folder: str | Path,
+    *,
+    base: str = "its base model",
+    safe_band: Sequence[float] | None = None,
+    objective: str | None = None,
 ) -> Path:
     """Write `report.html` into a folder; arguments as of `render_html`."""
     path = Path(folder, HTML_FILE)
-    path.write_text(render_html(report, base=base, safe_band=safe_band), encoding="utf-8")
+    page = render_html(report, base=base, safe_band=safe_band, objective=objective)
+    path.write_text(page, encoding="utf-8")
     return path
 
 
-def render_html(report: Report, *, base: str = "its base model", safe_band: Sequence[float] | None = None) -> str:
+def render_html(
+    report: Report,
+    *,
+    base: str = "its base model",
+    safe_band: Sequence[float] | None = None,
+    objective: str | None = None,
+) -> str:
     """The interactive page of a measured report.
 
     Args:
         base: what the page calls the base model.
         safe_band: `GradiendConfig.safe_band`, shaded.
+        objective: `GradiendConfig.objective`, in whose words the page says what is read.
 
     Raises:
         ConfigError: nothing was measured.
@@ -60,6 +74,7 @@ def render_html(report: Report, *, base: str = "its base model", safe_band: Sequ
     completions = [_completion(completion) for completion in split.completions]
     curve = _Curve.of(report, split, safe_band) if split.curve else None
     style, script = _source("report.css"), _source("report.js")
+    kind = OBJECTIVES.get(objective or "", Objective)
     data = {
         "samples": [{"text": s.text, "output": s.output, "kind": s.kind, "h": s.h} for s in samples],
         "curve": _points(split, first, second, curve.places if curve else []),
@@ -74,6 +89,8 @@ def render_html(report: Report, *, base: str = "its base model", safe_band: Sequ
         first=first,
         second=second,
         base=base,
+        reads=kind.read_name,
+        output=kind.output_name,
         split_name=name,
         split=split,
         shifts=shifts(split, (first, second)),

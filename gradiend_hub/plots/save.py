@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gradiend_hub.errors import MissingLibraryError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.lazy import require
+from gradiend_hub.objectives import OBJECTIVES, Objective
 
 from .encoder import plot_encodings, plot_outputs
 from .pictures import pictured, plot_pictures
@@ -43,17 +44,20 @@ def can_draw() -> bool:
     return True
 
 
-def save_plots(report: Report, folder: str | Path, *, safe_band: Sequence[float] | None = None) -> list[str]:
+def save_plots(
+    report: Report, folder: str | Path, *, safe_band: Sequence[float] | None = None, objective: str | None = None
+) -> list[str]:
     """Write the figures that the report has measurements for, and remove those of a former report.
 
     Args:
         folder: created if missing.
         safe_band: `GradiendConfig.safe_band`.
+        objective: `GradiendConfig.objective`, whose words titles have.
 
     Returns:
         Names of the figures written, a subset of `FIGURES`.
     """
-    drawn = _drawable(report, safe_band)
+    drawn = _drawable(report, safe_band, OBJECTIVES.get(objective or "", Objective).output_name)
     folder = Path(folder)
     for name in FIGURES:
         path = folder / f"{name}.png"
@@ -74,7 +78,7 @@ def _save(drawing: Figure, path: Path) -> None:
     image.open(pixels).convert("RGB").quantize(128).save(path, optimize=True)
 
 
-def _drawable(report: Report, safe_band: Sequence[float] | None) -> dict[str, Callable[[], Figure]]:
+def _drawable(report: Report, safe_band: Sequence[float] | None, output: str) -> dict[str, Callable[[], Figure]]:
     figures: dict[str, Callable[[], Figure]] = {}
     if report.splits:
         split = shown_split(report)[1]
@@ -85,7 +89,7 @@ def _drawable(report: Report, safe_band: Sequence[float] | None) -> dict[str, Ca
         if split.encoder and split.encoder.encodings:
             figures["encodings"] = partial(plot_encodings, report)
         if split.encoder and split.encoder.outputs:
-            figures["fillers"] = partial(plot_outputs, report)
+            figures["fillers"] = partial(plot_outputs, report, output=output)
     if any("loss" in record for record in report.history):
         figures["training"] = partial(plot_training, report)
     if report.layers:

@@ -95,7 +95,7 @@ def _damage(axes: Axes, split: SplitReport) -> None:
         return
     twin = axes.twinx()
     for (name, (x, y)), dash in zip(lines.items(), _DASHES * len(lines), strict=False):
-        own = ", words of the classes left out" if name == OWN else ""
+        own = ", the classes left out" if name == OWN else ""
         text = f"damage: rise of the NLL of {label(set_label(name))}{own} (right axis)"
         twin.plot(x, y, linestyle=dash, color="black", linewidth=1.4, label=text, **NEUTRAL.marks(5))
     highest = max(2.0, *(max(y) for _, y in lines.values()))

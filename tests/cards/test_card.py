@@ -214,7 +214,7 @@ def test_what_was_not_measured_is_written_out(tmp_path: Path) -> None:
     text = str(render_card(saved(tmp_path)))
     for start in (
         "| KL from the base model", "| StereoSet |", "| CrowS-Pairs |", "| WinoBias |", "| WinoGender |", "| SEAT |",
-        "| other features of the language model |",
+        "| other features of the model |",
     ):  # fmt: skip
         assert row(text, start).endswith("| not measured | not measured | not measured |"), start
     for line in (
@@ -235,7 +235,7 @@ def test_a_full_card_leaves_nothing_unmeasured_but_what_is(tmp_path: Path) -> No
     assert [line.split(" | ")[0] for line in lines] == [
         "| quality on own text, the words of the classes left out", "| quality on text of another source",
         "| what the model goes on with",
-        "| CrowS-Pairs", "| WinoBias", "| WinoGender", "| SEAT", "| other features of the language model",
+        "| CrowS-Pairs", "| WinoBias", "| WinoGender", "| SEAT", "| other features of the model",
     ]  # fmt: skip
     training = [
         line for line in text.splitlines() if line.startswith(("| learning rate", "| seed", "| solver", "| epochs"))
