@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.explorer import Explorer, build_page, launch_options, push_space
-from gradiend_hub.lazy import require
+from gradiend_hub.explorer import Explorer, build_page, launch_options, push_space, require_gradio
 
 from .console import Story
 from .quiet import quiet
@@ -42,7 +41,7 @@ def explore_directions(directions: Sequence[str], options: ExploreOptions, story
         )
         story.show(f"Published: {commit.commit_url}")
         return {"space": options.space, "commit": commit.oid, "url": commit.commit_url}
-    require("gradio", "The explorer")  # before the model is loaded
+    require_gradio()  # before the model is loaded
     with quiet(story), story.step("Load"):
         explorer = Explorer.load(directions, options.base, **options.allowed)
     page = build_page(explorer)

@@ -5,5 +5,6 @@ from __future__ import annotations
 from .asking import Explorer, Shown, Word
 from .page import build_page, launch_options
 from .space import push_space, space_files
+from .stubs import require_gradio
 
-__all__ = ["Explorer", "Shown", "Word", "build_page", "launch_options", "push_space", "space_files"]
+__all__ = ["Explorer", "Shown", "Word", "build_page", "launch_options", "push_space", "require_gradio", "space_files"]

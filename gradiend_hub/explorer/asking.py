@@ -144,7 +144,7 @@ class Explorer:
         """Return what the base model says to an input, and what it says at strengths by direction.
 
         Args:
-            value: A text, or an image of Pillow.
+            value: A text, or an image: the bytes of its file, or whatever else `gradiend_hub.data.Picture` reads.
             strengths: Of some directions; the others are at 0.
             top: Number of likeliest outputs.
             tokens: Length of a continuation.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from gradiend_hub.errors import GradiendError
-from gradiend_hub.lazy import require
 
 from . import view
 from .asking import Explorer
+from .stubs import require_gradio
 
 __all__ = ["build_page", "launch_options"]
 
@@ -22,11 +23,11 @@ def build_page(explorer: Explorer) -> Any:
     Raises:
         MissingLibraryError: gradio is not installed.
     """
-    gr: Any = require("gradio", "The explorer")
+    gr = require_gradio()
     names = list(explorer.configs)
 
     def show(value: Any, *at: float) -> list[str]:
-        return _shown(explorer, value, dict(zip(names, at, strict=True)))
+        return _shown(explorer, _uploaded(value) if explorer.pictures else value, dict(zip(names, at, strict=True)))
 
     def read(value: Any) -> str:
         return _read(explorer, value)
@@ -37,7 +38,7 @@ def build_page(explorer: Explorer) -> Any:
     with gr.Blocks(title="gradiend-hub explore", analytics_enabled=False) as page:
         gr.Markdown("# What a direction does\nMove a slider: to the right, the first class becomes likelier.")
         if explorer.pictures:
-            given = gr.Image(type="pil", label="Image", elem_id="input", sources=["upload", "clipboard"])
+            given = gr.Image(label="Image", elem_id="input", sources=["upload", "clipboard"])
         else:
             slot = " [MASK] stands where the word is to be guessed." if explorer.needs_slot else ""
             given = gr.Textbox(
@@ -60,7 +61,8 @@ def build_page(explorer: Explorer) -> Any:
         outputs = [gr.HTML(elem_id=part) for part in ("notice", "answers", "curves")]
         events = [page.load, *(slider.release for slider in sliders), *(slider.change for slider in sliders)]
         events.append(given.change if explorer.pictures else given.submit)
-        options = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        # an image comes as a file that nobody has opened yet: one that is none is answered as any other bad input
+        options = {"show_progress": "hidden", "trigger_mode": "always_last", "preprocess": not explorer.pictures}
         gr.on(events, show, [given, *sliders], outputs, api_name="ask", **options)
         zero.click(back, None, sliders, api_visibility="private")
         if reads is not None:
@@ -71,10 +73,15 @@ def build_page(explorer: Explorer) -> Any:
 
 def launch_options() -> dict[str, Any]:
     """Return arguments for `launch` of the page: its look, and nothing that is fetched from elsewhere."""
-    gr: Any = require("gradio", "The explorer")
+    gr = require_gradio()
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")  # of enough contrast
     return {"theme": theme, "css": view.CSS, "head": view.HEAD, "footer_links": [], "max_file_size": "8mb"}
+
+
+def _uploaded(image: Any) -> bytes | None:
+    """Return the bytes of a file that a visitor has uploaded; what it holds is checked by whoever reads it."""
+    return Path(image.path).read_bytes() if image is not None and image.path else None
 
 
 def _shown(explorer: Explorer, value: Any, strengths: dict[str, float]) -> list[str]:
