@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from gradiend_hub_cli import app
+from tests.cli.conftest import Trained, trained  # noqa: F401
+from tests.pages import check_runs, ours, publish, run_line
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -100,6 +104,70 @@ def test_the_first_block_prints_what_stands_below_it(tmp_path: Path, masked_path
 def _figures(line: str) -> dict[str, float]:
     """`… -1: they 0.60 he 0.38` and `{'correlation': 0.982}` → figures by name."""
     return {name: float(value) for name, value in re.findall(r"(\w+)'?:? (\d\.\d+)", line)}
+
+
+STANDS_FOR = {"OUT_DIR": "out/rows", "MODEL": "examples/base_models/masked"}
+MORE = {
+    "evaluate": ["--split", "test[:64]", "--controls", "0"],
+    "build": ["--set", "source=out/text.txt", "--set", "neutral.max_texts=100"],  # that of the file is on the Hub
+}
+"""Options with which a line of README takes seconds, and no network."""
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_command_line_run_in_their_order(
+    tmp_path: Path, masked_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/text.txt").write_text("\n".join(_sentences()), encoding="utf-8")
+    publish(masked_path)
+    readme = ours((ROOT / "README.md").read_text(encoding="utf-8"))
+    (block,) = re.findall(r"## On the command line\n+```bash\n(.*?)```", readme, re.DOTALL)
+    for line in block.splitlines():
+        words = [STANDS_FOR.get(word, word) for word in shlex.split(line, comments=True)]
+        if words[1] == "init":
+            answers = "examples/base_models/masked\nSG=he,she,it PL=they\nout/text.txt\n"
+            done = CliRunner().invoke(app, words[1:], input=answers)
+            assert done.exit_code == 0, done.stderr
+        elif words[1] != "explore":  # which tests/explorer/test_page.py starts
+            run_line([*words, *MORE.get(words[1], MORE.get(words[2], []))], tmp_path)
+    for written in ("mine.yaml", "out/mine/README.md", "out/rewritten/model.safetensors", "out/rows/README.md"):
+        assert (tmp_path / written).is_file(), written
+
+
+def _sentences() -> list[str]:
+    rows = (ROOT / "examples/data/pronouns/train.jsonl").read_text(encoding="utf-8").splitlines()
+    neutral = (ROOT / "examples/data/pronouns/neutral.jsonl").read_text(encoding="utf-8").splitlines()
+    filled = [row["masked"].replace("[MASK]", row["factual"]) for row in map(json.loads, rows[:600])]
+    return filled + [json.loads(line)["text"] for line in neutral[:200]]
+
+
+BEFORE = """
+from datasets import load_dataset
+rows = load_dataset("examples/data/pronouns", split="test[:8]")
+h, labels = [0.9, -0.8, 0.7, -0.9], [1, -1, 1, -1]
+edited, base = [0.5, 0.6, 0.4], [0.1, 0.2, 0.1]
+"""
+"""What the text says or an earlier block has made, in few rows."""
+
+
+@pytest.mark.slow
+def test_the_blocks_below_the_first_run(
+    tmp_path: Path,
+    trained: Trained,  # noqa: F811
+) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "out").mkdir()
+    for name in ("number", "gender"):
+        (tmp_path / "out" / name).symlink_to(trained.folder)
+    publish(trained.folder, alice="bert-3sg-3pl")
+    publish(trained.folder, alice="bert-tense")
+    _, *blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 3
+    check_runs([sys.executable, "-c", BEFORE + ours("\n".join(blocks))], tmp_path)
+    assert (tmp_path / "out/both/adapter_model.safetensors").is_file()
 
 
 def commands(page: str) -> list[list[str]]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+import yaml
+from datasets import Dataset, DatasetDict
 from typer.testing import CliRunner
 
 from gradiend_hub_cli import app
+from tests.pages import publish
 
-from .conftest import Run
+from .conftest import Run, Trained, invoke
 
 ROOT = Path(__file__).parents[2]
 ROOT_COMMAND: Any = typer.main.get_command(app)
@@ -103,6 +107,90 @@ def test_an_error_is_1_one_message_and_one_object(
         quiet = run(*name, *failing(name), "--quiet")
         assert quiet.exit_code == 1 and quiet.stdout == ""
     assert not [*tmp_path.iterdir()]
+
+
+SUCCEEDS: dict[str, list[str]] = {
+    "apply": ["DIRECTION", "The boys ran home because [MASK] felt ill.", "--strengths", "1"],
+    "audit": ["alice/every-command"],  # of a base model that others find, too
+    "collection add": ["Every command", "alice/every-command"],
+    "combine": ["DIRECTION=0.5", "OTHER=-0.5", "--out", "OUT"],
+    "compare": ["DIRECTION", "OTHER"],
+    "data build": ["DATA.yaml", "OUT"],
+    "data push": ["ROWS", "alice/every-command-rows"],
+    "data words": ["DATA.yaml", "MODEL"],
+    "demo": ["--examples", "EXAMPLES", "--out", "OUT", "--max-steps", "2", "--share", "0.04"],
+    "evaluate": ["DIRECTION", "--data", "ROWS/test.jsonl", "--strengths=-1,1", "--controls", "0", "--out", "OUT.json"],
+    "explore": ["alice/every-command", "--space", "alice/every-command-page"],
+    "export": ["DIRECTION", "OUT", "--format", "task-vector"],
+    "info": ["DIRECTION"],
+    "init": ["OUT.yaml", "--model", "MODEL", "--words", "SG=he,she,it PL=they", "--text", "TEXT.txt"],
+    "merge": ["DIRECTION", "OUT"],
+    "push": ["DIRECTION", "alice/every-command-again", "--base-id", "alice/BASE"],
+    "search": ["every-command"],
+    "suite": ["SUITE.yaml"],
+    "train": ["RECIPE.yaml", "--set", "args.output_dir=OUT", "--set", "args.max_steps=2"],
+    "verify": ["DIRECTION"],
+}
+"""What each command is given to succeed on; words in capitals are made by `material`."""
+OTHERWISE = {"import": "tests/export/test_gradiend_package.py has a folder of the package gradiend"}
+
+
+@pytest.fixture(scope="module")
+def material(
+    tmp_path_factory: pytest.TempPathFactory,
+    trained: Trained,
+    masked_path: Path,
+    pronouns: DatasetDict,
+    neutral: Dataset,
+) -> dict[str, str]:
+    """Files for every command, by the word that stands for them."""
+    folder = tmp_path_factory.mktemp("material")
+    other = folder / "other"
+    shutil.copytree(trained.folder, other, ignore=shutil.ignore_patterns("checkpoint*"))
+    rows = [row["masked"].replace("[MASK]", row["factual"]) for row in pronouns["train"].select(range(0, 1200, 8))]
+    (folder / "text.txt").write_text("\n".join([*rows, *neutral["text"][:40]]), encoding="utf-8")
+    data = {"source": str(folder / "text.txt"), "classes": {"3SG": ["he", "she", "it"], "3PL": ["they"]}}
+    built = folder / "rows"
+    suite = {
+        "model": str(masked_path),
+        "train_dataset": str(built / "train.jsonl"),
+        "eval_dataset": str(built / "test.jsonl"),
+        "args": {"output_dir": str(folder / "suite"), "max_steps": 2},
+    }
+    for name, content in (("data", data), ("suite", suite), ("recipe", trained.recipe)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert invoke("data", "build", folder / "data.yaml", built).exit_code == 0
+    publish(trained.folder, alice="every-command")
+    return {
+        "DIRECTION": str(trained.folder), "OTHER": str(other), "MODEL": str(masked_path), "ROWS": str(built),
+        "EXAMPLES": str(masked_path.parents[1]), "TEXT.txt": str(folder / "text.txt"),
+        **{f"{name.upper()}.yaml": str(folder / f"{name}.yaml") for name in ("data", "suite", "recipe")},
+    }  # fmt: skip
+
+
+def test_every_command_is_seen_to_succeed() -> None:
+    assert {*SUCCEEDS} ^ {*OTHERWISE} == {" ".join(name) for name in COMMANDS}
+
+
+@pytest.mark.parametrize("name", SUCCEEDS)
+@pytest.mark.parametrize("option", ["--json", "--quiet"])
+def test_the_result_alone_is_on_standard_output(
+    run: Run, name: str, option: str, material: dict[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """With `--json` one object; with `--quiet` no step."""
+    if option == "--quiet" and name in ("demo", "suite", "train", "evaluate"):
+        pytest.skip("takes long, and tells its story as the others do")
+    monkeypatch.chdir(tmp_path)
+    words = [re.sub(r"^[A-Z]+(\.yaml|\.txt)?(?=$|[/=])", lambda m: material.get(m[0], m[0]), w) for w in SUCCEEDS[name]]
+    words = [word.replace("OUT", f"{tmp_path}/out") for word in words]
+    result = run(*name.split(), *words, option)
+    assert result.exit_code == 0, result.stderr
+    if option == "--json":
+        content = json.loads(result.stdout)
+        assert isinstance(content, dict) and content and "error" not in content
+    else:
+        assert not re.search(r"^\w.*\d\.\d s$", result.stdout, re.MULTILINE)  # the line of a step
+        assert all(line.startswith("Warning: ") for line in result.stderr.splitlines())
 
 
 def completed(*words: str, incomplete: str) -> set[str]:

@@ -51,10 +51,7 @@ def test_every_notebook_is_checked() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.release if name == "compare_and_combine" else ()) for name in NOTEBOOKS],
-)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_and_shows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = execute(name, tmp_path, monkeypatch)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -66,10 +63,7 @@ def test_runs_and_shows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert funnel.startswith("read")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.release if name == "compare_and_combine" else ()) for name in NOTEBOOKS],
-)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_what_is_stored_is_real_and_short(name: str) -> None:
     """Of one run from top to bottom, without an error, an empty cell, a colour code, or a path of somebody's machine."""
     nbformat = pytest.importorskip("nbformat")
