@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from gradiend_hub.data.text_files import read_text
 from gradiend_hub.errors import ConfigError
 
 __all__ = ["parse_yaml", "read_yaml"]
@@ -44,7 +45,7 @@ def read_yaml(path: Path, overrides: Sequence[str], example: str) -> dict[str, A
         ConfigError: no such file, or no YAML mapping; the message names the example to look at.
     """
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_text(path))  # with the encodings and line ends of any system
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Expected a YAML file as {example}.") from error
     except yaml.YAMLError as error:

@@ -65,7 +65,7 @@ def _of_effect(report: Report, name: str, split: SplitReport) -> Iterator[str]:
                 )
     for side in split.break_point or []:
         if side is not None and abs(side) <= NEAR_BREAK:
-            yield f"The language model breaks near: already at strength {signed(side)}."
+            yield f"The model breaks near: already at strength {signed(side)}."
     if _without_text(split):
         chosen_on = report.splits.get("eval")
         unit = ", and the strength unit was chosen without it" if chosen_on and _without_text(chosen_on) else ""

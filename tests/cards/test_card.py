@@ -54,7 +54,7 @@ def normalised(card: str) -> str:
     head = re.sub(r"(?m)^(      value: |    score: ).*$", r"\1N", head)
     head = re.sub(r"(?m)^(  - label: ).*$", r"\1W", head)
     head = re.sub(r"(?m)^\| (?!\||strength)([^|]*) \|.*$", r"| \1 | W | W | W |", head)
-    rest = re.sub(r"The language model breaks at: .*", "The language model breaks at: N, N.", NUMBER.sub("N", rest))
+    rest = re.sub(r"The model breaks at: .*", "The model breaks at: N, N.", NUMBER.sub("N", rest))
     return head + start + re.sub(r"(?m)(^\| N \| N \[N, N\].*\n)+", "(one row for each measured strength)\n", rest)
 
 
@@ -271,7 +271,7 @@ def replaced(report: Report, **changes: Any) -> list[str]:
         ),
         ({"held_out": None}, "Words that training did not have were not measured."),
         ({"control": []}, "Random directions were not measured"),
-        ({"break_point": [-1.5, None]}, "The language model breaks near: already at strength -1.50."),
+        ({"break_point": [-1.5, None]}, "The model breaks near: already at strength -1.50."),
         ({"scored": 168}, "Damage was read from few tokens of neutral text: 168."),
         (
             {"control": [[point(s, CLASSES) for s in (-1.0, 0.0, 1.0)]]},

@@ -81,6 +81,14 @@ def test_the_common_options(run: Run, name: tuple[str, ...]) -> None:
 
 
 @each_command
+@pytest.mark.parametrize("width", [40, 60])
+def test_the_help_fits_a_narrow_terminal_without_colours(name: tuple[str, ...], width: int) -> None:
+    shown = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": str(width), "NO_COLOR": "1"}).stdout
+    assert max(map(len, shown.splitlines())) <= width
+    assert "\x1b" not in shown
+
+
+@each_command
 def test_a_mistake_in_the_command_is_2(run: Run, name: tuple[str, ...]) -> None:
     unknown = run(*name, "--no-such-option")
     assert unknown.exit_code == 2
@@ -181,6 +189,7 @@ def test_the_result_alone_is_on_standard_output(
     if option == "--quiet" and name in ("demo", "suite", "train", "evaluate"):
         pytest.skip("takes long, and tells its story as the others do")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
     words = [re.sub(r"^[A-Z]+(\.yaml|\.txt)?(?=$|[/=])", lambda m: material.get(m[0], m[0]), w) for w in SUCCEEDS[name]]
     words = [word.replace("OUT", f"{tmp_path}/out") for word in words]
     result = run(*name.split(), *words, option)
@@ -191,6 +200,8 @@ def test_the_result_alone_is_on_standard_output(
     else:
         assert not re.search(r"^\w.*\d\.\d s$", result.stdout, re.MULTILINE)  # the line of a step
         assert all(line.startswith("Warning: ") for line in result.stderr.splitlines())
+        # a path, an address and a command stay whole, so that they can be copied
+        assert [line for line in result.stdout.splitlines() if len(line) > 60 and "/" not in line] == []
 
 
 def completed(*words: str, incomplete: str) -> set[str]:

@@ -157,3 +157,11 @@ def test_rows_of_both_kinds_are_refused(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 1 and "Remove one of them" in result.stderr
     file.write_text("model: x\ndata: text.txt\n")
     assert "data must hold keys and values" in run("train", file).stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_recipe_that_windows_has_written_is_read(tmp_path: Path, encoding: str) -> None:
+    text = "# written there\nmodel: x\ntrain_dataset: y\ndirection: {feature_classes: [Bär, Bären]}\n"
+    (tmp_path / "a.yaml").write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    recipe = read_recipe(tmp_path / "a.yaml")
+    assert (recipe.model, recipe.direction) == ("x", {"feature_classes": ["Bär", "Bären"]})

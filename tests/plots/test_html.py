@@ -239,7 +239,7 @@ def test_the_page_has_intervals_the_control_and_what_is_missing() -> None:
     assert f"<td>{min(drawn):.3f} to {max(drawn):.3f}</td>" in page
     assert page.count("<td>not measured</td>") == 2
     assert "Safe band: strengths -0.5 to +1.5." in page
-    assert "The language model breaks at strength +3." in page
+    assert "The model breaks at strength +3." in page
     assert "lowest to highest of 3, each read on some of the rows" in page
     assert f"<li>{split.missing[0]}</li>" in page
 
