@@ -79,9 +79,9 @@ def launch_options() -> dict[str, Any]:
     return {"theme": theme, "css": view.CSS, "head": view.HEAD, "footer_links": [], "max_file_size": "8mb"}
 
 
-def _uploaded(image: Any) -> bytes | None:
+def _uploaded(image: dict[str, Any] | None) -> bytes | None:
     """Return the bytes of a file that a visitor has uploaded; what it holds is checked by whoever reads it."""
-    return Path(image.path).read_bytes() if image is not None and image.path else None
+    return Path(image["path"]).read_bytes() if image and image.get("path") else None
 
 
 def _shown(explorer: Explorer, value: Any, strengths: dict[str, float]) -> list[str]:

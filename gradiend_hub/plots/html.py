@@ -98,7 +98,7 @@ def render_html(
         start=next((i for i, p in enumerate(split.curve) if not p.strength), 0),
         safe_band=safe_band,
         breaks=[side for side in split.break_point or [] if side is not None],
-        cloud=_drawn(plot_encodings(report)) if samples else None,
+        cloud=_drawn(plot_encodings(report), "encodings") if samples else None,
         completions=completions,
         written_at=[at for at in ("-1", "0", "+1") if any(at in c["at"] for c in completions)],
         hardest=_hardest(split, first),
@@ -111,9 +111,9 @@ def render_html(
     return page
 
 
-def _drawn(figure: Any) -> Drawing:
+def _drawn(figure: Any, name: str) -> Drawing:
     with quiet_glyphs():
-        return drawn_inline(figure)
+        return drawn_inline(figure, name)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class _Curve:
     @classmethod
     def of(cls, report: Report, split: SplitReport, safe_band: Sequence[float] | None) -> _Curve:
         figure = plot_strength(report, safe_band=safe_band)
-        drawing, axes = _drawn(figure), figure.axes[0]  # where the axes are is known once they are drawn
+        drawing, axes = _drawn(figure, "curve"), figure.axes[0]  # where the axes are is known once they are drawn
         scale, box = drawing.width / figure.bbox.width, axes.get_window_extent()
         places = [round(scale * axes.transData.transform((p.strength, 0.0))[0], 1) for p in split.curve]
         return cls(drawing, places, [round(drawing.height - scale * y, 1) for y in (box.y1, box.y0)])

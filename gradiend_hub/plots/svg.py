@@ -28,16 +28,19 @@ class Drawing:
     height: float
 
 
-def drawn_inline(figure: Figure) -> Drawing:
+def drawn_inline(figure: Figure, name: str = "figure") -> Drawing:
     """Draw a figure as markup for a page.
 
     A page without inline styles ignores `style=`, so each becomes attributes of presentation. Ids and clip paths would have
     to be unique in the page, and go. Every point of a `SAMPLES` line gets its number as `data-sample`.
+
+    Args:
+        name: of the figure in its page; the ids that stay, those of markers, depend on it.
     """
     from matplotlib import rc_context
 
     written = io.BytesIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "gradiend_hub"}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": f"gradiend_hub {name}"}):
         figure.savefig(written, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(written.getvalue())
     for parent in list(root.iter()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -148,6 +149,12 @@ def emulate(browser: Any, width: int, scheme: str) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
+def settle(browser: Any, scheme: str) -> None:
+    """Wait until the page has the colours of its owner's liking, and nothing fades any more."""
+    ask = "return document.body.classList.contains('dark') + ' ' + document.getAnimations().length"
+    until(lambda: browser.execute_script(ask) == f"{str(scheme == 'dark').lower()} 0")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
 def test_the_page_can_be_read_by_everybody(browser: Any, page: tuple[Any, str], width: int, scheme: str) -> None:
@@ -160,6 +167,7 @@ def test_the_page_can_be_read_by_everybody(browser: Any, page: tuple[Any, str], 
     until(lambda: text(browser, "#notice"))
     browser.find_element("id", "read").send_keys("\ue007")
     until(lambda: "Underlined" in text(browser, "#values"))
+    settle(browser, scheme)
     found = axe.Axe().run(browser)
     assert len(found["passes"]) > 10
     assert [(v["id"], node["html"][:200]) for v in found["violations"] for node in v["nodes"]] == []
@@ -207,6 +215,26 @@ def test_bad_input_says_what_to_do(browser: Any, page: tuple[Any, str], said: st
     )
 
 
+def test_two_windows_do_not_move_each_other(browser: Any, page: tuple[Any, str]) -> None:
+    windows = [browser.current_window_handle]
+    browser.get(page[1])
+    until(lambda: "KL(base‖edited)" in text(browser, "#answers"))
+    browser.switch_to.new_window("window")
+    windows.append(browser.current_window_handle)
+    browser.get(page[1])
+    until(lambda: "KL(base‖edited)" in text(browser, "#answers"))
+    before = text(browser, "#answers")
+    browser.switch_to.window(windows[0])
+    slider = browser.find_element("css selector", "#strength-0 input[type=range]")
+    slider.send_keys("\ue011")
+    low = f"{float(slider.get_attribute('min')):+g}"
+    until(lambda: low in text(browser, "#answers"))
+    browser.switch_to.window(windows[1])
+    assert text(browser, "#answers") == before and low not in before
+    browser.close()
+    browser.switch_to.window(windows[0])
+
+
 def test_several_directions_have_a_slider_each(
     browser: Any,
     trained: Trained,  # noqa: F811
@@ -231,6 +259,20 @@ def test_several_directions_have_a_slider_each(
         until(lambda: f"At {name} 0, other 0" in text(browser, "#answers"))
 
 
+def bad_pictures() -> list[tuple[str, bytes, str]]:
+    """Files that are called images, and a part of what is said of each: no image, half of one, one of 200 million pixels."""
+    from PIL import Image
+
+    whole, wide = io.BytesIO(), io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(whole, "PNG")
+    Image.new("1", (20_000, 10_000)).save(wide, "PNG")
+    return [
+        ("text.png", b"this is no image", "its format is unknown"),
+        ("half.png", whole.getvalue()[:1000], "no image that can be read"),
+        ("wide.png", wide.getvalue(), "pixels"),
+    ]
+
+
 def test_images_are_dropped_and_decided(browser: Any, digits: Path, tmp_path: Path) -> None:  # noqa: F811
     from PIL import Image
 
@@ -240,6 +282,13 @@ def test_images_are_dropped_and_decided(browser: Any, digits: Path, tmp_path: Pa
     with served(tmp_path, digits) as (_, url):
         browser.get(url)
         until(lambda: "choose or drop one" in text(browser, "#notice"))
+        for name, content, told in bad_pictures():
+            (tmp_path / name).write_bytes(content)
+            browser.find_element("css selector", "#input input[type=file]").send_keys(str(tmp_path / name))
+            until(lambda expected=told: expected in text(browser, "#notice"))
+            assert text(browser, "#answers") == ""
+            browser.get(url)
+            until(lambda: "choose or drop one" in text(browser, "#notice"))
         browser.find_element("css selector", "#input input[type=file]").send_keys(str(picture))
         until(lambda: "KL(base‖edited)" in text(browser, "#answers"))
 
