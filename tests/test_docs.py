@@ -104,6 +104,7 @@ NOT_RUN = {
         "the servers need a GPU; tests/export/test_lora.py holds the files to their rules",
     "curl localhost:8000/v1/completions": "the same",
     "merge_method: task_arithmetic": "tests/export/test_mergekit.py runs it",
+    "from transformers import AutoModelForCausalLM, BitsAndBytesConfig": "bitsandbytes; tests/training/test_quantized.py",
     "with model.strengths_by_row(": "a part of a program; tests/adapter/test_pipelines.py",
     "model.generate(**inputs, schedule=": "a part of a program; examples/schedule.py",
     "strength 1": "what examples/schedule.py prints",

@@ -46,15 +46,16 @@ class _WithoutStubs(MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
+        loader: Any = spec and spec.loader
+        if loader is not None:
+            load = loader.exec_module
 
             def exec_module(part: ModuleType) -> None:
                 load(part)
                 self._part, self._write = part, getattr(part, _WRITES, None)
                 setattr(part, _WRITES, lambda *_: None)
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            loader.exec_module = exec_module
         return spec
 
     def end(self) -> None:
