@@ -140,6 +140,7 @@ SUCCEEDS: dict[str, list[str]] = {
     "verify": ["DIRECTION"],
 }
 """What each command is given to succeed on; words in capitals are made by `material`."""
+LONG = {"demo", "evaluate", "suite", "train"}
 OTHERWISE = {"import": "tests/export/test_gradiend_package.py has a folder of the package gradiend"}
 
 
@@ -180,13 +181,15 @@ def test_every_command_is_seen_to_succeed() -> None:
     assert {*SUCCEEDS} ^ {*OTHERWISE} == {" ".join(name) for name in COMMANDS}
 
 
-@pytest.mark.parametrize("name", SUCCEEDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in SUCCEEDS]
+)
 @pytest.mark.parametrize("option", ["--json", "--quiet"])
 def test_the_result_alone_is_on_standard_output(
     run: Run, name: str, option: str, material: dict[str, str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     """With `--json` one object; with `--quiet` no step."""
-    if option == "--quiet" and name in ("demo", "suite", "train", "evaluate"):
+    if option == "--quiet" and name in LONG:
         pytest.skip("takes long, and tells its story as the others do")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "60")
