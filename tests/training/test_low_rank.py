@@ -18,7 +18,6 @@ from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.gradients import Scope
 from gradiend_hub.solvers import SketchSolver, Solution
-from gradiend_hub.training import natural
 from gradiend_hub.training.natural import Outcome
 from gradiend_hub.training.run import TrainingRun
 from tests.training.support import arguments, trainer_of
@@ -273,12 +272,10 @@ def test_rows_without_a_finite_gradient_leave_no_trace(masked_path: Path, pronou
     assert cosine(whole(bad.direction), whole(good.direction)) > 0.95
 
 
-def test_a_natural_decoder(
-    masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_a_natural_decoder(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
     """It keeps the rank, is measured beside the plain one, and is no worse on what it was chosen by."""
-    monkeypatch.setattr(natural, "_MOST_DOSES", 3)  # coarser, and twice as fast
-    args = arguments(tmp_path, max_steps=12, solver="closed_form", rank=8, decoder="natural", quality_tokens=60)
+    args = arguments(tmp_path, max_steps=12, solver="closed_form", rank=8, decoder="natural", quality_tokens=120)
     with pytest.raises(ConfigError, match="decoder='natural' needs neutral_train_dataset"):
         trainer_of(masked_path, tmp_path, pronouns, neutral, args=args, layers="3")
     trainer = trainer_of(
@@ -317,7 +314,7 @@ def test_the_bias_stays_where_it_has_more_effect(
 
     monkeypatch.setattr(TrainingRun, "effect", effect)
     equal = {sign: Outcome(0.1, 1.0) for sign in (1, -1)}  # the dampings are not what this is about
-    monkeypatch.setattr(TrainingRun, "_measure_of", lambda run, solution: lambda edits: equal)
+    monkeypatch.setattr(TrainingRun, "_measure_of", lambda run, solution: lambda *_: equal)
     trainer = trainer_of(
         masked_path, tmp_path, pronouns, neutral, layers="3",
         args=arguments(tmp_path, max_steps=4, solver="closed_form", rank=4, decoder="natural", controls=0),
