@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
 from gradiend_hub.errors import BaseModelError, ConfigError
-from gradiend_hub.objectives import Batch, Objective, PairBatch, output_nll
+from gradiend_hub.objectives import Batch, Objective, PairBatch
 from gradiend_hub.scope import PackedParameter, Scope, names_of, own_parameters, packed_parameters
 
 from .frozen import frozen
@@ -390,4 +390,4 @@ def read_factors(
 
 
 def _losses(reader: FactorReader, objective: Objective, slots: Batch) -> Tensor:
-    return output_nll(objective.log_probs(reader.model, slots), slots.labels)
+    return objective.nll(objective.log_probs(reader.model, slots), slots.labels)

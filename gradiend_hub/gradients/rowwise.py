@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from gradiend_hub.artifact.low_rank import Factors
-from gradiend_hub.objectives import Batch, Objective, output_nll
+from gradiend_hub.objectives import Batch, Objective
 from gradiend_hub.scope import own_parameters, parameters_of
 
 from .factors import Outer, UnseenReads, catching, factors_of, has_factors
@@ -152,7 +152,7 @@ class RowReader:
 
     def _losses(self, objective: Objective, batch: Batch) -> Tensor:
         if self._watched:
-            return output_nll(objective.log_probs(self.model, batch), batch.labels)
+            return objective.nll(objective.log_probs(self.model, batch), batch.labels)
         owned = [
             (module, self._parameters[name])
             for module, attributes in self._layers.items()
@@ -162,7 +162,7 @@ class RowReader:
             {parameter: name for name, parameter in self._parameters.items() if name not in self.own}, owned
         )
         with unseen.watching():
-            losses = output_nll(objective.log_probs(self.model, batch), batch.labels)
+            losses = objective.nll(objective.log_probs(self.model, batch), batch.labels)
         if unseen.found:
             raise NotByRowError(tuple(unseen.found))
         self._watched = True

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from peft import AutoPeftModel
 from safetensors.torch import load_file, save_file
 
 from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import CARD_FILE, WEIGHTS_FILE
+from gradiend_hub.data import Picture
 from gradiend_hub.errors import GradiendError
 from gradiend_hub.evaluation import Report
+from gradiend_hub.hub.published import BASE_PLACE, REPO_PLACE
 from gradiend_hub.objectives import OBJECTIVES
+from tests.cards.test_usage import run_card
 from tests.conftest import BASE_MODELS, ROOT
 from tests.training.support import arguments
 from tests.training.test_classifiers import digit_rows, eights, other_digits, sentences
@@ -110,7 +117,9 @@ OWN = [name for name, of in OBJECTIVES.items() if of.__module__.startswith("grad
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_every_kind_is_found_shown_and_verified(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_every_kind_is_found_shown_and_verified(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kind, folder = kind_of(name, request), tmp_path / "out"
     args = arguments(folder, solver="closed_form", max_steps=-1, controls=0, per_device_train_batch_size=8)
     trainer = GradiendTrainer(
@@ -142,6 +151,22 @@ def test_every_kind_is_found_shown_and_verified(name: str, request: pytest.Fixtu
         best = shown["output"]["text"] if "text" in shown["output"] else shown["output"][0]["label"]
         assert best == (" ".join(said.split()) if isinstance(said, str) else said[0][0])
 
+    # its lines run as they stand there
+    card = (folder / CARD_FILE).read_text("utf-8").replace(REPO_PLACE, str(folder)).replace(BASE_PLACE, str(kind.base))
+    if "IMAGE.png" in card:
+        Picture.read(kind.train[0]["image"]).open().save(tmp_path / "IMAGE.png")
+    printed = run_card(card.replace("IMAGE.png", str(tmp_path / "IMAGE.png")), capsys)
+    assert printed["undone to the bit"] == printed["the recommended dose to the bit"] == "True"
+    assert "strength" in printed["shell"]
+    if "feature value" in printed:
+        assert 0 < abs(float(printed["feature value"])) <= 1
+    said = " ".join(card.split())
+    if "classification" in name or "concept" in name:  # in words of labels, not of text
+        assert "the labels of the classes" in said and "quality on neutral rows" in said
+        assert not re.search(r"own text, the|of neutral text|words of the classes|words that training", said)
+    elif name != "preference":
+        assert "the words of the classes" in said and "quality on neutral text" in said
+
     # the self-test has rows of the kind, passes, and fails for other weights
     model = GradiendModel.from_pretrained(folder, strength=0.0)
     found = model.verify()
@@ -155,6 +180,43 @@ def test_every_kind_is_found_shown_and_verified(name: str, request: pytest.Fixtu
     except GradiendError:
         return
     assert not changed.passed
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name not in ("masked_lm", "causal_lm")])
+def test_every_kind_is_learned_by_factors(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """A direction of rank 4 that was never a whole vector, beside the whole one cut to that rank; and what it reads."""
+    kind, found = kind_of(name, request), {}
+    for rank in (None, 4):
+        args = arguments(tmp_path / str(rank), solver="closed_form", max_steps=-1, controls=0, rank=rank,
+                         per_device_train_batch_size=8)  # fmt: skip
+        config = GradiendConfig(feature_classes=kind.classes, objective=kind.named)
+        trainer = GradiendTrainer(kind.base, config, args, train_dataset=kind.train)
+        trainer.train()
+        found[rank] = trainer.direction
+    matrices = [part for part in found[4].parameters.values() if len(part.shape) > 1]
+    assert matrices and all(part.rank is not None and part.rank <= 4 for part in matrices)
+    whole = found[None].to_rank(4)
+    cosine = whole.inner(found[4], 1.0, 0.0) / (whole.norm(1.0, 0.0) * found[4].norm(1.0, 0.0))
+    assert cosine > 0.9
+    dense = Direction(
+        {n: _whole(p) for n, p in found[4].parameters.items()}, found[4].encoder_bias, found[4].fingerprint
+    )
+    rows, h = [trainer.objective.record(row) for row in trainer.train_dataset.rows[:6]], []
+    for direction in (found[4], dense):
+        model = GradiendModel.from_direction(trainer.base_model, direction, copy.deepcopy(trainer.gradiend_config),
+                                             processing_class=trainer.processing_class)  # fmt: skip
+        h.append(model.encode(rows))
+        model.unload()
+    torch.testing.assert_close(h[0], h[1], rtol=1e-3, atol=1e-4)
+
+
+def _whole(part: ParameterDirection) -> ParameterDirection:
+    """The part with all of its entries, by which encoding takes another way."""
+    decoder, bias, encoder = (
+        None if values is None else part.dense(values).flatten()
+        for values in (part.decoder, part.decoder_bias, part.encoder)
+    )
+    return ParameterDirection(part.shape, decoder, bias, encoder)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -16,8 +16,10 @@ from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data import TextRow
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.gradients import directional_derivatives
+from gradiend_hub.hub.published import BASE_PLACE, REPO_PLACE
 from gradiend_hub.objectives import Seq2SeqObjective, make_objective, objective_name
 from gradiend_hub.scope import select_parameters
+from tests.cards.test_usage import run_card
 
 from .tokenizers import LETTERS, WORDS, _byte_bpe
 
@@ -164,7 +166,10 @@ def test_the_head_chooses_the_objective_and_others_are_refused(made: Any, causal
         make_objective(model, tokenizer).example(TextRow("he ran " * 30 + "[MASK]", "it", "they", *CLASSES))
 
 
-def test_a_short_run_goes_the_whole_way(made: Any, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_a_short_run_goes_the_whole_way(
+    made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], hub: Any, repo_id: str
+) -> None:
     model, tokenizer = made
     plain = copy.deepcopy(model)
     model.save_pretrained(tmp_path / "base")
@@ -191,8 +196,14 @@ def test_a_short_run_goes_the_whole_way(made: Any, tmp_path: Path) -> None:
     trainer.save_model()
     card = (tmp_path / "out" / CARD_FILE).read_text("utf-8")
     assert "pipeline_tag: text2text-generation" in card
+    assert 'tokens["decoder_input_ids"] = tokens["input_ids"]' in card
+    code = card.replace(REPO_PLACE, str(tmp_path / "out")).replace(BASE_PLACE, str(tmp_path / "base"))
+    assert run_card(code, capsys)["the recommended dose to the bit"] == "True"
     loaded = GradiendModel.from_pretrained(tmp_path / "out", strength=0.0)
     assert loaded.verify().passed
+    loaded.push_to_hub(repo_id)
+    again = GradiendModel.from_pretrained(repo_id, base_model=str(tmp_path / "base"), strength=0.0)
+    assert torch.equal(again.encode(rows[:4]), loaded.encode(rows[:4]))
     assert loaded.encode(rows[:4]).shape == (4,)
     batch = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[0, 4]])}
     with torch.no_grad():
