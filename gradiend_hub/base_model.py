@@ -87,10 +87,19 @@ def load_whole(model_class: Any, name: str, **arguments: Any) -> nn.Module:
     """`from_pretrained` of a transformers class that refuses what transformers accepts: a checkpoint with weights missing.
 
     Raises:
-        BaseModelError: the checkpoint lacks parameters, e.g. the head, which would have random values.
+        BaseModelError: the checkpoint lacks parameters, e.g. the head, which would have random values, or its parameters
+            have other shapes than its configuration says.
     """
     model: nn.Module
-    model, loading = model_class.from_pretrained(name, **arguments, output_loading_info=True)
+    try:
+        model, loading = model_class.from_pretrained(name, **arguments, output_loading_info=True)
+    except RuntimeError as error:  # "You set `ignore_mismatched_sizes` to `False`", or torch's own
+        if "size" not in str(error):
+            raise
+        raise BaseModelError(
+            f"The weights of the base model {name!r} have other shapes than its config.json says. Expected a checkpoint "
+            "that goes with its configuration; of a classifier's, num_labels or id2label may be missing."
+        ) from error
     if not Path(name).is_dir() and getattr(model.config, "_commit_hash", None) is None:
         # transformers no longer says which commit it has loaded, and main may move on in the cache
         model.config._commit_hash = _cached_commit(name, arguments.get("revision"), arguments.get("cache_dir"))  # type: ignore[union-attr]

@@ -73,7 +73,7 @@ class Picture:
         return picture
 
     def open(self) -> Any:
-        """Decode it: an image of PIL, turned as its camera says.
+        """Decode it: an image of PIL of eight bits a channel, turned as its camera says.
 
         Raises:
             DataError: It is no image, or one beyond the limits.
@@ -88,7 +88,7 @@ class Picture:
                 image = image_module.open(io.BytesIO(self.data), formats=FORMATS)
                 _require_size(image.size)
                 image.load()
-                return operations.exif_transpose(image)
+                return operations.exif_transpose(_of_eight_bits(image))
         except (DataError, MemoryError):
             raise
         except Exception as error:  # every decoder has errors of its own
@@ -143,7 +143,12 @@ def _bytes_of(value: Any) -> bytes:
     image_module = require("PIL.Image", _PURPOSE)
     if isinstance(value, image_module.Image):
         _require_size(value.size)
-        return _png(value)
+        try:
+            return _png(image_module.fromarray(_pixels(value)) if value.mode in ("I", "F") else value)
+        except DataError:
+            raise
+        except (OSError, SyntaxError, ValueError) as error:  # opened, and decoded only now
+            raise DataError(f"this image of PIL cannot be decoded: {first_line(error)}. Give a whole file.") from error
     if isinstance(value, Sequence) or hasattr(value, "__array__"):
         return _png(image_module.fromarray(_pixels(value)))
     raise DataError(
@@ -187,6 +192,22 @@ def _pixels(value: Any) -> np.ndarray[Any, Any]:
         )
     _require_size((array.shape[1], array.shape[0]))
     return array.astype(np.uint8)[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array.astype(np.uint8)
+
+
+def _of_eight_bits(image: Any) -> Any:
+    """Return an image whose values have eight bits. Those of sixteen lose the lower ones: PIL would cut them off at 255."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = require("PIL.Image", _PURPOSE).fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        grey.info = image.info
+        return grey
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"the image has values of 32 bits (mode {image.mode!r}), whose range nothing tells. Save it with 8 or 16 bits, "
+            "or give its pixels as integers 0 … 255."
+        )
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        return image.convert("RGBA")  # a palette of several transparencies
+    return image
 
 
 def _require_size(size: tuple[int, int]) -> None:

@@ -14,6 +14,9 @@ __all__ = ["Chat", "PreferenceRow", "read_completion", "read_prompt", "shared_be
 
 CHOSEN, REJECTED = "chosen", "rejected"
 
+ANSWERS = "assistant"
+"""Role of a message that a model has written."""
+
 
 class Chat(tuple[tuple[str, str], ...]):
     """Messages of a conversation, each (role, content). As text, it is the contents."""
@@ -99,6 +102,11 @@ class PreferenceRow(Row):
         for name, completion in zip(pair, (first, second), strict=True):
             if not str(completion).strip():
                 raise DataError(f"{name!r} is empty behind the prompt {str(prompt)[:60]!r}.")
+            if isinstance(completion, Chat) and completion[0][0] != ANSWERS:
+                raise DataError(
+                    f"{name!r} begins with a message of the role {completion[0][0]!r:.40}; expected {ANSWERS!r}, whose "
+                    "answer is learned from. What others say belongs to the prompt."
+                )
         if first == second:
             raise DataError(
                 f"{pair[0]!r} and {pair[1]!r} are the same, {str(first)[:60]!r}, so there is nothing to prefer. Leave such "
@@ -107,6 +115,8 @@ class PreferenceRow(Row):
         for name in classes:
             if not isinstance(name, str) or not name.strip():
                 raise DataError(f"a class must be a non-empty text, found {name!r}.")
+        if classes[0] == classes[1]:
+            raise DataError(f"both completions are of the class {classes[0]!r}: expected one of each class.")
         return cls(prompt, first, second, *classes)
 
     def record(self) -> dict[str, Any]:

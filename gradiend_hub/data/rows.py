@@ -65,6 +65,12 @@ def read_rows(
                 f"{what}, row {same[0]}: factual and alternative are the same word, {word!r} (as in {count} rows), so there "
                 "is no difference to learn from. Leave such rows out, or name another alternative."
             )
+        one = [number for number, row in enumerate(rows) if row.factual_class == row.alternative_class]
+        if one and need_both:
+            raise DataError(
+                f"{what}, row {one[0]}: factual and alternative are both of the class {rows[one[0]].factual_class!r} (as in "
+                f"{len(one)} of {len(rows)} rows). Expected one of each class; leave such rows out."
+            )
     return rows
 
 

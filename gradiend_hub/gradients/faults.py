@@ -107,7 +107,7 @@ class SkippedRows:
             listed = "; ".join(f"{name} ({why})" for name, why in list(self.rows.items())[:3])
             raise TrainingError(
                 f"{len(self.rows)} of {self.total} rows have no finite loss and gradient, more than the {self.allowed} that "
-                f"may be left out. The first are: {listed}. Check these texts, or load the base model in float32."
+                f"may be left out. The first are: {listed}. Check these rows, or load the base model in float32."
             )
 
 

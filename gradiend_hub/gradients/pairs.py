@@ -207,7 +207,7 @@ def require_finite(losses: Tensor) -> None:
     if not bool(finite.all()):
         bad = tuple((~finite).nonzero().flatten().tolist())
         raise NotFiniteError(
-            f"The base model's loss is not finite for rows {list(bad)} of the batch; check these texts.", bad
+            f"The base model's loss is not finite for rows {list(bad)} of the batch; check these rows.", bad
         )
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
@@ -108,17 +109,24 @@ class ImageClassificationObjective(LabelObjective):
         """Process the images: [B, channels, H, W].
 
         Raises:
-            DataError: The processor cannot take an image, or leaves images of different sizes.
+            DataError: The processor cannot take an image, leaves images of different sizes, or makes values that are not
+                finite.
         """
         mode = MODES.get(self.channels, "RGB")
         images = [Picture(row["image"]).open().convert(mode) for row in inputs]
         try:
-            found: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
+            with np.errstate(all="ignore"):
+                found: Tensor = self.processor(images=images, return_tensors="pt")["pixel_values"]
         except (ValueError, RuntimeError, TypeError) as error:
             raise DataError(
                 f"The image processor of {self.name_or_path} cannot make one batch of {len(images)} images of the sizes "
                 f"{sorted({image.size for image in images})[:4]}: {error}"
             ) from error
+        if not bool(found.isfinite().all()):
+            raise DataError(
+                f"The image processor of {self.name_or_path} makes pixel values that are not finite. Its image_std is "
+                f"{getattr(self.processor, 'image_std', None)}, by which they are divided; correct preprocessor_config.json."
+            )
         return {"pixel_values": found}
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -111,6 +111,11 @@ class LabelObjective(Objective):
         else:
             _require(record, ("alternative",))
             other = self.label(record["alternative"], "alternative")
+        if label == other:
+            raise DataError(
+                f"'label' and 'alternative' are the same, {label!r}, so there is no difference to learn from. Name another "
+                "label."
+            )
         classes = (record.get("factual_class", label), record.get("alternative_class", other))
         return LabelRow(self.input_of(record), label, other, *map(_class_name, classes))
 
@@ -326,7 +331,13 @@ def label_names(config: Any, model: str) -> tuple[str, ...]:
             f"{model} has a regression head (problem_type={kind!r}, num_labels={count}): it gives a number, and no "
             "probabilities of labels. Expected a head that gives one label of several; choose such a model."
         )
-    names = tuple(str(config.id2label[number]) for number in range(count))
+    listed = getattr(config, "id2label", None) or {}
+    if missing := [number for number in range(count) if number not in listed]:
+        raise BaseModelError(
+            f"{model} has {count} labels, and its config names none of the number {missing[0]}: id2label has the numbers "
+            f"{sorted(listed)[:12]}. Set model.config.id2label = {{0: NAME, 1: NAME, …}}."
+        )
+    names = tuple(str(listed[number]) for number in range(count))
     if len({*names}) < len(names) or not names:
         raise BaseModelError(
             f"{model} has {len(names)} labels, of which some have one name: {names[:12]}. Rename them."

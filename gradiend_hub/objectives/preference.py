@@ -28,6 +28,9 @@ MOST_LEFT_OUT = 0.01
 """Share of the rows that may be left out because a completion is longer than the model reads."""
 PROMPTS = 6
 
+ROLES = ("system", "user", "assistant")
+"""Roles that templates know; they may shorten what these say."""
+
 
 @dataclass(frozen=True)
 class NeutralPrompt:
@@ -107,11 +110,20 @@ class PreferenceObjective(CausalLMObjective):
         """Return both transitions of every pair, without the pairs that have a completion longer than the model reads.
 
         Raises:
-            DataError: These are more than 1 % of the pairs.
+            DataError: These are more than 1 % of the pairs, or the model reads both completions of one alike.
         """
         kept, long = [], []
         for number, row in enumerate(rows):
-            lengths = [len(self.filled(row.input, text).word) for text in (row.factual, row.alternative)]
+            try:
+                first, second = (self.filled(row.input, text).word for text in (row.factual, row.alternative))
+            except DataError as error:
+                raise DataError(f"{what}, row {number}: {error}") from error
+            if first == second:
+                raise DataError(
+                    f"{what}, row {number}: {self.name_or_path} reads both completions of {str(row.input)[:60]!r} alike, so "
+                    "there is nothing to prefer. Leave such pairs out."
+                )
+            lengths = [len(first), len(second)]
             if max(lengths) >= self.max_length:
                 long.append(f"row {number} ({str(row.input)[:40]!r}) has a completion of {max(lengths)} tokens")
             else:
@@ -167,9 +179,15 @@ class PreferenceObjective(CausalLMObjective):
                 "tokenizer.chat_template, use the model's chat version, or give prompts and completions as plain text."
             )
         try:
-            return str(self.tokenizer.apply_chat_template(chat.messages(), tokenize=False, **options))
+            text = str(self.tokenizer.apply_chat_template(chat.messages(), tokenize=False, **options))
         except Exception as error:  # jinja's errors, and whatever a template raises
             raise DataError(f"The chat template of {self.name_or_path} refuses {str(chat)[:60]!r}: {error}") from error
+        if dropped := [role for role, content in chat if role not in ROLES and content.strip() not in text]:
+            raise DataError(
+                f"The chat template of {self.name_or_path} leaves out what the role {dropped[0]!r:.40} says in "
+                f"{str(chat)[:60]!r}. Use the roles {', '.join(ROLES)}."
+            )
+        return text
 
     def filled(self, prompt: Text, completion: Text) -> Filled:
         """Tokenise a prompt with a completion, and find the completion's tokens."""

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, TypeAlias
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.data import Row, read_neutral, read_rows, require_classes, require_distinct
 from gradiend_hub.data.loading import is_named, load_rows
-from gradiend_hub.errors import ConfigError
+from gradiend_hub.data.row import COLUMNS
+from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub.evaluation.sets import check_names
-from gradiend_hub.objectives import Example, Objective, examples_of, other_examples, require_readable
+from gradiend_hub.objectives import OBJECTIVES, Example, Objective, examples_of, other_examples, require_readable
 
 from .args import GradiendTrainingArguments
 from .batches import TransitionDataset
@@ -132,7 +133,10 @@ class TrainingData:
         read = f" (the first {len(taken):,} rows of a stream)" if isinstance(taken, list) else ""
         what = f"train_dataset{read}"
         prepare = partial(objective.prepare, what=what)
-        rows = read_rows(taken, classes, read=objective.read, prepare=prepare, what=what)
+        try:
+            rows = read_rows(taken, classes, read=objective.read, prepare=prepare, what=what)
+        except DataError as error:
+            raise DataError(f"{error}{_of_another_head(objective, columns_of(given.train_dataset))}") from error
         examples = examples_of(objective, rows, what="train_dataset")
         fillers = config.fillers or objective.fillers(rows, classes)
         require_distinct(fillers)
@@ -191,6 +195,20 @@ def columns_of(dataset: Any) -> list[str]:
     named = getattr(dataset, "column_names", None)
     first = dataset[0] if isinstance(dataset, Sequence) and not isinstance(dataset, str) and len(dataset) else None
     return [str(name) for name in named or (first if isinstance(first, Mapping) else ())]
+
+
+def _of_another_head(objective: Objective, columns: Sequence[str]) -> str:
+    """Say which head rows with these columns are for, where it is not that of the objective; else nothing."""
+    needed = {name: {*of.columns} or {*COLUMNS} for name, of in OBJECTIVES.items()}
+    fitting = [of for name, of in OBJECTIVES.items() if needed[name] <= {*columns}]
+    if not fitting or any(of.auto_class is objective.auto_class for of in fitting):
+        return ""
+    most = max(len(needed[of.name]) for of in fitting)
+    named = dict.fromkeys(of.auto_class.__name__ for of in fitting if len(needed[of.name]) == most)
+    return (
+        f" Rows with these columns are for a model of {' or '.join(named)}, and {objective.name_or_path} was loaded with "
+        f"the head of {objective.name!r} ({objective.auto_class.__name__})."
+    )
 
 
 def read_measured(

@@ -99,6 +99,54 @@ def test_what_is_no_image(value: Any, message: str) -> None:
         Picture.read(value)
 
 
+@pytest.mark.parametrize("form", ["file", "image", "TIFF"])
+def test_values_of_sixteen_bits_lose_the_lower_eight(form: str) -> None:
+    """As they are, PIL makes 255 of all that are larger."""
+    deep = Image.fromarray(PIXELS.astype(np.uint16) << 8 | 17)
+    picture = Picture.read(deep if form == "image" else file_of(deep, "PNG" if form == "file" else "TIFF"))
+    assert np.array_equal(np.asarray(picture.open().convert("RGB"))[..., 0], PIXELS)
+    assert np.array_equal(np.asarray(Picture.read(picture.uri()).open().convert("L")), PIXELS)
+
+
+def test_values_of_thirty_two_bits_are_those_of_eight_or_refused() -> None:
+    whole = Image.fromarray(PIXELS.astype(np.int32))
+    assert whole.mode == "I" and np.array_equal(np.asarray(Picture.read(whole).open().convert("L")), PIXELS)
+    for values, message in (
+        (PIXELS.astype(np.int32) + 300, "integers 0 … 255"),
+        (PIXELS.astype(np.float32), "integers 0 … 255"),
+        (np.full((4, 4), np.nan, np.float32), "integers 0 … 255"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Picture.read(Image.fromarray(values))
+        with pytest.raises(DataError, match="values of 32 bits"):
+            Picture.read(file_of(Image.fromarray(values), "TIFF"))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_images_of_every_mode_become_pixels(mode: str) -> None:
+    image = Image.fromarray(np.stack([PIXELS, 255 - PIXELS, PIXELS // 2], -1))
+    image = image.convert("LA").convert("PA") if mode == "PA" else image.convert(mode)
+    found = np.asarray(Picture.read(image).open().convert("RGB"))
+    assert found.shape == (5, 7, 3) and np.array_equal(found, np.asarray(image.convert("RGB")))
+
+
+def test_palettes_of_several_transparencies_and_frames() -> None:
+    """No warning comes of either, and of several frames the first is read."""
+    image = Image.fromarray(PIXELS).convert("P")
+    image.info["transparency"] = bytes(range(256))
+    assert np.asarray(Picture.read(file_of(image)).open().convert("RGB")).shape == (5, 7, 3)
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(values) for values in (PIXELS, 255 - PIXELS)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert np.array_equal(np.asarray(Picture.read(buffer.getvalue()).open().convert("L")), PIXELS)
+
+
+def test_an_image_that_was_opened_and_is_cut_off() -> None:
+    cut = Image.open(io.BytesIO(file_of(Image.fromarray(PIXELS))[:-30]))
+    with pytest.raises(DataError, match="cannot be decoded"):
+        Picture.read(cut)
+
+
 def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradiend_hub.data.pictures.MOST_BYTES", 40)
     (tmp_path / "a.png").write_bytes(file_of(Image.fromarray(PIXELS)))

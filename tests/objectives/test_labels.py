@@ -238,6 +238,7 @@ def test_inputs_that_are_none(kind: Kind) -> None:
         ({"problem_type": "regression"}, "has a regression head"),
         ({"num_labels": 1}, "has a regression head"),
         ({"id2label": {0: "same", 1: "same", 2: "other"}}, "some have one name"),
+        ({"id2label": {1: "a", 2: "b", 3: "c"}}, "names none of the number 0.*id2label has the numbers"),
     ],
 )
 def test_heads_that_give_no_one_label(changes: dict[str, Any], message: str) -> None:

@@ -280,6 +280,21 @@ def test_pairs_train_evaluate_save_load_apply_and_merge(causal_path: Path, chat_
         ({"prompt": "p", "chosen": [{"role": "assistant"}], "rejected": "b"}, "expected messages"),
         ({"prompt": "p", "a": "x", "b": "y", "c": "z"}, "two named like the classes"),
         ({"chosen": "Alpha", "rejected": "Beta"}, "do not begin alike"),
+        ({"prompt": "p", "chosen": "", "rejected": "b"}, "'chosen' is empty"),
+        ({"prompt": "p", "chosen": "a", "rejected": "\n\t "}, "'rejected' is empty"),
+        ({"prompt": "p", "chosen": [], "rejected": "b"}, "'chosen' is empty"),
+        (
+            {
+                "prompt": "p",
+                "chosen": [{"role": "user", "content": "a"}],
+                "rejected": [{"role": "assistant", "content": "b"}],
+            },
+            "'chosen' begins with a message of the role 'user'; expected 'assistant'",
+        ),
+        (
+            {"prompt": "p", "factual": "a", "alternative": "b", "factual_class": "x", "alternative_class": "x"},
+            "both completions are of the class 'x'",
+        ),
         (
             {"prompt": "p", "factual": "a", "alternative": "b", "factual_class": "", "alternative_class": "x"},
             "must be a non",
@@ -305,6 +320,45 @@ def test_a_template_that_rewrites_the_prompt_is_named(base: Any, tokenizer: Any)
     tokenizer.chat_template = "{{ raise_exception('no system message') }}"
     with pytest.raises(DataError, match="no system message"):
         objective.example(objective.read(CHATS[0]))
+
+
+def test_a_role_that_the_template_leaves_out_is_named(base: Any, tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role in ['user', 'assistant'] %}<{{ m.role }}> {{ m.content }}\n"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant> {% endif %}"
+    )
+    objective = objective_of(base, tokenizer)
+    answers = {
+        name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "Yes."), ("rejected", "No."))
+    }
+    prompt = [{"role": "narrator", "content": "It rains."}, {"role": "user", "content": "Go out?"}]
+    with pytest.raises(
+        DataError, match=r"leaves out what the role 'narrator' says.*Use the roles system, user, assistant"
+    ):
+        objective.example(objective.read({"prompt": prompt, **answers}))
+    objective.example(objective.read({"prompt": prompt[1:], **answers}))
+
+
+def test_completions_that_the_model_reads_alike_are_named(base: Any, chat_tokenizer: Any) -> None:
+    objective = objective_of(base, chat_tokenizer)
+    answers = {
+        name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "Yes."), ("rejected", "Yes. "))
+    }
+    row = objective.read({"prompt": [{"role": "user", "content": "Go out?"}], **answers})
+    with pytest.raises(DataError, match=r"train_dataset, row 1: .* reads both completions of 'Go out\?' alike"):
+        objective.prepare([objective.read(CHATS[0]), row], what="train_dataset")
+
+
+@pytest.mark.parametrize(("prompt", "completion"), [("Where? ", "Here."), ("Where?", " Here."), ("Where?\n", "Here.")])
+def test_white_space_between_prompt_and_completion_is_read_once(
+    base: Any, tokenizer: Any, prompt: str, completion: str
+) -> None:
+    objective = objective_of(base, tokenizer)
+    sample = objective.example(objective.read({"prompt": prompt, "chosen": completion, "rejected": "No."})).factual
+    whole = tokenizer(prompt + completion).input_ids
+    assert [*sample.inputs["input_ids"], sample.labels[-1]] == whole
+    assert tokenizer.decode(list(sample.labels)).strip() == "Here."
 
 
 def test_a_prompt_whose_last_word_goes_on_in_the_completion_is_named(base: Any, tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sklearn.datasets import load_digits
 from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.artifact.files import CARD_FILE, HTML_FILE, PROBES_FILE
 from gradiend_hub.data import Picture
-from gradiend_hub.errors import ArtifactError, DataError
+from gradiend_hub.errors import ArtifactError, BaseModelError, DataError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.shift import shifts
 from tests.conftest import BASE_MODELS
@@ -361,10 +362,35 @@ def test_data_that_cannot_be_learned_from(tmp_path: Path) -> None:
         ([{**good[0], "label": "bear"}], r"train_dataset, row 0: 'label' must be a label of .*digits, found 'bear'"),
         ([{**good[0], "label": 11}], "found 11"),
         ([{**good[0], "alternative": good[0]["label"]}], "unknown class|no rows|same"),
-        ([{"text": "a", "label": "3", "alternative": "8"}], r"column \['image'\] is missing"),
+        ([{"text": "a", "label": "3", "alternative": "8"}],
+         r"column \['image'\] is missing.*are for a model of AutoModelForSequenceClassification, and .* was loaded with the "
+         r"head of 'image_classification' \(AutoModelForImageClassification\)"),
         ([{"masked": "a [MASK]", "factual": "b", "alternative": "c", "factual_class": "3", "alternative_class": "8"}],
-         r"column \['image', 'label'\] is missing"),
+         r"column \['image', 'label'\] is missing.*are for a model of AutoModelForMaskedLM or AutoModelForCausalLM or"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], r"are for a model of AutoModelForCausalLM, and"),
+        ([{**good[0], "factual_class": "8", "alternative_class": "8"}, *good], "row 0: .* both of the class '8'"),
     )  # fmt: skip
     for rows, message in cases:
         with pytest.raises(DataError, match=message):
             GradiendTrainer(DIGITS, GradiendConfig(feature_classes=["3", "8"]), arguments(tmp_path), train_dataset=rows)
+
+
+def test_a_processor_that_makes_no_numbers(tmp_path: Path) -> None:
+    base = shutil.copytree(DIGITS, tmp_path / "base")
+    settings = json.loads((base / "preprocessor_config.json").read_text())
+    (base / "preprocessor_config.json").write_text(json.dumps({**settings, "image_std": [0.0, 0.0, 0.0]}))
+    trainer = GradiendTrainer(
+        base, GradiendConfig(feature_classes=["3", "8"]), arguments(tmp_path / "out"),
+        train_dataset=digit_rows("3", "8", slice(0, 20)),
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"pixel values that are not finite\. Its image_std is .0\.0, 0\.0, 0\.0."):
+        trainer.train()
+
+
+def test_a_config_that_does_not_go_with_its_weights(tmp_path: Path) -> None:
+    base = shutil.copytree(DIGITS, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match=r"other shapes than its config\.json says.*id2label may be missing"):
+        GradiendTrainer(base, GradiendConfig(feature_classes=["3", "8"]), arguments(tmp_path), train_dataset=[])
