@@ -15,7 +15,7 @@ from gradiend_hub.errors import ConfigError
 
 from .yaml_files import read_yaml
 
-__all__ = ["Recipe", "read_recipe"]
+__all__ = ["Recipe", "check_sections", "read_recipe"]
 
 _MEASURED = {"parameters", "has_bias", "strength_unit", "strength", "safe_band", "break_point"}
 _DIRECTION = {
@@ -68,12 +68,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     content = read_yaml(path, overrides, "examples/train.yaml")
     known = {f.name for f in fields(Recipe)}
     check_keys(content, known, "")
-    for name, allowed in (("direction", _DIRECTION), ("args", _ARGS)):
-        section = content.setdefault(name, {})
-        if not isinstance(section, dict):
-            raise ConfigError(f"{path}: {name} must hold keys and values, found {section!r}.")
-        check_keys(section, allowed, f"{name}.")
-    _check_args(content["args"])
+    check_sections(path, content)
     if not isinstance(sets := content.setdefault("damage_datasets", {}), dict):
         raise ConfigError(f"{path}: damage_datasets must hold data sets by name, e.g. {{chat: …}}, found {sets!r}.")
     for name in ("model", *(() if "data" in content else ("train_dataset",))):
@@ -85,6 +80,20 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if not isinstance(content["data"], dict):
             raise ConfigError(f"{path}: data must hold keys and values as in examples/data.yaml.")
     return Recipe(**content)
+
+
+def check_sections(path: Path, content: dict[str, Any]) -> None:
+    """Refuse fields of a direction and arguments of a training that nothing reads, and arguments of a wrong type.
+
+    Raises:
+        ConfigError: such a field, or a section that holds no fields.
+    """
+    for name, allowed in (("direction", _DIRECTION), ("args", _ARGS)):
+        section = content[name] = content.get(name) or {}
+        if not isinstance(section, dict):
+            raise ConfigError(f"{path}: {name} must hold keys and values, found {section!r}.")
+        check_keys(section, allowed, f"{name}.")
+    _check_args(content["args"])
 
 
 def _check_args(args: Mapping[str, Any]) -> None:

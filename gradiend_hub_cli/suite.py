@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from gradiend_hub import GradiendTrainingArguments
-from gradiend_hub.artifact.validation import check_keys
+from gradiend_hub.artifact.validation import check, check_keys
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError, first_line
@@ -19,6 +20,7 @@ from gradiend_hub.training.suite_rows import redrawn
 
 from .console import Story, on_interrupt
 from .quiet import quiet
+from .recipes import check_sections
 from .yaml_files import read_yaml
 
 __all__ = ["run_suite"]
@@ -29,7 +31,7 @@ class SuiteRecipe:
     """A suite in words.
 
     Attributes:
-        model: folder or Hub id of the base model.
+        model: folder or Hub id of the base model, or several of them; each has a folder of its own then.
         train_dataset, eval_dataset, test_dataset: rows of all classes; data sets as in a recipe of `train`.
         neutral_dataset, neutral_train_dataset: sentences without the features.
         pairs: all, rest, or a list of pairs of class names.
@@ -41,13 +43,13 @@ class SuiteRecipe:
         args: fields of `GradiendTrainingArguments`; the solver is closed_form by default.
     """
 
-    model: str
+    model: str | list[str]
     train_dataset: Any
     eval_dataset: Any = None
     test_dataset: Any = None
     neutral_dataset: Any = None
     neutral_train_dataset: Any = None
-    pairs: Any = "all"
+    pairs: str | list[Any] = "all"
     merged: dict[str, list[str]] = field(default_factory=dict)
     identities: bool = False
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -65,10 +67,8 @@ def run_suite(path: Path, overrides: Sequence[str], story: Story) -> dict[str, A
     recipe = _read(path, overrides)
     folder = Path(recipe.args.setdefault("output_dir", f"out/{path.stem}"))
     require_writable(folder)
-    runs: dict[str, dict[str, Path]] = {}
     with quiet(story):
         with story.step("Load") as step:
-            base = load_base_model(recipe.model, objective=recipe.direction.get("objective"))
             usual = {"train_dataset": "train", "eval_dataset": "validation", "test_dataset": "test"}
             usual |= {"neutral_dataset": "train", "neutral_train_dataset": "train"}
             data = {
@@ -77,39 +77,68 @@ def run_suite(path: Path, overrides: Sequence[str], story: Story) -> dict[str, A
                 if getattr(recipe, name) is not None
             }
             step.outcome = f"{len(data['train_dataset']):,} training rows"
-        for seed in recipe.seeds:
-            name = f"seed-{seed}"
-            place = folder / name if len(recipe.seeds) > 1 else folder
-            suite = DirectionSuite(
-                base,
-                _arguments(recipe, place, seed),
-                config=recipe.direction,
-                pairs=recipe.pairs,
-                merged=recipe.merged,
-                identities=recipe.identities,
-                **_drawn(data, recipe.split_by, seed),
-            )
-            later = "What is saved is kept; the same command goes on."
-            with on_interrupt(later), story.step("Learn") as step:
-                left = len(suite.pending)
-                runs[name] = suite.train()
-                step.outcome = f"{left} of {len(suite.pairs)} directions, seed {seed}"
-        with story.step("Compare") as step:
-            found = write_suite_report(folder, runs, base)
-            step.outcome = str(folder)
-    story.show(f"\n{folder / 'README.md'}\n{folder / 'suite.html'}", soft_wrap=True)
+        if isinstance(recipe.model, str):
+            found = _of_base(recipe, recipe.model, folder, data, story)
+        else:
+            bases = {
+                name: _of_base(recipe, model, folder / name, data, story) for name, model in _named(recipe).items()
+            }
+            found = {"bases": bases}
+    for place in [folder] if isinstance(recipe.model, str) else [folder / name for name in found["bases"]]:
+        story.show(f"\n{place / 'README.md'}\n{place / 'suite.html'}", soft_wrap=True)
     return {"folder": folder, **found}
+
+
+def _named(recipe: SuiteRecipe) -> dict[str, str]:
+    """The name of each base model's folder, and where it is."""
+    named = {re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-.") or "base": model for model in recipe.model}
+    if len(named) < len(recipe.model):
+        raise ConfigError(
+            f"model: two base models have the same name, {', '.join(recipe.model)}; learn one of them apart."
+        )
+    return named
+
+
+def _of_base(recipe: SuiteRecipe, model: str, folder: Path, data: dict[str, list[Any]], story: Story) -> dict[str, Any]:
+    """Learn, measure and compare the directions of one base model."""
+    runs: dict[str, dict[str, Path]] = {}
+    base = load_base_model(model, objective=recipe.direction.get("objective"))
+    for seed in recipe.seeds:
+        name = f"seed-{seed}"
+        place = folder / name if len(recipe.seeds) > 1 else folder
+        suite = DirectionSuite(
+            base,
+            _arguments(recipe, place, seed),
+            config=recipe.direction,
+            pairs=recipe.pairs,
+            merged=recipe.merged,
+            identities=recipe.identities,
+            **_drawn(data, recipe.split_by, seed),
+        )
+        later = "What is saved is kept; the same command goes on."
+        with on_interrupt(later), story.step("Learn") as step:
+            left = len(suite.pending)
+            runs[name] = suite.train()
+            step.outcome = f"{left} of {len(suite.pairs)} directions, seed {seed}"
+    with story.step("Compare") as step:
+        found = write_suite_report(folder, runs, base)
+        step.outcome = str(folder)
+    return found
 
 
 def _read(path: Path, overrides: Sequence[str]) -> SuiteRecipe:
     content = read_yaml(path, overrides, "examples/suite.yaml")
     check_keys(content, {f.name for f in fields(SuiteRecipe)}, "")
+    check_sections(path, content)
     for name in ("model", "train_dataset"):
         if not content.get(name):
             raise ConfigError(f"{path}: {name} is missing. It is the folder or the Hub id to use.")
-    for name in ("merged", "direction", "args"):
-        if not isinstance(content.setdefault(name, {}), dict):
-            raise ConfigError(f"{path}: {name} must hold keys and values, found {content[name]!r}.")
+    content = {name: value for name, value in content.items() if value is not None}
+    kinds = get_type_hints(SuiteRecipe)
+    for name in [name for name in ("model", "pairs", "identities") if name in content]:
+        check(kinds[name], content[name], name)
+    if content.get("split_by") not in (None, "text", "word"):
+        raise ConfigError(f"{path}: split_by must be text or word, found {content['split_by']!r}.")
     seeds = content.get("seeds", [0])
     if (
         not isinstance(seeds, list)

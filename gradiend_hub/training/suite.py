@@ -18,10 +18,11 @@ from transformers import PrinterCallback
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import PROBES_FILE
-from gradiend_hub.base_model import load_base_model
+from gradiend_hub.artifact.fingerprint import Fingerprint
+from gradiend_hub.base_model import load_base_model, original_parameters
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.gradients import GradientReader
-from gradiend_hub.objectives import Batch, Example, Objective, output_nll
+from gradiend_hub.objectives import Batch, Example, Objective
 from gradiend_hub.progress import progress
 
 from .args import GradiendTrainingArguments
@@ -97,8 +98,12 @@ class DirectionSuite:
 
     @property
     def pending(self) -> list[Pair]:
-        """Directions that are not saved yet."""
-        return [pair for pair in self.pairs if not (self.folders[pair.name] / PROBES_FILE).is_file()]
+        """Directions that are not saved whole: what was learned of one is removed when its last file is written."""
+
+        def saved(folder: Path) -> bool:
+            return (folder / PROBES_FILE).is_file() and not (folder / STATE_FILE).is_file()
+
+        return [pair for pair in self.pairs if not saved(self.folders[pair.name])]
 
     def train(self) -> dict[str, Path]:
         """Learn, measure and save every direction that is not saved yet.
@@ -142,7 +147,7 @@ class DirectionSuite:
 
         args = copy.copy(self.args)
         args.output_dir, args.overwrite_output_dir = str(self.folders[pair.name]), True
-        trainer = GradiendTrainer(
+        trainer = _OfWholeVectors(
             self.base_model,
             GradiendConfig(**{**self.fields, "feature_classes": [pair.first, pair.second]}),
             args,
@@ -168,14 +173,25 @@ class DirectionSuite:
             "seed": self.args.row_seed,
             "identities": self.identities,
             "rows": _digest(self.rows.records),
+            "base": _identity(self.base_model),
         }
-        text, path = json.dumps(said, indent=1, ensure_ascii=False, sort_keys=True, default=str), folder / SUITE_FILE
-        if path.is_file() and path.read_text(encoding="utf-8") != text and not self.args.overwrite_output_dir:
-            raise ConfigError(
-                f"{folder} holds a suite of other directions, rows or arguments. Use another output_dir, or remove it."
-            )
+        path, said = folder / SUITE_FILE, json.loads(json.dumps(said, default=str))
+        if path.is_file():
+            before = _claimed(path)
+            if before and all(said.get(name) == value for name, value in before.items()):
+                return
+            if not self.args.overwrite_output_dir:
+                raise ConfigError(
+                    f"{folder} holds a suite of another base model, of other directions, rows or arguments. Use another "
+                    "output_dir, remove it, or set overwrite_output_dir."
+                )
+            for place in self.folders.values():  # so that nothing of the other suite is taken for this one's
+                for file in (STATE_FILE, PROBES_FILE):
+                    (place / file).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        text = json.dumps(said, indent=1, ensure_ascii=False, sort_keys=True)
+        (folder / f".{SUITE_FILE}").write_text(text, encoding="utf-8")
+        (folder / f".{SUITE_FILE}").replace(path)
 
     def _stream(self, trainers: Mapping[str, GradiendTrainer]) -> None:
         """Feed the solvers of some directions, and keep their state."""
@@ -218,20 +234,20 @@ class DirectionSuite:
         one = next(iter(pairs.values()))
         log_probs = objective.log_probs(reader.model, one.factual)
         shared = {c: pair for c, pair in pairs.items() if pair.shared and c in wanted}
-        factual = reader.read(self._loss(log_probs, one.factual, batch), retain_graph=bool(shared))
+        factual = reader.read(self._loss(objective, log_probs, one.factual, batch), retain_graph=bool(shared))
         found = {}
         for number, (c, pair) in enumerate(shared.items()):
-            loss = self._loss(log_probs, pair.alternative, batch)
+            loss = self._loss(objective, log_probs, pair.alternative, batch)
             found[c] = reader.read(loss, retain_graph=number < len(shared) - 1)
         for c, pair in pairs.items():
             if c in wanted and c not in shared:
                 alternative = objective.log_probs(reader.model, pair.alternative)
-                found[c] = reader.read(self._loss(alternative, pair.alternative, batch))
+                found[c] = reader.read(self._loss(objective, alternative, pair.alternative, batch))
         return factual, found
 
-    def _loss(self, log_probs: Tensor, slots: Batch, batch: SharedBatch) -> Tensor:
+    def _loss(self, objective: Objective, log_probs: Tensor, slots: Batch, batch: SharedBatch) -> Tensor:
         """Mean loss of a batch's slots; raises `TrainingError` where the base model computes NaN."""
-        loss = output_nll(log_probs, slots.labels).mean()
+        loss = objective.nll(log_probs, slots.labels).mean()
         if not bool(loss.isfinite()):
             row = self.rows.records[next(iter(batch.rows.values()))[0]]
             raise TrainingError(
@@ -242,6 +258,13 @@ class DirectionSuite:
 
     def _examples(self, objective: Objective, rows: Sequence[int]) -> list[Example]:
         return [objective.example(objective.read(self.rows.records[i])) for i in rows]
+
+
+class _OfWholeVectors(GradiendTrainer):
+    """A trainer whose solver takes whole gradients, as the stream has them: a rank is cut in the end, not sketched."""
+
+    def _sketching(self, args: GradiendTrainingArguments) -> None:
+        super()._sketching(args)
 
 
 class _Child:
@@ -281,6 +304,23 @@ def _check(args: GradiendTrainingArguments, fields: Mapping[str, Any]) -> None:
         raise ConfigError("A suite learns in one process, without a gradient_store, and is pushed when it is whole.")
     if "feature_classes" in fields:
         raise ConfigError("config.feature_classes: the classes of a suite are those of its rows; name them in pairs.")
+
+
+def _claimed(path: Path) -> dict[str, Any]:
+    """What a folder says of its suite; nothing where that cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _identity(base: nn.Module) -> str:
+    """What tells a base model from others: some of its weights."""
+    digest = hashlib.sha256()
+    for name, values in sorted(Fingerprint.of(original_parameters(base)).samples.items()):
+        digest.update(name.encode() + values.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _digest(records: Sequence[Record]) -> str:

@@ -62,12 +62,12 @@ def pairs_of(
         ConfigError: A name is not known, classes overlap, or two directions have one name.
     """
     known = {name: [name] for name in classes}
-    for name, members in (merged or {}).items():
-        if isinstance(members, str) or not members or not {*members} <= {*classes} or name in known:
+    for name, members in _named_lists(merged):
+        if not members or not {*members} <= {*classes} or name in known:
             raise ConfigError(
                 f"merged: {name!r} must be a new name for a list of the classes {list(classes)}; found {members!r}."
             )
-        known[name] = list(members)
+        known[name] = members
     if pairs == "rest":
         rest = {name: f"not {name}" for name in classes}
         known |= {other: [c for c in classes if c != name] for name, other in rest.items()}
@@ -75,9 +75,9 @@ def pairs_of(
     elif pairs == "all":
         named = [
             *combinations(classes, 2),
-            *(p for p in combinations(merged or {}, 2) if not {*known[p[0]]} & {*known[p[1]]}),
+            *(p for p in combinations([*known][len(classes) :], 2) if not {*known[p[0]]} & {*known[p[1]]}),
         ]
-    elif isinstance(pairs, str):
+    elif isinstance(pairs, (str, Mapping)) or not isinstance(pairs, Iterable):
         raise ConfigError(f"pairs must be 'all', 'rest' or a list of pairs of class names, found {pairs!r}.")
     else:
         named = [_two(pair) for pair in pairs]
@@ -89,8 +89,20 @@ def pairs_of(
     return found
 
 
+def _named_lists(merged: Any) -> list[tuple[str, list[str]]]:
+    """Name and members of each merged class. Raises `ConfigError` for what is no list of names."""
+    if merged is None:
+        return []
+    if not isinstance(merged, Mapping):
+        raise ConfigError(f"merged must hold a list of classes for each new name, found {merged!r:.80}.")
+    for name, members in merged.items():
+        if isinstance(members, (str, Mapping)) or not isinstance(members, Iterable):
+            raise ConfigError(f"merged: {name!r} must be a new name for a list of classes, found {members!r:.80}.")
+    return [(str(name), [str(member) for member in members]) for name, members in merged.items()]
+
+
 def _two(pair: Any) -> tuple[str, str]:
-    if isinstance(pair, str) or len(pair) != 2:
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
         raise ConfigError(f"pairs: expected two class names in each, found {pair!r}.")
     return str(pair[0]), str(pair[1])
 

@@ -11,7 +11,7 @@ import torch
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import PROBES_FILE
+from gradiend_hub.artifact.files import CARD_FILE, PROBES_FILE
 from gradiend_hub.artifact.references import References
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.errors import ConfigError, DataError
@@ -134,8 +134,70 @@ def test_a_suite_that_was_killed_goes_on_to_the_same_bits(
     once_more = suite(base, tmp_path / "out", **options)
     once_more.train()
     assert all(same(made.folders[name], again.folders[name]) for name in made.folders)
-    with pytest.raises(ConfigError, match="holds a suite of other directions"):
+    with pytest.raises(ConfigError, match="of other directions, rows or arguments"):
         suite(base, tmp_path / "out", pairs="all").train()
+
+
+@pytest.mark.parametrize(
+    "place", ["saving:save_direction", "saving:write_probes", "saving:render_artifact", "suite:save_file"]
+)
+def test_a_kill_at_any_step_of_saving_leaves_a_direction_to_be_finished(
+    place: str, made: DirectionSuite, base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"pairs": [("man", "woman")]}
+    module, name = place.split(":")
+    if name == "save_direction":  # the first file of an artifact
+        monkeypatch.setattr("gradiend_hub.evaluation.Report.save", killed)
+    else:
+        monkeypatch.setattr(f"gradiend_hub.training.{module}.{name}", killed)
+    first = suite(base, tmp_path / "out", **options)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    monkeypatch.undo()
+    again = suite(base, tmp_path / "out", **options)
+    assert [pair.name for pair in again.pending] == ["man_woman"]
+    if module == "saving":
+        monkeypatch.setattr(DirectionSuite, "_stream", lambda *_: pytest.fail("what was learned is kept"))
+    folder = again.train()["man_woman"]
+    assert not again.pending and (folder / CARD_FILE).is_file() and same(made.folders["man_woman"], folder)
+    assert not [file for file in folder.rglob("*") if "suite_state" in file.name]
+
+
+def test_a_folder_of_another_suite_is_refused_or_begun_anew(base: Any, masked_path: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"pairs": [("man", "woman")]}
+    first = suite(base, tmp_path / "out", **options)
+    first._claim()
+    other = load_base_model(masked_path)
+    with torch.no_grad():
+        other.get_parameter("bert.embeddings.word_embeddings.weight").mul_(1.01)
+    with pytest.raises(ConfigError, match="a suite of another base model"):
+        suite(other, tmp_path / "out", **options)._claim()
+    folder = first.folders["man_woman"]
+    folder.mkdir()
+    (folder / PROBES_FILE).write_text("{}")
+    fewer = suite(base, tmp_path / "out", train_dataset=rows(FRAMES[:5]), **options)
+    with pytest.raises(ConfigError, match="rows or arguments"):
+        fewer._claim()
+    assert not fewer.pending
+    fewer.args.overwrite_output_dir = True
+    fewer._claim()
+    assert [pair.name for pair in fewer.pending] == ["man_woman"]
+    (tmp_path / "out" / "gradiend_suite.json").write_text("{cut off")
+    with pytest.raises(ConfigError, match="holds a suite"):
+        first._claim()
+
+
+def test_directions_of_low_rank_are_cut_from_whole_ones(made: DirectionSuite, base: Any, tmp_path: Path) -> None:
+    args = arguments(tmp_path, solver="closed_form", max_steps=-1, per_device_train_batch_size=6, controls=0, rank=2)
+    pairs = [("man", "woman")]
+    found = DirectionSuite(base, args, train_dataset=rows(FRAMES[:6]), config=FIELDS, pairs=pairs).train()["man_woman"]
+    cut, whole = loaded(found), loaded(made.folders["man_woman"]).to_rank(2)
+    assert {part.rank for part in cut.parameters.values() if len(part.shape) > 1} == {2}
+    cosine = whole.inner(cut, 1.0, 0.0) / (whole.norm(1.0, 0.0) * cut.norm(1.0, 0.0))
+    assert cosine == pytest.approx(1, abs=1e-4)
 
 
 def test_a_suite_is_measured(base: Any, neutral: Any, tmp_path: Path) -> None:
@@ -171,6 +233,18 @@ def test_pairs_are_named() -> None:
         ("all", {"a": ["b"]}, "a new name"),
         ("all", {"ab": "ab"}, "a new name"),
         ("all", {"ab": ["a", "z"]}, "a new name"),
+        ("all", {"ab": []}, "a new name"),
+        ("all", {"ab": 3}, "a new name"),
+        ("all", {"ab": {"a": "b"}}, "a new name"),
+        ("all", {"ab": [["a", "b"]]}, "a new name"),
+        ("all", ["ab"], "a list of classes for each"),
+        (None, None, "'all', 'rest' or a list"),
+        (3, None, "'all', 'rest' or a list"),
+        ({"a": "b"}, None, "'all', 'rest' or a list"),
+        ([3], None, "two class names"),
+        ([{"a": "b"}], None, "two class names"),
+        ([("a", ["b"])], None, "no class"),
+        ([("a", "a")], None, "share 'a'"),
     ],
 )
 def test_pairs_that_cannot_be_meant_are_refused(pairs: Any, merged: Any, said: str) -> None:
