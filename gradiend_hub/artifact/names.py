@@ -10,10 +10,13 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 __all__ = ["hub_id", "shown_name"]
 
+LONGEST = 96
+"""Characters of a repository id; a file system refuses to look up names that are much longer."""
+
 
 def hub_id(name: str | None) -> str | None:
     """`name` if it can be a repository id; `None` for a local path, which means nothing to anybody else."""
-    if not name or Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not name or len(name) > LONGEST or Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return None
     try:
         validate_repo_id(name)

@@ -113,6 +113,13 @@ class ArtifactTables:
         judged = judged_effects(self.members, self.frame, own, gradients, known, every)
         unknown = [name for name in self.names if name not in columns]
         notes = [*self.notes, *self.unmeasured(), *judged.notes]
+        apart = self._disjoint(own)
+        if pair := next(((i, j) for i in chosen for j in known if apart[i, j]), None):
+            one, other = (self.names[i] for i in pair)
+            notes.append(
+                f"{one} and {other} share no parameter, so that 0 is predicted: what {one} does to {other} by way of other "
+                "parameters does not show in the artifacts. measured_effects applies it."
+            )
         if unknown:
             notes.append(
                 f"The gradient of {', '.join(unknown)} is not known, so effects on it are not predicted; similarities and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +40,14 @@ class Clusters:
         """Cut the tree: groups whose mean similarity is at least `similarity`, or `count` groups.
 
         Raises:
-            ConfigError: Not exactly one of both is given.
+            ConfigError: Not exactly one of both is given, or it is no such number.
         """
         if (similarity is None) == (count is None):
             raise ConfigError("groups: give either `similarity` or `count`.")
+        if count is not None and (type(count) is not int or count < 1):
+            raise ConfigError(f"groups: count must be a whole number of at least 1, found {count!r}.")
+        if similarity is not None and not math.isfinite(similarity):
+            raise ConfigError(f"groups: similarity must be a finite number, found {similarity!r}.")
         if len(self.names) == 1:
             return [list(self.names)]
         if count is not None:

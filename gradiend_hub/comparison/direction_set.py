@@ -108,6 +108,12 @@ class DirectionSet:
         cls, directions: Mapping[str, tuple[Direction, GradiendConfig]], base_model: Any = None, **options: Any
     ) -> DirectionSet:
         """Compare directions that are in memory; options as of the class."""
+        for name, given in directions.items():
+            if not (isinstance(given, tuple) and [type(part) for part in given] == [Direction, GradiendConfig]):
+                raise ConfigError(
+                    f"{name!r}: expected a direction with its configuration, (Direction, GradiendConfig), found "
+                    f"{type(given).__name__}. Directions in files are read by from_pretrained."
+                )
         return cls([_in_memory(name, *given) for name, given in directions.items()], base_model, **options)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,8 @@ def named_sources(sources: Sequence[str | Path] | Mapping[str, str | Path]) -> d
     """
     if isinstance(sources, (str, Path)):
         raise ConfigError(f"Expected a list of directions, found one name: [{str(sources)!r}] is a list of one.")
+    if not isinstance(sources, Iterable):
+        raise ConfigError(f"Expected a list of folders or repositories, found {sources!r:.80}.")
     if isinstance(sources, Mapping):
         named = {name: str(source) for name, source in sources.items()}
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +18,14 @@ from gradiend_hub.data import Row, read_rows
 from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.gradients import GradientReader, Scope, read_pair
-from gradiend_hub.objectives import Example, Objective, examples_of, make_objective, objective_class
+from gradiend_hub.objectives import (
+    Example,
+    Objective,
+    examples_of,
+    make_objective,
+    objective_class,
+    objective_name,
+)
 from gradiend_hub.scope import parameters_of
 from gradiend_hub.solvers import Shard, SplitMeans
 
@@ -54,8 +62,22 @@ class SetRows:
             name = base_name(self.base) or self.members[0].config.base_model_name_or_path
             if not name:
                 raise ConfigError("The base model has no name, so its tokenizer is unknown. Pass processing_class.")
-            processor = objective_class(names[0]).load_processor(name, revision=base_commit(self.base))
-        return make_objective(self.base, processor, name=names[0])
+            kind = objective_class(objective_name(self.base, names[0] or None))
+            processor = kind.load_processor(name, revision=base_commit(self.base))
+        by_options: dict[str, Member] = {}
+        for member in self.members:
+            by_options.setdefault(json.dumps(member.config.objective_options or {}, sort_keys=True), member)
+        first, *others = by_options.values()
+        one = make_objective(self.base, processor, name=names[0] or None, options=first.config.objective_options)
+        for other in others:
+            found = make_objective(self.base, processor, name=one.name, options=other.config.objective_options)
+            if found.key != one.key:
+                raise ConfigError(
+                    f"{first.name} and {other.name} read the base model by other options of {one.name!r} ({one.options} and "
+                    f"{found.options}), so they have no common unit. Compare directions of the same options, or from their "
+                    "artifacts alone."
+                )
+        return one
 
     def read(self, given: Records | None) -> dict[str, tuple[list[Row], list[Example]]]:
         """Rows and examples by direction.
@@ -81,7 +103,12 @@ class SetRows:
         found = {}
         for name, some in records.items():
             read = read_rows(
-                some, known[name].classes, read=self.objective.read, what=f"rows of {name}", need_both=False
+                some,
+                known[name].classes,
+                read=self.objective.read,
+                prepare=self.objective.prepare,
+                what=f"rows of {name}",
+                need_both=False,
             )
             found[name] = (read, examples_of(self.objective, read, what=f"rows of {name}"))
         return found

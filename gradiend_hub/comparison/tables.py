@@ -13,6 +13,7 @@ import numpy as np
 
 from gradiend_hub import notebook
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.printable import printable
 
 from .vectors import Array
 
@@ -132,12 +133,13 @@ class Matrix:
     def __str__(self) -> str:
         judged = any(part is not None and np.isfinite(part).any() for part in (self.null, self.ceiling))
         cells = [[self._text(self[row, column], judged=judged) for column in self.columns] for row in self.rows]
-        names = max(map(len, self.rows), default=0)
-        widths = [max(len(c), 5, *(len(row[j]) for row in cells)) for j, c in enumerate(self.columns)] if cells else []
-        lines = [self.measure, *([_JUDGED] if judged else [])]
-        for name, row in (("", self.columns), *zip(self.rows, cells, strict=True)):
-            lines.append(f"{name:<{names}}" + "".join(f"  {v:>{w}}" for v, w in zip(row, widths, strict=False)))
-        return "\n".join([*lines, *self.notes])
+        rows, columns = ([printable(name, 80) for name in names] for names in (self.rows, self.columns))
+        longest = max(map(len, rows), default=0)
+        widths = [max(len(c), 5, *(len(row[j]) for row in cells)) for j, c in enumerate(columns)] if cells else []
+        lines = [printable(self.measure), *([_JUDGED] if judged else [])]
+        for name, row in (("", columns), *zip(rows, cells, strict=True)):
+            lines.append(f"{name:<{longest}}" + "".join(f"  {v:>{w}}" for v, w in zip(row, widths, strict=False)))
+        return "\n".join([*lines, *(printable(note, 1000) for note in self.notes)])
 
     @staticmethod
     def _text(cell: Cell, *, judged: bool) -> str:

@@ -209,7 +209,7 @@ def _csr(parts: Sequence[ParameterDirection | None], chosen: Sequence[int]) -> A
     rows = [part for i in chosen if (part := parts[i]) is not None and part.indices is not None]
     lengths = [0, *(part.decoder.numel() for part in rows)]
     indices = np.concatenate([part.indices.numpy() for part in rows if part.indices is not None])
-    values = np.concatenate([part.values.numpy() for part in rows]).astype(np.float64)
+    values = np.concatenate([_numbers(part) for part in rows]).astype(np.float64)
     return sparse.csr_matrix((values, indices, np.cumsum(lengths)), shape=(len(rows), rows[0].numel))
 
 
@@ -233,7 +233,13 @@ def _dense_products(left: Sequence[ParameterDirection | None], right: Sequence[P
 
 def values_of(part: ParameterDirection) -> tuple[Places | None, np.ndarray[Any, Any]]:
     """Flat places (`None` for all) and values of a part; a low-rank one's are computed."""
-    return None if part.indices is None else part.indices.long().numpy(), part.values.numpy()
+    return None if part.indices is None else part.indices.long().numpy(), _numbers(part)
+
+
+def _numbers(part: ParameterDirection) -> np.ndarray[Any, Any]:
+    """Values of a part as numpy has them, which knows no bfloat16."""
+    values = part.values.detach().cpu()
+    return np.asarray((values.float() if values.dtype == torch.bfloat16 else values).numpy())
 
 
 @dataclass(frozen=True)

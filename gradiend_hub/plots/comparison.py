@@ -15,7 +15,7 @@ from gradiend_hub.comparison.clusters import average_linkage
 from gradiend_hub.comparison.tables import Matrix, Profile
 from gradiend_hub.errors import ConfigError
 
-from .style import FIRST, NEUTRAL, SECOND, figure, label, legend, tidy
+from .style import FIRST, NEUTRAL, SECOND, SUBTLE, figure, label, legend, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,6 +110,7 @@ def _write_numbers(axes: Axes, table: Matrix, least: float, most: float, colours
     for i, row in enumerate(table.values):
         for j, value in enumerate(row):
             if np.isfinite(value):
+                value = round(float(value), 2) + 0.0  # no minus before a 0
                 at = (value - least) / (most - least or 1)
                 dark = abs(at - 0.5) > 0.33 if colours == "PuOr" else at < 0.5
                 axes.text(
@@ -234,10 +235,61 @@ def plot_map(table: Matrix, *, groups: Mapping[str, Sequence[str]] | None = None
         axes.plot(
             *places[at].T, markers[number % len(markers)], color=look.colour, markerfacecolor=face, label=label(name)
         )
-    size = 6.5 if count > 20 else 8.5
-    for (x, y), name in zip(places, table.rows, strict=True):
-        axes.annotate(label(name), (x, y), (3, 3), textcoords="offset points", fontsize=size)
-    tidy(axes, title=f"Map by {table.measure}", grid="both")
+    tidy(axes, title=label(f"Map by {table.measure}"), grid="both")
     if groups:
         legend(drawing, 4)
+    _name_points(drawing, axes, places, [label(name) for name in table.rows], 6.5 if count > 20 else 8.5)
     return drawing
+
+
+def _name_points(drawing: Figure, axes: Axes, places: Any, names: Sequence[str], size: float) -> None:
+    """Write a name beside each point, where it covers no other name and no point; one that stands apart gets a line."""
+    axes.margins(0.08)
+    drawing.draw_without_rendering()  # so that the axes have their place
+    points = axes.transData.transform(places)
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+    per_point = drawing.dpi / 72
+    for (x, y), place, name in zip(points, places, names, strict=True):
+        width, height = 0.62 * size * len(name) * per_point, 1.25 * size * per_point
+        best: tuple[float, int, int, Box] | None = None
+        for right, up in _SPOTS:
+            left = x + right * per_point - (0 if right > 0 else width if right < 0 else width / 2)
+            low = y + up * per_point - height / 2
+            box = (left, low, left + width, low + height)
+            covered = sum(_common_area(box, other) for other in taken) + _outside(box, axes)
+            if best is None or covered < best[0]:
+                best = (covered, right, up, box)
+            if covered == 0:
+                break
+        assert best is not None
+        _, right, up, box = best
+        taken.append(box)
+        line = (
+            {"arrowstyle": "-", "color": SUBTLE, "linewidth": 0.6, "shrinkB": 3}
+            if max(abs(right), abs(up)) > 12
+            else None
+        )
+        axes.annotate(
+            name, tuple(place), (right, up), textcoords="offset points", fontsize=size, va="center", arrowprops=line,
+            ha="left" if right > 0 else "right" if right < 0 else "center",
+        ).set_in_layout(False)  # fmt: skip
+
+
+_SPOTS = [
+    (round(far * side), round(0.8 * far * height))
+    for far in (6, 12, 20, 30, 42, 56, 72)
+    for side, height in ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1.2), (0, -1.2))
+]
+"""Places of a name beside its point, in points of 1/72 inch, the nearest ones first."""
+
+Box = tuple[float, float, float, float]
+
+
+def _common_area(one: Box, other: Any) -> float:
+    width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def _outside(box: Box, axes: Axes) -> float:
+    """Area of a box that lies outside of the axes."""
+    return (box[2] - box[0]) * (box[3] - box[1]) - _common_area(box, axes.bbox.extents)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import CARD_FILE, ENCODER_FILE, PROBES_FILE, REFERENCES_FILE
 from gradiend_hub.artifact.references import References
+from gradiend_hub.base_model import load_base_model
 from gradiend_hub.comparison import DirectionSet, agreement
+from gradiend_hub.comparison.members import Member
+from gradiend_hub.comparison.rows import SetRows
 from gradiend_hub.errors import (
     ArtifactError,
     ArtifactNotFoundError,
@@ -294,10 +299,33 @@ def test_disjoint_parameters_are_a_clear_0(ds: DirectionSet) -> None:
         assert any("share no parameter" in note for note in table.notes)
         assert table["layer 1", "layer 1"].value == pytest.approx(1)
     assert "known by its name only" in apart.notes[0]
+    members = [replace(m, references=References((), None, 1.0)) for m in apart.members]  # their gradients are known
+    effects = DirectionSet(members).predicted_effects()
+    assert effects["layer 1", "layer 2"].value == 0 and effects["layer 1", "layer 1"].value != 0
+    assert any("share no parameter, so that 0 is predicted" in note for note in effects.notes)
     other = {name: (d, copy.deepcopy(c)) for name, (d, c) in halves.items()}
     other["layer 2"][1].base_model_name_or_path = "somebody/else"
     with pytest.raises(BaseModelMismatchError, match="Nothing says that"):
         DirectionSet.from_directions(other)
+
+
+def test_rows_are_read_by_the_options_of_the_directions(causal_path: Path) -> None:
+    """A preference's completions count as they were learned, and each pair gives both transitions."""
+    base, tokenizer = load_base_model(causal_path), AutoTokenizer.from_pretrained(causal_path)
+
+    def rows_of(*options: dict[str, Any]) -> SetRows:
+        configs = [GradiendConfig(feature_classes=["chosen", "rejected"], objective="preference", objective_options=o)
+                   for o in options]  # fmt: skip
+        return SetRows([Member(f"d{i}", Direction({}), c) for i, c in enumerate(configs)], base, tokenizer)
+
+    pair = {"prompt": "The man asked where the house was.", "chosen": " She knew it.", "rejected": " They had it."}
+    for per_token in (True, False):
+        rows = rows_of({"per_token": per_token, "chat": False}, {"per_token": per_token, "chat": True})
+        assert rows.objective.per_token is per_token
+        found, examples = rows.read({"d0": [pair]})["d0"]
+        assert [row.factual_class for row in found] == ["chosen", "rejected"] and len(examples) == 2
+    with pytest.raises(ConfigError, match=r"d0 and d1 read the base model by other options of 'preference'"):
+        _ = rows_of({"per_token": True}, {"per_token": False}).objective
 
 
 def test_a_direction_without_encoder_says_what_stays_possible(
@@ -354,6 +382,11 @@ def test_one_direction_is_a_set(compared: dict[str, Path]) -> None:
         lambda ds: ds.similarity(of="bias"),
         lambda ds: ds.similarity(by="head"),
         lambda ds: ds.clusters(by="layer"),
+        lambda ds: ds.clusters().groups(count=0),
+        lambda ds: ds.clusters().groups(count=1.5),
+        lambda ds: ds.clusters().groups(similarity=float("nan")),
+        lambda ds: DirectionSet.from_directions({"number": ds["number"].direction}),
+        lambda ds: DirectionSet.from_pretrained(None),
         lambda ds: ds.cross_encodings({"nobody": []}),
         lambda ds: ds.combine({}),
         lambda ds: ds.combine({"nobody": 1.0}),

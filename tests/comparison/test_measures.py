@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.comparison.parts import parts_of
-from gradiend_hub.comparison.similarity import Sides
+from gradiend_hub.comparison.similarity import Sides, similarity
 from gradiend_hub.comparison.tables import Matrix, mean_and_spread
 from gradiend_hub.comparison.vectors import Frame, Vectors, largest, products
 from gradiend_hub.errors import ConfigError
@@ -179,6 +179,26 @@ def test_every_number_stands_beside_its_null_and_ceiling() -> None:
     assert "coin labels" in shown[1] and shown[-1] == "note"
     assert "+0.50 (0.10, 0.90)" in shown[3] and "-0.25 (0.20, –)" in shown[3] and "+0.00 (–, –)" in shown[4]
     assert len({line.index(")", line.rindex("(")) for line in shown[3:5]}) == 1  # columns are aligned
+
+
+def test_half_precision_values_are_compared_as_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(12, generator=generator).bfloat16()
+    places = torch.arange(0, 24, 2, dtype=torch.int32)
+    forms = {
+        "half": ParameterDirection((4, 6), values, indices=places),
+        "single": ParameterDirection((4, 6), values.float(), indices=places),
+        "dense": ParameterDirection((4, 6), torch.zeros(24).index_copy(0, places.long(), values.float()).bfloat16()),
+    }
+    directions = [Direction({"weight": part}) for part in forms.values()]
+    sides = Sides(Vectors(Frame.of([{"weight": (4, 6)}]), directions, [1.0] * 3))
+    for measure in ("cosine", "overlap", "mass_overlap", "spearman"):
+        assert np.allclose(similarity(sides, measure, 5), 1, atol=1e-6), measure
+
+
+def test_names_of_strangers_give_no_orders_to_a_terminal() -> None:
+    table = Matrix("cosine\x1b[2J", ("a\x1b[31m",), ("\u202eb",), np.ones((1, 1)), notes=("note\x07",))
+    assert str(table).replace("\n", "").isprintable() and "a\\x1b[31m" in str(table)
 
 
 def test_tables_never_show_0_for_what_is_not_known() -> None:

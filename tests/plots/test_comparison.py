@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from gradiend_hub.comparison.tables import Matrix, Profile
 from gradiend_hub.errors import ConfigError
@@ -73,6 +75,18 @@ def test_a_map_keeps_distances_that_a_plane_can_hold() -> None:
     assert np.allclose(np.linalg.norm(found[:, None] - found[None], axis=2), distances, atol=1e-8)
     one = Matrix("one", ("a",), ("a",), np.ones((1, 1)), symmetric=True)
     assert plot_map(one).axes
+
+
+def test_no_name_on_a_map_of_44_covers_another() -> None:
+    drawn = table(44)
+    drawn = replace(drawn, rows=tuple(f"masc_nom_{i}_fem" for i in range(44)), columns=drawn.rows)
+    figure = plot_map(drawn)
+    figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without the lines to their points
+    assert len(boxes) == 44
+    assert not [(a, b) for a, b in combinations(boxes, 2) if a.overlaps(b)]
+    frame = figure.bbox
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
 
 
 def test_regions_of_a_venn_diagram_count_every_entry_once() -> None:
