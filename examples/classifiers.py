@@ -2,9 +2,11 @@
 
 python examples/classifiers.py                                  # the bundled classifiers, in a few minutes
 python examples/classifiers.py --ratings vaderSentiment-3.3.2.tar.gz    # sentences that people rated, instead of templates
+python examples/classifiers.py --animals animal_mnist-0.4-py3-none-any.whl   # silhouettes of animals, too
 python examples/classifiers.py --only "digits, label" --save out/classifiers
 
-The source distribution is that of `pip download --no-deps --no-binary :all: vaderSentiment==3.3.2`.
+The source distribution is that of `pip download --no-deps --no-binary :all: vaderSentiment==3.3.2`, the wheel that of
+`pip download --no-deps animal-mnist==0.4`. Nothing of either is run or unpickled.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArgume
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "base_models"))
-from labelled import digits, sentiments
+from labelled import animals, digits, sentiments
 
 Records = list[dict[str, Any]]
 
@@ -59,6 +61,16 @@ def digits_label() -> Task:
     rest = [{"image": r.input, "label": r.label} for r in images if r.label not in other and r.split != "train"]
     spared = [{"image": r.input, "label": r.label} for r in images if r.label not in other and r.split == "train"]
     return Task("digits", ("3", "8"), parts(rows, 200, 78), rest, source="diff", neutral_train=spared[:400])
+
+
+def animals_label(wheel: Path) -> Task:
+    """Return cats against dogs, of silhouettes that the classifier has not seen."""
+    other, unseen = {"cat": "dog", "dog": "cat"}, [row for row in animals(wheel) if row.split != "train"]
+    rows = [{"image": r.input, "label": r.label, "alternative": other[r.label]} for r in unseen if r.label in other]
+    rest = [{"image": r.input, "label": r.label} for r in unseen if r.label not in other]
+    random.Random(0).shuffle(rows)
+    random.Random(0).shuffle(rest)
+    return Task("animals", ("cat", "dog"), parts(rows, 180, 90), rest[:400], source="diff", neutral_train=rest[400:800])
 
 
 def digits_concept() -> Task:
@@ -190,6 +202,7 @@ def main() -> None:
     """Learn the directions, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratings", type=Path, help="source distribution of vaderSentiment")
+    parser.add_argument("--animals", type=Path, help="wheel of animal-mnist")
     parser.add_argument("--only", help="name of one of the directions")
     parser.add_argument("--save", type=Path, help="folder for the directions and their cards")
     args = parser.parse_args()
@@ -201,6 +214,8 @@ def main() -> None:
         "sentences, label": lambda: sentences_label(args.ratings),
         "sentences, concept": sentences_concept,
     }
+    if args.animals is not None:
+        tasks["animals, label"] = lambda: animals_label(args.animals)
     if args.only is not None and args.only not in tasks:
         parser.error(f"--only: expected one of {', '.join(tasks)}")
     folder = args.save or Path(tempfile.mkdtemp())

@@ -3,6 +3,7 @@
 python examples/preferences.py --offline                                     # cheerful and gloomy answers
 python examples/preferences.py --offline --set british                       # of the sets in examples/data/preferences
 python examples/preferences.py --model HuggingFaceTB/SmolLM2-135M-Instruct   # through its chat template
+python examples/preferences.py --model … --decoder natural --rank 4          # spares neutral text and own replies
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers.utils import logging
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.objectives import own_replies
+from gradiend_hub.training.decoders import DECODERS
 
 SETS = HERE / "data" / "preferences"
 NEUTRAL = ["Explain how a bicycle works.", "What is salt?", "Name three rivers.", "How do I boil an egg?",
@@ -38,6 +40,10 @@ def main() -> None:
     parser.add_argument("--layers", help="transformer layers to learn on, e.g. 10-29")
     parser.add_argument("--neutral", type=int, default=60, help="neutral sentences")
     parser.add_argument("--controls", type=int, default=2, help="random directions to compare with")
+    parser.add_argument(
+        "--decoder", default="solver", choices=DECODERS, help="natural and damage_aware learn from text"
+    )
+    parser.add_argument("--rank", type=int, help="largest rank of the direction's matrices, which natural needs")
     parser.add_argument("--save", type=Path, help="folder for the direction")
     args = parser.parse_args()
     logging.set_verbosity_error()
@@ -51,6 +57,7 @@ def main() -> None:
     every = list(bundled_sentences())
     neutral = [{"text": every[i * len(every) // args.neutral]} for i in range(args.neutral)]
     neutral += own_replies(base, tokenizer, prompts, tokens=24)
+    learns = args.decoder in ("natural", "damage_aware")  # from every other one, and it is measured on the rest
     trainer = GradiendTrainer(
         base,
         GradiendConfig(
@@ -62,6 +69,8 @@ def main() -> None:
         GradiendTrainingArguments(
             str(args.save or tempfile.mkdtemp()),
             solver="closed_form",
+            decoder=args.decoder,
+            rank=args.rank,
             per_device_train_batch_size=8,
             controls=args.controls,
             disable_tqdm=True,
@@ -71,7 +80,8 @@ def main() -> None:
         ),
         train_dataset=train[:: max(len(train) // args.pairs, 1)],
         eval_dataset=held_out,
-        neutral_dataset=neutral,
+        neutral_dataset=neutral[::2] if learns else neutral,
+        neutral_train_dataset=neutral[1::2] if learns else None,
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
@@ -105,23 +115,23 @@ def show(trainer: GradiendTrainer, first: str, second: str) -> None:
     split = trainer.report.splits["eval"]
     encoder = split.encoder
     assert encoder is not None and encoder.auc is not None
+    low, high = trainer.gradiend_config.safe_band or (float("nan"), float("nan"))
     print(
         f"{first} / {second}, {len(trainer.train_dataset)} training rows: correlation {encoder.correlation:.3f}, ",
         end="",
     )
-    print(
-        f"AUC {encoder.auc:.3f}, neutral |h| {encoder.neutral_abs_mean:.3f}, safe band {trainer.gradiend_config.safe_band}"
-    )
+    print(f"AUC {encoder.auc:.3f}, neutral |h| {encoder.neutral_abs_mean:.3f}, safe band {low:+.2f} … {high:+.2f}")
     odds = next(name for name in split.curve[0].readings if name.startswith("log-odds"))
     print(f"\nstrength  {first + ' is likelier':>20}  {odds:>18}  quality      KL")
     for p in split.curve:
         share, value, quality = p.readings["share"], p.readings[odds], p.quality or 0.0
         print(f"{p.strength:+8.2f}  {share:20.2f}  {value:+18.3f}  {quality:7.3f}  {p.kl or 0.0:6.4f}")
-    for completion in split.completions[:3]:
-        print(f"\n{completion.text}")
+    said = [(completion.text, completion.by_strength) for completion in split.completions[:3]]
+    prompts = [s for s in split.generation.samples if s.kind == "prompts"] if split.generation else []
+    for text, by_strength in said + [(sample.prompt, sample.by_strength) for sample in prompts[:2]]:
+        print(f"\n{' '.join(text.split())}")
         for strength in SHOWN:
-            said = completion.by_strength[str(strength)]
-            print(f"  {strength:+g}: {' '.join(str(said).split())}")
+            print(f"  {strength:+g}: {' '.join(str(by_strength.get(str(strength), 'not asked')).split())}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Comparison: how well artifacts predict measured effects, the cost of a suite, and of comparing many directions.
 
-    python -m tests.benchmarks.bench_comparison [--features N] [--rows N] [--held N] [BASE] ...
+    python -m tests.benchmarks.bench_comparison [--features N] [--rows N] [--held N] [--dose SHARE] [BASE] ...
+    python -m tests.benchmarks.bench_comparison --cost
 
 As a command of its own it measures only the first of these, and prints a line for each base model: predicted and measured
 effects of every direction on the features of the others, with null and ceiling of the cosines.
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,21 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from gradiend_hub import GradiendTrainingArguments
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.comparison import DirectionSet, agreement
+from gradiend_hub.comparison.encodings import Encoder, encode_all
 from gradiend_hub.comparison.similarity import Sides, similarity
 from gradiend_hub.comparison.vectors import Frame, Vectors
+from gradiend_hub.objectives import examples_of, make_objective
+from gradiend_hub.scope import select_parameters
 from gradiend_hub.training import DirectionSuite
 
-from .measure import MODELS, line, skipped
+from .measure import MODELS, interleaved, line, skipped
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"hidden": 576, "inner": 1536, "layers": 30, "heads": (576, 192, 192, 576)}
@@ -51,6 +57,9 @@ THEIRS = {
     "spearman_signed": "spearman",
 }
 """Measures of the reference, and what they are called here."""
+
+DOSE = 1e-3
+"""Norm of an edit whose effects are predicted and measured, as a share of the weights' norm."""
 
 FEATURES = {
     "number": [("he", "they"), ("she", "they"), ("it", "they")],
@@ -75,6 +84,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             lines += predicted_and_measured(name, Path(path), most=48 if quick else 120)
     lines += suite_cost(quick)
     lines += many_directions(quick)
+    lines += cross_encoding_cost(quick)
     return lines + beside_the_reference(quick)
 
 
@@ -107,7 +117,7 @@ def feature_rows(pairs: list[tuple[str, str]], texts: list[str], most: int) -> l
 
 
 def predicted_and_measured(
-    name: str, path: Path, most: int, features: int | None = None, held_out: int = 24
+    name: str, path: Path, most: int, features: int | None = None, held_out: int = 24, dose: float = DOSE
 ) -> list[dict[str, Any]]:
     """Train a closed form of each feature, and compare what artifacts predict with what edits do on other rows.
 
@@ -115,6 +125,7 @@ def predicted_and_measured(
         most: training rows of each class.
         features: the first so many of `FEATURES`; default: all.
         held_out: rows of each class that effects are measured on.
+        dose: norm of every edit, as a share of the weights' norm.
     """
     texts, base, folders, held = sentences(), load_base_model(path), {}, {}
     with tempfile.TemporaryDirectory() as place:
@@ -132,8 +143,8 @@ def predicted_and_measured(
             suite = DirectionSuite(base, args, train_dataset=train, pairs=[("first", "second")])
             folders[feature] = suite.train()["first_second"]
         ds = DirectionSet.from_pretrained(folders, base)
-        for member in ds.members:  # one small dose for all: an edit of a thousandth of the weights' norm
-            member.config.strength_unit = 0.001 * _norm(base, ds) / member.direction.norm(1.0, 0.0)
+        for member in ds.members:  # one small dose for all
+            member.config.strength_unit = dose * _norm(base, ds) / member.direction.norm(1.0, 0.0)
         predicted, measured = ds.predicted_effects(), ds.measured_effects(held)
         found = agreement(predicted, measured)
         off = ~np.eye(len(ds), dtype=bool)
@@ -293,6 +304,34 @@ def many_directions(quick: bool) -> list[dict[str, Any]]:
     ]
 
 
+def cross_encoding_cost(quick: bool) -> list[dict[str, Any]]:
+    """CPU seconds of encoding rows by 44 directions of 1 % of the weights, beside one: a backward pass serves all."""
+    path = MODELS["masked"]
+    base, count = load_base_model(path), 8 if quick else 44
+    objective = make_objective(base, AutoTokenizer.from_pretrained(path))
+    rows = feature_rows(FEATURES["number"], sentences(), 8)
+    examples = examples_of(objective, [objective.read(row) for row in rows])
+    generator, encoders = torch.Generator().manual_seed(0), []
+    for _ in range(count):
+        parts = {}
+        for name, parameter in select_parameters(base).items():
+            places = (
+                torch.randint(parameter.numel(), (max(1, parameter.numel() // 100),), generator=generator)
+                .unique()
+                .int()
+            )
+            values = torch.randn(len(places), generator=generator)
+            parts[name] = ParameterDirection(tuple(parameter.shape), values, None, values, places)
+        encoders.append(Encoder(Direction(parts), "alternative"))
+    works = {str(n): partial(encode_all, base, objective, encoders[:n], examples) for n in (1, count)}
+    times = interleaved(works, 3)
+    return [
+        line(f"encoding a row by {count} directions beside one", times.ratios[str(count)], "×", "≤ 1.5",
+             model="masked, 1 %", ours=f"{1e3 * times.medians[str(count)] / len(examples):.1f} ms",
+             other=f"{1e3 * times.medians['1'] / len(examples):.1f} ms")
+    ]  # fmt: skip
+
+
 def beside_the_reference(quick: bool) -> list[dict[str, Any]]:
     """CPU seconds of the reference's functions and of ours on the same sparse vectors, and how far the tables differ."""
     python = os.environ.get("GRADIEND_REFERENCE_PYTHON")
@@ -340,14 +379,20 @@ def main() -> None:
     parser.add_argument("--features", type=int, help="the first so many; default: all")
     parser.add_argument("--rows", type=int, default=120, help="training rows of each class, at most")
     parser.add_argument("--held", type=int, default=24, help="rows of each class that effects are measured on")
+    parser.add_argument("--dose", type=float, default=DOSE, help="norm of an edit, as a share of the weights'")
+    parser.add_argument("--cost", action="store_true", help="instead: what comparing and encoding 44 directions costs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if options.cost:
+        for one in [*many_directions(False), *cross_encoding_cost(False)]:
+            print(json.dumps(one, ensure_ascii=False), flush=True)
+        return
     print("| base | r, ρ and their number | " + " | ".join(SHOWN) + " | CPU s |\n|" + "---|" * (len(SHOWN) + 3))
     for name in options.bases:
         start, path = time.process_time(), Path(MODELS.get(name, name))
-        found = predicted_and_measured(path.name, path, options.rows, options.features, options.held)
+        found = predicted_and_measured(path.name, path, options.rows, options.features, options.held, options.dose)
         values = {one["what"]: one["value"] for one in found}
         cells = [
             path.name,
