@@ -162,7 +162,11 @@ def test_every_kind_is_found_shown_and_verified(
         assert 0 < abs(float(printed["feature value"])) <= 1
     said = " ".join(card.split())
     if "classification" in name or "concept" in name:  # in words of labels, not of text
-        assert "the labels of the classes" in said and "quality on neutral rows" in said
+        assert "quality on neutral rows" in said
+        others = trainer.objective.width - (
+            1 if "concept" in name else 2
+        )  # of one label alone there is nothing to divide
+        assert ("KL at the slots, but the labels of the classes" in said) == (others > 1)
         assert not re.search(r"own text, the|of neutral text|words of the classes|words that training", said)
     elif name != "preference":
         assert "the words of the classes" in said and "quality on neutral text" in said
@@ -197,15 +201,15 @@ def test_every_kind_is_learned_by_factors(name: str, request: pytest.FixtureRequ
     assert matrices and all(part.rank is not None and part.rank <= 4 for part in matrices)
     whole = found[None].to_rank(4)
     cosine = whole.inner(found[4], 1.0, 0.0) / (whole.norm(1.0, 0.0) * found[4].norm(1.0, 0.0))
-    assert cosine > 0.9
+    assert cosine > (0.5 if name == "preference" else 0.9)  # whole completions have gradients of high rank
     dense = Direction(
         {n: _whole(p) for n, p in found[4].parameters.items()}, found[4].encoder_bias, found[4].fingerprint
     )
-    rows, h = [trainer.objective.record(row) for row in trainer.train_dataset.rows[:6]], []
+    h = []
     for direction in (found[4], dense):
         model = GradiendModel.from_direction(trainer.base_model, direction, copy.deepcopy(trainer.gradiend_config),
                                              processing_class=trainer.processing_class)  # fmt: skip
-        h.append(model.encode(rows))
+        h.append(model.encode(kind.train[:6]))
         model.unload()
     torch.testing.assert_close(h[0], h[1], rtol=1e-3, atol=1e-4)
 

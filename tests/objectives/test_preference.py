@@ -17,7 +17,7 @@ from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data.preference import Chat, PreferenceRow
 from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub.evaluation import Report, StrengthProbe
-from gradiend_hub.gradients import directional_derivatives
+from gradiend_hub.gradients import FactorReader, Scope, directional_derivatives, read_factors
 from gradiend_hub.objectives import PreferenceObjective, make_objective, objective_name, own_replies
 from gradiend_hub.scope import select_parameters
 
@@ -143,6 +143,20 @@ def test_losses_and_encodings_are_plain_autograds(base: Any, tokenizer: Any, per
                 gradients = torch.autograd.grad(plain, [base.get_parameter(name) for name in tangents])
                 expected = sum((g * t).sum().item() for g, t in zip(gradients, tangents.values(), strict=True))
                 assert float(found[i]) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("per_token", [True, False])
+def test_factors_are_of_the_same_loss(base: Any, tokenizer: Any, per_token: bool) -> None:
+    """What low-rank learning sums is the gradient of the reduced loss."""
+    objective = objective_of(base, tokenizer, per_token=per_token)
+    batch = objective.collate_pairs([objective.example(objective.read(pair)) for pair in PAIRS[:3]])
+    name, found = "model.layers.1.mlp.down_proj.weight", []
+    weight = base.get_parameter(name)
+    with FactorReader(base, Scope.dense({name: weight})) as reader:
+        read_factors(reader, objective, batch, {"factual": lambda _, part: found.append(part.dense())})
+    weight.requires_grad_(True)
+    loss = objective.losses(base, batch)[0].sum()
+    torch.testing.assert_close(found[0], torch.autograd.grad(loss, weight)[0], rtol=1e-3, atol=1e-6)
 
 
 def test_a_class_s_probability_is_its_share_of_the_pair(base: Any, tokenizer: Any) -> None:
@@ -341,6 +355,7 @@ def test_a_role_that_the_template_leaves_out_is_named(base: Any, tokenizer: Any)
 
 
 def test_completions_that_the_model_reads_alike_are_named(base: Any, chat_tokenizer: Any) -> None:
+    chat_tokenizer.chat_template = TEMPLATE.replace("m.content", "m.content|trim")  # as many templates do
     objective = objective_of(base, chat_tokenizer)
     answers = {
         name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "Yes."), ("rejected", "Yes. "))
