@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,17 +159,6 @@ def test_every_kind_is_found_shown_and_verified(
     assert "strength" in printed["shell"]
     if "feature value" in printed:
         assert 0 < abs(float(printed["feature value"])) <= 1
-    said = " ".join(card.split())
-    if "classification" in name or "concept" in name:  # in words of labels, not of text
-        assert "quality on neutral rows" in said
-        others = trainer.objective.width - (
-            1 if "concept" in name else 2
-        )  # of one label alone there is nothing to divide
-        assert ("KL at the slots, but the labels of the classes" in said) == (others > 1)
-        assert not re.search(r"own text, the|of neutral text|words of the classes|words that training", said)
-    elif name != "preference":
-        assert "the words of the classes" in said and "quality on neutral text" in said
-
     # the self-test has rows of the kind, passes, and fails for other weights
     model = GradiendModel.from_pretrained(folder, strength=0.0)
     found = model.verify()
