@@ -97,7 +97,14 @@ class Call:
         return int(self.request.query_params.get(name, default))
 
     def repository(self, access: Access = "read") -> Repository:
-        """The repository of the path, or the error that the caller deserves."""
+        """The repository of the path, or the error that the caller deserves; a former id leads on to the present one."""
+        present = self.hub.store.moved(self.repo_type, self.repo_id)
+        if present is not None:
+            self.hub.authorized(self.repo_type, present, self.account, "metadata")
+            path = self.request.scope["raw_path"].decode().replace(self.repo_id, present, 1)
+            query = self.request.scope["query_string"].decode()
+            location = f"{path}?{query}" if query else path
+            raise HubError(307, f"Temporary Redirect. Redirecting to {location}", headers={"Location": location})
         return self.hub.authorized(self.repo_type, self.repo_id, self.account, access)
 
     def next_page(self, **values: str | int) -> dict[str, str]:

@@ -119,6 +119,7 @@ class Store:
         self.root = root
         self._lock = threading.Lock()
         self._repositories: dict[tuple[str, str], Repository] = {}
+        self._moved: dict[tuple[str, str], str] = {}  # former id → present one; gone when the server stops
         for file in root.glob("repos/*/*/*/metadata.json"):
             stored = json.loads(file.read_text())
             self._repositories[stored["type"], stored["id"]] = Repository(file.parent, stored["type"], stored["id"])
@@ -142,4 +143,27 @@ class Store:
                 raise HubError(409, f"You already created this {repo_type} repo")
             repository = Repository.create(self._path(repo_type, repo_id), repo_type, repo_id, private=private)
             self._repositories[repo_type, repo_id] = repository
+            self._moved.pop((repo_type, repo_id), None)  # a new repository takes the place of a redirection
             return repository
+
+    def moved(self, repo_type: str, repo_id: str) -> str | None:
+        """Present id of a repository that was called so; None if none was, or another one is called so now."""
+        return None if (repo_type, repo_id) in self._repositories else self._moved.get((repo_type, repo_id))
+
+    def move(self, repo_type: str, former: str, present: str) -> None:
+        """Give a repository another id, from which its former ones lead on; 409 if that is taken."""
+        with self._lock:
+            if (repo_type, present) in self._repositories:
+                raise HubError(409, f"A repository called {present} exists already")
+            repository = self._repositories.pop((repo_type, former))
+            with repository.lock:
+                place = self._path(repo_type, present)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                repository.root.rename(place)
+                (place / "metadata.json").write_text(
+                    json.dumps({"type": repo_type, "id": present, "metadata": asdict(repository.metadata)})
+                )
+            self._repositories[repo_type, present] = Repository(place, repo_type, present)
+            ids = {key: present if to == former else to for key, to in self._moved.items()}
+            self._moved = ids | {(repo_type, former): present}
+            self._moved.pop((repo_type, present), None)

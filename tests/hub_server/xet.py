@@ -149,7 +149,7 @@ class ContentStore:
         """How to rebuild bytes `first` to `last` (inclusive): chunk ranges, and where to fetch them."""
         last = file.size - 1 if last is None else last
         terms: list[dict[str, Any]] = []
-        fetch: dict[str, list[dict[str, Any]]] = {}
+        parts: dict[str, list[tuple[int, int]]] = {}
         skipped, position = 0, 0
         for term in file.terms:
             end = position + term.size
@@ -167,11 +167,16 @@ class ContentStore:
                     high += 1
                 part = {"start": low, "end": high}
                 terms.append({"hash": term.xorb, "unpacked_length": high_position - low_position, "range": part})
-                where = {"start": chunks[low].start, "end": chunks[high - 1].end - 1}
-                blob = {"range": part, "url": f"{self.url}/blob/{term.xorb}", "url_range": where}
-                fetch.setdefault(term.xorb, []).append(blob)
+                parts.setdefault(term.xorb, []).append((low, high))
             position = end
+        fetch = {xorb: [self._blob(xorb, *part) for part in _united(of)] for xorb, of in parts.items()}
         return {"offset_into_first_range": skipped, "terms": terms, "fetch_info": fetch}
+
+    def _blob(self, xorb: str, low: int, high: int) -> dict[str, Any]:
+        """Where some chunks of a xorb are fetched."""
+        chunks = self._chunks(xorb)
+        where = {"start": chunks[low].start, "end": chunks[high - 1].end - 1}
+        return {"range": {"start": low, "end": high}, "url": f"{self.url}/blob/{xorb}", "url_range": where}
 
     def rebuild(self, file: File, target: Path) -> None:
         """Write the content of a file, fetched as any client would fetch it.
@@ -196,6 +201,17 @@ class ContentStore:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _united(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of chunks without those that overlap: a file may repeat chunks, and the client takes one range for each."""
+    united: list[tuple[int, int]] = []
+    for low, high in sorted(parts):
+        if united and low < united[-1][1]:
+            united[-1] = (united[-1][0], max(high, united[-1][1]))
+        else:
+            united.append((low, high))
+    return united
 
 
 def _sha256(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""Create and configure repositories."""
+"""Create, move and configure repositories."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ def create(call: Call) -> Response:
     return JSONResponse({"url": url, "name": repo_id, "id": repo_id})
 
 
+def move(call: Call) -> Response:
+    wanted, account = call.json, call.signed_in()
+    repo_type, former, present = wanted.get("type") or "model", wanted["fromRepo"], wanted["toRepo"]
+    call.hub.authorized(repo_type, former, account, "write")
+    if not account.owns(present.split("/")[0]):
+        raise HubError(403, "You don't have the rights to move a repository there")
+    call.hub.store.move(repo_type, former, present)
+    return JSONResponse({"success": True})
+
+
 def configure(call: Call) -> Response:
     repository = call.repository("write")
     wanted = call.json
@@ -51,6 +61,7 @@ def grant_access(call: Call) -> Response:
 
 ROUTES = [
     route("/api/repos/create", create, "POST"),
+    route("/api/repos/move", move, "POST"),
     route(f"{API}/settings", configure, "PUT"),
     route(f"{API}/user-access-request/grant", grant_access, "POST"),
 ]
