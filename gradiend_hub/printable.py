@@ -10,8 +10,18 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
-__all__ = ["escaped_json", "is_legible", "is_printable", "legible", "listed", "printable", "spelled_out"]
+__all__ = [
+    "escaped_json",
+    "is_legible",
+    "is_printable",
+    "legible",
+    "legible_json",
+    "listed",
+    "printable",
+    "spelled_out",
+]
 
 LONGEST = 200
 """Characters of a text that are shown, unless the caller knows better."""
@@ -101,6 +111,15 @@ def is_legible(text: str) -> bool:
 def legible(text: str) -> str:
     """Return a running text with the characters spelled out that `is_legible` refuses."""
     return _DEVICE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def legible_json(value: Any) -> Any:
+    """Return a JSON value with all its texts `legible`: a model may have written, or a row have held, control characters."""
+    if isinstance(value, dict):
+        return {legible_json(name): legible_json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [legible_json(item) for item in value]
+    return legible(value) if isinstance(value, str) else value
 
 
 def escaped_json(text: str) -> str:

@@ -87,5 +87,6 @@ def show_verification(direction: str, options: VerifyOptions, story: Story) -> d
         "figures": result.figures,
         "figures_measured": result.measured,
         "implausible": result.implausible,
+        "unmeasured": result.unmeasured,
         "exit_code": 0 if result.passed else 1,
     }

@@ -18,8 +18,9 @@ from gradiend_hub.artifact.names import hub_id
 from gradiend_hub.artifact.probes import Probes, content_digests
 from gradiend_hub.errors import ArtifactNotFoundError, GradiendError
 from gradiend_hub.hub.resolve import ResolvedRepo, other_files, resolve_folder
-from gradiend_hub.printable import listed
+from gradiend_hub.printable import listed, printable
 
+from .claims import check_summary
 from .plausibility import count_figures, implausible
 from .report import Report
 
@@ -108,6 +109,10 @@ class _Look:
             yield from self._of_base(config, direction)
             yield from (Finding("impossible", claim) for claim in implausible(config, self.report))
             yield from self._of_claims(config)
+            for check in self._read(lambda: check_summary(self.folder, config, self.report)) or ():
+                if not check.passed:
+                    said = f"{check.name} says {printable(check.claimed)}, but it is {printable(check.found)}."
+                    yield Finding("impossible", said)
             if direction is not None:
                 yield from (Finding("suspicious", text) for text in _of_edit(config, direction))
             yield from self._of_self_test(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Final
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import (
     GGUF_FILES,
     GGUF_FOLDER,
@@ -36,10 +37,11 @@ from gradiend_hub.objectives import Objective, evaluating
 
 from .completions import complete_text
 from .edit import edit_account
+from .published import Check, compared, measured_on_rows
 from .records import Completion
 from .report import Report
 
-__all__ = ["Check", "check_summary", "compared", "measured_again"]
+__all__ = ["check_summary", "measured_again"]
 
 _SUMMARIZE: Final = "gradiend_hub.cards.summary:summarize"
 """Makes a summary; a name, since cards are built upon what is measured."""
@@ -50,33 +52,25 @@ _OF_STRANGE_FILES: Final = (
 """Errors with which the package `gguf` answers a file that is damaged, or made to harm."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of a verification: what was claimed, what was found, and whether that is the same."""
+def check_summary(folder: Path, config: GradiendConfig, report: Report | None, *, base: bool = True) -> list[Check]:
+    """Compare the figures that a search shows with the configuration and report that they are from.
 
-    name: str
-    claimed: str
-    found: str
-    passed: bool
-
-
-def compared(name: str, claimed: float, found: float, tolerance: float) -> Check:
-    """Compare a figure with the one that was found; NaN if none was."""
-    shown = "none" if math.isnan(found) else f"{found:+.4f}"
-    return Check(name, f"{claimed:+.4f}", shown, abs(claimed - found) <= tolerance)
-
-
-def check_summary(folder: Path, model: GradiendModel, report: Report | None) -> list[Check]:
-    """Compare the figures that a search shows with the configuration and report that they are from."""
+    Args:
+        folder: of the artifact.
+        config: of the direction.
+        report: the claims.
+        base: whether the configuration names the base model as its author does, and not as the reader has.
+    """
     path = own_file(folder, SUMMARY_FILE)
     if path is None:
         return []
     try:
         claimed: dict[str, Any] = asdict(Summary.load(path))
-        found = asdict(resolve_name(_SUMMARIZE)(folder, model.active_peft_config, report))
+        found = asdict(resolve_name(_SUMMARIZE)(folder, config, report))
     except (ArtifactError, ConfigError) as error:
         return [Check(SUMMARY_FILE, "a summary", str(error), False)]
-    free = ("base_model", "base_revision", "schema_version")  # a push may name another base than the files on disk
+    # reports by others need not lie on the disk
+    free = ("schema_version", "others", *(() if base else ("base_model", "base_revision")))
     said_of = [name for name, value in claimed.items() if name not in free and value not in (None, {}, [])]
     wrong = [name for name in said_of if claimed[name] != found[name]]
     said, is_ = ("; ".join(f"{name}: {of[name]}" for name in wrong) for of in (claimed, found))
@@ -86,7 +80,8 @@ def check_summary(folder: Path, model: GradiendModel, report: Report | None) -> 
 def measured_again(
     model: GradiendModel, objective: Objective, report: Report, folder: Path, tolerance: float
 ) -> list[Check]:
-    """Measure the figures of a report that need no data: the edit's, its LoRA's, and what the model writes.
+    """Measure the figures of a report that need no further data: the edit's, its LoRA's, those of the rows that the report
+    holds, and what the model writes.
 
     Args:
         model: the base model with the direction.
@@ -96,6 +91,7 @@ def measured_again(
         tolerance: largest difference of a value that passes.
     """
     checks = [*_of_edit(model, report, tolerance), *_of_lora(model, report, folder, tolerance)]
+    checks += measured_on_rows(model, objective, report, tolerance)
     for split in report.splits.values():
         for completion in split.completions:
             checks += _of_completion(model, objective, completion, tolerance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from gradiend_hub.errors import DataError
 from gradiend_hub.gradients import neutral_source
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Example, Objective, examples_of, neutral_examples, other_examples
+from gradiend_hub.printable import legible_json
 
 from .intervals import (
     Array,
@@ -40,6 +42,9 @@ SAMPLES = 120
 
 NEUTRAL_TEXTS, OTHER_TOKENS = 160, 64
 """Neutral texts and other tokens of feature rows that are encoded, of which the mean |h| is read."""
+
+MOST_ROW = 2000
+"""Letters of a row, as JSON, that a report holds."""
 
 TERNARY_THRESHOLD = 0.5
 
@@ -222,7 +227,7 @@ def measure_encoder(
         seed=seed,
     )
     of_rows = [
-        Encoding(*_shown(objective, example), row.factual_class, value)
+        Encoding(*_shown(objective, example), row.factual_class, value, _record(objective, row))
         for row, example, value in zip(rows, examples, h.tolist(), strict=True)
     ]
     kinds = [[encoding for encoding in of_rows if encoding.kind == name] for name in classes]
@@ -231,6 +236,13 @@ def measure_encoder(
         for part, found, kind in ((quiet, neutral, "neutral"), (others, other, "other"))
     ]
     return replace(report, reads="input", encodings=[e for kind in kinds for e in spread(kind, SAMPLES)])
+
+
+def _record(objective: Objective, row: Row) -> dict[str, Any] | None:
+    """Return a row as a report holds it; `None` if it is too large, or would not be read back as it is."""
+    record = objective.record(row)
+    small = len(json.dumps(record, ensure_ascii=False)) <= MOST_ROW
+    return record if small and legible_json(record) == record else None
 
 
 def _shown(objective: Objective, example: Example) -> tuple[str, str]:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import yaml
-
 from gradiend_hub.artifact.fields import DirectionFields
 from gradiend_hub.artifact.files import EVAL_RESULTS_FOLDER, MOST_REPORT_BYTES, REPORTS_FOLDER, WEIGHTS_FILE, own_file
-from gradiend_hub.artifact.validation import NAME, read_as
+from gradiend_hub.artifact.validation import NAME, parse_yaml, read_as, read_text
 from gradiend_hub.errors import GradiendError, first_line
 from gradiend_hub.hub.contributions import Contribution, Contributions
 from gradiend_hub.hub.resolve import ResolvedRepo
@@ -25,6 +23,8 @@ __all__ = ["Headline", "Measurement", "Measurements", "ResultEntry", "find_measu
 
 MOST_FILES: Final = 20
 """Reports, and files of results, that are read."""
+_MOST_LOOKED_AT: Final = 3 * MOST_FILES
+"""Files that are downloaded, whatever is in them."""
 _MOST_RESULT_BYTES: Final = 2**16
 _MOST_RESULTS: Final = 50
 
@@ -173,8 +173,11 @@ def find_measurements(
         return measurements
     there = Contributions(found.repo_id, found.commit, token)
     try:
-        for file in there.listed(REPORTS_FOLDER, EVAL_RESULTS_FOLDER):
+        files = there.listed(REPORTS_FOLDER, EVAL_RESULTS_FOLDER)
+        for file in files[:_MOST_LOOKED_AT]:
             _read(measurements, there, file, config)
+        if (left := len(files) - _MOST_LOOKED_AT) > 0:
+            measurements.problems.append(f"{left} further files by others are not read.")
     except (*FAILURES, OSError) as error:
         measurements.problems.append(f"What others have measured is not known: {summary(error)}.")
     return measurements
@@ -194,11 +197,11 @@ def _read(measurements: Measurements, there: Contributions, file: Contribution, 
         _add(measurements, path, file, config, there)
         return
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = parse_yaml(read_text(path, _MOST_RESULT_BYTES))
         for entry in (entries if isinstance(entries, list) else [])[:_MOST_RESULTS]:
             known = read_as(ResultEntry, {**entry, "by": file.by, "pull_request": file.pull_request}, "entry")
             measurements.results.append(known)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         measurements.problems.append(f"{printable(file.name)} is no list of evaluation results: {first_line(error)}")
 
 
@@ -212,7 +215,7 @@ def _add(
     except GradiendError as error:
         measurements.problems.append(f"{where} is no report: {first_line(error)}")
         return
-    if there is not None and report.direction != there.repo_id:
+    if there is not None and not there.leads_here(report.direction):
         measurements.problems.append(f"{where} is a report of {printable(report.direction or 'no named direction')}.")
         return
     if problems := _impossible(report, config):

@@ -95,7 +95,8 @@ def count_figures(value: object) -> int:
     if isinstance(value, (int, float)):
         return 1
     if is_dataclass(value) and not isinstance(value, type):
-        return sum(count_figures(getattr(value, field.name)) for field in fields(value) if field.name != "strength")
+        measured = (field.name for field in fields(value) if field.name not in ("strength", "row"))
+        return sum(count_figures(getattr(value, name)) for name in measured)
     if isinstance(value, Mapping):
         return sum(map(count_figures, value.values()))
     return sum(map(count_figures, value)) if isinstance(value, (list, tuple)) else 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from gradiend_hub.artifact.validation import NAME, Limit, at_most
 
 from .damage import NEUTRAL, Damage, worst
 
 MOST_POINTS = 2000
-"""Points of a curve, and doses of a search, that are read."""
+"""Points of a curve, doses of a search, and encodings, that are read."""
 
 HELD_EFFECT = 0.95
 """Share of the direction's effect that a LoRA has to hold to be published beside it."""
@@ -64,12 +64,15 @@ class Encoding:
         output: the word (or token) that fills it.
         kind: name of the feature class, "neutral" (neutral text) or "other" (another token of a feature row's text).
         h: its feature value.
+        row: the row as the objective reads it, from which anybody can measure `h`; `None` for other slots, for rows that
+            are too large (pictures), and in reports of earlier versions.
     """
 
     text: str
     output: str = field(metadata={"formerly": "filler"})
     kind: Name
     h: float
+    row: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,9 @@ class EncoderReport:
     intervals: dict[Name, Interval] = field(default_factory=dict)
     outputs: dict[str, OutputReport] = field(default_factory=dict, metadata={"formerly": "fillers"})
     held_out: EncoderReport | None = None
-    encodings: list[Encoding] = field(default_factory=list, metadata={"formerly": "samples"})
+    encodings: Annotated[list[Encoding], at_most(MOST_POINTS, "encodings")] = field(
+        default_factory=list, metadata={"formerly": "samples"}
+    )
     null_correlation: Interval | None = None
     reads: Name = "source"
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from gradiend_hub.artifact.files import MOST_REPORT_BYTES, REPORT_FILE, SCHEMA_VERSION, own_file
 from gradiend_hub.artifact.validation import at_most, is_number, read_as, read_json
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
-from gradiend_hub.printable import legible, printable
+from gradiend_hub.printable import legible_json, printable
 
 from .continuations import GenerationReport
 from .records import (
@@ -255,7 +255,7 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write `gradiend_report.json` into a folder, or the file that a path ending in `.json` names."""
-        text = json.dumps(_legible(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(legible_json(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False)
         _file(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -287,15 +287,6 @@ class Report:
             raise
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path} is missing or not a report of this library: {error}") from error
-
-
-def _legible(value: Any) -> Any:
-    """A JSON value whose texts can be read back: a model may have written, or a row have held, control characters."""
-    if isinstance(value, dict):
-        return {_legible(name): _legible(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_legible(item) for item in value]
-    return legible(value) if isinstance(value, str) else value
 
 
 def _renamed_interval(fields: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gradiend_hub.artifact.fingerprint import BaseModelRelation
 from gradiend_hub.artifact.probes import STRENGTHS, TOLERANCES, Probes, content_digests
@@ -16,11 +17,12 @@ from gradiend_hub.encoding import reading_sign
 from gradiend_hub.errors import ArtifactError, DataError
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, make_objective
-from gradiend_hub.printable import is_legible, printable
+from gradiend_hub.printable import legible_json, printable
 
-from .claims import Check, check_summary, compared, measured_again
+from .claims import check_summary, measured_again
 from .plausibility import count_figures, implausible
 from .probe import StrengthProbe
+from .published import Check, compared, figures_of, unmeasured
 from .report import Report
 
 __all__ = ["Check", "Verification", "verify", "write_probes"]
@@ -37,6 +39,7 @@ class Verification:
         tolerance: largest difference of a value that passes.
         figures: number of figures that the report claims, and `measured` how many of them were measured here.
         rows: rows of the self-test, which the author chose.
+        unmeasured: which figures were not measured and why, in words; only where all that can be were.
         implausible: what in the report or the configuration is impossible or contradicts the rest, in words.
     """
 
@@ -46,6 +49,7 @@ class Verification:
     measured: int = 0
     rows: int = 0
     implausible: list[str] = field(default_factory=list)
+    unmeasured: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -61,6 +65,7 @@ class Verification:
         return [
             f"measured here: the self-test's values, on {self.rows} rows that the author chose.",
             f"report: {self.figures:,} figures, {of_report}." if self.figures else "report: none.",
+            *(f"not measured: {line}" for line in self.unmeasured),
         ]
 
 
@@ -75,7 +80,7 @@ def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], 
     """
     chosen: list[Row] = []
     for name in sorted({row.factual_class for row in rows}):
-        of_class = [row for row in rows if row.factual_class == name and is_legible(str(objective.record(row)))]
+        of_class = [row for row in rows if row.factual_class == name and _is_legible(objective.record(row))]
         chosen += map(objective.small_row, sorted(of_class, key=lambda row: len(objective.show(row)))[:ROWS_PER_CLASS])
     encodings, probability = _measure(model, chosen, objective)
     probes = Probes(
@@ -88,6 +93,11 @@ def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], 
         samples_sha256=_samples_digest(objective, chosen),
     )
     probes.save(Path(folder))
+
+
+def _is_legible(record: dict[str, Any]) -> bool:
+    """Tell whether a row can be read back as it is: no text of it gives orders to a terminal."""
+    return bool(legible_json(record) == record)
 
 
 def _samples_digest(objective: Objective, rows: Sequence[Row]) -> str:
@@ -122,7 +132,8 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
     Args:
         model: the base model with the direction.
         folder: of the artifact.
-        full: also measure again what the report claims of the edit, of its LoRA, and of what the model writes.
+        full: also measure again what the report claims of the edit, of its LoRA, of the rows that it holds, and of what
+            the model writes.
 
     Raises:
         ArtifactNotFoundError: the artifact has no self-test.
@@ -179,12 +190,13 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
     report = _readable_report(folder)
     measured = measured_again(model, objective, report, folder, tolerance) if full and report is not None else []
     return Verification(
-        [*checks, *check_summary(folder, model, report), *measured],
+        [*checks, *check_summary(folder, config, report, base=False), *measured],
         tolerance,
         figures=0 if report is None else count_figures(report),
-        measured=len(measured),
+        measured=figures_of(measured),
         rows=len(rows),
         implausible=implausible(model.active_peft_config, report),
+        unmeasured=unmeasured(report) if full and report is not None else [],
     )
 
 

@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -31,8 +33,14 @@ from gradiend_hub.artifact.files import (
 from gradiend_hub.artifact.probes import TOLERANCES, Probes, content_digests
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.cards.card import write_card
+from gradiend_hub.data.row import TextRow
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
+from gradiend_hub.evaluation import Report
+from gradiend_hub.evaluation.encoder import measure_encoder
+from gradiend_hub.evaluation.selftest import write_probes
+from gradiend_hub.objectives import make_objective
 from tests.cli.conftest import Run, Trained
+from tests.hub.conftest import TOLERATE_LFS_UPLOAD
 
 
 @pytest.fixture
@@ -276,3 +284,150 @@ def test_a_lora_that_is_not_the_direction(copy: Path) -> None:
     save_file({"other": torch.ones(3)}, copy / names[0])
     (check,) = [check for check in model.verify(full=True).checks if check.name == names[0]]
     assert not check.passed and check.found == "none of it"
+
+
+# ----------------------------------------------------------------------------------------------- what the report's rows say
+
+
+def full(run: Run, folder: Path) -> tuple[dict[str, bool], dict[str, Any]]:
+    """Whether each check of `verify --full` passes, and everything that it says."""
+    replace(Probes.load(folder), sha256=content_digests(folder)).save(folder)  # a liar renews them
+    result = json.loads(run("verify", folder, "--full", "--json").stdout)
+    return {check["name"]: check["passed"] for check in result["checks"]}, result
+
+
+def change_report(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    report = json.loads((folder / REPORT_FILE).read_text())
+    change(report)
+    (folder / REPORT_FILE).write_text(json.dumps(report))
+
+
+def encoder_of(report: dict[str, Any]) -> dict[str, Any]:
+    return dict(report["splits"]["test"]["encoder"])
+
+
+def rows_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [e for e in report["splits"]["test"]["encoder"]["encodings"] if e["row"] is not None]
+
+
+def test_values_of_rows_figures_of_the_encoder_and_probabilities_are_measured_again(run: Run, copy: Path) -> None:
+    passed, result = full(run, copy)
+    assert all(passed.values()), [name for name, ok in passed.items() if not ok]
+    report = Report.load(copy)
+    for split, measured in report.splits.items():
+        assert measured.encoder is not None
+        for kind, count in measured.encoder.rows.items():
+            assert f"h of {count} rows of {kind}, {split}" in passed
+        assert {f"correlation of h, {split}", f"auc of h, {split}", f"mean of h of 3SG, {split}"} <= passed.keys()
+        for point in measured.curve:
+            place = f"{point.strength:+g}" if point.strength else "0"
+            assert f"P(3SG) on 3PL rows at {place}, {split}" in passed
+    told = " ".join(result["unmeasured"])
+    for reason in ("tokens within texts", "damage to texts that the report does not hold", "random directions"):
+        assert reason in told
+    counts = [int(line.split()[0].replace(",", "")) for line in result["unmeasured"]]
+    assert result["figures_measured"] + sum(counts) >= 0.95 * result["figures"]
+    assert "not measured: " in run("verify", copy, "--full").stdout
+
+
+def shifted(values: dict[str, Any], by: float) -> None:
+    for name in values:
+        values[name] = values[name] + by if isinstance(values[name], float) else [v + by for v in values[name]]
+
+
+LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a value": (lambda r: rows_of(r)[0].update(h=rows_of(r)[0]["h"] * 0.9), r"h of \d+ rows of 3SG, test"),
+    "a correlation": (
+        lambda r: r["splits"]["test"]["encoder"].update(correlation=encoder_of(r)["correlation"] * 1.01),
+        "correlation of h, test",
+    ),
+    "a spread": (lambda r: shifted(r["splits"]["test"]["encoder"]["class_stds"], 0.01), "standard deviation of h .*"),
+    "a word": (
+        lambda r: next(iter(r["splits"]["test"]["encoder"]["outputs"].values())).update(accuracy=0.123), "h of .*, test",
+    ),
+    "an effect": (
+        lambda r: [
+            (shifted(p["probability"]["3PL"], 0.1), shifted(p["intervals"], 0.1))
+            for p in r["splits"]["test"]["curve"]
+            if p["strength"] == 1
+        ],
+        r"P\((3SG|3PL)\) on 3PL rows at \+1, test",
+    ),
+    "a row of another class": (lambda r: rows_of(r)[0].update(kind="3PL"), "class of .*"),
+    "no row at all": (lambda r: rows_of(r)[0].update(row={"masked": 3}), "rows of test"),
+    "a row without a slot": (lambda r: rows_of(r)[0]["row"].update(masked="no slot"), "rows of test"),
+    "a row of no end": (lambda r: rows_of(r)[0]["row"].update(masked="[MASK] " + "a " * 100_000), "rows of test"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_about_the_rows_shows(run: Run, copy: Path, lie: str) -> None:
+    change, name = LIES[lie]
+    change_report(copy, change)
+    passed, _ = full(run, copy)
+    wrong = [name for name, ok in passed.items() if not ok]
+    assert any(re.fullmatch(name, found) for found in wrong), wrong
+    if lie in ("a correlation", "a spread", "a word", "an effect"):
+        assert all(re.fullmatch(name, found) for found in wrong), wrong
+
+
+def test_some_of_the_rows_and_none_of_them(run: Run, copy: Path) -> None:
+    """As of a test split with more rows than a report holds, and of an earlier version."""
+    change_report(copy, lambda r: [e.update(row=None) for e in rows_of(r)[::2]])
+    passed, result = full(run, copy)
+    assert all(passed.values())
+    some = [name for name in passed if re.search(r"at \+1, test, \d+ of \d+ rows", name)]
+    assert some and "correlation of h, test" not in passed
+    assert any("of which the report holds a part" in line for line in result["unmeasured"])
+    change_report(
+        copy,
+        lambda r: [
+            p["probability"].update({"3PL": {"3SG": 0.9, "3PL": 0.05}})
+            for p in r["splits"]["test"]["curve"]
+            if p["strength"] == 1
+        ],
+    )
+    passed, _ = full(run, copy)
+    assert not all(passed[name] for name in some if name in passed)
+    change_report(copy, lambda r: [[e.pop("row") for e in s["encoder"]["encodings"]] for s in r["splits"].values()])
+    passed, result = full(run, copy)
+    assert all(passed.values()) and not any(name.startswith("h of") for name in passed)
+    assert any("of an earlier version" in line for line in result["unmeasured"])
+
+
+def test_a_row_that_orders_about_the_terminal_is_not_in_the_self_test(copy: Path, tmp_path: Path) -> None:
+    model = GradiendModel.from_pretrained(copy)
+    probes = Probes.load(copy)
+    rows = [TextRow.read(row) for row in probes.rows]
+    bad = replace(rows[0], input="\x1b]0;owned\x07 [MASK] won")
+    objective = make_objective(model.get_base_model(), model.tokenizer)
+    write_probes(copy, model, [bad, *rows], objective)
+    assert bad.record() not in Probes.load(copy).rows and len(Probes.load(copy).rows) == len(rows)
+    report = measure_encoder(model, objective, [bad, *rows])
+    assert [e.row is None for e in report.encodings if e.kind in ("3SG", "3PL")].count(True) == 1
+
+
+@TOLERATE_LFS_UPLOAD
+def test_a_published_direction_is_held_to_its_summary_and_its_lora(
+    run: Run, copy: Path, trained: Trained, repo_id: str, masked_path: Path
+) -> None:
+    """Files that applying does not need, and others read."""
+    shutil.copyfile(trained.folder / SUMMARY_FILE, copy / SUMMARY_FILE)
+    GradiendModel.from_pretrained(copy, strength=0.0).to_lora(copy / "lora")
+    (lora, *_) = [name for name in LORA_FILES if name.endswith(WEIGHTS_FILE) and (copy / name).is_file()]
+    api = HfApi()
+    api.create_repo(repo_id)
+    command = ("verify", repo_id, "--base", masked_path, "--full", "--json")
+    for lie in (False, True):
+        if lie:
+            summary = json.loads((copy / SUMMARY_FILE).read_text())
+            (copy / SUMMARY_FILE).write_text(json.dumps(summary | {"correlation": 0.999}))
+            save_file({name: 2 * value for name, value in load_file(copy / lora).items()}, copy / lora)
+        api.upload_folder(repo_id=repo_id, folder_path=copy)
+        checks = {check["name"]: check["passed"] for check in json.loads(run(*command).stdout)["checks"]}
+        assert checks[SUMMARY_FILE] is checks[lora] is not lie
+        assert [name for name, passed in checks.items() if not passed] == ([SUMMARY_FILE, lora] if lie else [])
+    result = run("audit", repo_id, "--json")
+    assert any(
+        f"{SUMMARY_FILE} says correlation: 0.999" in one["text"] for one in json.loads(result.stdout)["findings"]
+    )
