@@ -1,4 +1,5 @@
-"""The way of a direction between people: two authors publish; a third finds, compares, loads, measures and merges.
+"""The way of a direction between people: two authors publish; a third finds, compares, loads, measures and merges, and the
+author takes the measurement.
 
     python -m tests.hub_server exec -- python examples/journey.py      # offline, against a Hub of its own on this machine
     python examples/journey.py --tokens hf_… hf_… hf_…                 # on the Hub: three accounts, or one token thrice
@@ -120,6 +121,13 @@ def travel(out: Path, alice: Person, bob: Person, carol: Person, name: str, rows
     )
     assert rewritten not in [one.repo_id for one in search_directions(name, token=carol.token)]
     carol.runs("collection", "add", f"{name}: number", *found, rewritten)
+
+    print("\n# Its author takes the measurement, and one command shows it on the card.")
+    author = authors[best][0]
+    author.api.merge_pull_request(best, max(request.num for request in author.api.get_repo_discussions(best)))
+    author.runs("refresh", best)
+    text = ModelCard.load(best, token=carol.token).text
+    print(text[text.index("## Measured by others") : text.index("## Base model and edit")].strip())
 
 
 def learn(author: Person, base: str, place: Path, count: int, rows: int) -> None:

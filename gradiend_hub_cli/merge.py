@@ -18,7 +18,7 @@ from gradiend_hub.errors import ConfigError, HubPushError
 from gradiend_hub.evaluation import EvaluationSettings, Report, reevaluate
 from gradiend_hub.export.merge_files import merge_files
 from gradiend_hub.folders import require_empty, require_writable, written_beside
-from gradiend_hub.hub.publish import refusal
+from gradiend_hub.hub.push import refusal
 from gradiend_hub.hub.resolve import resolve_folder
 
 from .console import Story

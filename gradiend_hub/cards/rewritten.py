@@ -15,7 +15,7 @@ from gradiend_hub.errors import HubPushError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.hub.in_memory import removed_when_sent
 from gradiend_hub.hub.names import hub_id
-from gradiend_hub.hub.publish import refusal
+from gradiend_hub.hub.push import refusal
 from gradiend_hub.hub.rewritten import publish_rewritten
 from gradiend_hub.model import load_processing_class
 from gradiend_hub.objectives import OBJECTIVES

@@ -12,14 +12,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gradiend_hub.errors import ConfigError, HubPushError
-from gradiend_hub.printable import printable
+from gradiend_hub.printable import is_printable, printable
 
 from .patience import bounded
 from .retry import FAILURES, summary, with_retries
 
 __all__ = ["ExtendedCollection", "add_to_collection"]
 
-_SLUG: Final = re.compile(r"[^/]+/.+-[0-9a-f]{24}")
+_SLUG: Final = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}")
 _LONGEST_NOTE: Final = 500
 """Characters of a note that the Hub takes."""
 
@@ -70,6 +70,8 @@ def add_to_collection(
             raise ConfigError(f"{printable(repo_id)} is no id of a repository: {error}") from error
     if not repo_ids or not collection.strip("/ "):
         raise ConfigError("Expected a collection and at least one repository, found none.")
+    if not is_printable(collection):
+        raise ConfigError(f"{printable(collection)} is no title of a collection: it has characters that nobody sees.")
     if note is not None and len(note) > _LONGEST_NOTE:
         raise ConfigError(f"note: expected at most {_LONGEST_NOTE} characters, found {len(note)}.")
     if is_offline_mode():

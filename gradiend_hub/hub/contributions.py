@@ -12,7 +12,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from .names import hub_id
 from .patience import bounded
+from .retry import FAILURES
 
 __all__ = ["Contribution", "Contributions"]
 
@@ -20,6 +22,8 @@ _MOST_REQUESTS: Final = 50
 """Pull requests that are looked at, the newest first."""
 _MOST_COMMITS: Final = 500
 """Commits whose authors are looked at."""
+_MOST_FILES: Final = 100
+"""Files of a folder that are listed, of the repository and of each pull request."""
 _OPEN: Final = ("open", "draft")
 
 
@@ -45,7 +49,7 @@ class Contributions:
     """The contributions to one repository at a commit.
 
     Args:
-        repo_id: the repository.
+        repo_id: the repository, by its present or a former name.
         commit: its commit that counts as merged.
         token: access token; by default the one that the user logged in with.
     """
@@ -72,6 +76,16 @@ class Contributions:
         with bounded():
             return Path(self.api.hf_hub_download(self.repo_id, file.name, revision=file.revision))
 
+    def leads_here(self, name: str | None) -> bool:
+        """Tell whether a name is the repository's, or a former one of it, from which the Hub leads on."""
+        if name == self.repo_id or hub_id(name) is None:
+            return name == self.repo_id
+        try:
+            with bounded():
+                return self.api.repo_info(str(name)).id == self._present_id()
+        except (*FAILURES, OSError):
+            return False
+
     def same_file(self, name: str, revision: str) -> bool | None:
         """Tell whether a file of another commit is that of ours; `None` if the Hub does not know such a commit."""
         try:
@@ -95,7 +109,7 @@ class Contributions:
             request.num: [file for folder in folders for file in self._files(folder, f"refs/pr/{request.num}")]
             for request in requests
         }
-        owner, authors = self.repo_id.split("/")[0], self._authors() if merged else {}
+        owner, authors = ("", {}) if not merged else (self._present_id().split("/")[0], self._authors())
         known = set()
         for file in merged:
             known.add((file.path, file.blob_id))
@@ -115,9 +129,13 @@ class Contributions:
     def _files(self, folder: str, revision: str) -> list[RepoFile]:
         try:
             entries = self.api.list_repo_tree(self.repo_id, folder, revision=revision, expand=True)
-            return [entry for entry in entries if isinstance(entry, RepoFile)]
+            return [entry for entry in islice(entries, _MOST_FILES) if isinstance(entry, RepoFile)]
         except (EntryNotFoundError, RevisionNotFoundError):
             return []
+
+    def _present_id(self) -> str:
+        """What the repository is called now."""
+        return self.api.repo_info(self.repo_id).id
 
     def _authors(self) -> dict[str, str]:
         """Who has made each of the last commits."""

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 
 from gradiend_hub.errors import HubPushError, first_line
 
-from .publish import publish_folders, refusal
+from .publish import publish_folders
+from .push import refusal
 
 __all__ = ["push_direction", "push_written", "removed_when_sent"]
 

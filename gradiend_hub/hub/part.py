@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from gradiend_hub.artifact.files import (
@@ -24,7 +24,7 @@ from gradiend_hub.errors import ArtifactError
 from gradiend_hub.printable import listed
 
 from .local_files import LocalFile, chosen_files, matches, require_publishable
-from .names import hub_id
+from .names import hub_id, is_inside
 from .published import merged_card, published_card, published_config, renewed_probes
 from .pushed import Memory
 
@@ -53,6 +53,7 @@ class Part:
         card: our card, before it is merged with that of the repository.
         config: fields of `adapter_config.json`.
         stale: files of a former direction that the push removes, once `respect` has looked.
+        others: our card with the reports by others that the repository has taken, and their number, if there are any.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class Part:
     card: LocalFile | None = None
     config: dict[str, Any] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
+    others: tuple[str, int] | None = None
 
     @property
     def place(self) -> str:
@@ -92,7 +94,7 @@ class Part:
         elif self.base_id is not None:
             kind = {"dataset": "data set", "space": "Space"}[self.repo_type]
             raise ArtifactError(f"a {kind} has no base model, so base_id is not for it")
-        if self.subfolder is not None and not _is_inside(self.subfolder):
+        if self.subfolder is not None and not is_inside(self.subfolder):
             raise ArtifactError(f"{self.subfolder!r} is no name of a folder in a repository")
         if not self.files:
             raise ArtifactError(f"no file of the folder matches {', '.join(self.patterns)}")
@@ -144,17 +146,20 @@ class Part:
             contents[CONFIG_FILE] = published_config(self.config, base_id, commit)
             if (probes := self.folder / PROBES_FILE).is_file():
                 contents[PROBES_FILE] = renewed_probes(probes.read_text(encoding="utf-8"), contents[CONFIG_FILE])
+        if self.others and (summary := self.folder / SUMMARY_FILE).is_file():
+            said = json.loads(summary.read_text(encoding="utf-8")) | {"others": self.others[1]}
+            contents[SUMMARY_FILE] = json.dumps(said, ensure_ascii=False) + "\n"
         if CONFIG_FILE in contents:
             for name in (file.name.removeprefix(self.place) for file in self.files):
                 if name.startswith(f"{LORA_FOLDER}/") and name.endswith(CONFIG_FILE):
                     fields = json.loads((self.folder / name).read_text(encoding="utf-8"))
                     contents[name] = published_config(fields, base_id, commit)
                 elif name == SUMMARY_FILE:
-                    said = json.loads((self.folder / name).read_text(encoding="utf-8"))
+                    said = json.loads(contents.get(name) or (self.folder / name).read_text(encoding="utf-8"))
                     named = {"base_model": base_id, "base_revision": commit}
                     contents[name] = json.dumps({**said, **named}, ensure_ascii=False) + "\n"
         if (card := self.folder / CARD_FILE).is_file():
-            text = card.read_bytes().decode("utf-8", errors="surrogateescape")
+            text = self.others[0] if self.others else card.read_bytes().decode("utf-8", errors="surrogateescape")
             contents[CARD_FILE] = published_card(text, self.repo_id, base_id, commit, self.subfolder)
         for name, text in contents.items():
             self._put(self.place + name, text.encode("utf-8", errors="surrogateescape"))
@@ -243,9 +248,3 @@ class Part:
         for file in self.files:
             if self.card is not None and file.name == self.card.name:
                 memory.note(file.name, content if (content := file.read()) == self.card.read() else None)
-
-
-def _is_inside(subfolder: str) -> bool:
-    """Return whether this is a plain relative path of folders."""
-    parts = PurePosixPath(subfolder).parts
-    return bool(parts) and "/".join(parts) == subfolder and not subfolder.startswith("/") and ".." not in parts

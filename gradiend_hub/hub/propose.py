@@ -10,12 +10,12 @@ from huggingface_hub import CommitInfo, is_offline_mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from gradiend_hub.artifact.files import CONFIG_FILE, REPORTS_FOLDER
+from gradiend_hub.artifact.files import CONFIG_FILE, MOST_REPORT_BYTES, REPORTS_FOLDER
 from gradiend_hub.errors import HubPushError
 
 from .local_files import LocalFile
 from .patience import PushApi
-from .publish import _Push
+from .push import Push
 
 __all__ = ["ReportProposal"]
 
@@ -41,6 +41,7 @@ class ReportProposal:
             private=None,
             revision=None,
             message=commit_message or f"Add the report {report.name}",
+            description=f"Once it is merged, `gradiend-hub refresh {repo_id}` shows it on the card.",
             create_pr=True,
             repo_type="model",
             report=report,
@@ -50,7 +51,8 @@ class ReportProposal:
         """Find out, before anything is measured, whether the pull request can be opened.
 
         Raises:
-            HubPushError: offline, no such repository, no direction in it, or it has a report of this name already.
+            HubPushError: offline, no such repository, no direction in it, it has a report of this name already, or this
+                one is larger than what is read.
         """
         self._push.check()
 
@@ -65,7 +67,7 @@ class ReportProposal:
 
 
 @dataclass
-class _ReportPush(_Push):
+class _ReportPush(Push):
     """A pull request with a single file, to a repository that exists."""
 
     report: Path = Path()
@@ -85,6 +87,11 @@ class _ReportPush(_Push):
             raise self._failure(f"the repository id is not valid. {error}", "Nothing was sent.") from error
         if is_offline_mode():
             raise self._failure("this process is offline (HF_HUB_OFFLINE=1)", "Nothing was sent.")
+        if self.report.is_file() and (size := self.report.stat().st_size) > MOST_REPORT_BYTES:
+            most = f"it has {size:,} bytes, and nobody reads a report of more than {MOST_REPORT_BYTES:,}"
+            raise self._failure(f"{most}; measure fewer strengths or benchmarks at a time", "Nothing was sent.")
+        # a commit to a former name is not led on
+        self.repo_id = self._try(lambda: self.api.repo_info(self.repo_id).id)
         found = self._try(lambda: {row.path for row in self.api.get_paths_info(self.repo_id, [self.name, CONFIG_FILE])})
         if CONFIG_FILE not in found:
             raise self._failure(f"there is no direction in it ({CONFIG_FILE} is missing)", "Nothing was sent.")

@@ -15,6 +15,7 @@ from typing import Any, Final
 from huggingface_hub import ModelCard
 
 from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
+from gradiend_hub.artifact.validation import parse_yaml
 
 __all__ = [
     "BASE_PLACE",
@@ -26,6 +27,7 @@ __all__ = [
     "published_card",
     "published_config",
     "renewed_probes",
+    "with_origin",
 ]
 
 REPO_PLACE: Final = "REPO_ID_OR_FOLDER"
@@ -41,6 +43,7 @@ _MEASURED: Final = frozenset(
     | {"models", "sdk", "sdk_version", "app_file"}
 )
 """Metadata of a card that follow from the direction, or from a Space's program; people may add tags."""
+_HEAD: Final = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 _TITLE: Final = re.compile(r"^# .*$", re.MULTILINE)
 _ORIGIN: Final = "First published as"
 _BASE_ROW: Final = re.compile(r"^\| base model \| .* \|$", re.MULTILINE)
@@ -75,6 +78,10 @@ def merged_card(ours: str, theirs: str) -> str | None:
     """
     if ours == theirs or is_generated(theirs):
         return ours
+    try:
+        parse_yaml(head[1] if (head := _HEAD.match(theirs)) else "")
+    except ValueError:  # whoever has written it, the client would expand what it refers to
+        return None
     old = ModelCard(theirs, ignore_metadata_errors=True)
     begin, end = _MARK.search(old.text), _END.search(old.text)
     if begin and end and _digest(old.text[begin.end() : end.start()]) == end[1]:
@@ -109,16 +116,34 @@ def published_card(
     card = re.sub(rf'(?<="){former}(", subfolder="[^"]*)?(?=")', lambda _: named, card)
     card = re.sub(rf"(?<=apply ){former}(?= )", lambda _: repo_id, card)
     if at and origin != repo_id and _ORIGIN not in card:
-        said = (
-            f"> {_ORIGIN} [{origin}](https://huggingface.co/{origin}) at commit `{at[:12]}`; its author measured it.\n"
-        )
-        card = _TITLE.sub(lambda title: f"{title[0]}\n\n{said.rstrip()}", card, count=1)
+        card = _with_line(card, _origin_line(origin, at))
     if base_id is not None:
         found = ModelCard(card.replace(BASE_PLACE, base_id), ignore_metadata_errors=True)
         found.data["base_model"], found.data["base_model_relation"] = base_id, "adapter"
         row = f"| base model | {base_id}{f' at `{commit}`' if commit else ''} |"
         card = _BASE_ROW.sub(row, str(found), count=1)
     return marked(card, repo_id)
+
+
+def with_origin(card: str, former: str, repo_id: str) -> str:
+    """A card that was rendered anew for a repository, with what a former one says of where the direction is from."""
+    mark, line = _MARK.search(former), re.search(rf"^> {_ORIGIN} .*$", former, re.MULTILINE)
+    origin, _, at = (mark[2] or "" if mark else "").partition("@")
+    if line is not None:
+        card = _with_line(card, line[0])
+    elif at and origin != repo_id:
+        card = _with_line(card, _origin_line(origin, at))
+    return marked(card)
+
+
+def _origin_line(origin: str, commit: str) -> str:
+    place = f"[{origin}](https://huggingface.co/{origin}) at commit `{commit[:12]}`"
+    return f"> {_ORIGIN} {place}; its author measured it."
+
+
+def _with_line(card: str, line: str) -> str:
+    """A card with a line below its title."""
+    return _TITLE.sub(lambda title: f"{title[0]}\n\n{line}", card, count=1)
 
 
 def keep_origin(folder: Path, commit: str | None) -> None:

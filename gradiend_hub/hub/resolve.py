@@ -8,9 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from huggingface_hub import HfApi, constants, get_token, is_offline_mode, snapshot_download
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_token,
+    is_offline_mode,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -21,6 +28,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from gradiend_hub.artifact.fields import StoredFields
 from gradiend_hub.artifact.files import (
     BASE_FILE,
     CARD_FILE,
@@ -29,14 +37,17 @@ from gradiend_hub.artifact.files import (
     PROBES_FILE,
     REFERENCES_FILE,
     REPORT_FILE,
+    SUMMARY_FILE,
     WEIGHTS_FILE,
     is_damaged,
 )
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
+from .names import is_inside, is_revision
 from .one_line import one_line
 from .patience import bounded, in_time
 from .retry import FAILURES, disk_error, summary, with_retries
+from .sizes import VECTOR_FILES, listed_sizes, most_bytes, require_config_size, require_sizes
 
 __all__ = ["APPLIED", "ResolvedRepo", "other_files", "resolve_folder"]
 
@@ -45,7 +56,7 @@ logger = logging.getLogger(__name__)
 APPLIED: Final = (CONFIG_FILE, WEIGHTS_FILE, BASE_FILE)
 """Files that applying a direction needs."""
 
-DOWNLOADED: Final = (*APPLIED, ENCODER_FILE, REFERENCES_FILE, REPORT_FILE, PROBES_FILE, CARD_FILE)
+DOWNLOADED: Final = (*APPLIED, ENCODER_FILE, REFERENCES_FILE, REPORT_FILE, PROBES_FILE, SUMMARY_FILE, CARD_FILE)
 """The only files of a stranger's repository that reach this machine; none of them can run code."""
 
 
@@ -121,6 +132,10 @@ def resolve_folder(
         raise ArtifactNotFoundError(
             f"There is no folder {repo_id}, and this is not a repository id on the Hub either (namespace/name)."
         ) from error
+    if subfolder is not None and not is_inside(subfolder):
+        raise ArtifactNotFoundError(f"{subfolder!r} is no name of a folder in a repository.")
+    if revision is not None and not is_revision(revision):
+        raise ArtifactNotFoundError(f"{repo_id} has no branch, tag or commit {revision!r}: no revision is called so.")
     offline = local_files_only or is_offline_mode()
     source = _Source(repo_id, revision, token, cache_dir, offline, subfolder, force_download)
     try:
@@ -143,14 +158,40 @@ class _Source:
 
     def fetch(self, required: tuple[str, ...], wanted: tuple[str, ...]) -> ResolvedRepo:
         """Download what the cache does not have."""
-        commit = with_retries(lambda: self._commit(required))
+        commit, reached = with_retries(lambda: self._commit(required))
         where = f"commit {commit[:8]} of {self.repo_id}"
+        readable = self._readable(commit, required, wanted) if reached else wanted
         folder = self._download(commit, required)
         _require(folder, required, f"{folder.name} in {where}" if self.subfolder else where)
-        self._download(commit, [name for name in wanted if name not in required])
+        self._download(commit, [name for name in readable if name not in required])
         if BASE_FILE in wanted and ENCODER_FILE not in wanted and not (folder / BASE_FILE).is_file():
             self._download(commit, [ENCODER_FILE])  # of version 0.1, which stored the samples of the base model there
         return ResolvedRepo(folder, commit, self.repo_id, self)
+
+    def _readable(self, commit: str, required: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Look at the sizes that the Hub lists; those of the wanted files that are small enough to be read.
+
+        Raises:
+            ArtifactError: the configuration is larger than that, or the vectors are larger than it says.
+        """
+        place = f"{self.subfolder}/" if self.subfolder else ""
+        names = [place + name for name in dict.fromkeys((*required, *wanted, ENCODER_FILE))]
+        at: dict[str, Any] = {"cache_dir": self.cache_dir, "revision": commit}
+        if all(isinstance(try_to_load_from_cache(self.repo_id, name, **at), str) for name in names):
+            return wanted
+        try:
+            listed = listed_sizes(HfApi(token=self.token), self.repo_id, names, commit)
+        except (*FAILURES, OSError):
+            return wanted  # what is not in the cache cannot be downloaded then, either
+        sizes = {name.removeprefix(place): size for name, size in listed.items()}
+        require_config_size(self.repo_id, sizes.get(CONFIG_FILE, 0))
+        if CONFIG_FILE in sizes and sizes.keys() & VECTOR_FILES:
+            folder = self._download(commit, [CONFIG_FILE])
+            require_sizes(self.repo_id, sizes, StoredFields.read(folder))
+        large = [name for name, size in sizes.items() if size > most_bytes(name)]
+        for name in large:
+            logger.warning(f"{name} of {self.repo_id} has {sizes[name]:,} bytes, more than are read. It is left out.")
+        return tuple(name for name in sizes if name not in large and any(fnmatch(name, one) for one in wanted))
 
     def names(self, commit: str) -> list[str]:
         """Names of all files of the direction's folder in the repository; none while offline."""
@@ -167,26 +208,27 @@ class _Source:
     def also(self, commit: str, wanted: tuple[str, ...]) -> None:
         """Download further files of a commit."""
         try:
-            self._download(commit, wanted)
+            self._download(commit, wanted if self.offline else self._readable(commit, (CONFIG_FILE,), wanted))
         except (*FAILURES, OSError) as error:
             raise ArtifactNotFoundError(self.explain(error)) from error
 
-    def _commit(self, required: tuple[str, ...]) -> str:
-        """Commit of the revision; the cache's, with a warning, while the Hub cannot be reached."""
+    def _commit(self, required: tuple[str, ...]) -> tuple[str, bool]:
+        """Commit of the revision, and whether the Hub is there: without it, the cache's, with a warning."""
         api = HfApi(token=self.token)
         if not hasattr(api, "resolve_revision"):  # below huggingface_hub 2.2, which use the cache without a word
-            return self._snapshot(self.revision, required).name
+            return self._snapshot(self.revision, required).name, not self.offline
         with bounded() as answered:
             resolved = api.resolve_revision(
                 self.repo_id, revision=self.revision, cache_dir=self.cache_dir, local_files_only=self.offline
             )
         commit: str = resolved.resolved
-        if not self.offline and commit != self.revision and not answered:
+        reached = not self.offline and (commit == self.revision or bool(answered))
+        if not self.offline and not reached:
             logger.warning(
                 f"The Hub cannot be reached, so {self.repo_id} is used as it is in the cache: commit {commit[:12]}, which "
                 f"{self.revision or 'main'} was at{self._when()}. There may be a newer one."
             )
-        return commit
+        return commit, reached
 
     def _when(self) -> str:
         """Say when the cache last heard of the revision."""

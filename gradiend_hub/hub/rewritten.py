@@ -13,7 +13,7 @@ from gradiend_hub.errors import ArtifactError
 
 from .part import Part
 from .patience import PushApi
-from .publish import _Push
+from .push import Push
 
 __all__ = ["is_rewritten", "publish_rewritten"]
 
@@ -64,7 +64,7 @@ def publish_rewritten(
     """
     revision, message = options.pop("revision", None), options.pop("commit_message", "Upload rewritten model")
     create_pr, tag = options.pop("create_pr", False), options.pop("tag", None)
-    push = _Push(
+    push = Push(
         api=PushApi(token=token),
         parts=[_RewrittenPart(Path(folder), repo_id, "model", MODEL_FILES, **options)],
         repo_id=repo_id,

@@ -43,6 +43,7 @@ def test_two_authors_and_a_reader(
     assert best in ("alice/travel-number", "bob/travel-number-small")
     found = resolve_folder(best)
     (one,) = find_measurements(found, StoredFields.read(found.folder)).reports
-    assert (one.by, one.pull_request, one.same_weights) == ("carol", 1, True)
-    assert len(HfApi().list_repo_commits(best)) == 2  # the Hub's own, and one push
-    assert found.commit in card.text
+    assert (one.by, one.pull_request, one.same_weights) == ("carol", None, True)
+    _, merged, pushed, _ = HfApi().list_repo_commits(best)  # the card's, the measurement's, the push, and the Hub's own
+    assert pushed.commit_id in card.text and "#1" in merged.title
+    assert "Measured by 2: the author, carol (reports/carols-pronouns" in shown.replace("&#46;", ".")

@@ -16,7 +16,7 @@ from gradiend_hub.errors import HubPushError
 from gradiend_hub.hub import publish_folder, retry
 from gradiend_hub.hub.local_files import UPLOADED
 from gradiend_hub.hub.part import Part
-from gradiend_hub.hub.publish import _Push
+from gradiend_hub.hub.push import Push
 from tests.hub.conftest import FILES, KNOWS_REVISIONS, TOLERATE_LFS_UPLOAD, change_config, write_direction
 from tests.hub_server import TOKENS, HubServer
 
@@ -344,7 +344,7 @@ def test_a_file_that_is_lost_before_the_upload_is_named(direction_folder: Path, 
     weights = direction_folder / "adapter_model.safetensors"
     content = weights.read_bytes()
     parts = [Part(direction_folder, repo_id, "model", UPLOADED["model"])]
-    push = _Push(HfApi(), parts, repo_id, None, None, "again", False, "model")
+    push = Push(HfApi(), parts, repo_id, None, None, "again", False, "model")
     push.check()
     weights.unlink()
     with pytest.raises(HubPushError, match=r"adapter_model.safetensors' is not a file.*\nNothing was committed"):

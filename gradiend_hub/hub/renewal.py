@@ -1,0 +1,111 @@
+"""A commit of files that are made of what a repository holds, e.g. its card. Nothing that comes between is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, is_offline_mode
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from gradiend_hub.errors import HubPushError
+
+from .local_files import LocalFile
+from .patience import PushApi
+from .push import Push
+
+__all__ = ["renew_files"]
+
+
+def renew_files(
+    repo_id: str,
+    make: Callable[[str, str], Mapping[str, bytes]],
+    *,
+    what: str,
+    again: str,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Replace files of a repository by others that are made of its present commit. They are made anew if it moves on.
+
+    Args:
+        repo_id: the repository, by its present or a former name.
+        make: is given the repository's present name and a commit, and returns the content of the files by name.
+        what: how messages call the files, and `again` the command that does it once more.
+        token: access token; by default the one that the user logged in with.
+        revision: branch, by default `main`.
+        commit_message: first line of the commit message.
+        create_pr: open a pull request instead of committing to the branch.
+
+    Returns:
+        The new commit, or the present one if the files are as they should be.
+
+    Raises:
+        HubPushError: nothing was committed.
+    """
+    renewal = _Renewal(
+        api=PushApi(token=token),
+        parts=[],
+        repo_id=repo_id,
+        private=None,
+        revision=revision,
+        message=commit_message,
+        create_pr=create_pr,
+        repo_type="model",
+        make=make,
+        what=what,
+        again=again,
+    )
+    renewal.check()
+    return renewal.run()
+
+
+@dataclass
+class _Renewal(Push):
+    """A push whose files are made of the commit that it is to follow."""
+
+    make: Callable[[str, str], Mapping[str, bytes]] = lambda name, commit: {}
+    what: str = ""
+    again: str = ""
+    made: list[LocalFile] = field(default_factory=list)
+    made_of: str | None = None
+
+    @property
+    def files(self) -> list[LocalFile]:
+        return self.made
+
+    def check(self) -> None:
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise self._failure(f"the repository id is not valid. {error}", "Nothing was sent.") from error
+        if is_offline_mode():
+            raise self._failure("this process is offline (HF_HUB_OFFLINE=1)", "Nothing was sent.")
+
+    def run(self) -> CommitInfo:
+        self.repo_id = self._try(lambda: self.api.repo_info(self.repo_id).id)
+        known = self._try(self._pull_requests)
+        return self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
+
+    def _landed(self, known_pull_requests: set[str]) -> CommitInfo | None:
+        self.parent, _ = self._head_and_names(self.branch)
+        if self.parent != self.made_of:
+            contents = self.make(self.repo_id, self.parent)
+            self.made = [LocalFile(Path(name), name, content) for name, content in contents.items()]
+            self.made_of = self.parent
+        if self._is_published(self.parent):
+            return self._commit_info(self.parent)
+        for ref in sorted(self._pull_requests() - known_pull_requests):
+            commit, _ = self._head_and_names(ref)
+            if self._is_published(commit):
+                return self._commit_info(commit, pull_request=ref)
+        return None
+
+    def _failure(self, why: str, state: str) -> HubPushError:
+        return HubPushError(
+            f"Could not renew {self.what} of {self.repo_id}: {why}.\n{state} To do it again is safe: {self.again}"
+        )
