@@ -14,7 +14,7 @@ from gradiend_hub.adapter.quantized import quantized_layers
 from gradiend_hub.adapter.tuner import check_name
 from gradiend_hub.artifact.config import GradiendConfig, Origin, check_strength
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, LORA_FILES, WEIGHTS_FILE
 
 from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base, require_plain
 from .errors import ArtifactNotFoundError, BaseModelError, ConfigError
@@ -313,6 +313,8 @@ class GradiendModel(StoredModel):
                 f"The direction {name!r} was not loaded from files, so there is nothing to verify."
             )
         self._found[name].complete()
+        if full:
+            self._found[name].complete(LORA_FILES)
         return resolve_name(_SELF_TEST)(self, self._found[name].folder, full=full)
 
 
@@ -337,7 +339,8 @@ def load_processing_class(base_model: nn.Module, config: GradiendConfig, hub: Ma
         )
     kind = objective_class(objective_name(base_model, config.objective))
     given = {name: value for name, value in hub.items() if value}
-    return kind.load_processor(base, revision=base_commit(base_model), **given)
+    # the direction's author has chosen the base: no code beside it runs, and nobody is asked on the way whether it may
+    return kind.load_processor(base, revision=base_commit(base_model), trust_remote_code=False, **given)
 
 
 def _read(repo_or_path: str | Path, **arguments: Any) -> tuple[ResolvedRepo, GradiendConfig, Direction]:

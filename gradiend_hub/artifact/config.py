@@ -23,7 +23,7 @@ from peft.utils.peft_types import PeftType, TaskType
 
 from gradiend_hub.errors import ArtifactError, ConfigError
 
-from .fields import DirectionFields, Name, read_fields, require_classes
+from .fields import DirectionFields, Name, Revision, read_fields, require_classes
 from .files import (
     BASE_FILE,
     CONFIG_FILE,
@@ -83,7 +83,8 @@ _KINDS = {
     "task_type": TaskType | None,
     "inference_mode": bool,
     "auto_mapping": Annotated[dict[Name, Annotated[str, NAME]], at_most(100, "entries")] | None,
-    **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version"), Annotated[str, NAME] | None),
+    "revision": Revision | None,
+    **dict.fromkeys(("base_model_name_or_path", "peft_version"), Annotated[str, NAME] | None),
 }
 """Types of the fields of PEFT."""
 
@@ -233,6 +234,8 @@ class GradiendConfig(DirectionFields, PeftConfig):  # type: ignore[misc]
         if not isinstance(config, GradiendConfig):
             raise ArtifactError(f"{path} holds a {config.peft_type} adapter, not a GRADIEND direction.")
         hub_arguments = cls._split_kwargs(kwargs)[0]
+        if not is_local:  # PEFT would download the vectors, however large they are
+            resolve_name("gradiend_hub.hub.sizes:require_listed_sizes")(config, path, subfolder, hub_arguments)
         if strength is not None:
             check_strength(strength)
             config.strength = float(strength)

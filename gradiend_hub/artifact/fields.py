@@ -12,6 +12,7 @@ from gradiend_hub.errors import ArtifactError, ConfigError, SchemaVersionError
 from gradiend_hub.printable import printable
 
 from .files import CONFIG_FILE, SCHEMA_VERSION, require_file
+from .names import is_revision
 from .validation import (
     FILLED,
     NAME,
@@ -98,6 +99,11 @@ class StoredTensor(StoredValues, total=False):
 
 Name = Annotated[str, FILLED, NAME]
 ParameterName = Annotated[str, Limit("a parameter's name", lambda name: bool(name) and all(name.split("."))), NAME]
+Revision = Annotated[
+    str,
+    Limit("a branch, tag or commit", lambda name: not name or is_revision(name)),
+    NAME,
+]
 Band = Annotated[list[float], Limit("[lowest, highest]", lambda band: len(band) == 2 and band[0] <= band[1])]
 Ends = Annotated[
     list[float | None],
@@ -201,7 +207,7 @@ class StoredFields(DirectionFields):
     """`adapter_config.json` as it is read without PEFT."""
 
     base_model_name_or_path: Annotated[str, NAME] | None = None
-    revision: Annotated[str, NAME] | None = None
+    revision: Revision | None = None
 
     def __post_init__(self) -> None:
         self.check()

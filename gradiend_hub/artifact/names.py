@@ -8,7 +8,9 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-__all__ = ["hub_id", "shown_name"]
+from gradiend_hub.printable import is_printable
+
+__all__ = ["hub_id", "is_revision", "shown_name"]
 
 LONGEST = 96
 """Characters of a repository id; a file system refuses to look up names that are much longer."""
@@ -23,6 +25,11 @@ def hub_id(name: str | None) -> str | None:
     except HFValidationError:
         return None
     return name
+
+
+def is_revision(name: str) -> bool:
+    """Tell whether a name can be a branch, tag or commit: it becomes a part of addresses, and of paths in the cache."""
+    return is_printable(name) and not {"", ".", ".."} & {*name.split("/")} and "\\" not in name
 
 
 def shown_name(name: str | None) -> str:

@@ -21,14 +21,12 @@ from gradiend_hub.errors import ArtifactError, ConfigError
 
 from .direction import Direction, ParameterDirection
 from .fields import MAX_ELEMENTS
-from .files import REFERENCES_FILE, own_file
+from .files import MOST_REFERENCES_BYTES, REFERENCES_FILE, own_file
 from .storage import index_dtype, write
 from .validation import Limit, at_least, read_as
 
 __all__ = ["References"]
 
-MOST_BYTES = 2**26
-"""Largest file that is read."""
 MOST_CONTROLS = 64
 
 _Shape = Annotated[list[Annotated[int, at_least(1)]], Limit("at most 8 sizes", lambda shape: len(shape) <= 8)]
@@ -102,8 +100,8 @@ class References:
         if path is None:
             return None
         try:
-            if path.stat().st_size > MOST_BYTES:
-                raise ValueError(f"it is larger than {MOST_BYTES} bytes")
+            if path.stat().st_size > MOST_REFERENCES_BYTES:
+                raise ValueError(f"it is larger than {MOST_REFERENCES_BYTES} bytes")
             with safe_open(str(path), framework="pt") as file:
                 head = read_as(_Head, json.loads((file.metadata() or {}).get("references", "{}")), "references")
                 return cls._read(file, head)

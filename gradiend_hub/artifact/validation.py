@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import reprlib
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
@@ -23,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from gradiend_hub.errors import ConfigError
+from gradiend_hub.errors import ConfigError, first_line
 from gradiend_hub.printable import is_legible, is_printable, printable
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "is_number",
     "one_of",
     "parse_json",
+    "parse_yaml",
     "read_as",
     "read_json",
     "read_text",
@@ -55,6 +58,17 @@ DEEPEST = 32
 
 LONGEST_NAME = 1000
 """Characters of a name."""
+
+_SHORT = reprlib.Repr()
+"""Shows the beginning of a value: parts that are there many times over make a whole that fits into no memory."""
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlist, _SHORT.maxdict = (
+    4,
+    100,
+    100,
+    100,
+    20,
+    20,
+)
 
 _NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "None"}
 
@@ -276,7 +290,7 @@ def _described(kind: Any) -> str:
 
 def _shown(value: Any) -> str:
     try:
-        text = repr(value)
+        text = _SHORT.repr(value)
     except (ValueError, RecursionError):  # of an integer of thousands of digits, or of nested lists without end
         return f"a value of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:80]}…"  # repr spells out what is not printable
@@ -335,7 +349,8 @@ def parse_json(text: str, object_hook: Callable[[dict[str, Any]], Any] | None = 
         ValueError: it is no such JSON.
     """
     try:
-        value = json.loads(text, parse_float=_finite, parse_constant=_finite, object_hook=object_hook)
+        hooks: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite}
+        value = json.loads(text, **hooks, object_pairs_hook=lambda pairs: _object_of(pairs, object_hook))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     level = [value]
@@ -344,6 +359,31 @@ def parse_json(text: str, object_hook: Callable[[dict[str, Any]], Any] | None = 
         if not level:
             return value
     raise ValueError(f"it is nested too deeply: more than {DEEPEST} containers within each other")
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse a stranger's YAML without aliases: a few lines of these stand for more than any memory holds.
+
+    Raises:
+        ValueError: it is no such YAML.
+    """
+    import yaml  # which nobody needs who reads JSON
+
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it refers to parts of itself (*alias), which is not read")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(first_line(error) if str(error) else "it is nested too deeply") from error
+
+
+def _object_of(pairs: list[tuple[str, Any]], object_hook: Callable[[dict[str, Any]], Any] | None) -> Any:
+    """Make an object of its keys and values; one that has a key twice says one thing to us and another one to others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it has the key '{printable(name, 80)}' twice")
+    return found if object_hook is None else object_hook(found)
 
 
 def _parts(value: Any) -> Iterable[Any]:

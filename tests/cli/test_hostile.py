@@ -155,6 +155,62 @@ def in_probes(folder: Path, text: str) -> None:
     (folder / PROBES_FILE).write_text("\n".join([head, *rows]))
 
 
+def again(folder: Path, name: str, fields: str) -> None:
+    """Begin the first object of a file with some fields."""
+    (folder / name).write_text((folder / name).read_text().replace("{", f"{{{fields}, ", 1))
+
+
+def samples(folder: Path, value: float) -> None:
+    found = load_file(folder / BASE_FILE)
+    save_file({k: torch.full_like(v, value) for k, v in found.items()}, folder / BASE_FILE, {"base_dtype": "float32"})
+
+
+def encoder_bias(folder: Path, value: float) -> None:
+    found = load_file(folder / ENCODER_FILE)
+    save_file(found | {"encoder_bias": torch.full_like(found["encoder_bias"], value)}, folder / ENCODER_FILE)
+
+
+def metadata(folder: Path, name: str, fields: dict[str, str]) -> None:
+    save_file(load_file(folder / name), folder / name, fields)
+
+
+def header(folder: Path, tensors: list[tuple[str, int, int]]) -> None:
+    """A file of 24 bytes with these tensors."""
+    fields = {name: {"dtype": "F32", "shape": [2], "data_offsets": [low, high]} for name, low, high in tensors}
+    text = json.dumps(fields).encode()
+    raw(folder, WEIGHTS_FILE, struct.pack("<Q", len(text)) + text + bytes(24))
+
+
+def folder_instead(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).mkdir()
+
+
+def in_field(folder: Path, **fields: Any) -> None:
+    (folder / REPORT_FILE).write_text(json.dumps(field_of(folder, REPORT_FILE) | fields))
+
+
+def points(folder: Path, count: int, **fields: Any) -> None:
+    """Let the report show a point again and again."""
+    report = field_of(folder, REPORT_FILE)
+    encoder = report["splits"]["test"]["encoder"]
+    encoder["encodings"] = [encoder["encodings"][0] | fields] * count
+    (folder / REPORT_FILE).write_text(json.dumps(report))
+
+
+def bomb_card() -> str:
+    """A card whose head would be of 10^9 entries."""
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 10)]
+    return "---\n" + "\n".join(lines) + "\n---\n# Bomb\n"
+
+
+def tokenizer_beside(folder: Path) -> None:
+    code = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    raw(folder, "tokenizer_config.json", json.dumps(code).encode())
+    raw(folder, "evil.py", b"import os; os.system('touch unpickled')")
+
+
 REFUSED, SHOWN, IGNORED = "refused", "shown", "ignored"
 """Nothing applies it; it is applied and what is odd is said; it plays no part."""
 
@@ -227,7 +283,52 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: save_file({k: v + 1 for k, v in load_file(f / BASE_FILE).items()}, f / BASE_FILE), REFUSED,
     ),
     "no samples": (lambda f: (f / BASE_FILE).unlink(), REFUSED),
+    # forms that parsers read in several ways
+    "a mark of byte order": (lambda f: raw(f, CONFIG_FILE, b"\xef\xbb\xbf" + (f / CONFIG_FILE).read_bytes()), REFUSED),
+    "UTF-16": (lambda f: raw(f, CONFIG_FILE, (f / CONFIG_FILE).read_text().encode("utf-16")), REFUSED),
+    "a lone surrogate": (lambda f: raw(f, CONFIG_FILE, b'{"peft_type": "GRADIEND", "objective": "\\ud800"}'), REFUSED),
+    "a list as config": (lambda f: raw(f, CONFIG_FILE, b"[]"), REFUSED),
+    "a key twice in the report": (lambda f: again(f, REPORT_FILE, '"steps": 1, "steps": 2'), SHOWN),
+    "a key twice in the self-test": (lambda f: again(f, PROBES_FILE, '"dtype": "float32", "dtype": "float32"'), SHOWN),
+    # numbers
+    "a strength of 400 digits": (lambda f: edit(f, strength=10**400), REFUSED),
+    "more entries than C counts": (lambda f: specs(f, entries=2**63), REFUSED),
+    "a negative size": (lambda f: specs(f, shape=[-3, -5]), REFUSED),
+    "a size of 0": (lambda f: specs(f, shape=[0, 4]), REFUSED),
+    "sizes that are true": (lambda f: specs(f, shape=[True, True]), REFUSED),
+    "a negative rank": (lambda f: specs(f, rank=-1, entries=None), REFUSED),
+    "a band upside down": (lambda f: edit(f, safe_band=[1.0, -1.0]), REFUSED),
+    "NaN among the samples": (lambda f: samples(f, float("nan")), REFUSED),
+    "infinity among the samples": (lambda f: samples(f, float("inf")), REFUSED),
+    "NaN as the encoder's bias": (lambda f: encoder_bias(f, float("nan")), REFUSED),
+    # safetensors
+    "escapes in the metadata": (lambda f: metadata(f, BASE_FILE, {"base_dtype": CLIPBOARD, TITLE: TITLE}), IGNORED),
+    "metadata without end": (lambda f: metadata(f, WEIGHTS_FILE, {"format": "x" * 2**20}), REFUSED),
+    "bytes behind the tensors": (lambda f: raw(f, WEIGHTS_FILE, (f / WEIGHTS_FILE).read_bytes() + b"PK\x03\x04"), REFUSED),
+    "a hole between tensors": (lambda f: header(f, [("a", 0, 8), ("b", 16, 24)]), REFUSED),
+    "offsets out of order": (lambda f: header(f, [("a", 8, 0)]), REFUSED),
+    "a header of nothing": (lambda f: raw(f, WEIGHTS_FILE, bytes(8)), REFUSED),
+    "a file of nothing": (lambda f: raw(f, WEIGHTS_FILE, b""), REFUSED),
+    # names and places
+    "a commit that is a path": (lambda f: edit(f, revision="../../../../../../etc/passwd"), REFUSED),
+    "a base that is a folder above": (lambda f: edit(f, base_model_name_or_path="a/.."), REFUSED),
+    "a base with a line break": (lambda f: edit(f, base_model_name_or_path="us/base\nus/other"), REFUSED),
+    "a parameter that is a path": (lambda f: renamed_parameters(f, lambda name: f"../{name}"), REFUSED),
+    "a config that is a folder": (lambda f: folder_instead(f, CONFIG_FILE), REFUSED),
+    "a card that is a folder": (lambda f: folder_instead(f, CARD_FILE), IGNORED),
+    "a report that is a folder": (lambda f: folder_instead(f, REPORT_FILE), SHOWN),
+    "a self-test that is a folder": (lambda f: folder_instead(f, PROBES_FILE), SHOWN),
+    # claims
+    "a summary of another base": (lambda f: summary(f, base_model="us/famous"), SHOWN),
+    "a report of another base": (lambda f: in_field(f, base_model="us/famous"), SHOWN),
+    "points without end": (lambda f: points(f, 5000), SHOWN),
+    "rows of no kind": (lambda f: points(f, 3, row={"masked": [[["x"]]]}), SHOWN),
+    "a card whose head is a bomb": (lambda f: raw(f, CARD_FILE, bomb_card().encode()), IGNORED),
     # code
+    "a tokenizer beside": (tokenizer_beside, SHOWN),
+    "a config of code beside": (
+        lambda f: raw(f, "config.json", b'{"auto_map": {"AutoModel": "evil--x.Evil"}, "model_type": "evil"}'), SHOWN,
+    ),
     "pickles beside": (pickled, SHOWN),
     "pickles instead": (instead_of_weights, REFUSED),
     "a module beside": (lambda f: raw(f, "modeling_evil.py", b"import os"), SHOWN),
