@@ -184,6 +184,22 @@ def push(
     return push_direction(folder, repo_id, options, story)
 
 
+@command(app, "refresh")
+def refresh(
+    story: Story,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME of a published direction.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, if not main.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a card that was written or changed by hand.")
+    ] = False,
+) -> dict[str, Any]:
+    """Show on the card of a published direction what others have measured, once their reports are merged."""
+    from .refresh import refresh_published
+
+    return refresh_published(repo_id, revision, create_pr=create_pr, overwrite=overwrite, story=story)
+
+
 @command(collection_app, "collection")
 def add(
     story: Story,
