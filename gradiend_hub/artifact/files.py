@@ -44,6 +44,8 @@ ASSETS_FOLDER: Final = "assets"
 """Folder of the card's figures."""
 MOST_REPORT_BYTES: Final = 2**24
 """Largest report that is read."""
+MOST_PROBES_BYTES: Final = 2**20
+"""Largest self-test that is read."""
 MOST_REFERENCES_BYTES: Final = 2**26
 """Largest file of reference directions that is read."""
 MOST_CARD_BYTES: Final = 2**22

@@ -29,6 +29,7 @@ from .files import (
     GGUF_FILES,
     HTML_FILE,
     LORA_FILES,
+    MOST_PROBES_BYTES,
     MOST_REPORT_BYTES,
     PROBES_FILE,
     REFERENCES_FILE,
@@ -44,7 +45,6 @@ from .validation import NAME, parse_json, read_as, read_json, read_text
 __all__ = ["STRENGTHS", "TOLERANCES", "Probes", "content_digests", "renew_digests", "take_along"]
 
 STRENGTHS = (-1.0, 0.0, 1.0)
-MOST_BYTES = 2**20
 MOST_ROWS = 256
 MOST_DAMAGED_BYTES = 2**28
 Name = Annotated[str, NAME]
@@ -118,7 +118,9 @@ class Probes:
                 "`gradiend-hub evaluate`."
             )
         try:
-            head, *lines = [parse_json(line) for line in read_text(path, MOST_BYTES).removesuffix("\n").split("\n")]
+            head, *lines = [
+                parse_json(line) for line in read_text(path, MOST_PROBES_BYTES).removesuffix("\n").split("\n")
+            ]
             encodings = [line.pop("h") for line in lines if "h" in line]
             probes = read_as(cls, {**head, "rows": lines, "encodings": encodings}, PROBES_FILE)
             if len(lines) > MOST_ROWS or len(encodings) not in (0, len(lines)):

@@ -61,14 +61,8 @@ LONGEST_NAME = 1000
 
 _SHORT = reprlib.Repr()
 """Shows the beginning of a value: parts that are there many times over make a whole that fits into no memory."""
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlist, _SHORT.maxdict = (
-    4,
-    100,
-    100,
-    100,
-    20,
-    20,
-)
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxtuple = 3, 40, 40, 40
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 _NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "None"}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Final
 
 from huggingface_hub import CommitOperationAdd
@@ -24,6 +25,7 @@ from gradiend_hub.artifact.files import (
     EVAL_RESULTS_FOLDER,
     LORA_FOLDER,
     MOST_CARD_BYTES,
+    MOST_PROBES_BYTES,
     MOST_REPORT_BYTES,
     PROBES_FILE,
     REPORT_FILE,
@@ -53,8 +55,8 @@ consists of. Of any other one in the folder, nobody knows what is in it."""
 NOT_UPLOADED: Final = (".*", "*/.*", "checkpoint-*/*")
 """Never pushed: hidden files but `.eval_results`, and the checkpoints of a training run."""
 
-_MOST_PROBES: Final = 2**26
-"""Most bytes of a self-test that is pushed."""
+_READ_REPORT: Final = "gradiend_hub.evaluation.report:Report.load"
+"""Reads a report; a name, since reports are built upon this package."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ def _is_measured(folder: Path) -> bool:
         raise ArtifactError(f"{REPORT_FILE} cannot be read: {error}") from error
     if not (isinstance(report, dict) and "schema_version" in report and isinstance(report.get("splits"), dict)):
         raise ArtifactError(f"{REPORT_FILE} is no report: it has no schema_version or no splits")
+    if report["splits"]:
+        resolve_name(_READ_REPORT)(path)  # as everybody is going to read it
     return bool(report["splits"])
 
 
@@ -171,7 +175,7 @@ def _check_probes(folder: Path) -> None:
         return
     number = 1
     try:
-        for line in read_text(path, _MOST_PROBES).splitlines():
+        for line in read_text(path, MOST_PROBES_BYTES).splitlines():
             if line.strip() and not isinstance(parse_json(line), dict):
                 raise ValueError("it is no JSON object")
             number += 1

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from gradiend_hub.artifact.files import REPORTS_FOLDER
+from gradiend_hub.artifact.files import CONFIG_FILE, REPORTS_FOLDER
 from gradiend_hub.errors import ArtifactError, GradiendError, HubPushError
 
 from .local_files import LocalFile
@@ -115,7 +115,7 @@ class Push:
 
     def _with_measurements(self, part: Part) -> tuple[str, int] | None:
         """Card and number of reports of a direction whose repository has taken reports by others; else `None`."""
-        if self.repo_type != "model" or part.subfolder or not self.has_reports:
+        if not self.has_reports or part.subfolder or not (part.folder / CONFIG_FILE).is_file():
             return None
         commit = self._head_and_names(self.branch)[0]
         found: tuple[str, int] | None = resolve_name(_WITH_MEASUREMENTS)(
@@ -204,7 +204,7 @@ class Push:
             logger.warning(f"{self.repo_id} is called {found.id} now, and is pushed to by that name.")
             self.repo_id = found.id
         names = (row.rfilename for row in getattr(found, "siblings", None) or ())
-        self.has_reports = any(name.startswith(f"{REPORTS_FOLDER}/") for name in names)
+        self.has_reports = self.repo_type == "model" and any(name.startswith(f"{REPORTS_FOLDER}/") for name in names)
         return bool(found.private)
 
     def _create_branch(self) -> None:

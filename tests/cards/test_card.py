@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.artifact.files import CARD_FILE, WEIGHTS_FILE
+from gradiend_hub.artifact.names import is_revision
 from gradiend_hub.cards import filling
 from gradiend_hub.cards.card import render_card, write_card
 from gradiend_hub.cards.caveats import caveats
@@ -437,7 +438,8 @@ def hostile_folder(folder: Path, text: str) -> Path:
     """A saved direction in which every text of a stranger is `text`; a name with line breaks would be refused."""
     name = spelled_out(text)
     fillers = {name: [name, "w"], "second": [f"{name}2"]}
-    saved(folder, classes=[name, "second"], fillers=fillers, revision=name, base_model_name_or_path=f"/x/{name}")
+    revision = name if is_revision(name) else None
+    saved(folder, classes=[name, "second"], fillers=fillers, revision=revision, base_model_name_or_path=f"/x/{name}")
     report = full_report([name, "second"], fillers)
     report.scope = text
     report.versions = {name: name}

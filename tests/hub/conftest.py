@@ -50,7 +50,14 @@ FILES = {
     **_saved(),
     "assets/curve.png": random.Random(2).randbytes(2_000),
     "gradiend_probes.jsonl": b'{"text": "they"}\n',
-    "gradiend_report.json": b'{"schema_version": 1, "splits": {"test": {}}}',
+    "gradiend_report.json": json.dumps(
+        {
+            "schema_version": 1,
+            "feature_classes": ["3SG", "3PL"],
+            "base_model": "us/base",
+            "splits": {"test": {"encoder": None, "curve": [], "search": [], "scored": 0}},
+        }
+    ).encode(),
 }
 """A direction as far as the Hub is concerned: large and small, binary and text, in folders and not."""
 

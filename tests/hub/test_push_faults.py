@@ -168,7 +168,10 @@ LORA = '{"peft_type": "LORA", "r": 8, "target_modules": ["query"]}'
         (with_text("gradiend_report.json", '{"schema_version": 1, "splits": {}}'), "unmeasured"),
         (with_text("gradiend_report.json", "{"), "gradiend_report.json cannot be read"),
         (with_text("gradiend_report.json", "[]"), "gradiend_report.json is no report"),
+        (with_text("gradiend_report.json", '{"schema_version": 1, "splits": {"test": {}}}'), "no such field"),
+        (with_text("gradiend_report.json", '{"schema_version": 1, "schema_version": 1}'), "has the key .* twice"),
         (with_text("gradiend_probes.jsonl", '{"a": 1}\n{'), "gradiend_probes.jsonl cannot be read, line 2"),
+        (with_text("gradiend_probes.jsonl", " " * (2**20 + 1)), "has more than the 1,048,576 bytes that are read"),
     ],
 )
 def test_what_nobody_could_use_is_refused_before_any_request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def test_a_push_to_a_former_name_goes_to_the_present_one(
 ) -> None:
     publish_folder(direction_folder, repo_id)
     api.move_repo(repo_id, f"{repo_id}-2")
-    (direction_folder / REPORT_FILE).write_text('{"schema_version": 1, "splits": {"eval": {}}}')
+    report = json.loads((direction_folder / REPORT_FILE).read_text())
+    (direction_folder / REPORT_FILE).write_text(json.dumps(report | {"steps": 7}))
     commit = publish_folder(direction_folder, repo_id)
     assert f"{repo_id} is called {repo_id}-2 now" in caplog.text
     assert api.repo_info(f"{repo_id}-2").sha == commit.oid and api.repo_info(repo_id).id == f"{repo_id}-2"
