@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from gradiend_hub.errors import ConfigError, first_line
+from gradiend_hub.errors import ConfigError
 from gradiend_hub.printable import is_legible, is_printable, printable
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     "is_number",
     "one_of",
     "parse_json",
-    "parse_yaml",
     "read_as",
     "read_json",
     "read_text",
@@ -353,22 +352,6 @@ def parse_json(text: str, object_hook: Callable[[dict[str, Any]], Any] | None = 
         if not level:
             return value
     raise ValueError(f"it is nested too deeply: more than {DEEPEST} containers within each other")
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse a stranger's YAML without aliases: a few lines of these stand for more than any memory holds.
-
-    Raises:
-        ValueError: it is no such YAML.
-    """
-    import yaml  # which nobody needs who reads JSON
-
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it refers to parts of itself (*alias), which is not read")
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(first_line(error) if str(error) else "it is nested too deeply") from error
 
 
 def _object_of(pairs: list[tuple[str, Any]], object_hook: Callable[[dict[str, Any]], Any] | None) -> Any:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Final
 
 from gradiend_hub.artifact.fields import DirectionFields
 from gradiend_hub.artifact.files import EVAL_RESULTS_FOLDER, MOST_REPORT_BYTES, REPORTS_FOLDER, WEIGHTS_FILE, own_file
-from gradiend_hub.artifact.validation import NAME, parse_yaml, read_as, read_text
+from gradiend_hub.artifact.plain_yaml import parse_yaml
+from gradiend_hub.artifact.validation import NAME, read_as, read_text
 from gradiend_hub.errors import GradiendError, first_line
 from gradiend_hub.hub.contributions import Contribution, Contributions
 from gradiend_hub.hub.resolve import ResolvedRepo

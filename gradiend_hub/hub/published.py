@@ -15,7 +15,7 @@ from typing import Any, Final
 from huggingface_hub import ModelCard
 
 from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
-from gradiend_hub.artifact.validation import parse_yaml
+from gradiend_hub.artifact.plain_yaml import parse_yaml
 
 __all__ = [
     "BASE_PLACE",

@@ -43,7 +43,9 @@ def test_a_bomb_among_results_by_others(published: str) -> None:  # noqa: F811
     add(published, ".eval_results/merged.yaml", merged.encode())
     found = measured(published)
     assert found.results == [] and len(found.problems) == 2
-    assert all("refers to parts of itself" in problem for problem in found.problems)
+    assert all("its aliases (*name) stand for more than 100,000 values" in problem for problem in found.problems)
+    add(published, ".eval_results/itself.yaml", b"&a [*a]")
+    assert "nested too deeply" in " ".join(measured(published).problems)
 
 
 def test_a_card_that_is_a_bomb_is_neither_merged_nor_rendered(
