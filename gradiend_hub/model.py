@@ -14,7 +14,7 @@ from gradiend_hub.adapter.quantized import quantized_layers
 from gradiend_hub.adapter.tuner import check_name
 from gradiend_hub.artifact.config import GradiendConfig, Origin, check_strength
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.files import CONFIG_FILE, LORA_FILES, WEIGHTS_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, GGUF_FILES, LORA_FILES, WEIGHTS_FILE
 
 from .base_model import base_commit, base_name, check_base_model, described, load_recorded_base, require_plain
 from .errors import ArtifactNotFoundError, BaseModelError, ConfigError
@@ -314,7 +314,7 @@ class GradiendModel(StoredModel):
             )
         self._found[name].complete()
         if full:
-            self._found[name].complete(LORA_FILES)
+            self._found[name].complete([*LORA_FILES, *GGUF_FILES])
         return resolve_name(_SELF_TEST)(self, self._found[name].folder, full=full)
 
 

@@ -19,6 +19,7 @@ from gradiend_hub.artifact.files import (
     CARD_FILE,
     CONFIG_FILE,
     ENCODER_FILE,
+    GGUF_FILES,
     LORA_FILES,
     MOST_CARD_BYTES,
     MOST_PROBES_BYTES,
@@ -61,7 +62,7 @@ _MOST_OTHER_BYTES: Final = 2**26
 _MOST_FILES: Final = 1000
 """Files of a folder that are looked at."""
 _TENSORS: Final = (WEIGHTS_FILE, ENCODER_FILE, BASE_FILE)
-_LORAS: Final = tuple(name for name in LORA_FILES if name.endswith(WEIGHTS_FILE))
+_LORAS: Final = (*(name for name in LORA_FILES if name.endswith(WEIGHTS_FILE)), *GGUF_FILES)
 VECTOR_FILES: Final = frozenset((*_TENSORS, *_LORAS))
 """Files that grow with the base model; the configuration says how far."""
 _PER_PARAMETER: Final = 2**17
