@@ -316,8 +316,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a parameter that is a path": (lambda f: renamed_parameters(f, lambda name: f"../{name}"), REFUSED),
     "a config that is a folder": (lambda f: folder_instead(f, CONFIG_FILE), REFUSED),
     "a card that is a folder": (lambda f: folder_instead(f, CARD_FILE), IGNORED),
-    "a report that is a folder": (lambda f: folder_instead(f, REPORT_FILE), SHOWN),
-    "a self-test that is a folder": (lambda f: folder_instead(f, PROBES_FILE), SHOWN),
+    "a report that is a folder": (lambda f: folder_instead(f, REPORT_FILE), REFUSED),
+    "a self-test that is a folder": (lambda f: folder_instead(f, PROBES_FILE), REFUSED),
     # claims
     "a summary of another base": (lambda f: summary(f, base_model="us/famous"), SHOWN),
     "a report of another base": (lambda f: in_field(f, base_model="us/famous"), SHOWN),
@@ -351,6 +351,7 @@ def plain(masked_path: Path) -> Any:
 ELSEWHERE = (
     "an absolute base",
     "a base above",
+    "a base that is a folder above",
     "a base at an address",
     "code as class of the base",
 )
@@ -360,10 +361,12 @@ NOT_OF_PEFT = (
     "64 GiB of encoder",
     "an encoder cut short",
     "a link to itself",
+    "NaN as the encoder's bias",
+    "metadata without end",
     "a unit of 1e30",
     "a vector of other type",
 )
-"""Cases that plain PEFT applies: it reads no encoder, knows no measured band, and converts other types."""
+"""Cases that plain PEFT applies: it reads no encoder and no limits, knows no measured band, and converts other types."""
 
 OF_PEFT = (ValueError, TypeError, OSError, RuntimeError, SafetensorError, UserWarning)
 """Errors and warnings of PEFT's own reading of configuration and weights, which comes before ours."""
