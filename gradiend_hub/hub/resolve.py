@@ -16,7 +16,6 @@ from huggingface_hub import (
     get_token,
     is_offline_mode,
     snapshot_download,
-    try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -175,10 +174,10 @@ class _Source:
             ArtifactError: the configuration is larger than that, or the vectors are larger than it says.
         """
         place = f"{self.subfolder}/" if self.subfolder else ""
-        names = [place + name for name in dict.fromkeys((*required, *wanted, ENCODER_FILE))]
-        at: dict[str, Any] = {"cache_dir": self.cache_dir, "revision": commit}
-        if all(isinstance(try_to_load_from_cache(self.repo_id, name, **at), str) for name in names):
+        names = [place + name for name in dict.fromkeys((*required, *wanted))]
+        if self._is_cached(commit, names):
             return wanted
+        names.append(place + ENCODER_FILE)  # of version 0.1, which has the samples of the base model
         try:
             listed = listed_sizes(HfApi(token=self.token), self.repo_id, names, commit)
         except (*FAILURES, OSError):
@@ -192,6 +191,15 @@ class _Source:
         for name in large:
             logger.warning(f"{name} of {self.repo_id} has {sizes[name]:,} bytes, more than are read. It is left out.")
         return tuple(name for name in sizes if name not in large and any(fnmatch(name, one) for one in wanted))
+
+    def _is_cached(self, commit: str, names: list[str]) -> bool:
+        """Tell whether the cache has all of these files that there are at a commit."""
+        options: dict[str, Any] = {"cache_dir": self.cache_dir, "local_files_only": True, "allow_patterns": names}
+        try:
+            snapshot_download(self.repo_id, revision=commit, **options)
+        except (*FAILURES, OSError, ValueError):
+            return False
+        return not self.force_download
 
     def names(self, commit: str) -> list[str]:
         """Names of all files of the direction's folder in the repository; none while offline."""
