@@ -438,7 +438,7 @@ def hostile_folder(folder: Path, text: str) -> Path:
     """A saved direction in which every text of a stranger is `text`; a name with line breaks would be refused."""
     name = spelled_out(text)
     fillers = {name: [name, "w"], "second": [f"{name}2"]}
-    revision = name if is_revision(name) else None
+    revision = name if is_revision(name) else "main"
     saved(folder, classes=[name, "second"], fillers=fillers, revision=revision, base_model_name_or_path=f"/x/{name}")
     report = full_report([name, "second"], fillers)
     report.scope = text
