@@ -206,9 +206,15 @@ def unmeasured(report: Report) -> list[str]:
     for split in report.splits.values():
         for reason, part in _unmeasured_of(split):
             found[reason] += count_figures(part)
-    runs = "benchmarks: on their own data; gradiend-hub evaluate --benchmark measures them"
+    runs = "benchmarks: on their own data; gradiend-hub evaluate --bench measures them"
     found[runs] += count_figures(report.side_effects)
     found["time and energy: of the author's machine"] += count_figures([report.seconds, report.energy_kwh])
+    found["the training's log, and of runs that were compared: of the author's training"] += count_figures(
+        [report.history, report.seeds]
+    )
+    found["what similarities to other directions are judged by: of the author's training rows"] += count_figures(
+        report.references
+    )
     return [f"{count:,} figures of {reason}." for reason, count in found.items() if count]
 
 
@@ -236,6 +242,7 @@ def _unmeasured_of(split: SplitReport) -> Iterator[tuple[str, Any]]:
     for point in split.curve:
         yield texts, [point.nll, point.accuracy, point.quality, point.quality_low, point.kl, point.damage, point.slot]
         yield "intervals, which follow from all rows and their groups", point.intervals
+        yield "other readings of the rows at the strengths of the curve", point.readings
     yield "the search for the unit, and random directions", [split.search, split.control, split.control_norms]
     yield "decisions on inputs that the report does not hold", split.decisions
     if split.generation is not None:

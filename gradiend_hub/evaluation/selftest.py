@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,7 +98,8 @@ def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], 
 
 def _is_legible(record: dict[str, Any]) -> bool:
     """Tell whether a row can be read back as it is: no text of it gives orders to a terminal."""
-    return bool(legible_json(record) == record)
+    stored = json.loads(json.dumps(record))  # tuples become lists in a file
+    return bool(legible_json(stored) == stored)
 
 
 def _samples_digest(objective: Objective, rows: Sequence[Row]) -> str:

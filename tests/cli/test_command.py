@@ -60,7 +60,9 @@ class TestJson:
     def test_verify(self, run: Run, trained: Trained, tmp_path: Path) -> None:
         found = printed(run("verify", trained.folder, "--json"))
         assert found["passed"] is True and found["differ"] == 0
-        assert {"name": "base model", "claimed": "same", "found": "same", "passed": True} in found["checks"]
+        assert {"name": "base model", "claimed": "same", "found": "same", "passed": True, "figures": 1} in found[
+            "checks"
+        ]
         copy = shutil.copytree(trained.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*"))
         report = json.loads((copy / "gradiend_report.json").read_text())
         (copy / "gradiend_report.json").write_text(json.dumps(report | {"steps": 7}))

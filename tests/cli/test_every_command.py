@@ -134,6 +134,7 @@ SUCCEEDS: dict[str, list[str]] = {
     "init": ["OUT.yaml", "--model", "MODEL", "--words", "SG=he,she,it PL=they", "--text", "TEXT.txt"],
     "merge": ["DIRECTION", "OUT"],
     "push": ["DIRECTION", "alice/every-command-again", "--base-id", "alice/BASE"],
+    "refresh": ["alice/every-command"],
     "search": ["every-command"],
     "suite": ["SUITE.yaml"],
     "train": ["RECIPE.yaml", "--set", "args.output_dir=OUT", "--set", "args.max_steps=2"],

@@ -107,7 +107,9 @@ def test_names_hold_no_hidden_characters(run: Run, copy: Path, harm: str, where:
     else:
         edit(copy, REPORT_FILE, versions={"torch": bad})
     result = run("info", copy)
-    assert result.exit_code == 1 and re.search("expected a text (of one line|without control)", result.stderr)
+    assert result.exit_code == 1 and re.search(
+        "expected a (text (of one line|without control)|branch, tag or commit)", result.stderr
+    )
     assert_harmless(result.stdout + result.stderr)
 
 

@@ -77,7 +77,7 @@ def test_merged_reports_come_onto_the_card_by_one_command(api: HfApi, published:
         line for line in former if line.startswith("* All figures are the author's own.")
     ]
     assert summary_of(published)["others"] == 2
-    (row,) = [one for one in search_directions(token=TOKENS.alice) if one.repo_id == published]
+    (row,) = search_directions(published.partition("/")[2], token=TOKENS.alice)
     assert row.summary is not None and row.summary.others == 2
     assert len(api.list_repo_commits(published)) == count + 1
     again = refresh_card(published)
