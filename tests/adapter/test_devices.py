@@ -82,7 +82,7 @@ def test_offloaded_layers_are_refused(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # inductor's own use
 @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("load", ["merged", "unmerged"])
+@pytest.mark.parametrize("load", ["merged", pytest.param("unmerged", marks=pytest.mark.release)])
 def test_inductor(tmp_path: Path, load: str) -> None:
     """Compiled to machine code in one graph; a change of strength shows without a new compilation if merged."""
     base = build("llama")

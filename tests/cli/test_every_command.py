@@ -183,7 +183,8 @@ def test_every_command_is_seen_to_succeed() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in SUCCEEDS]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.release] if name in LONG else ()) for name in SUCCEEDS],
 )
 @pytest.mark.parametrize("option", ["--json", "--quiet"])
 def test_the_result_alone_is_on_standard_output(

@@ -40,7 +40,15 @@ def train(base: Any, folder: Path, classes: list[str], rows: Any, held_out: Any,
     """Train a closed form on two layers, measure and save it."""
     config = GradiendConfig(feature_classes=classes, scope=["*.layer.1.*", "*.layer.2.*"])
     args = arguments(
-        folder, **{"solver": "closed_form", "per_device_train_batch_size": 8, "max_steps": 24, "controls": 1, **options}
+        folder,
+        **{
+            "solver": "closed_form",
+            "per_device_train_batch_size": 8,
+            "max_steps": 24,
+            "controls": 1,
+            "quality_tokens": 100,
+            **options,
+        },
     )
     trainer = GradiendTrainer(
         base, config, args, train_dataset=rows, eval_dataset=held_out, neutral_dataset=neutral,

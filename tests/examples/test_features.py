@@ -128,6 +128,7 @@ def test_german_articles_by_rules(example: Any, capsys: Any, tmp_path: Path, mas
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_all_pairs_of_pronouns(example: Any, capsys: Any, tmp_path: Path, masked_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n".join(sentences("english_pronouns", 30)), encoding="utf-8")
     found = correlations(example("english_pronouns", capsys, "--text", str(tmp_path / "text.txt")))

@@ -25,7 +25,7 @@ def _trainer(base: Path, folder: Path, seed: int, rows: Any, neutral: Any) -> Gr
     )  # fmt: skip
 
 
-@pytest.fixture(params=["masked", "causal"])
+@pytest.fixture(params=["masked", pytest.param("causal", marks=pytest.mark.release)])
 def base(request: pytest.FixtureRequest, masked_path: Path, causal_path: Path) -> Path:
     return masked_path if request.param == "masked" else causal_path
 
