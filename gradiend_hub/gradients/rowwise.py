@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.artifact.storage import SIDECAR
 from gradiend_hub.objectives import Batch, Objective
 from gradiend_hub.scope import own_parameters, parameters_of
 
@@ -98,10 +99,9 @@ class RowReader:
 
     @staticmethod
     def _is_small(module: nn.Module, attributes: Mapping[str, str]) -> bool:
-        """Return whether a layer has vectors only, so that it can run once more along with them."""
-        return not any(True for _ in module.children()) and all(
-            parameter.ndim < 2 for parameter in module.parameters(recurse=False)
-        )
+        """Return whether a layer has vectors only, so that it can run once more along with them; side-cars are no layers."""
+        alone = all(name.startswith(SIDECAR) for name, _ in module.named_children())
+        return alone and all(parameter.ndim < 2 for parameter in module.parameters(recurse=False))
 
     def __enter__(self) -> RowReader:
         self._stack = ExitStack()

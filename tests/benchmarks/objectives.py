@@ -26,8 +26,8 @@ from transformers import PrinterCallback
 from transformers.utils import logging
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
+from gradiend_hub.evaluation import SplitReport, StrengthPoint
 from gradiend_hub.evaluation.damage import set_label
-from gradiend_hub.evaluation.records import SplitReport, StrengthPoint
 from tests.objectives.tagging import tagged, tagger_records, train_tagger
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -35,7 +35,9 @@ def cosine(one: Tensor, other: Tensor) -> float:
     return float(torch.cosine_similarity(one.double(), other.double(), dim=0))
 
 
-def test_learned_by_sketches(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+def test_learned_by_sketches(
+    masked_path: Path, pronouns: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nearly what whole class means are, resumed bit for bit, and saved by factors."""
     trainer = trained(masked_path, tmp_path / "through", pronouns, solver="closed_form", rank=8)
     assert isinstance(trainer.model, SketchSolver)
@@ -68,7 +70,9 @@ def test_learned_by_sketches(masked_path: Path, pronouns: Any, tmp_path: Path) -
     assert stored < 0.2 * 8 * whole(trainer.direction).numel()
     rows = list(pronouns["validation"].select(range(8)))
     mine = trainer._run.encode(trainer._best().solution, trainer._run.data.eval_rows[:8])[0]
+    capsys.readouterr()
     torch.testing.assert_close(loaded.encode(rows), mine, rtol=1e-3, atol=1e-3)
+    assert "one at a time" not in capsys.readouterr().err  # the side-cars of norms do not hide them
 
 
 @pytest.mark.parametrize("pair", [("factual", "diff"), ("diff", "diff"), ("alternative", "alternative")])
