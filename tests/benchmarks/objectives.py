@@ -142,11 +142,7 @@ def classifiers() -> Iterator[Job]:
         ("templates", "text_classification", example.sentences_label(None)),
         ("he / she", "text_concept", example.sentences_concept()),
     ):
-        arguments = {
-            "quality_floor": 0.9,
-            "goal": task.goal,
-            "decoder": "damage_aware" if task.neutral_train else "solver",
-        }
+        arguments = {"quality_floor": 0.9, "decoder": "damage_aware" if task.neutral_train else "solver"}
         yield Job(
             kind, EXAMPLES / "base_models" / task.model, data, task.classes, task.rows["train"], task.rows["test"],
             task.neutral, {}, {"source": task.source}, arguments, task.neutral_train,
