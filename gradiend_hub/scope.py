@@ -37,7 +37,7 @@ _packed_parameters: WeakKeyDictionary[nn.Module, dict[str, PackedParameter]] = W
 
 
 def packed_parameters(module: nn.Module) -> dict[str, PackedParameter]:
-    """What stands for parameters of a quantised linear layer, the same at each call; empty for every other module.
+    """Return stand-ins for the parameters of a quantised linear layer, the same at each call; empty for every other module.
 
     bitsandbytes and 8-bit floats keep a weight of one byte, GPTQ, AWQ and HQQ none under that name.
     """

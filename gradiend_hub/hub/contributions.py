@@ -134,7 +134,7 @@ class Contributions:
             return []
 
     def _present_id(self) -> str:
-        """What the repository is called now."""
+        """Ask the Hub for the repository's present name, which differs from the given one after a renaming."""
         return self.api.repo_info(self.repo_id).id
 
     def _authors(self) -> dict[str, str]:

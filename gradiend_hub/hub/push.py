@@ -192,8 +192,10 @@ class Push:
         return private
 
     def _find_repository(self) -> bool | None:
-        """Whether the repository is private; `None` if it does not exist. To create one under its former name would put an
-        empty one in the place of the redirection."""
+        """Return whether the repository is private; `None` if it does not exist.
+
+        To create one under its former name would put an empty one in the place of the redirection.
+        """
         if "/" not in self.repo_id:  # of the user's own namespace, as `create_repo` takes it
             return None
         try:

@@ -297,7 +297,7 @@ class TrainingRun:
 
     @cached_property
     def spared(self) -> tuple[Sequence[Any], list[Row], list[Sample]]:
-        """What decoders spare: neutral texts, rows with their own text, and the replies of a model with a chat template."""
+        """Texts that decoders are to spare: neutral ones, rows with their own text, and a chat model's replies."""
         texts, samples = self.data.fisher_texts, list[Sample]()
         if prompts := self.objective.chat_prompts(fitted=True):
             with evaluating(self.base_model), torch.inference_mode():

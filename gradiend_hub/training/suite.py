@@ -307,7 +307,7 @@ def _check(args: GradiendTrainingArguments, fields: Mapping[str, Any]) -> None:
 
 
 def _claimed(path: Path) -> dict[str, Any]:
-    """What a folder says of its suite; nothing where that cannot be read."""
+    """Read what a folder says of its suite; an empty dictionary where that cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -316,7 +316,7 @@ def _claimed(path: Path) -> dict[str, Any]:
 
 
 def _identity(base: nn.Module) -> str:
-    """What tells a base model from others: some of its weights."""
+    """Digest some weights of a base model, which tell it from others."""
     digest = hashlib.sha256()
     for name, values in sorted(Fingerprint.of(original_parameters(base)).samples.items()):
         digest.update(name.encode() + values.float().cpu().contiguous().numpy().tobytes())
