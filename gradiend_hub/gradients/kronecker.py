@@ -7,12 +7,14 @@ C ≈ Y·(ΩᵀY)⁺·Yᵀ (Nyström); what that misses is spread evenly. Of a v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.data import Row
 from gradiend_hub.objectives import Objective, Sample
 
@@ -23,6 +25,9 @@ __all__ = ["COLUMNS", "Curvature", "KroneckerFactors", "kronecker_factors"]
 
 COLUMNS = 64
 """Columns of the sketch of a side that is longer."""
+
+HARDLY = 1e-3
+"""Sensitivity, relative to the typical one, below which a parameter is one that text hardly uses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,14 @@ class Curvature:
         right = right.double()
         shrink = 1 / (self.values + floor) - 1 / floor
         return right / floor + self.vectors @ (shrink[:, None] * (self.vectors.T @ right))
+
+    def quadratic(self, right: Tensor) -> Tensor:
+        """Rᵀ·C·R of a matrix R [d, k], in fp64: [k, k]."""
+        right = right.double()
+        if not len(self.values):  # of one-hot vectors
+            return right.T @ (self.diagonal[:, None] * right)
+        within = self.vectors.T @ right
+        return within.T @ (self.values[:, None] * within) + self.rest * (right.T @ right)
 
     def solve_diagonal(self, right: Tensor, damping: float) -> Tensor:
         """The same with the diagonal of C alone."""
@@ -111,6 +124,51 @@ class KroneckerFactors:
     inputs: Mapping[str, Curvature]
     diagonals: Mapping[str, Tensor]
     bytes: int
+
+    def trusted(self) -> KroneckerFactors:
+        """Take what text hardly uses to be as sensitive as what is typical.
+
+        Of a parameter that no text reaches, such as an expert that it is not routed to, nothing is known; of the bias of an
+        attention's keys, which changes no output, the gradient is rounding noise. Divided by what was measured there, both
+        would have nearly all of an edit's norm.
+        """
+        diagonals = {name: values.mean() for name, values in self.diagonals.items()}
+        typical = _typical(diagonals.values())
+        return KroneckerFactors(
+            _trusted(self.outputs),
+            _trusted(self.inputs),
+            {
+                n: v if diagonals[n] >= HARDLY * typical else v.new_full((1,), typical)
+                for n, v in self.diagonals.items()
+            },
+            self.bytes,
+        )
+
+    def damage(self, parts: Mapping[str, Tensor | Factors]) -> float:
+        """Damage of an edit to second order, ½·Σ tr(Δᵀ S Δ A) + ½·Σ d²·F, in nats a token; 0 where nothing is known."""
+        found = 0.0
+        for name, part in parts.items():
+            if isinstance(part, Factors) and name in self.outputs:
+                both = self.outputs[name].quadratic(part.b) * self.inputs[name].quadratic(part.a.T)
+                found += 0.5 * float(both.sum())
+            elif isinstance(part, Tensor) and name in self.diagonals:
+                found += 0.5 * float((part.double().flatten().square() * self.diagonals[name]).sum())
+        return found
+
+
+def _typical(means: Iterable[float | Tensor]) -> float:
+    """The median of some means that are not 0; 1 without any."""
+    return float(np.median([mean for mean in map(float, means) if mean > 0] or [1.0]))
+
+
+def _trusted(sides: Mapping[str, Curvature]) -> dict[str, Curvature]:
+    typical = _typical(side.mean for side in sides.values())
+    found = dict(sides)
+    for name, side in sides.items():
+        if side.mean < HARDLY * typical:
+            flat = torch.full_like(side.diagonal, typical)
+            found[name] = Curvature(side.values[:0], side.vectors[:, :0], typical, typical, flat)
+    return found
 
 
 class _Sums:

@@ -7,7 +7,7 @@ dampings differ by model, by side and by sign, so they are chosen by measurement
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,9 @@ from gradiend_hub.evaluation.part import NotFiniteError
 from gradiend_hub.gradients import KroneckerFactors
 from gradiend_hub.solvers import ByParameter, Solution
 
-__all__ = ["Choice", "Damping", "Edits", "Outcome", "best_edits", "common_effect", "outcome", "preconditioned"]
+__all__ = [
+    "Choice", "Damping", "Edits", "Outcome", "best_edits", "common_effect", "estimate", "outcome", "preconditioned",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ def _part(name: str, part: Tensor | Factors, factors: KroneckerFactors, damping:
                 a = solve(a, value)
         return Factors(b.float(), a.T.float().contiguous())
     fisher = factors.diagonals.get(name)
-    if fisher is None:  # text does not use it
-        fisher = torch.zeros(1, dtype=torch.float64)
+    if fisher is None:  # text does not use it: as the others
+        means = [values.mean() for values in factors.diagonals.values()]
+        fisher = torch.stack(means).median().view(1) if means else torch.ones(1, dtype=torch.float64)
     mean, own = float(fisher.mean()), 0.0 if math.isinf(inputs) else inputs
     if isinstance(part, Factors):  # of which no factors are known
         return part * (1 / max(mean * (1 + own), 1e-38))
@@ -90,6 +93,9 @@ def _part(name: str, part: Tensor | Factors, factors: KroneckerFactors, damping:
 LADDER = (10.0, 1.0, 0.1)
 """Dampings of both sides that are compared first, as long as a smaller one is better."""
 
+PLAIN, NATURAL, ODD = "plain", "natural", "natural, one for both signs"
+"""What is compared in the end."""
+
 UNMEASURED = Damping(10.0, 10.0)
 """Where none can be compared."""
 
@@ -98,6 +104,12 @@ _CLOSE = 1.1
 """Ratio of two doses between which none is looked for."""
 _NEAR = 0.75
 """Share of the allowed damage that is near enough to it."""
+_AIM = (1 + _NEAR) / 2
+"""Share of the allowed damage that is looked for."""
+_REACH = 1.3
+"""Ratio of two doses from one of which the other's effect is estimated."""
+_POWER = 0.5
+"""Log-odds of an effect grow about with this power of the dose, where a single reading cannot tell: few rows move first."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +120,8 @@ class Outcome:
     dose: float
 
 
-Measure = Callable[["Edits", Sequence[int]], Mapping[int, Outcome]]
-"""Measures some signs (1, −1) of some edits."""
+Measure = Callable[["Edits", Mapping[int, "float | None"]], Mapping[int, Outcome]]
+"""Measures some signs (1, −1) of some edits, given a dose to begin with, if one is known."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,10 @@ class Edits:
             weight, bias = weight.to_rank(rank), bias.to_rank(rank)
         return replace(solution, decoder=weight, decoder_bias=bias)
 
+    def of_sign(self, sign: int) -> ByParameter:
+        """The edit of strength +1 or −1."""
+        return self.plus if sign > 0 else self.minus
+
     def preconditioned(self, factors: KroneckerFactors, damping: Damping) -> Edits:
         """Both divided by damped Kronecker factors."""
         return Edits(preconditioned(self.plus, factors, damping), preconditioned(self.minus, factors, damping))
@@ -153,14 +169,23 @@ class Choice:
         edits: each sign's own decoder, at its own best dose.
         common: the one damping that is best for both signs together, of those that both were measured at.
         effects: by damping and sign.
+        doses: at which neither sign damages too much, about, of the plain decoder, of these, and of the common one.
     """
 
     edits: Edits
     common: Damping
     effects: dict[str, float]
+    doses: dict[str, float]
 
 
-def best_edits(edits: Edits, factors: KroneckerFactors, measure: Measure | None, *, common: bool = True) -> Choice:
+def best_edits(
+    edits: Edits,
+    factors: KroneckerFactors,
+    measure: Measure | None,
+    plain: Mapping[int, Outcome] | None = None,
+    *,
+    common: bool = True,
+) -> Choice:
     """Choose each sign's decoder by measurement, the plain one among the candidates.
 
     First both sides are damped alike, less and less as long as that is better for a sign. Then each side is left as it is,
@@ -168,11 +193,16 @@ def best_edits(edits: Edits, factors: KroneckerFactors, measure: Measure | None,
 
     Args:
         measure: without it, `UNMEASURED` is the damping.
+        plain: what the edits themselves gave, where that is known.
         common: one damping for both signs is looked for, too, so that each is measured at both.
     """
     if measure is None:
-        return Choice(edits.preconditioned(factors, UNMEASURED), UNMEASURED, {})
+        return Choice(edits.preconditioned(factors, UNMEASURED), UNMEASURED, {}, {})
     found: dict[int, dict[Damping, Outcome]] = {1: {}, -1: {}}
+    levels: dict[int, float] = {}  # second-order damage at the dose that was allowed last: the next one's is near it
+
+    def note(sign: int, damping: Damping, outcome: Outcome, damage: float) -> None:
+        found[sign][damping], levels[sign] = outcome, outcome.dose**2 * damage
 
     def best(sign: int) -> Damping:
         return max(found[sign], key=lambda damping: found[sign][damping].effect)
@@ -180,10 +210,15 @@ def best_edits(edits: Edits, factors: KroneckerFactors, measure: Measure | None,
     def tried(damping: Damping, *signs: int) -> list[int]:
         """Measure a damping at some signs. Returns those of them for which it is the best one."""
         if missing := [sign for sign in signs if damping not in found[sign]]:
-            for sign, one in measure(edits.preconditioned(factors, damping), missing).items():
-                found[sign][damping] = one
+            candidate = edits.preconditioned(factors, damping)
+            damage = {sign: factors.damage(candidate.of_sign(sign).parts) for sign in missing}
+            starts = {s: math.sqrt(levels[s] / d) if d > 0 and s in levels else None for s, d in damage.items()}
+            for sign, one in measure(candidate, starts).items():
+                note(sign, damping, one, damage[sign])
         return [sign for sign in signs if best(sign) == damping]
 
+    for sign, one in (plain or {}).items():
+        note(sign, Damping(), one, factors.damage(edits.of_sign(sign).parts))
     going = tried(Damping(), 1, -1)
     for value in LADDER:
         better = tried(Damping(value, value), *going)
@@ -205,7 +240,9 @@ def best_edits(edits: Edits, factors: KroneckerFactors, measure: Measure | None,
     )
     shared = [damping for damping in found[1] if damping in found[-1]]
     effects = {f"{d} {side}": one.effect for s, side in ((1, "+"), (-1, "-")) for d, one in found[s].items()}
-    return Choice(both, max(shared, key=lambda d: found[1][d].effect + found[-1][d].effect), effects)
+    for_both = max(shared, key=lambda d: found[1][d].effect + found[-1][d].effect)
+    doses = {name: min(found[sign][d].dose for sign in (1, -1)) for name, d in ((PLAIN, Damping()), (ODD, for_both))}
+    return Choice(both, for_both, effects, {NATURAL: 1.0, **doses})
 
 
 def outcome(probe: StrengthProbe, sign: int, floor: float, start: float | None = None) -> Outcome:
@@ -226,28 +263,79 @@ def outcome(probe: StrengthProbe, sign: int, floor: float, start: float | None =
         low, high = (dose, high) if damage <= allowed else (low, dose)
         if (low and high / low < _CLOSE) or _NEAR * allowed <= damage <= allowed:
             break
-        aim = dose * math.sqrt((1 + _NEAR) / 2 * allowed / max(damage, allowed / 16))
+        aim = dose * math.sqrt(_AIM * allowed / max(damage, allowed / 16))
         inside = aim if low < aim < high else math.sqrt(low * high) if high < math.inf else 4 * dose
         dose = inside if low else min(inside, dose / 1.5)
     if not low:
-        raise EditError(
-            f"Even an edit of {dose / _first_dose(probe):.2g} ‖W‖/64 lowers the quality under {floor:.1%} of the base "
-            "model's. Train longer, use more data, or lower the floor."
-        )
-    effect = probe.summary(sign * low).effect(sign)
-    return Outcome(0.0 if effect is None else effect.mean, low)
+        raise _no_dose(probe, dose, floor)
+    return Outcome(_effect(probe, sign, low), low)
 
 
-def common_effect(probe: StrengthProbe, floor: float) -> float:
-    """Effect of both signs together at about the largest dose at which neither damages more than the floor allows.
+def estimate(probe: StrengthProbe, sign: int, floor: float, start: float | None = None) -> Outcome:
+    """Estimate what `outcome` finds, to compare candidates: from one reading near that dose, or from two or three.
+
+    Damage grows about as the square of the dose. The effect's log-odds grow with the power of the dose that two readings
+    tell, or with `_POWER`.
 
     Raises:
         EditError: even the smallest dose damages the model.
     """
-    dose = outcome(probe, 1, floor).dose
+    dose, allowed = start or _first_dose(probe), 1 - floor
+    before, read = _log_odds(_effect(probe, sign, 0.0)), list[tuple[float, float]]()
+    broken = math.inf
+    for _ in range(_MOST_DOSES):
+        damage = _damage(probe, sign * dose)
+        ratio = math.sqrt(_AIM * allowed / max(damage, allowed / 64))
+        if damage < math.inf:
+            read.append((dose, _log_odds(_effect(probe, sign, dose)) - before))
+            ratio = min(ratio, math.sqrt(broken / dose))  # halfway to where the model computes NaN
+        else:
+            broken = dose
+        if 1 / _REACH <= ratio <= _REACH:
+            break
+        dose *= max(ratio, 1 / 8)
+    else:
+        if damage > allowed:
+            raise _no_dose(probe, dose, floor)
+    power, (near, rise) = _POWER, read[-1]
+    ratio = min(ratio, 1.0) if broken < math.inf else ratio
+    other, less = read[-2] if len(read) > 1 else read[-1]
+    if other != near and rise * less > 0:
+        power = min(max(math.log(rise / less) / math.log(near / other), 0.0), 1.0)
+    return Outcome(1 / (1 + math.exp(-before - rise * ratio**power)), near * ratio)
+
+
+def common_effect(probe: StrengthProbe, floor: float, start: float | None = None) -> float:
+    """Effect of both signs together at about the largest dose at which neither damages more than the floor allows.
+
+    Args:
+        start: dose to begin with; default: ‖Δ‖ = ‖W‖/64.
+
+    Raises:
+        EditError: even the smallest dose damages the model.
+    """
+    dose = outcome(probe, 1, floor, start).dose
     if _damage(probe, -dose) > 1 - floor:
         dose = min(dose, outcome(probe, -1, floor, dose).dose)
     return probe.effect(probe.measure_dose(dose), probe.measure_dose(-dose))
+
+
+def _effect(probe: StrengthProbe, sign: int, dose: float) -> float:
+    """Effect of a dose of a sign; 0 without rows that could show it."""
+    effect = probe.summary(sign * dose).effect(sign)
+    return 0.0 if effect is None else effect.mean
+
+
+def _log_odds(share: float) -> float:
+    share = min(max(share, 1e-9), 1 - 1e-9)
+    return math.log(share / (1 - share))
+
+
+def _no_dose(probe: StrengthProbe, dose: float, floor: float) -> EditError:
+    return EditError(
+        f"Even an edit of {dose / _first_dose(probe):.2g} ‖W‖/64 lowers the quality under {floor:.1%} of the base model's. "
+        "Train longer, use more data, or lower the floor."
+    )
 
 
 def _first_dose(probe: StrengthProbe) -> float:

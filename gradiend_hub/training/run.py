@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ from gradiend_hub.solvers.base import LEVEL
 from .args import GradiendTrainingArguments
 from .data import CALIBRATION_ROWS, TrainingData
 from .decoders import best_damped, chosen_damping, cut_to_rank, numbers_at_rank, pruned, with_mean_decoder
-from .natural import Edits, Measure, Outcome, best_edits, common_effect, outcome, preconditioned
+from .natural import NATURAL, ODD, PLAIN, Edits, Outcome, best_edits, common_effect, estimate, preconditioned
 
 __all__ = ["Finished", "TrainingRun", "as_direction", "config_for"]
 
@@ -252,7 +252,7 @@ class TrainingRun:
             assert target_means is not None
             solution = with_mean_decoder(solution, target_means)
         by_bias: dict[str, float] = {}
-        if args.decoder in ("damage_aware", "natural") and self._compares:
+        if args.decoder == "damage_aware" and self._compares:
             with counted("measuring the bias"):
                 solution, by_bias = self.with_or_without_bias(solution)
         if args.decoder == "damage_aware":
@@ -273,7 +273,7 @@ class TrainingRun:
         if args.decoder == "natural":
             spared = self.spared
             with FactorReader(self.base_model, scope) as by_factors:
-                factors = kronecker_factors(by_factors, self.objective, *spared, seed=args.seed)
+                factors = kronecker_factors(by_factors, self.objective, *spared, seed=args.seed).trusted()
             with counted("measuring decoders"):
                 solution, effects = self._natural(solution, factors)
         if is_cut or scope is not self.scope:  # fewer coordinates make a smaller z
@@ -311,45 +311,54 @@ class TrainingRun:
 
     def with_or_without_bias(self, solution: Solution) -> tuple[Solution, dict[str, float]]:
         """Leave out the decoder's bias where that has more effect at the same damage: neither is better on every base."""
-        tried = {"with bias": solution, "without bias": replace(solution, decoder_bias=None)}
+        tried = _by_bias(solution)
         effects = {kind: self.effect(one, self.scope) for kind, one in tried.items()}
         return tried[max(effects, key=effects.__getitem__)], effects
 
     def _natural(self, solution: Solution, factors: KroneckerFactors) -> tuple[Solution, dict[str, float]]:
         """Choose decoders by measurement: each sign's own, or, without a bias, one for both, which makes one LoRA.
 
-        The plain one stays unless they have more effect at one common dose.
+        First, from which of the plain ones they are made, with its bias or without. The plain one stays unless they have
+        more effect at one common dose.
         """
-        measure = self._measure_of(solution)
-        is_odd = solution.decoder_bias is None
-        choice = best_edits(Edits.of(solution, self.config), factors, measure, common=is_odd)
-        tried = {"plain": solution, "natural": choice.edits.solution(solution, self.config, self.args.rank)}
-        if measure is None:
-            return tried["natural"], {}
+        if not self._compares:
+            edits = best_edits(Edits.of(solution, self.config), factors, None).edits
+            return edits.solution(solution, self.config, self.args.rank), {}
+        plain = self._plain(solution)
+        solution, known = max(plain.values(), key=lambda one: _sum(one[1]))
+        measure, is_odd = partial(self._measure, solution=solution), solution.decoder_bias is None
+        choice = best_edits(Edits.of(solution, self.config), factors, measure, known, common=is_odd)
+        tried = {PLAIN: solution, NATURAL: choice.edits.solution(solution, self.config, self.args.rank)}
         if is_odd:
             decoder = preconditioned(solution.decoder, factors, choice.common)
-            tried["natural, one for both signs"] = replace(solution, decoder=decoder)
-        both = {kind: self.effect(one, self.scope) for kind, one in tried.items()}
-        return tried[max(both, key=both.__getitem__)], choice.effects | both
+            tried[ODD] = replace(solution, decoder=decoder)
+        both = {kind: self.effect(one, self.scope, choice.doses[kind]) for kind, one in tried.items()}
+        by_bias = {kind: _sum(outcomes) for kind, (_, outcomes) in plain.items()}
+        return tried[max(both, key=both.__getitem__)], choice.effects | both | by_bias
 
-    def _measure_of(self, solution: Solution) -> Measure | None:
-        """Return what measures edits on some validation rows, each sign at the largest dose that it bears."""
-        if not self._compares:
-            return None
-        doses: dict[int, float] = {}
+    def _plain(self, solution: Solution) -> dict[str, tuple[Solution, Mapping[int, Outcome]]]:
+        """Measure a solution's decoder with its bias and without, each sign at the dose that it bears."""
+        found: dict[str, tuple[Solution, Mapping[int, Outcome]]] = {}
+        starts: dict[int, float | None] = {1: None, -1: None}
+        for kind, one in _by_bias(solution).items():
+            outcomes = self._measure(Edits.of(one, self.config), starts, one)
+            found[kind] = one, outcomes
+            starts = {sign: outcome.dose for sign, outcome in outcomes.items()}
+        return found
 
-        def measure(edits: Edits, signs: Sequence[int]) -> dict[int, Outcome]:
-            with self._probing(edits.solution(solution, self.config), self.scope) as probe:
-                found = {s: outcome(probe, s, self.args.quality_floor, doses.get(s)) for s in signs}
-            doses.update({sign: one.dose for sign, one in found.items()})
-            return found
+    def _measure(self, edits: Edits, starts: Mapping[int, float | None], solution: Solution) -> dict[int, Outcome]:
+        """Estimate what edits do on some validation rows, each sign at about the largest dose that it bears."""
+        with self._probing(edits.solution(solution, self.config), self.scope) as probe:
+            return {sign: estimate(probe, sign, self.args.quality_floor, start) for sign, start in starts.items()}
 
-        return measure
+    def effect(self, solution: Solution, scope: Scope, start: float | None = None) -> float:
+        """Measure a solution's effect on some validation rows at about the largest dose that every damage set bears.
 
-    def effect(self, solution: Solution, scope: Scope) -> float:
-        """Measure a solution's effect on some validation rows at about the largest dose that every damage set bears."""
+        Args:
+            start: dose to begin with.
+        """
         with self._probing(solution, scope) as probe:
-            return common_effect(probe, self.args.quality_floor)
+            return common_effect(probe, self.args.quality_floor, start)
 
     @contextmanager
     def _probing(self, solution: Solution, scope: Scope) -> Iterator[StrengthProbe]:
@@ -373,3 +382,11 @@ class TrainingRun:
     def _probes(self) -> list[StrengthProbe]:
         """The probe that decoders are compared with, once there is one."""
         return []
+
+
+def _by_bias(solution: Solution) -> dict[str, Solution]:
+    return {"with bias": solution, "without bias": replace(solution, decoder_bias=None)}
+
+
+def _sum(outcomes: Mapping[int, Outcome]) -> float:
+    return sum(one.effect for one in outcomes.values())

@@ -1,6 +1,6 @@
 """Damage by where it is read: neutral text, the rows' own text, another source; and effects where all of it is held.
 
-    python -m tests.benchmarks.bench_damage [--features N] [--rows N] [--texts N] [--tokens N] [--steps N] [--damping X]
+    python -m tests.benchmarks.bench_damage [--features A,B] [--rows N] [--texts N] [--tokens N] [--steps N] [--damping X]
         [--decoders A,B] [--forms dense,1 %,rank 8] [--bias with,without] [BASE] ...
 
 Decoders of one stream of gradients, `autoencoder`, `mean`, `diagonal` (the mean's, divided by the Fisher information of
@@ -62,6 +62,7 @@ OWN_TOKENS = 1000
 PROMPTS = 3
 
 DECODERS = ("autoencoder", "mean", "diagonal", "natural")
+FEATURES = ("number", "gender", "sentiment")
 FORMS = ("dense", "1 %", "rank 8")
 BIASES = ("chosen", "with", "without")
 RANK = 8
@@ -229,18 +230,20 @@ def learned(
 
 
 def bench_base(
-    name: str, folder: Path, progress: Callable[[str], None], *, count: int = 2, rows: int = 40, texts: int = 120,
-    tokens: int = SCORED_TOKENS, damping: float | None = None,
+    name: str, folder: Path, progress: Callable[[str], None], *, wanted: Collection[str] = FEATURES[:2], rows: int = 40,
+    texts: int = 120, tokens: int = SCORED_TOKENS, damping: float | None = None,
     decoders: Sequence[str] = ("autoencoder", "mean", "diagonal"), forms: Sequence[str] = ("dense",),
     biases: Sequence[str] = ("chosen",),
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Records of the first `count` features on one base model."""
+    """Records of the features of these names on one base model."""
     neutral = read_jsonl(EXAMPLES / "data" / "pronouns" / "neutral.jsonl")
     early, late = ([r["text"] for r in neutral if r["split"] == split] for split in ("validation", "test"))
     laboratory = Laboratory.of(folder, spread(late, texts), rows)
     others = spread(_other_text(), texts)
     records: list[dict[str, Any]] = []
-    for feature in islice(features(laboratory.objective), count):
+    for feature in features(laboratory.objective):
+        if feature.name not in wanted:
+            continue
         start = time.process_time()
         known = learned(laboratory, feature, early, texts, tokens, damping, _solvers(decoders, forms), progress)
         stream, bench = time.process_time() - start, Bench(laboratory, feature, others, tokens)
@@ -284,7 +287,9 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     bases = {name: folder for name, folder in MODELS.items() if folder.is_dir() and not (quick and name == "minilm")}
     lines = []
     for name, folder in bases.items():
-        for r in bench_base(name, folder, lambda text: None, count=1 if quick else 2, rows=20 if quick else 40):
+        for r in bench_base(
+            name, folder, lambda text: None, wanted=FEATURES[: 1 if quick else 2], rows=20 if quick else 40
+        ):
             note = f"{r['feature']}, {r['decoder']}; 'neutral' holds neutral text alone"
             for rule, of in r["rules"].items():
                 lines.append(
@@ -303,7 +308,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bases", nargs="*", default=list(MODELS), help="masked, causal, or folders of base models")
-    parser.add_argument("--features", type=int, default=2, help="of number and gender, the first so many")
+    parser.add_argument("--features", default="number,gender", help=f"of {', '.join(FEATURES)}")
     parser.add_argument("--rows", type=int, default=40, help="test rows of each class")
     parser.add_argument("--texts", type=int, default=120, help="texts of each set")
     parser.add_argument("--tokens", type=int, default=SCORED_TOKENS, help="scored tokens of each set, about")
@@ -320,7 +325,7 @@ if __name__ == "__main__":
         found = bench_base(
             Path(base_name).name, MODELS.get(base_name, Path(base_name)),
             lambda text: print(text, file=sys.stderr, flush=True),
-            count=options.features, rows=options.rows, texts=options.texts, tokens=options.tokens,
+            wanted=options.features.split(","), rows=options.rows, texts=options.texts, tokens=options.tokens,
             damping=options.damping, decoders=options.decoders.split(","),
             forms=options.forms.split(","), biases=options.bias.split(","),
         )  # fmt: skip

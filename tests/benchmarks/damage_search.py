@@ -13,7 +13,7 @@ __all__ = ["ALLOWED", "Held", "Side", "rise"]
 ALLOWED = 0.01
 """Damage: relative rise of a negative log-likelihood."""
 
-READINGS = 7
+READINGS = 9
 """Most doses of each sign and rule that are tried."""
 
 
@@ -69,8 +69,10 @@ class Side:
                 high = (dose, damage)
             if best is not None and low[1] > 0.97 * ALLOWED:
                 break
-            if best is None or high[0] == math.inf:
-                dose *= min(max(math.sqrt(0.985 * ALLOWED / max(damage, 1e-6)), 0.2), 4.0)
+            if best is None:  # damage that grows with less than the square would be approached for ever
+                dose *= min(max(math.sqrt(0.985 * ALLOWED / damage), 0.2), 0.7)
+            elif high[0] == math.inf:
+                dose *= min(math.sqrt(0.985 * ALLOWED / max(damage, 1e-6)), 4.0)
             elif low[1] > 0:
                 power = math.log(high[1] / low[1]) / math.log(high[0] / low[0])
                 dose = low[0] * (0.985 * ALLOWED / low[1]) ** (1 / power)

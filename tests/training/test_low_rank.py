@@ -16,9 +16,8 @@ from gradiend_hub import Direction, GradiendConfig, GradiendModel
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.evaluation import Report
-from gradiend_hub.gradients import Scope
 from gradiend_hub.solvers import SketchSolver, Solution
-from gradiend_hub.training.natural import Outcome
+from gradiend_hub.training.natural import Edits, Outcome
 from gradiend_hub.training.run import TrainingRun
 from tests.training.support import arguments, trainer_of
 from tests.training.test_solvers import correlation, trained
@@ -313,12 +312,14 @@ def test_the_bias_stays_where_it_has_more_effect(
 ) -> None:
     """Without it, the edit at −1 is minus that at 1, and one LoRA holds both signs."""
 
-    def effect(run: TrainingRun, solution: Solution, scope: Scope) -> float:
+    def measure(run: TrainingRun, edits: Edits, starts: Mapping[int, Any], solution: Solution) -> dict[int, Outcome]:
+        return {sign: Outcome(0.1 + 0.5 * effect(run, solution), 1.0) for sign in starts}  # whatever the damping
+
+    def effect(run: TrainingRun, solution: Solution, *_: Any) -> float:
         return float((solution.decoder_bias is None) == (better == "without"))
 
     monkeypatch.setattr(TrainingRun, "effect", effect)
-    equal = {sign: Outcome(0.1, 1.0) for sign in (1, -1)}  # the dampings are not what this is about
-    monkeypatch.setattr(TrainingRun, "_measure_of", lambda run, solution: lambda *_: equal)
+    monkeypatch.setattr(TrainingRun, "_measure", measure)
     trainer = trainer_of(
         masked_path, tmp_path, pronouns, neutral, layers="3",
         args=arguments(tmp_path, max_steps=4, solver="closed_form", rank=4, decoder="natural", controls=0),

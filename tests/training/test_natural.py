@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,8 +19,18 @@ from gradiend_hub.errors import EditError
 from gradiend_hub.evaluation.part import NotFiniteError
 from gradiend_hub.gradients import Curvature, KroneckerFactors
 from gradiend_hub.solvers import ByParameter, Solution
-from gradiend_hub.training.natural import Damping, Edits, Outcome, best_edits, common_effect, outcome, preconditioned
+from gradiend_hub.training.natural import (
+    Damping,
+    Edits,
+    Outcome,
+    best_edits,
+    common_effect,
+    estimate,
+    outcome,
+    preconditioned,
+)
 
+Starts = Mapping[int, float | None]
 ROWS, COLUMNS, LENGTH = 6, 9, 5
 
 
@@ -129,7 +139,7 @@ def test_each_sign_gets_what_is_best_for_it(common: bool) -> None:
     effects = {(Damping(10.0, 10.0), 1): 0.6, (Damping(1.0, 1.0), 1): 0.9, (Damping(inputs=10.0), -1): 0.8}
     known = {whole(edits.preconditioned(FACTORS, d).plus).double().sum().item(): d for d in _candidates()}
 
-    def measure(candidate: Edits, signs: Sequence[int]) -> Mapping[int, Outcome]:
+    def measure(candidate: Edits, signs: Starts) -> Mapping[int, Outcome]:
         damping = known[whole(candidate.plus).double().sum().item()]
         asked.append((damping, *signs))
         return {sign: Outcome(effects.get((damping, sign), 0.5), 2.0 if sign > 0 else 4.0) for sign in signs}
@@ -163,13 +173,56 @@ def test_the_plain_decoder_stays_where_nothing_is_better() -> None:
     edits = Edits(vector(40), vector(50))
     seen: list[int] = []
 
-    def measure(_: Edits, signs: Sequence[int]) -> Mapping[int, Outcome]:
+    def measure(_: Edits, signs: Starts) -> Mapping[int, Outcome]:
         seen.append(len(seen))
         return {sign: Outcome(1.0 - 0.01 * len(seen), 1.0) for sign in signs}
 
     found = best_edits(edits, FACTORS, measure).edits
     assert torch.equal(whole(found.plus), whole(edits.plus))
     assert torch.equal(whole(found.minus), whole(edits.minus))
+
+
+def test_what_is_known_is_not_measured_again_and_doses_begin_where_damage_is_expected() -> None:
+    edits, asked = Edits(vector(40), vector(50)), []
+
+    def measure(candidate: Edits, starts: Starts) -> Mapping[int, Outcome]:
+        asked.append((candidate, dict(starts)))
+        return {sign: Outcome(0.5, 2.0) for sign in starts}
+
+    plain = {1: Outcome(0.6, 0.3), -1: Outcome(0.6, 0.7)}
+    choice = best_edits(edits, FACTORS, measure, plain)
+    assert choice.effects["plain +"] == 0.6 and choice.doses == {
+        "plain": 0.3, "natural": 1.0, "natural, one for both signs": 0.3,
+    }  # fmt: skip
+    first, starts = asked[0]
+    for sign, of in ((1, "plus"), (-1, "minus")):  # ½·dᵀ(S ⊗ A)d is the same as at the plain one's dose
+        before, now = (_second_order(getattr(one, of)) for one in (edits, first))
+        assert starts[sign] is not None and starts[sign] ** 2 * now == pytest.approx(plain[sign].dose ** 2 * before)
+    assert all(s is not None for _, one in asked for s in one.values())
+
+
+def _second_order(of: ByParameter) -> float:
+    matrix = of.parts["matrix"].dense().double()  # type: ignore[operator]
+    of_matrix = torch.einsum("ij,ik,kl,jl->", matrix, S, matrix, A)
+    return 0.5 * float(of_matrix + (of.parts["vector"].double().square() * F).sum())  # type: ignore[union-attr]
+
+
+def test_what_text_hardly_uses_does_not_get_the_edit() -> None:
+    """A parameter whose measured sensitivity is rounding noise, or of which none was measured, is taken as a typical one."""
+    noise = {"keys": torch.full((LENGTH,), 1e-17, dtype=torch.float64)}
+    sides = {n: curvature(S * scale) for n, scale in (("matrix", 1.0), ("second", 2.0), ("unused", 1e-12))}
+    columns = {n: curvature(A) for n in sides}
+    raw = KroneckerFactors(sides, columns, {"vector": F, **noise}, 0)
+    parts = {n: Factors(random(ROWS, 2, seed=i), random(2, COLUMNS, seed=i + 1)) for i, n in enumerate(sides)}
+    given = ByParameter({**parts, "vector": random(LENGTH, seed=7), "keys": 1e-9 * random(LENGTH, seed=8)})
+    found, unsafe = (preconditioned(given, of, Damping(10.0, 10.0)) for of in (raw.trusted(), raw))
+    share = {n: float(part.norm() if isinstance(part, Tensor) else part.dense().norm()) / given.norm()
+             for n, part in found.parts.items()}  # fmt: skip
+    assert share["keys"] < 1e-6 and 0.1 < share["unused"] / share["matrix"] < 10
+    assert float(unsafe.parts["matrix"].dense().norm()) / given.norm() < 1e-6  # type: ignore[operator]
+    same = KroneckerFactors({"matrix": sides["matrix"]}, {"matrix": columns["matrix"]}, {"vector": F}, 0)
+    assert torch.equal(whole(preconditioned(vector(1), same.trusted(), Damping(1.0, 1.0))),
+                       whole(preconditioned(vector(1), same, Damping(1.0, 1.0))))  # fmt: skip
 
 
 def test_without_a_measurement() -> None:
@@ -236,3 +289,30 @@ def test_both_signs_are_measured_at_a_dose_that_both_bear(minus: float) -> None:
 def test_no_dose_is_safe() -> None:
     with pytest.raises(EditError, match="lowers the quality under 99"):
         outcome(Probe(math.inf), 1, 0.99)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("power", [0.4, 1.0])
+@pytest.mark.parametrize("start", [None, 0.02, 0.9, 30.0])
+def test_an_estimate_is_near_what_the_search_finds(start: float | None, power: float) -> None:
+    """Damage 0.01·dose², log-odds of the effect rising by dose^power from −2: at 87.5 % of the damage, dose .935."""
+    probe: Any = Probe(0.01)
+    read = probe.summary
+
+    def summary(dose: float) -> Any:
+        found = read(dose)
+        chance = 1 / (1 + math.exp(2 - abs(dose) ** power))
+        found.effect = lambda _sign: SimpleNamespace(mean=chance)
+        return found
+
+    probe.summary = summary
+    found = estimate(probe, 1, 0.99, start)
+    assert found.dose == pytest.approx(math.sqrt(0.875))
+    assert found.effect == pytest.approx(1 / (1 + math.exp(2 - found.dose**power)), abs=0.01)
+    assert len({dose for dose in probe.asked if dose}) <= (3 if start in (None, 0.9) else 4)
+
+
+def test_an_estimate_below_what_the_model_cannot_compute_and_where_no_dose_is_safe() -> None:
+    probe: Any = Probe(1e-6, broken_from=3.0)
+    assert 1.5 < estimate(probe, 1, 0.99).dose < 3.0
+    with pytest.raises(EditError, match="lowers the quality under 99"):
+        estimate(Probe(math.inf), 1, 0.99)  # type: ignore[arg-type]
