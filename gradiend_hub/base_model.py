@@ -153,7 +153,7 @@ def _cached_commit(name: str, revision: str | None = None, cache_dir: str | Path
 
 def _has_weights_of(folder: Path, model: nn.Module, tensors: int = 16, rows: int = 64) -> bool:
     """Return whether the safetensors files in a folder hold the model's values, as far as some rows of some tensors tell."""
-    own, compared = model.state_dict(), 0
+    own, compared = original_parameters(model), 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             names = [name for name in stored.keys() if name in own]  # noqa: SIM118 - no dictionary

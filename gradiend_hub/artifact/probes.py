@@ -83,6 +83,7 @@ class Probes:
         reads: "input": encodings are positive where the factual output is of the first class; "source" (version 0.1): where
             the output that gives the source gradient is.
         samples_sha256: digest of the rows as the base model reads them, tokens and slots.
+        quantization: method and bits of the base model's quantised layers, if it had any.
     """
 
     sha256: dict[Name, Name]
@@ -92,6 +93,7 @@ class Probes:
     encodings: list[float] = field(default_factory=list)
     reads: Name = "source"
     samples_sha256: Name | None = None
+    quantization: Name | None = None
     schema_version: int = SCHEMA_VERSION
 
     def save(self, folder: Path) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from gradiend_hub.artifact.fingerprint import BaseModelRelation
 from gradiend_hub.artifact.probes import STRENGTHS, TOLERANCES, Probes, content_digests
 from gradiend_hub.base_model import original_parameters
@@ -19,6 +21,7 @@ from gradiend_hub.errors import ArtifactError, DataError
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, make_objective
 from gradiend_hub.printable import legible_json, printable
+from gradiend_hub.scope import packed_parameters
 
 from .claims import check_summary, measured_again
 from .plausibility import count_figures, implausible
@@ -86,11 +89,12 @@ def write_probes(folder: str | Path, model: GradiendModel, rows: Sequence[Row], 
     encodings, probability = _measure(model, chosen, objective)
     probes = Probes(
         content_digests(Path(folder)),
-        _dtype(model),
+        _dtype(model.get_base_model()),
         probability,
         [objective.record(row) for row in chosen],
         encodings,
         reads="input",
+        quantization=_quantization(model.get_base_model()),
         samples_sha256=_samples_digest(objective, chosen),
     )
     probes.save(Path(folder))
@@ -122,10 +126,24 @@ def _measure(
     return encodings, {str(strength): probe.measure(strength).probability for strength in STRENGTHS}
 
 
-def _dtype(model: GradiendModel) -> str:
-    """The coarsest type of the base model's weights in which the direction works."""
-    names = {str(p.dtype).removeprefix("torch.") for p in model.get_base_model().parameters()}
+def _dtype(base: nn.Module) -> str:
+    """The coarsest type of the base model's weights in which the direction works. Kernels of quantised layers compute in 16
+    bits or less: others of the same layer, on another kind of CPU or on an accelerator, give what other roundings give."""
+    names = {str(p.dtype).removeprefix("torch.") for p in base.parameters()}
+    if _quantization(base) is not None:
+        names.add("bfloat16")
     return max(names & TOLERANCES.keys(), key=lambda name: TOLERANCES[name], default="float32")
+
+
+def _quantization(base: nn.Module) -> str | None:
+    """Method and bits of a base model's quantised layers; `None` if there are none."""
+    if not any(map(packed_parameters, base.modules())):
+        return None
+    config = getattr(getattr(base, "config", None), "quantization_config", None) or {}
+    fields = config if isinstance(config, dict) else config.to_dict()
+    bits = 4 if fields.get("load_in_4bit") else 8 if fields.get("load_in_8bit") else fields.get("bits")
+    method = fields.get("quant_method") or "quantised"
+    return str(getattr(method, "value", method)) + (f", {bits} bits" if bits else "")
 
 
 def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> Verification:
@@ -158,10 +176,14 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
         same = relation in (BaseModelRelation.SAME, BaseModelRelation.ROUNDED)
         checks.append(Check("base model", "same", relation.value, same))
 
-    base, dtype = model.get_base_model(), _dtype(model)
+    base = model.get_base_model()
+    dtype, quantization = _dtype(base), _quantization(base)
     # never what the self-test asks for; that the decoder is stored in the type of the config was checked in loading it
     tolerance = max(TOLERANCES[dtype], TOLERANCES[model.active_peft_config.dtype])
-    if probes.dtype != dtype:
+    if probes.quantization != quantization:
+        claimed, form = probes.quantization or "not quantised", quantization or "not quantised"
+        checks.append(Check("form of the weights", claimed, form, probes.quantization is None))
+    elif probes.dtype != dtype:
         finer = TOLERANCES[probes.dtype] <= TOLERANCES[dtype]
         checks.append(Check("weights (see --dtype)", probes.dtype, dtype, finer))
     config = model.active_peft_config
@@ -180,9 +202,8 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
     # the self-tests of version 0.1 hold values by the output that gives the source gradient
     sign = reading_sign(model.active_peft_config.source) if probes.reads == "source" else 1
     for row, value, found in zip(rows, probes.encodings, encodings, strict=bool(probes.encodings)):
-        claimed = sign * value
         name = f"h: {printable(objective.show(row))}"
-        checks.append(compared(name, claimed, found, tolerance))
+        checks.append(compared(name, sign * value, found, tolerance))
     for strength, by_class in probes.probability.items():
         for of, wanted in by_class.items():
             for name, value in wanted.items():

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 logger = logging.getLogger(__name__)
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 def frozen(model: nn.Module) -> Iterator[None]:
     """Inside, no dropout is active, nothing is cached for generation, and no parameter requires or has a gradient.
 
-    4-bit layers of bitsandbytes compute with a graph. Layers with gradient checkpointing enabled are recomputed as in
-    training. Afterwards the model is as it was.
+    4-bit layers of bitsandbytes compute with a graph (`in_storage_order`). Layers with gradient checkpointing enabled are
+    recomputed as in training. Afterwards the model is as it was.
     """
     modes = {module: module.training for module in model.modules()}
     required = {p: p.requires_grad for p in model.parameters()}
@@ -30,16 +30,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
         config.use_cache = False
     model.eval()
     checkpointing = checkpoint_without_dropout(model)
-    reordered = in_storage_order(model)
     for parameter in required:
         parameter.requires_grad_(False)
         parameter.grad = None  # what a user had accumulated there is neither read nor lost
     try:
-        yield
+        with in_storage_order(model):
+            yield
     finally:
         layer: Any
-        for layer in reordered:
-            layer.support_avx512bf16_for_cpu = True
         for layer, function in checkpointing.items():
             layer._gradient_checkpointing_func = function
         for parameter, was in required.items():
@@ -51,19 +49,33 @@ def frozen(model: nn.Module) -> Iterator[None]:
             config.use_cache = use_cache
 
 
-def in_storage_order(model: nn.Module) -> list[nn.Module]:
-    """Let the 4-bit layers of bitsandbytes (0.50) compute with their weights as they are stored.
+@contextmanager
+def in_storage_order(model: nn.Module) -> Iterator[None]:
+    """Inside, the 4-bit layers of bitsandbytes (0.50) compute with their weights as they are stored.
 
-    In inference on CPUs of some kind, they reorder them at the first forward pass for a kernel that knows no gradients.
-
-    Returns:
-        The layers that would, whose `support_avx512bf16_for_cpu` is to be put back.
+    In inference on CPUs of some kind, they reorder them at the first forward pass for a kernel that knows no gradients,
+    and round the scales of their blocks to bf16. Their own way back, which a checkpoint takes, leaves scales that are not
+    quantised themselves in the kernel's order, so these are put right here. Afterwards all is as it was, to the bit.
     """
-    layers = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    layers: list[Any] = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    reordered: list[tuple[Any, Tensor, dict[str, Any]]] = []
     for layer in layers:
-        layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-        layer.state_dict()  # undoes the reordering, as a checkpoint needs it
-    return layers
+        layer.support_avx512bf16_for_cpu = False
+        state: Any = getattr(layer.weight, "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            reordered.append((layer.weight, layer.weight.data, vars(state).copy()))
+            scales = state.absmax.T.flatten().float()  # [columns / block, rows] → by rows
+            layer.state_dict()  # undoes the reordering
+            state.absmax, state.nested = scales, False
+    try:
+        yield
+    finally:
+        for weight, packed, fields in reordered:
+            weight.data = packed
+            vars(weight.quant_state).clear()
+            vars(weight.quant_state).update(fields)
+        for layer in layers:
+            layer.support_avx512bf16_for_cpu = True
 
 
 def checkpoint_without_dropout(model: nn.Module) -> dict[nn.Module, Any]:

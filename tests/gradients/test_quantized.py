@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import BaseModelError, ConfigError
 from gradiend_hub.gradients import GradientReader, Scope, Tangent, directional_derivatives, select_parameters
+from gradiend_hub.gradients.frozen import frozen
 from tests.adapter.test_quantized import KINDS, QuantLinear, quantize
 from tests.gradients.test_directional import LENGTHS, SLOTS, by_backward
 from tests.gradients.test_factors import autograd, loss_of, summed
@@ -69,3 +72,69 @@ def test_kernels_without_a_backward_pass_are_refused() -> None:
     with pytest.raises(BaseModelError, match="InferenceOnly computes no gradient of its input"):
         summed(packed, scope, loss_of(packed, "bert"))
     assert all(isinstance(module, nn.Module) and not module._forward_hooks for module in packed.modules())
+
+
+class KernelOrder(nn.Linear):
+    """As bitsandbytes' 4 bits on some CPUs: inference reorders it, and a checkpoint undoes that but for the scales."""
+
+    support_avx512bf16_for_cpu = True
+
+    def __init__(self, rows: int, columns: int, block: int = 16) -> None:
+        super().__init__(columns, rows, bias=False)
+        codes = torch.randint(1, 16, (rows, columns), dtype=torch.uint8)
+        self.weight: Any = nn.Parameter(codes, requires_grad=False)
+        scales = torch.rand(rows * columns // block)
+        self.weight.quant_state = SimpleNamespace(absmax=scales, nested=False, packing_format_for_cpu=False)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        if self.weight.quant_state.packing_format_for_cpu:
+            self.weight.data, self.weight.quant_state.packing_format_for_cpu = self.weight.data.T.contiguous(), False
+        super()._save_to_state_dict(*args)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As a linear layer."""
+        state = self.weight.quant_state
+        if self.support_avx512bf16_for_cpu and not x.requires_grad and not state.packing_format_for_cpu:
+            self.weight.data, state.packing_format_for_cpu = self.weight.data.T.contiguous(), True
+            state.absmax = state.absmax.view(self.out_features, -1).T.contiguous().bfloat16()
+        reordered = state.packing_format_for_cpu
+        codes, scales = (self.weight.data.T, state.absmax.T) if reordered else (self.weight.data, state.absmax)
+        blocks = scales.float().reshape(self.out_features, -1)
+        weight = (codes.float() - 8) * blocks.repeat_interleave(self.in_features // blocks.shape[1], 1)
+        return nn.functional.linear(x.detach() if reordered else x, weight)
+
+
+def kernel_order(nested: bool | None) -> nn.Module:
+    """A layer of 4 bits: the class above, or that of bitsandbytes, whose scales may be quantised themselves."""
+    if nested is None:
+        return KernelOrder(64, 128)
+    if find_spec("bitsandbytes") is None:
+        pytest.skip("pip install bitsandbytes")
+    from bitsandbytes.nn import Linear4bit
+
+    layer = Linear4bit(128, 64, bias=False, quant_type="nf4", compress_statistics=nested)
+    layer.load_state_dict(nn.Linear(128, 64, bias=False).state_dict())
+    return layer.to("cpu")
+
+
+@pytest.mark.parametrize("nested", [None, False, True], ids=["by hand", "bitsandbytes", "bitsandbytes, nested"])
+def test_weights_that_inference_has_reordered(nested: bool | None) -> None:
+    """Gradients are of the weights that inference computes with, and reading them leaves these as they are."""
+    torch.manual_seed(0)
+    layer: Any = kernel_order(nested)
+    model, x = nn.Sequential(layer).eval(), torch.randn(3, 128)
+
+    def weight() -> torch.Tensor:
+        with frozen(model):
+            return model(torch.eye(128).requires_grad_()).detach().T
+
+    stored = weight()
+    before = model(x)  # reorders, and rounds scales to bf16
+    for _ in range(2):
+        assert float((weight() - stored).abs().max()) <= 2**-8 * float(stored.abs().max())
+        with frozen(model):
+            row = x[:1].clone().requires_grad_()
+            model(row)[0, 5].backward()
+            torch.testing.assert_close(row.grad, weight()[5:6])
+        assert torch.equal(model(x), before)
+    torch.testing.assert_close(before, x @ weight().T, atol=2e-2, rtol=2e-2)  # of a kernel in bf16

@@ -91,7 +91,7 @@ def test_bitsandbytes(bits: int, causal_path: Path, pronouns: Any, neutral: Any,
     report = Report.load(tmp_path / "saved")
     assert sum(layer.share for layer in report.layers) == pytest.approx(1)
     assert all(0 <= loss <= 1 for loss in report.dtype_loss.values())
-    again = run(load(quantization_config=quantization))
+    again = load(quantization_config=quantization)  # before any inference
     model = GradiendModel.from_pretrained(tmp_path / "saved", again, strength=1.0)
     assert len(quantized_layers(model)) == 14
     rows = list(pronouns["validation"].select(range(20)))
@@ -99,3 +99,6 @@ def test_bitsandbytes(bits: int, causal_path: Path, pronouns: Any, neutral: Any,
     encoded = torch.as_tensor(model.encode(rows))  # by another gain, where the training made the encoder quieter
     assert float(torch.corrcoef(torch.stack([encoded, mine]))[0, 1]) > 0.95
     assert model.verify().passed
+    dense = GradiendModel.from_pretrained(tmp_path / "saved", load(), strength=1.0).verify()
+    form = next(check for check in dense.checks if check.name == "form of the weights")
+    assert (form.claimed, form.found, form.passed) == (f"bitsandbytes, {bits} bits", "not quantised", False)
