@@ -136,7 +136,7 @@ def edited(base: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
         return rounded(base, delta.view(base.shape))
     if base.is_contiguous():
         flat, indices = base.view(-1), indices.long()
-        return flat.index_copy(0, indices, rounded(flat[indices], delta)).view(base.shape)
+        return flat.index_copy(0, indices, rounded(flat.index_select(0, indices), delta)).view(base.shape)
     places = torch.unravel_index(indices.long(), base.shape)  # keeps the layout, and with it the order of later sums
     return base.index_put(places, rounded(base[places], delta))
 
@@ -222,7 +222,7 @@ class Originals:
         places = indices.long()
         if self.indices is not None:
             places = torch.searchsorted(self.indices.long(), places)
-        values = self.values.index_copy(0, places, rounded(self.values[places], delta))
+        values = self.values.index_copy(0, places, rounded(self.values.index_select(0, places), delta))
         return write_entries(parameter, self.indices, values)
 
     def __getstate__(self) -> dict[str, object]:

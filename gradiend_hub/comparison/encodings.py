@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
@@ -123,31 +124,47 @@ def encode_all(
     scope = Scope.dense(parameters_of(base, names))
     kinds = sorted({encoder.source for encoder in encoders})
     readers = {kind: [i for i, encoder in enumerate(encoders) if encoder.source == kind] for kind in kinds}
-    parts = {i: _encoder_parts(encoder.direction, scope) for i, encoder in enumerate(encoders)}
     z = np.empty((len(encoders), len(examples)))
-    slices = scope.slices()
     with GradientReader(base, scope, reuse=True) as reader:
+        parts = [_parts(encoder.direction, scope, reader.device) for encoder in encoders]
         for number, example in enumerate(progress(examples, "encoding", len(examples))):
             batch = objective.collate_pairs([example]).to(reader.device)
             for kind in kinds:
                 gradient, _ = read_pair(reader, objective, batch, source=kind, target=kind)
                 for i in readers[kind]:
                     bias = encoders[i].direction.encoder_bias
-                    z[i, number] = bias + sum(_product(gradient[slices[n]], *part) for n, part in parts[i].items())
+                    z[i, number] = bias + sum(float(_at(gradient, places) @ values) for places, values in parts[i])
     signs = np.array([reading_sign(encoder.source) for encoder in encoders])
     return np.asarray(signs[:, None] * np.tanh(z))
 
 
-def _encoder_parts(direction: Direction, scope: Scope) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Values and flat places of an encoder by parameter, on the parameters' devices; a low-rank one's are computed."""
-    found = {}
-    for name, part in direction.parameters.items():
+def _parts(direction: Direction, scope: Scope, device: torch.device) -> list[tuple[slice | Tensor, Tensor]]:
+    """Places in a flat gradient [n] and an encoder's values there, on a device; a low-rank one's are computed.
+
+    All chosen entries are one part, and so are whole parameters that lie side by side: a product for each of many parameters
+    and directions would take longer than the backward pass.
+    """
+    whole: list[tuple[slice, list[Tensor]]] = []
+    chosen: list[tuple[Tensor, Tensor]] = []
+    for name, where in scope.slices().items():
+        part = direction.parameters.get(name)
+        if part is None:
+            continue
         assert part.encoder is not None
-        device = scope.parameters[name].device
         values = part.encoder if isinstance(part.encoder, Tensor) else part.dense(part.encoder).flatten()
-        found[name] = (values.to(device), None if part.indices is None else part.indices.long().to(device))
+        if part.indices is not None:
+            chosen.append((where.start + part.indices.long(), values))
+        elif whole and whole[-1][0].stop == where.start:
+            whole[-1] = slice(whole[-1][0].start, where.stop), [*whole[-1][1], values]
+        else:
+            whole.append((where, [values]))
+    found: list[tuple[slice | Tensor, Tensor]] = [(where, torch.cat(of).to(device)) for where, of in whole]
+    if chosen:
+        places, of_chosen = (torch.cat(of).to(device) for of in zip(*chosen, strict=True))
+        found.append((places, of_chosen))
     return found
 
 
-def _product(gradient: Tensor, values: Tensor, places: Tensor | None) -> float:
-    return float((gradient if places is None else gradient[places]) @ values)
+def _at(vector: Tensor, places: slice | Tensor) -> Tensor:
+    """Values of a flat vector; `index_select` is several times as fast as indexing by a tensor."""
+    return vector[places] if isinstance(places, slice) else vector.index_select(0, places)

@@ -107,7 +107,7 @@ class GradientReader:
             assert grad is not None and self._vector is not None
             values = grad.flatten()
             if kept is not None:
-                values = values[kept]
+                values = values.index_select(0, kept)  # several times as fast as indexing
             self._vector[where] += values.to(self._vector.device)
 
         return gather
