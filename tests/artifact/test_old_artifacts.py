@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from gradiend_hub import GradiendModel
-from gradiend_hub.artifact.files import REPORT_FILE
+from gradiend_hub.artifact.files import CONFIG_FILE, REPORT_FILE
 from gradiend_hub.cards import render_card
 from gradiend_hub.evaluation import Report
 from tests.conftest import BASE_MODELS
@@ -31,6 +32,15 @@ def test_loads_verifies_and_is_saved_again(kind: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = GradiendModel.from_pretrained(tmp_path, model.unload())
     assert again.verify().passed
+    stored = json.loads((STORED / kind / CONFIG_FILE).read_text(encoding="utf-8"))
+    for config in (model.active_peft_config, again.active_peft_config):  # 1 is the dose that it always was
+        assert config.strength_unit == stored["strength_unit"] == abs(config.coefficients(1.0)[0]) > 1
+        assert config.safe_band == stored["safe_band"]
+    for folder in (STORED / kind, tmp_path):
+        card = str(render_card(folder))
+        assert "The strength unit was chosen by neutral text alone" in card
+        for source in ("own text, the words of the classes left out", "text of another source"):
+            assert f"| quality on {source} | not measured | not measured | not measured |" in card
 
 
 @pytest.mark.parametrize("kind", KINDS)
