@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from gradiend_hub_cli import app
+from tests.once import once
 
 Run = Callable[..., Result]
 
@@ -36,7 +37,7 @@ class Trained:
 
     folder: Path
     recipe: dict[str, Any]
-    result: Result
+    shown: str
 
 
 def recipe_fields(base: Path, out: Path) -> dict[str, Any]:
@@ -71,22 +72,29 @@ def write_recipe(folder: Path, fields: dict[str, Any]) -> Path:
 @pytest.fixture(scope="session")
 def trained(masked_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A direction of the bundled masked model, measured on a few rows."""
-    folder = tmp_path_factory.mktemp("trained")
+
+    def make(folder: Path) -> None:
+        fields = recipe_fields(masked_path, folder / "direction")
+        result = invoke("train", write_recipe(folder, fields))
+        assert result.exit_code == 0, result.stderr
+        (folder / "shown").write_text(result.stdout, encoding="utf-8")
+
+    folder = once(tmp_path_factory, "trained", make)
     fields = recipe_fields(masked_path, folder / "direction")
-    result = invoke("train", write_recipe(folder, fields))
-    assert result.exit_code == 0, result.stderr
-    return Trained(folder / "direction", fields, result)
+    return Trained(folder / "direction", fields, (folder / "shown").read_text("utf-8"))
 
 
 @pytest.fixture(scope="session")
 def causal_direction(causal_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A direction of the bundled causal model that nobody has measured."""
-    folder = tmp_path_factory.mktemp("causal")
-    fields = recipe_fields(causal_path, folder / "direction")
-    for name in ("eval_dataset", "neutral_dataset", "test_dataset"):
-        del fields[name]
-    result = invoke(
-        "train", write_recipe(folder, fields), "--set", "args.max_steps=4", "--set", "args.save_strategy=no"
-    )
-    assert result.exit_code == 0, result.stderr
-    return folder / "direction"
+
+    def make(folder: Path) -> None:
+        fields = recipe_fields(causal_path, folder / "direction")
+        for name in ("eval_dataset", "neutral_dataset", "test_dataset"):
+            del fields[name]
+        result = invoke(
+            "train", write_recipe(folder, fields), "--set", "args.max_steps=4", "--set", "args.save_strategy=no"
+        )
+        assert result.exit_code == 0, result.stderr
+
+    return once(tmp_path_factory, "causal", make) / "direction"

@@ -35,7 +35,7 @@ def test_a_recipe_is_trained_measured_and_saved(trained: Trained) -> None:
     report = Report.load(trained.folder)
     assert report.steps == 6 and set(report.splits) == {"eval", "test"}
     assert sum(report.data["train_rows"].values()) == 64
-    shown = trained.result.stdout
+    shown = trained.shown
     assert "step 3 of 6: loss" in shown and "What each strength changes (test split)" in shown
     assert str(trained.folder) in shown.replace("\n", "").replace(" ", "")
 

@@ -9,6 +9,7 @@ import pytest
 
 from gradiend_hub import GradiendConfig, GradiendTrainer
 from gradiend_hub.base_model import load_base_model
+from tests.once import once
 from tests.training.support import arguments
 
 FRAMES = [
@@ -71,15 +72,16 @@ def compared(
     compared_base: Any, pronouns: Any, neutral: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """Folders of "number", a damage-aware "aware" and a sparse "gender" direction. Tests only read them."""
-    folder, texts = tmp_path_factory.mktemp("compared"), neutral.select(range(10))
-    rows, held_out = pronouns["train"].select(range(400)), pronouns["validation"].select(range(24))
+    texts = neutral.select(range(10))
+    rows, held_out = pronouns["train"].select(range(400)), pronouns["validation"].select(range(12))
     gender, other = gender_rows(FRAMES[:6]), gender_rows(FRAMES[6:])
-    return {
-        "number": train(compared_base, folder / "number", ["3SG", "3PL"], rows, held_out, texts),
-        "aware": train(
-            compared_base, folder / "aware", ["3PL", "3SG"], rows, held_out, texts, decoder="damage_aware"
-        ),
-        "gender": train(
-            compared_base, folder / "gender", ["male", "female"], gender, other, texts, final_density=0.05, max_steps=12
-        ),
-    }  # fmt: skip
+
+    def make(folder: Path) -> None:
+        number = ["3SG", "3PL"]
+        train(compared_base, folder / "number", number, rows, held_out, texts)
+        train(compared_base, folder / "aware", number[::-1], rows, held_out, texts, decoder="damage_aware")
+        sparse = {"final_density": 0.05, "max_steps": 12}
+        train(compared_base, folder / "gender", ["male", "female"], gender, other, texts, **sparse)
+
+    folder = once(tmp_path_factory, "compared", make)
+    return {name: folder / name for name in ("number", "aware", "gender")}

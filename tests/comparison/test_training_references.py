@@ -22,7 +22,13 @@ STEPS = 12
 def trained(base: Any, folder: Path, data: Any, neutral: Any = None, **options: Any) -> Any:
     config = {name: options.pop(name) for name in ("source", "target", "scope", "density") if name in options}
     more = {name: options.pop(name) for name in ("neutral_train_dataset",) if name in options}
-    args = arguments(folder, **{"solver": "closed_form", "max_steps": STEPS, "save_strategy": "steps", **options})
+    defaults = {
+        "solver": "closed_form",
+        "max_steps": STEPS,
+        "save_strategy": "steps",
+        "per_device_train_batch_size": 16,
+    }
+    args = arguments(folder, **defaults | options)
     trainer = trainer_of(base, folder, data, neutral, args=args, **config, **more)
     trainer.train()
     return trainer
