@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -40,6 +41,14 @@ os.environ.update(_environment, HF_HUB_DISABLE_PROGRESS_BARS="1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch takes its number of threads from here, too
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: it isn't looked through by every collection, one of which ends each training."""
+    import hypothesis  # noqa: F401  # looks at its referrers, which are not seen any more
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
