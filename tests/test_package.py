@@ -108,6 +108,7 @@ def test_importing_loads_next_to_nothing_and_registers_with_peft() -> None:
 FORKED = """
 import json, os, sys, traceback
 import torch, transformers, datasets, safetensors.torch, huggingface_hub, accelerate
+import transformers.generation.utils, transformers.models.auto.modeling_auto  # most of what PEFT imports itself
 assert not [name for name in sys.modules if name.split(".")[0] in ("peft", "gradiend_hub")]
 for code in json.loads(sys.argv[1]):
     child = os.fork()

@@ -158,7 +158,14 @@ class Mutator:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("turns", [3_000, pytest.param(10_500, marks=[pytest.mark.slow, pytest.mark.release])])
+@pytest.mark.parametrize(
+    "turns",
+    [
+        1_000,
+        pytest.param(3_000, marks=pytest.mark.slow),
+        pytest.param(10_500, marks=[pytest.mark.slow, pytest.mark.release]),
+    ],
+)
 def test_fuzz(tmp_path: Path, turns: int) -> None:
     """Seeded mutations of configuration, headers and values, through our own loader."""
     net, x = Net(), torch.randn(2, 6, generator=torch.Generator().manual_seed(1))

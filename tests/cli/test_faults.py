@@ -32,7 +32,8 @@ WEIGHTS = "adapter_model.safetensors"
 def quick_recipe(trained: Trained, folder: Path, *, measured: bool = False, **args: Any) -> Path:
     """Two steps, of which nothing is measured, unless that is asked for."""
     names = ["model", "train_dataset", "direction", *(["eval_dataset", "test_dataset"] if measured else [])]
-    options = {"output_dir": str(folder / "out"), "max_steps": 2, "save_strategy": "no", "controls": 0, **args}
+    options = {"output_dir": str(folder / "out"), "max_steps": 2, "save_strategy": "no", "controls": 0,
+               "quality_tokens": 60, **args}  # fmt: skip
     return write_recipe(folder, {name: trained.recipe[name] for name in names} | {"args": options})
 
 

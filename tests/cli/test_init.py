@@ -49,7 +49,7 @@ def test_what_it_writes_trains(run: Run, masked_path: Path, text: Path, tmp_path
     assert recipe.direction == {"feature_classes": ["3SG", "3PL"]}
     assert recipe.data is not None and recipe.data["classes"]["3SG"] == ["he", "she", "it"]
     few = {"output_dir": tmp_path / "out", "max_steps": 4, "save_strategy": "no", "num_runs": 1}
-    few |= {"per_device_train_batch_size": 8, "quality_tokens": 300, "controls": 1}
+    few |= {"per_device_train_batch_size": 8, "quality_tokens": 100, "controls": 1}
     options = [part for name, value in few.items() for part in ("--set", f"args.{name}={value}")]
     fewer = ["--set", "data.max_per_class=24", "--set", "data.neutral.max_texts=12"]
     trained = run("train", file, *options, *fewer, "--json")

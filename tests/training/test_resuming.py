@@ -32,19 +32,29 @@ def fresh(base: Any, folder: Path, pronouns: Any, layers: str = "3", rows: int =
                       train_dataset=pronouns["train"].select(range(rows)))  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def through(masked_path: Path, pronouns: Any, tmp_path_factory: pytest.TempPathFactory) -> GradiendTrainer:
+    """A run that nothing has stopped, whose checkpoints are there. Tests only read it."""
+    trainer = fresh(masked_path, tmp_path_factory.mktemp("through") / "run", pronouns)
+    trainer.train()
+    return trainer
+
+
 @pytest.fixture
-def stopped(masked_path: Path, pronouns: Any, tmp_path: Path) -> Path:
-    """The folder of a whole run, whose checkpoints can be gone on with."""
-    fresh(masked_path, tmp_path / "run", pronouns).train()
-    return tmp_path / "run"
+def stopped(through: GradiendTrainer, tmp_path: Path) -> Path:
+    """A copy of the folder of a whole run, whose checkpoints can be gone on with."""
+    return Path(shutil.copytree(through.args.output_dir, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("missing", ["trainer_state.json", "optimizer.pt", KEY_FILE, "model.safetensors"])
 def test_a_checkpoint_that_was_not_written_to_its_end(
-    stopped: Path, masked_path: Path, pronouns: Any, missing: str, caplog: pytest.LogCaptureFixture
+    stopped: Path,
+    through: GradiendTrainer,
+    masked_path: Path,
+    pronouns: Any,
+    missing: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    through = fresh(masked_path, stopped.with_name("through"), pronouns)
-    through.train()
     (stopped / "checkpoint-10" / missing).unlink()
     shutil.copytree(stopped / "checkpoint-2", stopped / "checkpoint-11")
     for file in (stopped / "checkpoint-11").iterdir():
@@ -128,13 +138,13 @@ def bundled() -> dict[str, Any]:
     return {"train": rows["train"], "validation": rows["validation"]}
 
 
-def test_killed_while_a_checkpoint_is_written(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+def test_killed_while_a_checkpoint_is_written(
+    through: GradiendTrainer, masked_path: Path, pronouns: Any, tmp_path: Path
+) -> None:
     command = [sys.executable, "-W", "ignore", "-c", KILLED_WHILE_SAVING, str(masked_path), str(tmp_path / "run")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    through = fresh(masked_path, tmp_path / "through", pronouns)
-    through.train()
     resumed = fresh(masked_path, tmp_path / "run", pronouns)
     resumed.train(resume_from_checkpoint=True)
     assert same_direction(resumed.direction, through.direction)
@@ -142,16 +152,16 @@ def test_killed_while_a_checkpoint_is_written(masked_path: Path, pronouns: Any, 
     assert state["global_step"] == 10
 
 
-def test_activations_are_recomputed_when_the_arguments_say_so(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
-    plain = fresh(masked_path, tmp_path / "plain", pronouns)
-    plain.train()
+def test_activations_are_recomputed_when_the_arguments_say_so(
+    through: GradiendTrainer, masked_path: Path, pronouns: Any, tmp_path: Path
+) -> None:
     names = {field.name for field in fields(GradiendTrainingArguments)}
     option = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     trainer = fresh(masked_path, tmp_path / "again", pronouns, **{option: True})
     trainer.train()
     assert trainer.base_model.is_gradient_checkpointing
     for name, part in trainer.direction.parameters.items():
-        assert float((part.decoder - plain.direction.parameters[name].decoder).norm()) < 1e-4 * float(
+        assert float((part.decoder - through.direction.parameters[name].decoder).norm()) < 1e-4 * float(
             part.decoder.norm()
         )
 
