@@ -138,6 +138,7 @@ def test_what_does_nearly_the_same_is_known_from_few_readings(direction: Any, pr
     assert gaps[1][0] < 0.3 * gaps[0][0] and gaps[1][1] < 0.3 * gaps[0][1]
 
 
+@pytest.mark.parametrize("direction", [("masked", 0)], indirect=True)
 def test_an_exhaustive_evaluation_reads_everything_at_every_strength(
     direction: Any, pronouns: Any, neutral: Any
 ) -> None:

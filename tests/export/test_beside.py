@@ -30,12 +30,15 @@ sys.modules["gradiend_hub"] = None
 warnings.simplefilter("ignore")
 import torch
 from transformers import AutoTokenizer
-code, base, texts, out = json.loads(sys.argv[1])
-space = {}
-exec(code, space)
+codes, base, texts, out = json.loads(sys.argv[1])
 tokens = AutoTokenizer.from_pretrained(base)(texts, return_tensors="pt", padding=True)
-with torch.no_grad():
-    json.dump(space["model"].float().eval()(**tokens).logits.softmax(-1).tolist(), open(out, "w"))
+found = []
+for code in codes:
+    space = {}
+    exec(code, space)
+    with torch.no_grad():
+        found.append(space["model"].float().eval()(**tokens).logits.softmax(-1).tolist())
+json.dump(found, open(out, "w"))
 """
 
 
@@ -73,15 +76,11 @@ def test_the_cards_first_code_works_without_this_package(saved: Path, masked_pat
     code = code.replace(REPO_PLACE, str(saved)).replace(BASE_PLACE, str(masked_path))
     model = GradiendModel.from_pretrained(saved, base_model=str(masked_path))
     base = probabilities(AutoModelForMaskedLM.from_pretrained(masked_path).float().eval(), masked_path)
-    for strength in (1.0, -1.0):
-        out = tmp_path / f"{strength}.json"
-        texts = [text.replace("[MASK]", model.tokenizer.mask_token) for text in TEXTS]
-        given = json.dumps(
-            [code if strength > 0 else code.replace("lora/plus", "lora/minus"), str(masked_path), texts, str(out)]
-        )
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-        subprocess.run([sys.executable, "-c", STRANGER, given], check=True, env=environment, cwd=tmp_path)
-        found = torch.tensor(json.loads(out.read_text()))
+    texts, out = [text.replace("[MASK]", model.tokenizer.mask_token) for text in TEXTS], tmp_path / "found.json"
+    given = json.dumps([[code, code.replace("lora/plus", "lora/minus")], str(masked_path), texts, str(out)])
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", STRANGER, given], check=True, env=environment, cwd=tmp_path)
+    for strength, found in zip((1.0, -1.0), torch.tensor(json.loads(out.read_text())), strict=True):
         with model.strength_at(strength):
             expected = probabilities(model.get_base_model(), masked_path)
         changed = (expected - base).abs().max()
@@ -103,8 +102,10 @@ def test_one_that_holds_too_little_is_not_saved(
     monkeypatch.setattr("gradiend_hub.evaluation.records.HELD_EFFECT", 1.5)
     (tmp_path / "out" / LORA_FOLDER).mkdir(parents=True)
     (tmp_path / "out" / LORA_FOLDER / CONFIG_FILE).write_text("{}")  # of a former direction
-    args = arguments(tmp_path / "out", solver="closed_form", rank=4, max_steps=4, controls=0, overwrite_output_dir=True)
-    trainer = trainer_of(str(masked_path), tmp_path / "out", pronouns, neutral, args=args)
+    args = arguments(tmp_path / "out", solver="closed_form", rank=4, max_steps=4, controls=0, overwrite_output_dir=True,
+                     quality_tokens=100)  # fmt: skip
+    few = pronouns["validation"].select(range(12))  # type: ignore[index]
+    trainer = trainer_of(str(masked_path), tmp_path / "out", pronouns, neutral, args=args, eval_dataset=few, layers="3")
     trainer.train()
     trainer.evaluate()
     trainer.save_model()

@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
+from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer
 from gradiend_hub.data import TextRow
 from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub.gradients import directional_derivatives
 from gradiend_hub.objectives import ClozeObjective, make_objective, objective_name
 from gradiend_hub.scope import select_parameters
+from tests.training.support import arguments
 
 CLASSES = ["3SG", "3PL"]
 ROWS = [
@@ -132,14 +133,11 @@ def test_it_is_asked_for_by_name_and_its_options_are_checked(base: Any, tokenize
 
 
 def test_the_whole_way(causal_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
-    args = GradiendTrainingArguments(
-        str(tmp_path), solver="closed_form", per_device_train_batch_size=8, controls=1, use_cpu=True, disable_tqdm=True,
-        save_strategy="no", quality_tokens=300,
-    )  # fmt: skip
+    args = arguments(tmp_path, solver="closed_form", max_steps=-1, per_device_train_batch_size=8)
     config = GradiendConfig(feature_classes=CLASSES, objective="cloze", objective_options={"right_context": 4})
     trainer = GradiendTrainer(
-        causal_path, config, args, train_dataset=pronouns["train"].select(range(96)),
-        eval_dataset=pronouns["validation"].select(range(32)), neutral_dataset=neutral.select(range(12)),
+        causal_path, config, args, train_dataset=pronouns["train"].select(range(64)),
+        eval_dataset=pronouns["validation"].select(range(16)), neutral_dataset=neutral.select(range(8)),
     )  # fmt: skip
     trainer.train()
     assert trainer.evaluate()["eval_correlation"] > 0.8

@@ -120,7 +120,8 @@ def test_every_kind_is_found_shown_and_verified(
     name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, folder = kind_of(name, request), tmp_path / "out"
-    args = arguments(folder, solver="closed_form", max_steps=-1, controls=0, per_device_train_batch_size=8)
+    args = arguments(folder, solver="closed_form", max_steps=-1, controls=0, quality_tokens=100,
+                     per_device_train_batch_size=8)  # fmt: skip
     trainer = GradiendTrainer(
         kind.base, GradiendConfig(feature_classes=kind.classes, objective=kind.named), args, train_dataset=kind.train,
         eval_dataset=kind.held_out, neutral_dataset=kind.neutral,
@@ -179,7 +180,7 @@ def test_every_kind_is_learned_by_factors(name: str, request: pytest.FixtureRequ
     """A direction of rank 4 that was never a whole vector, beside the whole one cut to that rank; and what it reads."""
     kind, found = kind_of(name, request), {}
     for rank in (None, 4):
-        args = arguments(tmp_path / str(rank), solver="closed_form", max_steps=-1, controls=0, rank=rank,
+        args = arguments(tmp_path / str(rank), solver="closed_form", max_steps=-1, controls=0, rank=rank, comparable=False,
                          per_device_train_batch_size=8)  # fmt: skip
         config = GradiendConfig(feature_classes=kind.classes, objective=kind.named)
         trainer = GradiendTrainer(kind.base, config, args, train_dataset=kind.train)
