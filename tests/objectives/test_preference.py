@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
+from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data.preference import Chat, PreferenceRow
@@ -20,6 +20,7 @@ from gradiend_hub.evaluation import Report, StrengthProbe
 from gradiend_hub.gradients import FactorReader, Scope, directional_derivatives, read_factors
 from gradiend_hub.objectives import PreferenceObjective, make_objective, objective_name, own_replies
 from gradiend_hub.scope import select_parameters
+from tests.training.support import arguments
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m.role + '> ' + m.content + '</s>\n' }}{% endfor %}"
@@ -231,10 +232,7 @@ def test_pairs_train_evaluate_save_load_apply_and_merge(causal_path: Path, chat_
         ),
     ]
     assert {"prompt", "completion"} <= neutral[-1].keys()
-    args = GradiendTrainingArguments(
-        str(tmp_path), solver="closed_form", per_device_train_batch_size=4, controls=1, use_cpu=True, disable_tqdm=True,
-        save_strategy="no", quality_tokens=300,
-    )  # fmt: skip
+    args = arguments(tmp_path, solver="closed_form", max_steps=-1, per_device_train_batch_size=4)
     trainer = GradiendTrainer(
         base,
         GradiendConfig(feature_classes=["chosen", "rejected"]),

@@ -13,13 +13,14 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
+from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer
 from gradiend_hub.artifact.files import CARD_FILE, PROBES_FILE, REPORT_FILE
 from gradiend_hub.data import Row
 from gradiend_hub.errors import ConfigError, DataError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.objectives import OBJECTIVES, Batch, Example, Objective, Sample, objective_name, register_objective
 from gradiend_hub.scope import select_parameters
+from tests.training.support import arguments
 
 LABELS = ("bright", "dark", "striped")
 Image = tuple[tuple[float, ...], ...]
@@ -125,10 +126,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_objective_that_is_not_text_trains_evaluates_saves_and_loads(base: Path, tmp_path: Path) -> None:
     rng = random.Random(5)
-    args = GradiendTrainingArguments(
-        str(tmp_path), solver="closed_form", per_device_train_batch_size=4, controls=1, use_cpu=True, disable_tqdm=True,
-        save_strategy="no", quality_tokens=300,
-    )  # fmt: skip
+    args = arguments(tmp_path, solver="closed_form", max_steps=-1, per_device_train_batch_size=4)
     trainer = GradiendTrainer(
         base,
         GradiendConfig(feature_classes=["bright", "dark"]),

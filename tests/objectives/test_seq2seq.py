@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as tf
 
-from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
+from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data import TextRow
 from gradiend_hub.errors import BaseModelError, DataError
@@ -20,6 +20,7 @@ from gradiend_hub.hub.published import BASE_PLACE, REPO_PLACE
 from gradiend_hub.objectives import Seq2SeqObjective, make_objective, objective_name
 from gradiend_hub.scope import select_parameters
 from tests.cards.test_usage import run_card
+from tests.training.support import arguments
 
 from .tokenizers import LETTERS, WORDS, _byte_bpe
 
@@ -182,10 +183,7 @@ def test_a_short_run_goes_the_whole_way(
         for verb in ("barked", "slept", "ran", "left")
         for end in ("was hungry.", "were tired.", "ran home.")
     ]  # fmt: skip
-    args = GradiendTrainingArguments(
-        str(tmp_path / "out"), solver="closed_form", per_device_train_batch_size=4, controls=1, use_cpu=True,
-        disable_tqdm=True, save_strategy="no", quality_tokens=300,
-    )  # fmt: skip
+    args = arguments(tmp_path / "out", solver="closed_form", max_steps=-1, per_device_train_batch_size=4)
     trainer = GradiendTrainer(
         tmp_path / "base", GradiendConfig(feature_classes=CLASSES), args, train_dataset=rows[::2], eval_dataset=rows[1::2],
         neutral_dataset=[{"text": "The dog barked."}, {"text": "I saw the children there."}],

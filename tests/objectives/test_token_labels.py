@@ -12,13 +12,14 @@ import torch
 import transformers as tf
 from huggingface_hub import ModelCard
 
-from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
+from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.objectives import TokenClassificationObjective, Word, make_objective, objective_name
 from tests.models import TEXT
 from tests.objectives.tokenizers import causal_tokenizer, masked_tokenizer
+from tests.training.support import arguments
 
 
 @pytest.fixture
@@ -109,15 +110,7 @@ def test_tokenizers_that_do_not_read_words_are_refused() -> None:
 
 def test_a_direction_between_two_labels_goes_the_whole_way(tagger: Any, tmp_path: Path) -> None:
     base, rows, neutral = tagger
-    args = GradiendTrainingArguments(
-        str(tmp_path),
-        solver="closed_form",
-        controls=1,
-        quality_tokens=300,
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
-    )
+    args = arguments(tmp_path, solver="closed_form", max_steps=-1)
     trainer = GradiendTrainer(
         base, GradiendConfig(feature_classes=["SINGULAR", "PLURAL"]), args, train_dataset=rows[:120],
         eval_dataset=rows[160:220], neutral_dataset=neutral[160:220],

@@ -23,6 +23,7 @@ from gradiend_hub.errors import ArtifactError, BaseModelError, DataError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.shift import shifts
 from tests.conftest import BASE_MODELS
+from tests.training import support
 
 DIGITS, SENTIMENT = BASE_MODELS / "digits", BASE_MODELS / "sentiment"
 WORDS = {
@@ -33,14 +34,9 @@ FRAMES = ("The {} story was told again.", "We saw a {} film.", "The people there
 
 
 def arguments(folder: Path, **changes: Any) -> GradiendTrainingArguments:
-    quiet: dict[str, Any] = {
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "controls": 1,
-        "quality_tokens": 300,
-    }
-    return GradiendTrainingArguments(str(folder), **{**quiet, "solver": "closed_form", **changes})
+    return support.arguments(
+        folder, **{"max_steps": -1, "solver": "closed_form", "per_device_train_batch_size": 16, **changes}
+    )
 
 
 def digit_rows(first: str, second: str, part: slice) -> list[dict[str, Any]]:

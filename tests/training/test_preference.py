@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer, GradiendTrainingArguments
+from gradiend_hub import GradiendConfig, GradiendModel, GradiendTrainer
 from gradiend_hub.evaluation import StrengthProbe
+from tests.training.support import arguments
 
 CHEERFUL = Path(__file__).parents[2] / "examples" / "data" / "preferences" / "cheerful"
 
@@ -23,17 +24,17 @@ def pairs(split: str) -> list[dict[str, str]]:
 
 
 def trainer_of(base: Any, folder: Path, train: list[Any], **options: Any) -> GradiendTrainer:
-    arguments = GradiendTrainingArguments(
-        str(folder), solver="closed_form", per_device_train_batch_size=8, controls=1, use_cpu=True, disable_tqdm=True,
-        save_strategy="no", logging_strategy="no", quality_tokens=300,
-    )  # fmt: skip
+    args = arguments(folder, solver="closed_form", max_steps=-1, logging_strategy="no",
+                     per_device_train_batch_size=8)  # fmt: skip
     measured = {name: options.pop(name) for name in ("eval_dataset", "neutral_dataset") if name in options}
     config = GradiendConfig(feature_classes=["cheerful", "gloomy"], layers="1-3", **options)
-    return GradiendTrainer(base, config, arguments, train_dataset=train, **measured)
+    return GradiendTrainer(base, config, args, train_dataset=train, **measured)
 
 
-@pytest.mark.parametrize("source", ["alternative", "factual", "diff"])
-@pytest.mark.parametrize("target", ["alternative", "factual", "diff"])
+@pytest.mark.parametrize(
+    ("source", "target"),  # each once; all pairs are text's, in test_trainer.py
+    [("alternative", "diff"), ("factual", "alternative"), ("diff", "factual")],
+)
 def test_positive_strength_prefers_the_first_class(causal_path: Path, tmp_path: Path, source: str, target: str) -> None:
     base = AutoModelForCausalLM.from_pretrained(causal_path, dtype=torch.float32).eval()
     trainer = trainer_of(base, tmp_path, pairs("train")[::8], source=source, target=target)
