@@ -6,13 +6,15 @@ Nothing here knows PEFT, modules or training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from gradiend_hub.errors import ArtifactError, ConfigError
 from gradiend_hub.notebook import lines, table
@@ -204,16 +206,8 @@ class Direction:
         keep = max(1, round(density * self.numel)) if density is not None else int(entries or 0)
         if keep < 1:
             raise ConfigError(f"entries must be at least 1, found {entries}.")
-        scores = [part.importance(name, by) for name, part in self.parameters.items()]
-        joined = torch.cat(scores)
-        kept = torch.zeros(joined.numel(), dtype=torch.bool)
-        kept[torch.topk(joined, min(keep, joined.numel()), sorted=False).indices] = True
-        parts = {}
-        masks = torch.split(kept, [score.numel() for score in scores])
-        for (name, part), mask in zip(self.parameters.items(), masks, strict=True):
-            positions = mask.nonzero().squeeze(1)
-            if positions.numel():
-                parts[name] = part.select(positions)
+        chosen = _largest({name: partial(part.importance, name, by) for name, part in self.parameters.items()}, keep)
+        parts = {name: self.parameters[name].select(positions) for name, positions in chosen.items()}
         fingerprint = self.fingerprint.only(parts) if self.fingerprint is not None else None
         return replace(self, parameters=parts, fingerprint=fingerprint)
 
@@ -415,3 +409,27 @@ def _same_shape(name: str, one: ParameterDirection, other: ParameterDirection) -
             f"Cannot align directions: {name} is {list(one.shape)} in one, {list(other.shape)} in the other."
         )
     return other
+
+
+def _largest(scores: Mapping[str, Callable[[], Tensor]], count: int) -> dict[str, Tensor]:
+    """Find the largest scores of all names, holding those of one name at a time: their places in order, by name."""
+    pool: list[tuple[Tensor, Tensor]] = []  # scores, and their numbers counted over all names
+    starts, waiting = [0], 0
+    for score in scores.values():
+        values = score()
+        places = torch.topk(values, min(count, len(values)), sorted=False).indices
+        pool.append((values[places], places + starts[-1]))
+        starts.append(starts[-1] + len(values))
+        waiting += len(places)
+        if waiting > 4 * count:
+            pool, waiting = [_most(pool, count)], count
+    numbers = _most(pool, count)[1].sort().values
+    ends = torch.searchsorted(numbers, torch.tensor(starts)).tolist()
+    found = {n: numbers[a:b] - at for n, at, a, b in zip(scores, starts[:-1], ends[:-1], ends[1:], strict=True)}
+    return {name: places for name, places in found.items() if len(places)}
+
+
+def _most(pool: Sequence[tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:
+    values, numbers = (torch.cat(of) for of in zip(*pool, strict=True))
+    kept = torch.topk(values, min(count, len(values)), sorted=False).indices
+    return values[kept], numbers[kept]

@@ -12,7 +12,7 @@ from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.references import References
 from gradiend_hub.evaluation.report import ReferenceReport
 from gradiend_hub.gradients import Scope
-from gradiend_hub.solvers import Contrasts
+from gradiend_hub.solvers import ByParameter, Contrasts, Vector
 
 from .similarity import Sides
 from .vectors import Frame, Vectors
@@ -44,15 +44,15 @@ def references_of(
     """Make what a direction is compared with, and measure what can only be measured on the whole vectors.
 
     Args:
-        contrasts: of the target gradient, [n] in the scope of the training.
+        contrasts: of the target gradient, [n] in the scope of the training, or of low rank, as by sketches.
         direction: the finished one, whose coordinates may be fewer.
         scope: of the contrasts.
         weights: factors [n] by which the decoder was made of the mean gradient, e.g. damage-aware; default: 1.
     """
     weighted = contrasts if weights is None else contrasts.weighted(weights)
     sign = config.decoder_sign or 1
-    controls = [_direction(vector * sign, scope) for vector in weighted.controls]
-    halves = [_direction(vector * sign, scope) for vector in (weighted.first, weighted.second)]
+    controls = [_direction(vector * float(sign), scope) for vector in weighted.controls]
+    halves = [_direction(vector * float(sign), scope) for vector in (weighted.first, weighted.second)]
     pruned = [*halves, *controls]
     is_sparse = any(part.indices is not None for part in direction.parameters.values())
     if is_sparse and direction.entries < scope.size:  # factors are few numbers, too, but of all coordinates
@@ -71,12 +71,17 @@ def references_of(
     return References(short, gradient, scale), report
 
 
-def _direction(flat: Tensor, scope: Scope) -> Direction:
-    """A flat vector [n] by parameter."""
+def _direction(vector: Vector, scope: Scope) -> Direction:
+    """A vector [n] by parameter."""
+    parts = vector.parts if isinstance(vector, ByParameter) else scope.split(vector)
     return Direction(
         {
-            name: ParameterDirection(tuple(scope.parameters[name].shape), values.cpu(), indices=scope.kept.get(name))
-            for name, values in scope.split(flat).items()
+            name: ParameterDirection(
+                tuple(scope.parameters[name].shape),
+                values.cpu() if isinstance(values, Tensor) else values,
+                indices=scope.kept.get(name),
+            )
+            for name, values in parts.items()
         }
     )
 
@@ -85,22 +90,24 @@ def _gradient(
     contrasts: Contrasts, weighted: Contrasts, direction: Direction, scope: Scope, sign: int
 ) -> tuple[Direction | None, float | None, float]:
     """The gradient of the log-odds in short form, or the scale at which the decoder is it; and their cosine."""
-    gradient = _direction(contrasts.mean * sign, scope)
+    gradient = _direction(contrasts.mean * float(sign), scope)
     product, square = sign * direction.inner(gradient, 1.0, 0.0), direction.norm(1.0, 0.0) ** 2
     within = _norm_within(gradient, direction)
     cosine = product / (square**0.5 * within) if square and within else 0.0
     if cosine >= NEAR:
         return None, product / square, cosine
-    shares = _direction((contrasts.mean * weighted.mean).abs(), scope)
     entries = min(max(FEWEST, scope.size // 1000), MOST, scope.size)
-    places = shares.to_sparse(entries=entries)
-    parts = {}
-    for name, part in places.parameters.items():
-        whole = gradient.parameters[name]
-        assert part.indices is not None
-        at = part.indices if whole.indices is None else torch.searchsorted(whole.indices, part.indices)
-        parts[name] = ParameterDirection(part.shape, whole.values[at.long()], indices=part.indices)
-    short = Direction(parts)
+    if weighted is contrasts:  # the share of an entry is its square
+        short = gradient.to_sparse(entries=entries)
+    else:
+        places = _direction((contrasts.mean * weighted.mean).abs(), scope).to_sparse(entries=entries)
+        parts = {}
+        for name, part in places.parameters.items():
+            whole = gradient.parameters[name]
+            assert part.indices is not None
+            at = part.indices if whole.indices is None else torch.searchsorted(whole.indices, part.indices)
+            parts[name] = ParameterDirection(part.shape, whole.values[at.long()], indices=part.indices)
+        short = Direction(parts)
     left = sign * direction.inner(short, 1.0, 0.0)
     # what the direction does to its own feature is right, whatever the entries that were left out would add
     return (short * (product / left) if product > 0 and left > 0 else short), None, cosine
@@ -108,6 +115,8 @@ def _gradient(
 
 def _norm_within(gradient: Direction, direction: Direction) -> float:
     """Norm of a gradient at the coordinates that a direction has."""
+    if all(part.indices is None for part in direction.parameters.values()):
+        return Direction({name: gradient.parameters[name] for name in direction.parameters}).norm(1.0, 0.0)
     ones = {
         name: ParameterDirection(part.shape, torch.ones_like(part.values), indices=part.indices)
         for name, part in direction.parameters.items()
@@ -135,6 +144,6 @@ def _figures(one: Direction, others: list[Direction]) -> dict[str, list[float]]:
 def _spearman(one: Direction, other: Direction) -> float:
     """Spearman's correlation of two dense vectors, on some coordinates."""
     step = max(1, one.numel // RANKED)
-    values = [torch.cat([p.values[::step] for p in d.parameters.values()]) for d in (one, other)]
+    values = [torch.cat([p.values[::step].clone() for p in d.parameters.values()]) for d in (one, other)]
     ranks = torch.stack([v.argsort().argsort().double() for v in values])
     return float(torch.corrcoef(ranks)[0, 1])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gradiend_hub.artifact.low_rank import Factors
 
 from .shard import Shard
+from .split_means import Contrasts, SplitMeans
 
 LEVEL = 0.9
 """|h| of a typical row."""
@@ -189,6 +190,16 @@ class Solver(nn.Module, ABC):
     def whole_state(self) -> dict[str, Tensor]:
         """The `state_dict` of all coordinates, as one process alone would have it. All processes must call it."""
         return self.shard.whole_state(self, self.vectors)
+
+    def halve(self, target: Tensor, label: float, rows: Sequence[int]) -> None:
+        """Take in the target gradient of some training rows for what the direction is compared with; see `SplitMeans`."""
+        if means := getattr(self, "split_means", None):
+            means.observe(target, label, rows)
+
+    def contrasts(self) -> Contrasts | None:
+        """What the direction is compared with, if halves of the rows were kept apart (`split_means`); see `SplitMeans`."""
+        means: SplitMeans | None = getattr(self, "split_means", None)
+        return None if means is None else means.contrasts()
 
     @abstractmethod
     def observe(self, source: Tensor, target: Tensor, label: float) -> Tensor:

@@ -8,7 +8,7 @@ larger than their sketches, are summed themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from gradiend_hub.gradients import Outer
 from .base import LEVEL, ByParameter, Solution, Solver
 from .closed_form import regression
 from .shard import Shard
+from .split_means import Contrasts
 
 KINDS = ("source +", "source -", "target +", "target -")
 
@@ -138,7 +139,8 @@ class SketchSolver(Solver):
     The encoder is the difference of the class means of s, without the variances that `ClosedFormSolver` divides by: they
     would be a vector of all coordinates. Neutral rows draw the decoder towards zero and need no gradient.
 
-    State: four vectors of `sketching.size` values. In several processes each sums its own rows, and the sums add up.
+    State: four vectors of `sketching.size` values, and four more where halves of the rows are compared, which one process
+    can do. In several processes each sums its own rows, and the sums add up.
     """
 
     vectors: ClassVar[frozenset[str]] = frozenset()
@@ -157,8 +159,12 @@ class SketchSolver(Solver):
         return torch.zeros(2, self.sketching.size, device=self.sums.device)
 
     @torch.no_grad()
-    def take(self, sums: Tensor, label: float, rows: int) -> Tensor:
+    def take(self, sums: Tensor, label: float, rows: int, numbers: Sequence[int] = ()) -> Tensor:
         """Take in the summed gradients of some rows of one label, [2, size] as `room` gives them.
+
+        Args:
+            rows: how many there are.
+            numbers: which ones they are, for the halves of all rows.
 
         Returns:
             As `observe`, from the sketches.
@@ -169,6 +175,8 @@ class SketchSolver(Solver):
             return torch.zeros(1, device=self.sums.device)
         source, target = self.sums[which], self.sums[2 + which]
         known = float(self.counts[which])
+        if numbers:
+            super().halve(sums[1] / rows, label, numbers)
         error = self.sketching.square(sums[1] / rows - (target / known if known else 0))
         loss = error / max(self.sketching.square(sums[1] / rows), 1e-38)
         self.counts[which] += rows
@@ -207,6 +215,23 @@ class SketchSolver(Solver):
         if self.processes.rank:
             state_dict = {name: torch.zeros_like(values) for name, values in state_dict.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def halve(self, target: Tensor, label: float, rows: Sequence[int]) -> None:
+        """As `Solver.halve`, of a whole vector [n]."""
+        sketch = torch.zeros_like(self.sums[0])
+        for name, values in self._split(target):
+            self.sketching.add(sketch, name, values)
+        super().halve(sketch, label, rows)
+
+    def contrasts(self) -> Contrasts | None:
+        """As `Solver.contrasts`, at the rank of the sketches."""
+        found = super().contrasts()
+        if found is None:
+            return None
+        mean, first, second, half = (
+            self.sketching.read(v) for v in (found.mean, found.first, found.second, found.half)
+        )
+        return Contrasts(mean, first, second, half, found.rows)
 
     @torch.no_grad()
     def solutions(self) -> list[Solution]:

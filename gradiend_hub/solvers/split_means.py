@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ __all__ = ["Contrasts", "SplitMeans"]
 class Contrasts(NamedTuple):
     """Statistics of the four means of `SplitMeans`, each [n] and in one unit, that of a mean gradient.
 
+    Of gradients that were learned by sketches they are `ByParameter`, at the rank of the direction.
+
     Attributes:
         mean: (m₊ − m₋)/2 of all rows.
         first, second: the same of either half of the rows.
@@ -33,16 +35,16 @@ class Contrasts(NamedTuple):
         rows: rows that counted.
     """
 
-    mean: Tensor
-    first: Tensor
-    second: Tensor
-    half: Tensor
+    mean: Any
+    first: Any
+    second: Any
+    half: Any
     rows: int
 
     @property
-    def controls(self) -> tuple[Tensor, Tensor]:
+    def controls(self) -> tuple[Any, Any]:
         """Directions of coin labels, [n] each."""
-        return self.half, (self.first - self.second) / 2
+        return self.half, (self.first + self.second * -1.0) * 0.5
 
     def weighted(self, weights: Tensor) -> Contrasts:
         """Every vector times weights [n] by coordinate, as those by which a decoder is made damage-aware."""
@@ -51,7 +53,7 @@ class Contrasts(NamedTuple):
 
 
 class SplitMeans(nn.Module):
-    """Running means of vectors [n] by label and half. State: 4n values and a flag for each row.
+    """Running means of vectors [n] by label and half, or of sketches of them. State: 4n values and a flag for each row.
 
     Args:
         shard: coordinates of this process.

@@ -113,7 +113,7 @@ class FactorStream:
             batch = self.objective.collate_pairs([self.examples[i] for i in mine]).to(self.reader.device)
             with memory_advised(self.reader, self.objective, batch, state_vectors=self.vectors):
                 if self.skipped.read(self.objective, batch, self.read) is not None:
-                    loss = self.solver.take(self._sums, label, self.skipped.used)
+                    loss = self.solver.take(self._sums, label, self.skipped.used, mine)
         if world > 1:
             self._agree()
         return loss

@@ -181,7 +181,9 @@ class GradiendTrainer(MeasuringTrainer):
         if args.decoder != "solver" and args.solver == "autoencoder":  # the others keep these means for themselves
             solver.target_means = ClassMeans(shard)
             self._observes_targets = True
-        if args.comparable and not isinstance(solver, SketchSolver):
+        if isinstance(solver, SketchSolver):  # each process has rows of its own, so halves are one process's
+            shard = Shard(solver.sketching.size)
+        if args.comparable and not (isinstance(solver, SketchSolver) and args.world_size > 1):
             solver.split_means = SplitMeans(shard, len(self._run.data.dataset), args.row_seed)
         return solver.requires_grad_(False)  # derivatives are closed forms; nothing is to be wrapped for autograd
 
@@ -345,8 +347,7 @@ class GradiendTrainer(MeasuringTrainer):
         loss: Tensor = self.model.observe(source, target, label).mean()
         if self._observes_targets:
             self.model.target_means.observe(target, label)
-        if hasattr(self.model, "split_means"):
-            self.model.split_means.observe(target, label, rows)
+        self.model.halve(target, label, rows)
         return loss
 
     def adopt(self, steps: int, seconds: float) -> None:
@@ -371,8 +372,7 @@ class GradiendTrainer(MeasuringTrainer):
             self._judge(found.judged, of="validation rows" if self._run.is_judged_by_validation else "training rows")
             direction = self._direction = as_direction(found.solution, found.scope)
             self._h = found.h
-            split_means: SplitMeans | None = getattr(self.model, "split_means", None)
-            contrasts = None if split_means is None else split_means.contrasts()
+            contrasts = self.accelerator.unwrap_model(self.model).contrasts()
             self._references, self.report.references = self._run.references(direction, contrasts, found.weights)
         return self._direction
 

@@ -197,3 +197,34 @@ def test_references_travel_with_the_direction(closed: Any, tmp_path: Path) -> No
     model.unload()
     one, other = (Path(f, REFERENCES_FILE).read_bytes() for f in (closed.args.output_dir, tmp_path / "copy"))
     assert one == other
+
+
+def test_by_sketches_the_references_are_those_of_the_whole_gradients_at_a_rank(
+    closed: Any, masked_path: Path, pronouns: Any, tmp_path: Path
+) -> None:
+    """A low-rank direction has its null and its ceiling, too, from the same halves of the same rows."""
+    low = trained(masked_path, tmp_path / "low", pronouns, scope=["*.layer.2.*"], rank=16)
+    whole, sketched = closed.model.contrasts(), low.model.contrasts()
+    assert sketched.rows == whole.rows
+    flat = {name: _flat(getattr(sketched, name), low.scope) for name in ("mean", "first", "second", "half")}
+    for name, found in flat.items():
+        assert torch.cosine_similarity(found, getattr(whole, name), dim=0) > 0.9, name
+    mean = (flat["first"] + flat["second"]) / 2  # the halves make up the whole, which is the decoder's own
+    assert torch.cosine_similarity(mean, flat["mean"], dim=0) > 0.99
+    folder = Path(low.args.output_dir)
+    references, report = References.find(folder), Report.load(folder).references
+    exact = Report.load(Path(closed.args.output_dir)).references
+    assert references is not None and report is not None and exact is not None
+    assert report.split_half["cosine"] == pytest.approx(exact.split_half["cosine"], abs=0.15)
+    assert max(map(abs, report.control["cosine"])) < report.split_half["cosine"]
+    assert len(references.controls) == 2 and all(c.entries == 4096 for c in references.controls)
+    largest = _flat(sketched.half, low.scope).abs().topk(4096).values
+    kept = torch.cat([part.decoder for part in references.controls[0].parameters.values()])
+    torch.testing.assert_close(kept.abs().sort(descending=True).values, largest)
+
+
+def _flat(vector: Any, scope: Any) -> torch.Tensor:
+    return torch.cat([
+        (part if isinstance(part, torch.Tensor) else part.dense()).flatten()
+        for part in (vector.parts[name] for name in scope.parameters)
+    ])  # fmt: skip
