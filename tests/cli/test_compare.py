@@ -78,9 +78,10 @@ def test_mistakes_are_named(arguments: list[str], said: str, pair: list[str], tm
     assert result.exit_code == 1 and said in " ".join(result.output.split()) and not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_suite_is_learned_from_a_file(masked_path: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(FRAMES[:5])), encoding="utf-8")
     recipe = tmp_path / "suite.yaml"
     recipe.write_text(
         f"model: {masked_path}\ntrain_dataset: {data}\npairs: [[man, woman], [person, thing]]\n"

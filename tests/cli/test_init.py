@@ -37,6 +37,7 @@ def init(file: Path, base: Path, text: Path, *more: str, words: str = WORDS) -> 
     return ["init", str(file), "--model", str(base), "--words", words, "--text", str(text), *more]
 
 
+@pytest.mark.slow
 def test_what_it_writes_trains(run: Run, masked_path: Path, text: Path, tmp_path: Path) -> None:
     file = tmp_path / "new" / "feature.yaml"
     result = run(*init(file, masked_path, text, "--json"))

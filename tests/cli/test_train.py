@@ -247,6 +247,7 @@ def test_an_interruption_before_any_checkpoint_says_so(
     assert "No checkpoint was written yet" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")  # transformers, where a variable forbids them
 def test_a_run_is_published_when_the_recipe_says_so(
     run: Run, trained: Trained, tmp_path: Path, hub: HubServer, repo_id: str

@@ -242,6 +242,7 @@ def test_a_self_test_does_not_choose_its_tolerance(run: Run, copy: Path) -> None
     assert result.exit_code == 1 and "to be BF16" in result.stderr  # the decoder is not stored so
 
 
+@pytest.mark.slow
 def test_it_passes_in_a_fresh_process(trained: Trained) -> None:
     command = [sys.executable, "-m", "gradiend_hub_cli", "verify", str(trained.folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -368,6 +368,7 @@ def test_damage_that_neutral_text_does_not_show_makes_a_dose_unsafe(hidden: Any)
     assert ends is not None and ends[1] == (1.0, "own")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [("he", "they")], indirect=True)
 def test_continuations_that_are_not_sound_limit_the_unit_and_the_band(hidden: Any) -> None:
     """The same edit where own text is not read: what the model goes on with shows it."""

@@ -120,7 +120,7 @@ def test_a_control_damages_the_worst_set_as_much_as_the_direction(
     model.unload()
 
 
-@pytest.mark.parametrize("kind", ["masked", "causal"])
+@pytest.mark.parametrize("kind", ["masked", pytest.param("causal", marks=pytest.mark.slow)])
 def test_everything_is_measured_and_written_down(request: pytest.FixtureRequest, rows: list[Row], kind: str) -> None:
     base = load_base_model(request.getfixturevalue(f"{kind}_path"))
     model, objective = measured(base, bias=True)

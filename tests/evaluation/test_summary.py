@@ -68,7 +68,7 @@ def test_a_reference_that_was_not_read_on_everything_passes_its_error_on() -> No
     assert estimate(wanted[:50], groups, [half]).missing >= half.missing
 
 
-@pytest.fixture(params=[("masked", 0), ("causal", 1)], ids=str)
+@pytest.fixture(params=[("masked", 0), pytest.param(("causal", 1), marks=pytest.mark.slow)], ids=str)
 def direction(request: pytest.FixtureRequest) -> Iterator[tuple[GradiendModel, Any]]:
     """A direction on the words, with noise of another seed and size each."""
     kind, seed = request.param
@@ -138,6 +138,7 @@ def test_what_does_nearly_the_same_is_known_from_few_readings(direction: Any, pr
     assert gaps[1][0] < 0.3 * gaps[0][0] and gaps[1][1] < 0.3 * gaps[0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [("masked", 0)], indirect=True)
 def test_an_exhaustive_evaluation_reads_everything_at_every_strength(
     direction: Any, pronouns: Any, neutral: Any

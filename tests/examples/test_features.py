@@ -113,6 +113,7 @@ def test_with_a_model_and_a_set_of_the_hub(
     assert list(correlations(output)) == ["asian / white"]
 
 
+@pytest.mark.slow
 def test_german_articles_by_rules(example: Any, capsys: Any, tmp_path: Path, masked_path: Path) -> None:
     nouns = {"der": "Benutzer Server Kernel Befehl", "die": "Meldung Sicherheit Version Einheit",
              "das": "System Paket Programm Dokument", "in der": "Meldung Sicherheit Version Einheit"}  # fmt: skip

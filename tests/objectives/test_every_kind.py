@@ -115,7 +115,13 @@ def kind_of(name: str, request: pytest.FixtureRequest) -> Kind:
 OWN = [name for name, of in OBJECTIVES.items() if of.__module__.startswith("gradiend_hub.")]
 
 
-@pytest.mark.parametrize("name", OWN)
+# the whole way of these is gone by the default tests elsewhere: test_trainer.py, test_cloze.py and test_seq2seq.py
+ELSEWHERE = {"masked_lm", "causal_lm", "cloze", "seq2seq"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ELSEWHERE else ()) for name in OWN]
+)
 def test_every_kind_is_found_shown_and_verified(
     name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -389,6 +389,7 @@ trainer.save_model()
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_error(masked_path: Path, tmp_path: Path) -> None:
     """A limit of the process on the size of files stands for it: writing fails in the middle of a file."""
     rows = masked_path.parents[1] / "data" / "pronouns"
