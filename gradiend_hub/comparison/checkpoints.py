@@ -143,7 +143,13 @@ def changed(base: Mapping[str, torch.Tensor], model: nn.Module, frame: Frame, ca
     found, parts, square = dict(model.named_parameters()), {}, 0.0
     for name, shape in frame.shapes.items():
         one, other = base.get(name), found.get(name)
-        if one is None or other is None or one.shape != other.shape:
+        if one is None or (other is not None and other.itemsize == 1):
+            whose = "the base model" if one is None else called
+            raise BaseModelMismatchError(
+                f"{name} is quantised in {whose}, so that there are no values to take a difference of. Give base model and "
+                "fine-tune without quantisation."
+            )
+        if other is None or one.shape != other.shape:
             there = "no such parameter" if other is None else f"shape {list(other.shape)}"
             raise BaseModelMismatchError(
                 f"{called} is no checkpoint of the directions' base model: expected {name} of shape {list(shape)}, found "

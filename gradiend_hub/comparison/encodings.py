@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.data import Row
-from gradiend_hub.encoding import reading_sign
+from gradiend_hub.encoding import encoder_tensors, preactivations, reading_sign
 from gradiend_hub.gradients import GradientReader, Scope
 from gradiend_hub.gradients.pairs import read_pair
 from gradiend_hub.objectives import Example, Objective
 from gradiend_hub.progress import progress
-from gradiend_hub.scope import parameters_of
+from gradiend_hub.scope import PackedParameter, parameters_of
 
 from .tables import Matrix
 from .vectors import Array
@@ -114,7 +114,8 @@ def encode_all(
     """Feature values of examples by several encoders: [encoders, N], in (−1, 1).
 
     One forward and one backward pass a row and kind of source gradient serve all encoders, whose products with the gradient
-    are taken in the form in which they are stored. A value is that of `encoding.encode_rows`.
+    are taken in the form in which they are stored. A value is that of `encoding.encode_rows`. Quantised weights have no
+    gradient of their own: there each encoder reads the rows by itself.
 
     Args:
         base: the base model, unedited.
@@ -122,6 +123,13 @@ def encode_all(
     """
     names = dict.fromkeys(name for encoder in encoders for name in encoder.direction.parameters)
     scope = Scope.dense(parameters_of(base, names))
+    signs = np.array([reading_sign(encoder.source) for encoder in encoders])[:, None]
+    if any(isinstance(parameter, PackedParameter) for parameter in scope.parameters.values()):
+        found = []
+        for encoder in progress(encoders, "encoding", len(encoders)):
+            tensors, bias = encoder_tensors(encoder.direction)
+            found.append(preactivations(base, objective, examples, tensors, bias, source=encoder.source))
+        return np.asarray(signs * np.tanh(torch.stack(found).double().cpu().numpy()))
     kinds = sorted({encoder.source for encoder in encoders})
     readers = {kind: [i for i, encoder in enumerate(encoders) if encoder.source == kind] for kind in kinds}
     z = np.empty((len(encoders), len(examples)))
@@ -134,8 +142,7 @@ def encode_all(
                 for i in readers[kind]:
                     bias = encoders[i].direction.encoder_bias
                     z[i, number] = bias + sum(float(_at(gradient, places) @ values) for places, values in parts[i])
-    signs = np.array([reading_sign(encoder.source) for encoder in encoders])
-    return np.asarray(signs[:, None] * np.tanh(z))
+    return np.asarray(signs * np.tanh(z))
 
 
 def _parts(direction: Direction, scope: Scope, device: torch.device) -> list[tuple[slice | Tensor, Tensor]]:

@@ -150,7 +150,8 @@ def refuse_packed(scope: Scope) -> None:
     if packed := [name for name, parameter in scope.parameters.items() if isinstance(parameter, PackedParameter)]:
         raise ConfigError(
             f"{len(packed)} weights in scope are quantised ({names_of(packed)}), and gradients of such are read by their "
-            'factors alone. Learn at a rank, solver="closed_form" and rank=8, or choose a scope without these weights.'
+            'factors alone. Learn at a rank, solver="closed_form" and rank=8, choose a scope without these weights, or load '
+            "the base model without quantisation."
         )
 
 

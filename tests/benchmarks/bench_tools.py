@@ -4,13 +4,15 @@
     python -m tests.benchmarks.bench_tools out/smollm2      # and SmolLM2 in llama.cpp (see tests.benchmarks.smollm2)
 
 Prints a table: tool, version, what was run, the largest difference to this package at −1 and 1, the same at 0, which is due
-to the tool's own arithmetic, and the largest change that the edit itself makes. A program that is named by
-`LLAMA_CLI=/path/to/llama-cli` (or `llama-completion`, or `llama-server`) is run, too. Tools that are missing are named.
+to the tool's own arithmetic, and the largest change that the edit itself makes. Tools that are missing are named;
+`llama-server` is one where it is on the PATH.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from tests.adapter.support import config_for, edited
 from tests.adapter.test_quantized import quantized_by_bitsandbytes
 from tests.adapter.test_side_path import learned as scoped
 from tests.benchmarks.smollm2 import gguf_file
-from tests.export.llama_cpp import LIBRARIES, build_causal, next_token, run_llama_cpp, write_gguf
+from tests.export.llama_cpp import LIBRARIES, build_causal, next_token, run_llama_cpp, run_llama_server, write_gguf
 from tests.export.test_gradiend_package import KINDS, STORED, base_model, rows_of
 from tests.export.test_lora import as_stranger, learned, probabilities
 from tests.export.test_mergekit import run_mergekit
@@ -115,18 +117,33 @@ def in_pipelines(folder: Path) -> Line:
     return compared("transformers, pipelines", version("transformers"), what, theirs, at_strengths(model, read))
 
 
+SERVER = "llama-server"
+
+
+def is_here(tool: str) -> bool:
+    """Whether a library, or llama.cpp's server, is installed."""
+    return (shutil.which(tool) if tool == SERVER else importlib.util.find_spec(tool)) is not None
+
+
 def in_llama_cpp(library: str, folder: Path) -> Line:
-    """A tiny Llama as a GGUF file in fp32, all probabilities."""
+    """A tiny Llama as a GGUF file in fp32, all probabilities; of the server, with a scale in every request."""
     base = build_causal("llama")
     write_gguf(base, "llama", folder / "base.gguf")
     direction = learned(base)
     config = config_for(direction, base, strength_unit=0.8)
     made = to_gguf_lora(direction, config, base, folder)
-    theirs = run_llama_cpp(library, folder / "base.gguf", made.places, [[s] for s in STRENGTHS], PROMPTS, folder)
+    scales = [[s] for s in STRENGTHS]
+    if library == SERVER:
+        theirs = run_llama_server(folder / "base.gguf", made.places, scales, PROMPTS)
+        said = subprocess.run([SERVER, "--version"], capture_output=True, text=True)
+        tool, number = "llama.cpp, llama-server", (said.stdout + said.stderr).partition("version: ")[2].split(" ")[0]
+    else:
+        theirs = run_llama_cpp(library, folder / "base.gguf", made.places, scales, PROMPTS, folder)
+        tool, number = LIBRARIES[library], version(LIBRARIES[library])
     model = GradiendModel.from_direction(base, direction, config)
     ours = at_strengths(model, lambda m: next_token(m, PROMPTS))
     what = "tiny Llama (fp32 GGUF), all probabilities"
-    return compared(LIBRARIES[library], version(LIBRARIES[library]), what, theirs, ours)
+    return compared(tool, number, what, theirs, ours)
 
 
 def smollm2(library: str, path: str, exact: bool, folder: Path) -> Line:
@@ -222,7 +239,7 @@ def main(smollm2_folder: str | None) -> None:
         ("peft", lambda f: in_peft("LoRA", True, f)),
         ("peft", lambda f: in_peft("SHiRA", False, f)),
         ("transformers", in_pipelines),
-        *((library, lambda f, name=library: in_llama_cpp(name, f)) for library in LIBRARIES),
+        *((library, lambda f, name=library: in_llama_cpp(name, f)) for library in (*LIBRARIES, SERVER)),
         ("mergekit", in_mergekit),
         ("lm_eval", in_lm_eval),
         ("bitsandbytes", lambda f: in_bitsandbytes(8, f)),
@@ -235,7 +252,7 @@ def main(smollm2_folder: str | None) -> None:
             for library in LIBRARIES
             for exact in (True, False)
         ]
-    missing = sorted({library for library, _ in jobs if importlib.util.find_spec(library) is None})
+    missing = sorted({library for library, _ in jobs if not is_here(library)})
     lines, failed = [], []
     for library, job in jobs:
         if library in missing:

@@ -30,6 +30,7 @@ from gradiend_hub.errors import (
     DataError,
 )
 from gradiend_hub.evaluation import Report
+from tests.adapter.test_quantized import GemmLinear, Linear4bit, quantize
 from tests.comparison.conftest import FRAMES, gender_rows
 from tests.conftest import ROOT
 from tests.models import build
@@ -194,6 +195,28 @@ def test_measured_effects_are_those_of_an_edited_model(ds: DirectionSet, compare
     after = odds()
     model.unload()
     assert found["number", "gender"].value == pytest.approx(after - before, abs=1e-4)
+
+
+def test_a_quantised_base(compared: dict[str, Path], compared_base: Any, masked_path: Path) -> None:
+    """Encodings and effects are those of the dequantised model; what needs values of weights is refused with what to do."""
+    packed, dense = quantize(compared_base, GemmLinear)
+    for parameter in dense.parameters():
+        parameter.data = parameter.data.contiguous()
+    members = {}
+    for name, folder in compared.items():
+        config = GradiendConfig.from_pretrained(str(folder))
+        members[name] = (replace(Direction.load(folder, config), fingerprint=None), config)
+    tokenizer = AutoTokenizer.from_pretrained(masked_path)
+    one, other = (DirectionSet.from_directions(members, base, processing_class=tokenizer) for base in (packed, dense))
+    rows = {"gender": gender_rows(FRAMES[6:])[:6]}
+    np.testing.assert_allclose(one.cross_encodings(rows).h, other.cross_encodings(rows).h, atol=1e-4)
+    np.testing.assert_allclose(one.measured_effects(rows).values, other.measured_effects(rows).values, atol=1e-3)
+    for base, checkpoint in ((packed, dense), (dense, quantize(compared_base, Linear4bit)[0])):
+        ds = DirectionSet.from_directions(members, base, processing_class=tokenizer)
+        with pytest.raises(BaseModelMismatchError, match=r"is quantised in .*without quantisation"):
+            ds.compare_checkpoint(checkpoint)
+    with pytest.raises(ConfigError, match=r"are quantised.*without quantisation"):
+        one.measure_references(rows, batch_size=1)
 
 
 def test_cross_encodings_are_those_of_each_direction(ds: DirectionSet, compared_base: Any) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,3 +188,43 @@ def run_llama_cpp(
     done = subprocess.run([sys.executable, "-c", SCRIPTS[library], given], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.tensor(json.loads(out.read_text()))
+
+
+def run_llama_server(
+    model: Path,
+    loras: Sequence[Path],
+    scales: Sequence[Sequence[float]],
+    prompts: Sequence[Sequence[int]],
+    vocabulary: int = VOCABULARY,
+) -> torch.Tensor:
+    """As `run_llama_cpp` by the program `llama-server` on the PATH: every request brings a scale for each LoRA."""
+    held = ["--lora", ",".join(map(str, loras)), "--lora-init-without-apply", "-ctk", "f32", "-ctv", "f32"]
+    plain = ["-fa", "off", "-c", "256", "-np", "1", "-t", "1", "--no-warmup", "--host", "127.0.0.1", "--port", "0"]
+    command = ["llama-server", "-m", str(model), *held, *plain]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout is not None
+        said = []
+        while line := server.stdout.readline():
+            said.append(line)
+            if found := re.search(r"listening on (http://[\w.:]+)", line):
+                break
+        else:
+            raise AssertionError("".join(said[-30:]))
+        drain = threading.Thread(target=server.stdout.read)  # a full pipe would stop it
+        drain.start()
+        try:
+            return torch.tensor([[_asked(found[1], by_lora, p, vocabulary) for p in prompts] for by_lora in scales])
+        finally:
+            server.kill()
+            drain.join()
+
+
+def _asked(address: str, scales: Sequence[float], prompt: Sequence[int], vocabulary: int) -> list[float]:
+    lora = [{"id": number, "scale": scale} for number, scale in enumerate(scales)]
+    fields = {"prompt": list(prompt), "n_predict": 1, "n_probs": vocabulary, "cache_prompt": False, "lora": lora}
+    with urllib.request.urlopen(f"{address}/completion", json.dumps(fields).encode()) as answer:
+        (place,) = json.load(answer)["completion_probabilities"]
+    row = torch.zeros(vocabulary, dtype=torch.float64)
+    for token in place["top_logprobs"]:
+        row[token["id"]] = token["logprob"]
+    return [float(value) for value in row.exp()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from gradiend_hub.errors import BaseModelMismatchError, ConfigError, EditError
 from gradiend_hub.export import to_gguf_lora
 from gradiend_hub.model import GradiendModel
 from tests.adapter.support import config_for
-from tests.export.llama_cpp import MODELS, build_causal, next_token, run_llama_cpp, write_gguf
+from tests.export.llama_cpp import MODELS, build_causal, next_token, run_llama_cpp, run_llama_server, write_gguf
 from tests.export.test_lora import learned
 from tests.models import build
 
@@ -48,6 +49,23 @@ def test_llama_cpp_gives_the_same_probabilities(kind: str, bias: bool, library: 
         wanted = next_token(model, PROMPTS)
         assert strength == 0 or float((wanted - plain).abs().max()) > 0.02
         torch.testing.assert_close(seen, wanted, atol=2e-5, rtol=2e-3)
+
+
+@pytest.mark.skipif(shutil.which("llama-server") is None, reason="there is no llama-server on the PATH")
+@pytest.mark.parametrize("bias", [False, True])
+def test_llama_server_gives_every_request_its_strength(bias: bool, tmp_path: Path) -> None:
+    base = build_causal("llama")
+    write_gguf(base, "llama", tmp_path / "base.gguf")
+    direction = learned(base, bias=bias)
+    config = config_for(direction, base, strength_unit=0.8)
+    made = to_gguf_lora(direction, config, base, tmp_path)
+    strengths = [1.0, 0.0, -1.0, 0.0, 1.0]
+    scales = [[max(s, 0.0), max(-s, 0.0)] for s in strengths] if bias else [[s] for s in strengths]
+    found = run_llama_server(tmp_path / "base.gguf", made.places, scales, PROMPTS)
+    model = GradiendModel.from_direction(base, direction, config)
+    for strength, seen in zip(strengths, found, strict=True):
+        model.set_strength(strength)
+        torch.testing.assert_close(seen, next_token(model, PROMPTS), atol=2e-5, rtol=2e-3)
 
 
 def test_what_the_file_says(tmp_path: Path) -> None:
