@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import inspect
 import logging
 import sys
@@ -94,7 +95,7 @@ def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[
             told = Story(as_json=as_json, quiet=quiet)
 
             def work() -> Result:
-                with told.step("Import", told=story) as step:
+                with told.step("Import", told=story) as step, _uncollected():
                     import_module(f"{__package__}.{module}")
                     step.outcome = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
                 return function(story=told, **arguments)
@@ -130,6 +131,23 @@ def _run(work: Callable[[], Result], story: Story, debug: bool) -> None:
     else:
         if code:
             raise typer.Exit(code)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside, no garbage is looked for; what a new process has imported then is not looked through again, either.
+
+    Looking takes a fifth of the imports' time, and finds 15 MB.
+    """
+    new, looked = "torch" not in sys.modules, gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if new:
+            gc.freeze()
+        if looked:
+            gc.enable()
 
 
 @contextmanager

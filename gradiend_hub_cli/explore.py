@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def explore_directions(directions: Sequence[str], options: ExploreOptions, story
     try:
         _, url, _ = page.launch(
             server_name=options.host,
-            server_port=options.port or None,
+            server_port=options.port or _free_port(options.host),
             inbrowser=options.browser,
             prevent_thread_lock=True,
             quiet=True,
@@ -56,7 +57,7 @@ def explore_directions(directions: Sequence[str], options: ExploreOptions, story
             **launch_options(),
         )
     except OSError as error:
-        raise ConfigError(f"Port {options.port} of {options.host} is taken: give another one, --port 0.") from error
+        raise ConfigError(_cannot_listen(options.host, options.port)) from error
     story.show(f"The page is at {url} until you press Ctrl-C.")
     try:
         page.block_thread()
@@ -65,3 +66,24 @@ def explore_directions(directions: Sequence[str], options: ExploreOptions, story
     finally:
         page.close()
     return {"directions": [*directions], "url": url}
+
+
+def _free_port(host: str) -> int:
+    """Return a port of a host that nobody listens on; by itself gradio takes one of a hundred.
+
+    Raises:
+        OSError: The host is none of this machine.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.bind(address)
+        return int(listener.getsockname()[1])
+
+
+def _cannot_listen(host: str, port: int) -> str:
+    """Say why nothing listens there."""
+    try:
+        _free_port(host)
+    except OSError:
+        return f"{host} is no address of this machine: leave --host out, or use 0.0.0.0 to let other machines in."
+    return f"Port {port} of {host} is taken: give another one, --port 0."

@@ -149,10 +149,18 @@ class _Doses:
         return best
 
     def settled(self) -> int:
-        """The safe dose with the best effect, read on everything."""
+        """The safe dose with the best effect, read on everything.
+
+        What seems best is read to the end at once: the others, which are told from it, are known best from that.
+        """
         while self.more(best := self.best()):
-            pass
+            self.finish(best)
         return best
+
+    def finish(self, k: int) -> None:
+        """Read both signs of a dose on everything."""
+        while self.more(k):
+            pass
 
     def by_effect(self) -> list[int]:
         """The safe ones, that of the best effect first."""
@@ -175,7 +183,7 @@ def calibrate(
     `strength_unit` becomes the safe dose with the best effect among those whose effect is above that of every random
     direction of equal damage; if there is none, the safe dose with the best effect.
 
-    Doses are read on a few rows and texts. The one that seems best is then read on more of them, which makes all the others'
+    Doses are read on a few rows and texts. The one that seems best is then read on everything, which makes all the others'
     figures more precise, too, until the best one is known on everything.
 
     Args:
@@ -194,8 +202,7 @@ def calibrate(
             doses.unsound = _lowest_unsound(doses, best, sound)
             best = doses.settled()
         for k in [best, *(k for k in doses.by_effect() if k != best)]:
-            while doses.more(k):
-                pass
+            doses.finish(k)
             if not doses.safe(k):
                 continue
             config.strength_unit = doses.dose(k)

@@ -109,13 +109,13 @@ class StrengthProbe:
         parts: list[tuple[list[Item], dict[str, list[QualityItem]]]] = [
             ([], {name: [] for name in sets}) for _ in range(most + 1)
         ]
-        seen: Counter[int] = Counter()
+        of_class = {name: iter(_parts(size, most)) for name, size in sizes.items()}
         for item in rows:
-            parts[_part(seen[item.row_class], sizes[item.row_class], most)][0].append(item)
-            seen[item.row_class] += 1
+            parts[next(of_class[item.row_class])][0].append(item)
         for name, of in sets.items():
+            of_unit = _parts(len(numbers[name]), most)
             for scored in of:
-                parts[_part(numbers[name][scored.unit], len(numbers[name]), most)][1][name].append(scored)
+                parts[of_unit[numbers[name][scored.unit]]][1][name].append(scored)
         share = self._own.share([item.number for item in rows])
         filled = [self._own.added(items, quality, share) for items, quality in parts]
         labels = sum(len(item.sample.labels) for _, part in filled for of in part.values() for item in of)
@@ -280,12 +280,20 @@ def _key(dose: float) -> float:
 
 
 def _halvings(count: int) -> int:
-    """Return how often some items can be halved until a first look is left."""
-    return max(0, int(math.log2(max(count, 1) / FIRST)))
+    """Return how often some items are halved until about a first look is left."""
+    return max(0, round(math.log2(max(count, 1) / FIRST)))
 
 
-def _part(number: int, count: int, most: int) -> int:
-    """Return the part of an item by its number: every part is evenly spread over all, the last has every second one."""
+def _parts(count: int, most: int) -> list[int]:
+    """Return the part of each of `count` items: the last has half of them, the one before half of the others.
+
+    All parts before another are about evenly spread over all items: they are the first ones of a van der Corput sequence.
+    """
+    bits = max(count - 1, 0).bit_length()
+    order = sorted(range(count), key=lambda number: f"{number:0{bits}b}"[::-1])
+    found = [0] * count
     halvings = _halvings(count) if most else 0
-    odd = next((h for h in range(halvings) if number >> h & 1), None)
-    return 0 if odd is None else most - odd
+    for halving in range(halvings):  # of the last part first
+        for number in order[max(FIRST, math.ceil(count / 2 ** (halving + 1))) : math.ceil(count / 2**halving)]:
+            found[number] = most - halving
+    return found

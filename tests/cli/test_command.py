@@ -288,3 +288,23 @@ def test_the_bar_counts_the_phases_of_a_step(monkeypatch: pytest.MonkeyPatch) ->
     assert Story(quiet=True).seconds == {}
     with Story(quiet=True).step("Calibrate") as step:
         assert step.bars.disable
+
+
+def test_a_new_process_looks_for_garbage_again_after_its_imports() -> None:
+    program = """
+import gc
+from gradiend_hub_cli import app
+try:
+    app(["audit", "/nowhere"])
+except SystemExit:
+    pass
+assert gc.isenabled() and gc.get_freeze_count() > 100_000, gc.get_freeze_count()
+before = gc.get_freeze_count()
+try:
+    app(["verify", "/nowhere"])  # imports little more: what a running program holds is no import's
+except SystemExit:
+    pass
+assert gc.isenabled() and gc.get_freeze_count() == before
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

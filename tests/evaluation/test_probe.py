@@ -698,3 +698,17 @@ def test_words_of_several_tokens_are_read_slot_by_slot(bundled: Any, opened: lis
                     logits = plain(**encoded).logits[0, encoded.input_ids[0] == tokenizer.mask_token_id]
                 total += float(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().exp())
             assert point.probability[row.factual_class][name] == pytest.approx(total, rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 30, 47, 95, 110, 180, 200, 777])
+def test_each_part_is_half_of_what_is_left_and_evenly_spread(count: int) -> None:
+    halvings = probe_module._halvings(count)
+    of_item = np.array(probe_module._parts(count, halvings + 1))  # another kind of items has a part more
+    first = np.flatnonzero(of_item == 0)
+    assert len(first) == count if count < 34 else 24 <= len(first) <= 34
+    for part in range(2, halvings + 2):
+        before = np.flatnonzero(of_item < part)
+        assert len(before) <= max(len(first), (np.sum(of_item <= part) + 1) // 2)
+        gaps = np.diff([-1, *before, count])
+        assert gaps.max() <= 2 * count / len(before) + 1
+    assert not np.isin(of_item, [1]).any() and probe_module._parts(count, 0) == [0] * count
