@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gradiend_hub.errors import MissingLibraryError
 from gradiend_hub.evaluation import Report
@@ -73,9 +74,9 @@ def save_plots(
 def _save(drawing: Figure, path: Path) -> None:
     """As a PNG of few colours, a third of the size; the same figure gives the same bytes on every day."""
     image = require("PIL.Image", "Drawing figures")
-    pixels = io.BytesIO()
-    drawing.savefig(pixels, dpi=_DPI, format="png")
-    image.open(pixels).convert("RGB").quantize(128).save(path, optimize=True)
+    drawing.set_dpi(_DPI)
+    drawing.canvas.draw()  # `savefig` would draw twice, and write a PNG that is read again
+    image.fromarray(np.asarray(drawing.canvas.buffer_rgba())).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def _drawable(report: Report, safe_band: Sequence[float] | None, output: str) -> dict[str, Callable[[], Figure]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def test_the_whole_story_with_the_hub(
     assert f"{hub.url}/{repo_id}" in result.stdout.replace("\n", "").replace(" ", "")
     assert AutoModelForMaskedLM.from_pretrained(out / "merged").num_parameters() > 1_000_000
     assert hub.log(method="GET", path=repo_id), "the direction was not pulled from the Hub"
+    typed = result.stdout.partition("\nGo on with\n")[2].replace("\\\n", " ").splitlines()
+    said = {"apply": demo.TRY_IT, "info": "P(3SG) on 3PL rows"}
+    assert [shlex.split(line)[:2] for line in typed] == [["gradiend-hub", command] for command in said]
+    for line, expected in zip(typed, said.values(), strict=True):
+        done = run(*shlex.split(line)[1:])
+        assert done.exit_code == 0 and expected in done.stdout, (line, done.stdout, done.stderr)
 
 
 def test_the_story_of_a_causal_model_without_the_hub(run: Run, tmp_path: Path, causal_path: Path) -> None:
