@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -74,9 +74,10 @@ def save_plots(
 def _save(drawing: Figure, path: Path) -> None:
     """As a PNG of few colours, a third of the size; the same figure gives the same bytes on every day."""
     image = require("PIL.Image", "Drawing figures")
+    canvas: Any = drawing.canvas  # Agg's
     drawing.set_dpi(_DPI)
-    drawing.canvas.draw()  # `savefig` would draw twice, and write a PNG that is read again
-    image.fromarray(np.asarray(drawing.canvas.buffer_rgba())).convert("RGB").quantize(128).save(path, optimize=True)
+    canvas.draw()  # `savefig` would draw twice, and write a PNG that is read again
+    image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def _drawable(report: Report, safe_band: Sequence[float] | None, output: str) -> dict[str, Callable[[], Figure]]:

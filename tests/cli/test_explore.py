@@ -9,6 +9,7 @@ import pytest
 
 import gradiend_hub_cli.explore as explore
 from gradiend_hub import GradiendModel
+from gradiend_hub.explorer import Explorer
 
 from .conftest import Run
 
@@ -33,7 +34,7 @@ class Page:
 @pytest.fixture(autouse=True)
 def page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explore, "require_gradio", lambda: None)
-    monkeypatch.setattr(explore.Explorer, "load", lambda *_, **__: GradiendModel)
+    monkeypatch.setattr(Explorer, "load", lambda *_, **__: GradiendModel)
     monkeypatch.setattr(explore, "build_page", lambda _: Page())
     monkeypatch.setattr(explore, "launch_options", dict)
 
