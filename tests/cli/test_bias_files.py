@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -36,13 +37,19 @@ def test_every_item_is_read_and_measured_before_and_after(trained: Trained, tmp_
     assert len(read_winobias(files / "pro.txt", files / "anti.txt")) == 761
     copy = tmp_path / "direction"
     shutil.copytree(trained.folder, copy)
+    lines = (files / "crows_pairs.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (files / "crows_pairs.csv").write_text("".join(lines[:41]), encoding="utf-8")
+    items = json.loads((files / "dev.json").read_text(encoding="utf-8"))["data"]["intrasentence"][:40]
+    (files / "dev.json").write_text(json.dumps({"data": {"intrasentence": items}}), encoding="utf-8")
     model = GradiendModel.from_pretrained(copy, strength=0.0)
-    benchmark = Benchmark.parse(f"winobias={files / 'pro.txt'},{files / 'anti.txt'}")
-    before, after = side_effects(model, model.tokenizer, [benchmark], (0.0, 1.0))
-    assert before.rows == after.rows == 761 and before.scores != after.scores
-    for result in (before, after):
-        low, high = result.intervals["stereotype_score"]
-        assert 0 <= low < result.scores["stereotype_score"] < high <= 100
+    given = ("crows-pairs={0}/crows_pairs.csv", "stereoset={0}/dev.json", "winobias={0}/pro.txt,{0}/anti.txt")
+    benchmarks = [Benchmark.parse(text.format(files)) for text in given]
+    results = side_effects(model, model.tokenizer, benchmarks, (0.0, 1.0))
+    assert [result.rows for result in results] == [40, 40, 40, 40, 761, 761]
+    assert results[-2].scores != results[-1].scores
+    for result in results:
+        assert all(0 <= low <= high <= 100 for low, high in result.intervals.values()) and result.intervals
     report = Report.load(copy)
-    report.side_effects = [before, after]
-    assert "WinoBias" in write_card(copy, report=report).read_text()
+    report.side_effects = results
+    card = write_card(copy, report=report).read_text()
+    assert all(name in card for name in ("CrowS-Pairs", "StereoSet", "WinoBias"))
