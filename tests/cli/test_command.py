@@ -304,7 +304,7 @@ try:
     app(["verify", "/nowhere"])  # imports little more: what a running program holds is no import's
 except SystemExit:
     pass
-assert gc.isenabled() and gc.get_freeze_count() == before
+assert gc.isenabled() and gc.get_freeze_count() <= before
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
