@@ -5,7 +5,7 @@
 
 Prints a table: tool, version, what was run, the largest difference to this package at −1 and 1, the same at 0, which is due
 to the tool's own arithmetic, and the largest change that the edit itself makes. Tools that are missing are named;
-`llama-server` is one where it is on the PATH.
+`llama-server` is one where it is on the PATH, and vLLM where VLLM_PYTHON names an interpreter of an environment that has it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tests.adapter.support import config_for, edited
 from tests.adapter.test_quantized import quantized_by_bitsandbytes
 from tests.adapter.test_side_path import learned as scoped
 from tests.benchmarks.smollm2 import gguf_file
+from tests.export import test_vllm
 from tests.export.llama_cpp import LIBRARIES, build_causal, next_token, run_llama_cpp, run_llama_server, write_gguf
 from tests.export.test_gradiend_package import KINDS, STORED, base_model, rows_of
 from tests.export.test_lora import as_stranger, learned, probabilities
@@ -121,8 +122,18 @@ SERVER = "llama-server"
 
 
 def is_here(tool: str) -> bool:
-    """Whether a library, or llama.cpp's server, is installed."""
+    """Whether a library, or llama.cpp's server, or an environment with vLLM, is there."""
+    if tool == "vllm":
+        return bool(test_vllm.PYTHON)
     return (shutil.which(tool) if tool == SERVER else importlib.util.find_spec(tool)) is not None
+
+
+def in_vllm(folder: Path) -> Line:
+    """A small Llama and two LoRAs, all probabilities; each request names its LoRA."""
+    number, (minus, zero, plus), change = test_vllm.differences(folder)
+    return Line(
+        "vLLM", number, "small Llama, a LoRA for each strength, all probabilities", max(minus, plus), zero, change
+    )
 
 
 def in_llama_cpp(library: str, folder: Path) -> Line:
@@ -240,6 +251,7 @@ def main(smollm2_folder: str | None) -> None:
         ("peft", lambda f: in_peft("SHiRA", False, f)),
         ("transformers", in_pipelines),
         *((library, lambda f, name=library: in_llama_cpp(name, f)) for library in (*LIBRARIES, SERVER)),
+        ("vllm", in_vllm),
         ("mergekit", in_mergekit),
         ("lm_eval", in_lm_eval),
         ("bitsandbytes", lambda f: in_bitsandbytes(8, f)),
