@@ -31,7 +31,7 @@ from gradiend_hub.objectives import PairBatch
 from gradiend_hub.solvers import Solution
 
 from .decoders import constant
-from .run import TrainingRun, as_direction, tangents_of
+from .run import COMPARED_ROWS, COMPARED_TOKENS, TrainingRun, as_direction, tangents_of
 from .streams import Learn, row_sampler, store_key
 
 __all__ = ["predicted", "seconds_of_the_rest"]
@@ -39,6 +39,9 @@ __all__ = ["predicted", "seconds_of_the_rest"]
 UNIT_READINGS, PLAIN_READINGS = 12, 8
 """Readings of all rows and texts that an evaluation costs, encodings included: where it chooses the strength unit,
 and where it uses it. Both vary by a half with the data."""
+
+DECODER_READINGS = {"damage_aware": 24, "natural": 40}
+"""First looks at what decoders are compared on, by decoder; about, as it depends on the dampings."""
 
 MEASURING_VECTORS = 16
 """Vectors [n] of a finished direction beside the solver's: solutions and their copies, edited weights, and their files."""
@@ -134,6 +137,10 @@ def seconds_of_the_rest(run: TrainingRun, steps: int) -> dict[str, float]:
     examples = run.judging[0]
     encoding = len(examples) * args.num_runs * _seconds_per_encoding(run)
     found = {"choosing the direction": encoding, "saving": FIGURE_SECONDS}
+    if readings := DECODER_READINGS.get(args.decoder, 0) * run.compares:
+        look = spread(data.eval_rows, COMPARED_ROWS)  # half of those of each class
+        seconds = _seconds_per_reading(run, look, data.texts, tokens=COMPARED_TOKENS // 2)
+        found["choosing the decoder"] = readings * seconds
     times = {"steps": steps // max(int(args.eval_steps or 1), 1), "epoch": math.ceil(steps / steps_an_epoch)}
     if data.eval_sets:
         found["between the steps"] = (
@@ -155,8 +162,14 @@ def _seconds_per_encoding(run: TrainingRun) -> float:
     return (time.perf_counter() - start) / len(samples)
 
 
-def _seconds_per_reading(run: TrainingRun, rows: Sequence[Row], texts: Sequence[Any]) -> float:
-    """Time one reading of some rows and texts at strength 0, and extrapolate to all of them."""
+def _seconds_per_reading(
+    run: TrainingRun, rows: Sequence[Row], texts: Sequence[Any], *, tokens: int | None = None
+) -> float:
+    """Time one reading of some rows and texts at strength 0, and extrapolate to all of them.
+
+    Args:
+        tokens: neutral tokens that are read; default: those of an evaluation.
+    """
     nothing = constant(run.scope, run.args.rank, 0.0)
     direction = as_direction(Solution(nothing, 0.0, nothing, nothing), run.scope)
     some_rows, some_texts = spread(rows, _SOME_ROWS), spread(texts, _SOME_TEXTS)
@@ -167,9 +180,9 @@ def _seconds_per_reading(run: TrainingRun, rows: Sequence[Row], texts: Sequence[
     try:
         seconds = []
         for part_rows, part_texts in ((some_rows, some_texts), (some_rows, [])):
-            tokens = max(1, round(share * run.args.quality_tokens))
+            some_tokens = max(1, round(share * run.args.quality_tokens))
             own = round(run.args.quality_tokens / 2 * len(some_rows) / max(len(rows), 1))
-            sizes = {"seed": run.args.seed, "tokens": tokens, "own": own}
+            sizes = {"seed": run.args.seed, "tokens": some_tokens, "own": own}
             probe = StrengthProbe(model, run.objective, part_rows, part_texts, **sizes)
             start = time.perf_counter()
             probe.measure(0.0)
@@ -177,4 +190,6 @@ def _seconds_per_reading(run: TrainingRun, rows: Sequence[Row], texts: Sequence[
     finally:
         model.unload()
     whole, of_rows = seconds
-    return of_rows * len(rows) / len(some_rows) + (max(whole - of_rows, 0.0) / share if share else 0.0)
+    of_texts = max(whole - of_rows, 0.0) / share if share else 0.0
+    part = 1.0 if tokens is None else min(tokens / run.args.quality_tokens, 1.0)
+    return of_rows * len(rows) / len(some_rows) + part * of_texts

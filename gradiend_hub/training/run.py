@@ -252,14 +252,14 @@ class TrainingRun:
             assert target_means is not None
             solution = with_mean_decoder(solution, target_means)
         by_bias: dict[str, float] = {}
-        if args.decoder == "damage_aware" and self._compares:
+        if args.decoder == "damage_aware" and self.compares:
             with counted("measuring the bias"):
                 solution, by_bias = self.with_or_without_bias(solution)
         if args.decoder == "damage_aware":
             spared = self.spared
             with GradientReader(self.base_model, scope) as reader:
                 fisher = diagonal_fisher(reader, self.objective, *spared, seed=args.seed)
-            effect = self.effect if self._compares else None
+            effect = self.effect if self.compares else None
             with counted("measuring dampings"):
                 (solution, scope), effects = best_damped(
                     solution, scope, fisher, density=args.final_density, effect=effect
@@ -305,7 +305,7 @@ class TrainingRun:
         return texts, spread(self.data.rows, len(texts)), [sample for sample in samples if sample.labels]
 
     @property
-    def _compares(self) -> bool:
+    def compares(self) -> bool:
         """Return whether there are validation rows and texts, by which decoders are chosen."""
         return bool(self.data.eval_rows and self.data.texts)
 
@@ -321,7 +321,7 @@ class TrainingRun:
         First, from which of the plain ones they are made, with its bias or without. The plain one stays unless they have
         more effect at one common dose.
         """
-        if not self._compares:
+        if not self.compares:
             edits = best_edits(Edits.of(solution, self.config), factors, None).edits
             return edits.solution(solution, self.config, self.args.rank), {}
         plain = self._plain(solution)

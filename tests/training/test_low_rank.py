@@ -197,6 +197,19 @@ def test_dry_run(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
     assert low.gradient_bytes < full.gradient_bytes / 20
     assert low.saved_bytes <= full.saved_bytes
     assert low.steps == full.steps == 8
+    assert "choosing the decoder" not in low.later_seconds
+
+
+def test_a_dry_run_counts_the_choice_among_decoders(
+    masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path
+) -> None:
+    args = arguments(tmp_path, max_steps=8, solver="closed_form", decoder="natural", rank=2)
+    trainer = trainer_of(
+        masked_path, tmp_path, pronouns, neutral, args=args, layers="3", neutral_train_dataset=neutral.select(range(10)),
+        eval_dataset=pronouns["validation"].select(range(20)),
+    )  # fmt: skip
+    seconds = trainer.dry_run().later_seconds
+    assert seconds["choosing the decoder"] > 0 and "saving" in seconds
 
 
 @pytest.mark.parametrize(
