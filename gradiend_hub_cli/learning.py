@@ -26,7 +26,7 @@ def demo(
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop learning after this many steps.")] = None,
     share: Annotated[
         float, typer.Option(min=0.02, max=1.0, help="Share of the data to read; 1 is what trainings read by default.")
-    ] = 0.5,
+    ] = 0.4,
 ) -> dict[str, Any]:
     """See everything once: learn a direction from a small real model, measure, publish, apply and merge it."""
     from .demo import DemoOptions, run_demo
