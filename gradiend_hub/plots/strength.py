@@ -43,7 +43,8 @@ def plot_strength(report: Report, split: str | None = None, safe_band: Sequence[
     _damage(axes, measured)
     if measured.control:
         number = len(measured.control)
-        axes.plot([], [], "--", color="black", linewidth=0.9, label=f"the same under {number} random directions")
+        what = f"the same under {number} random direction{'s' * (number > 1)}"
+        axes.plot([], [], "--", color="black", linewidth=0.9, label=what)
     if safe_band is not None:
         axes.axvspan(*safe_band, color="#e9eef2", zorder=0, label="safe band")
     for side in _near_breaks(measured):
