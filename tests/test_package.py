@@ -124,6 +124,7 @@ for code in json.loads(sys.argv[1]):
 """Runs each piece of code in a process of its own, forked from one that has imported nothing of PEFT's or ours."""
 
 
+@pytest.mark.slow
 def test_whatever_is_imported_first_the_method_is_registered() -> None:
     orders = [
         ["import peft", "import gradiend_hub"],

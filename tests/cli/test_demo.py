@@ -54,6 +54,7 @@ def test_the_whole_story_with_the_hub(
         assert done.exit_code == 0 and expected in done.stdout, (line, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_the_story_of_a_causal_model_without_the_hub(run: Run, tmp_path: Path, causal_path: Path) -> None:
     out = tmp_path / "out"
     result = run("demo", "--base", "causal", "--examples", causal_path.parents[1], "--out", out, *SHORT, "--json")

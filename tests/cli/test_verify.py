@@ -271,6 +271,7 @@ def test_a_summary_that_says_more_than_the_report(run: Run, copy: Path, trained:
     assert failures(copy) == [SUMMARY_FILE]
 
 
+@pytest.mark.slow
 def test_a_lora_that_is_not_the_direction(copy: Path) -> None:
     """Others load it without this library, so nothing else would tell."""
     model = GradiendModel.from_pretrained(copy, strength=0.0)
@@ -372,6 +373,7 @@ def test_a_lie_about_the_rows_shows(run: Run, copy: Path, lie: str) -> None:
         assert all(re.fullmatch(name, found) for found in wrong), wrong
 
 
+@pytest.mark.slow
 def test_some_of_the_rows_and_none_of_them(run: Run, copy: Path) -> None:
     """As of a test split with more rows than a report holds, and of an earlier version."""
     change_report(copy, lambda r: [e.update(row=None) for e in rows_of(r)[::2]])

@@ -122,6 +122,7 @@ def test_early_stopping_by_correlation_keeps_the_best(masked_path: Path, pronoun
     assert correlation(trainer) == pytest.approx(trainer.state.best_metric, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_gradient_store_replaces_the_base_model(
     masked_path: Path, pronouns: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
