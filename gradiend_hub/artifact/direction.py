@@ -412,7 +412,10 @@ def _same_shape(name: str, one: ParameterDirection, other: ParameterDirection) -
 
 
 def _largest(scores: Mapping[str, Callable[[], Tensor]], count: int) -> dict[str, Tensor]:
-    """Find the largest scores of all names, holding those of one name at a time: their places in order, by name."""
+    """Find the largest scores of all names: their places in order, by name.
+
+    The scores of one name are held at a time, beside up to five times `count`.
+    """
     pool: list[tuple[Tensor, Tensor]] = []  # scores, and their numbers counted over all names
     starts, waiting = [0], 0
     for score in scores.values():

@@ -25,6 +25,9 @@ from .vectors import Array
 
 __all__ = ["CrossEncodings", "Encoder", "encode_all"]
 
+_JOINED = 2**18
+"""Most entries of whole parameters that are one product."""
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -148,8 +151,8 @@ def encode_all(
 def _parts(direction: Direction, scope: Scope, device: torch.device) -> list[tuple[slice | Tensor, Tensor]]:
     """Places in a flat gradient [n] and an encoder's values there, on a device; a low-rank one's are computed.
 
-    All chosen entries are one part, and so are whole parameters that lie side by side: a product for each of many parameters
-    and directions would take longer than the backward pass.
+    All chosen entries are one part, and so are small whole parameters that lie side by side: a product for each of many
+    parameters and directions would take longer than the backward pass.
     """
     whole: list[tuple[slice, list[Tensor]]] = []
     chosen: list[tuple[Tensor, Tensor]] = []
@@ -161,11 +164,13 @@ def _parts(direction: Direction, scope: Scope, device: torch.device) -> list[tup
         values = part.encoder if isinstance(part.encoder, Tensor) else part.dense(part.encoder).flatten()
         if part.indices is not None:
             chosen.append((where.start + part.indices.long(), values))
-        elif whole and whole[-1][0].stop == where.start:
+        elif whole and whole[-1][0].stop == where.start and where.stop - whole[-1][0].start <= _JOINED:
             whole[-1] = slice(whole[-1][0].start, where.stop), [*whole[-1][1], values]
         else:
             whole.append((where, [values]))
-    found: list[tuple[slice | Tensor, Tensor]] = [(where, torch.cat(of).to(device)) for where, of in whole]
+    found: list[tuple[slice | Tensor, Tensor]] = [
+        (where, (torch.cat(of) if len(of) > 1 else of[0]).to(device)) for where, of in whole
+    ]
     if chosen:
         places, of_chosen = (torch.cat(of).to(device) for of in zip(*chosen, strict=True))
         found.append((places, of_chosen))

@@ -158,8 +158,8 @@ class _Doses:
         return best
 
     def finish(self, k: int) -> None:
-        """Read both signs of a dose on everything."""
-        while self.more(k):
+        """Read both signs of a dose on everything, or until the model computes NaN there."""
+        while self.more(k) and k in self.tried:
             pass
 
     def by_effect(self) -> list[int]:

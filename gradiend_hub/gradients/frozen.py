@@ -59,15 +59,15 @@ def in_storage_order(model: nn.Module) -> Iterator[None]:
     """
     layers: list[Any] = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
     reordered: list[tuple[Any, Tensor, dict[str, Any]]] = []
-    for layer in layers:
-        layer.support_avx512bf16_for_cpu = False
-        state: Any = getattr(layer.weight, "quant_state", None)
-        if getattr(state, "packing_format_for_cpu", False):
-            reordered.append((layer.weight, layer.weight.data, vars(state).copy()))
-            scales = state.absmax.T.flatten().float()  # [columns / block, rows] → by rows
-            layer.state_dict()  # undoes the reordering
-            state.absmax, state.nested = scales, False
     try:
+        for layer in layers:
+            layer.support_avx512bf16_for_cpu = False
+            state: Any = getattr(layer.weight, "quant_state", None)
+            if getattr(state, "packing_format_for_cpu", False):
+                reordered.append((layer.weight, layer.weight.data, vars(state).copy()))
+                scales = state.absmax.T.flatten().float()  # [columns / block, rows] → by rows
+                layer.state_dict()  # undoes the reordering
+                state.absmax, state.nested = scales, False
         yield
     finally:
         for weight, packed, fields in reordered:

@@ -7,7 +7,7 @@ C ≈ Y·(ΩᵀY)⁺·Yᵀ (Nyström); what that misses is spread evenly. Of a v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,9 @@ __all__ = ["COLUMNS", "Curvature", "KroneckerFactors", "kronecker_factors"]
 COLUMNS = 64
 """Columns of the sketch of a side that is longer."""
 
-HARDLY = 1e-3
-"""Sensitivity, relative to the typical one, below which a parameter is one that text hardly uses."""
+HARDLY = 1e-6
+"""Sensitivity, relative to the typical one, below which a parameter is one that text hardly uses. It is the product of both
+sides' mean diagonals, or the mean of a vector's; that of keys' biases is 1e-14."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,15 +133,14 @@ class KroneckerFactors:
         attention's keys, which changes no output, the gradient is rounding noise. Divided by what was measured there, both
         would have nearly all of an edit's norm.
         """
-        diagonals = {name: values.mean() for name, values in self.diagonals.items()}
-        typical = _typical(diagonals.values())
+        means = {name: float(values.mean()) for name, values in self.diagonals.items()}
+        both = {name: side.mean * self.inputs[name].mean for name, side in self.outputs.items()}
+        typical, typical_both = _typical(means.values()), _typical(both.values())
+        unused = {name for name, sensitivity in both.items() if sensitivity < HARDLY * typical_both}
         return KroneckerFactors(
-            _trusted(self.outputs),
-            _trusted(self.inputs),
-            {
-                n: v if diagonals[n] >= HARDLY * typical else v.new_full((1,), typical)
-                for n, v in self.diagonals.items()
-            },
+            _flattened(self.outputs, unused),
+            _flattened(self.inputs, unused),
+            {n: v if means[n] >= HARDLY * typical else v.new_full((1,), typical) for n, v in self.diagonals.items()},
             self.bytes,
         )
 
@@ -151,23 +151,25 @@ class KroneckerFactors:
             if isinstance(part, Factors) and name in self.outputs:
                 both = self.outputs[name].quadratic(part.b) * self.inputs[name].quadratic(part.a.T)
                 found += 0.5 * float(both.sum())
+            elif isinstance(part, Factors) and name in self.diagonals:
+                found += 0.5 * part.inner(part) * float(self.diagonals[name].mean())
             elif isinstance(part, Tensor) and name in self.diagonals:
                 found += 0.5 * float((part.double().flatten().square() * self.diagonals[name]).sum())
         return found
 
 
-def _typical(means: Iterable[float | Tensor]) -> float:
+def _typical(means: Iterable[float]) -> float:
     """The median of some means that are not 0; 1 without any."""
-    return float(np.median([mean for mean in map(float, means) if mean > 0] or [1.0]))
+    return float(np.median([mean for mean in means if mean > 0] or [1.0]))
 
 
-def _trusted(sides: Mapping[str, Curvature]) -> dict[str, Curvature]:
-    typical = _typical(side.mean for side in sides.values())
-    found = dict(sides)
-    for name, side in sides.items():
-        if side.mean < HARDLY * typical:
-            flat = torch.full_like(side.diagonal, typical)
-            found[name] = Curvature(side.values[:0], side.vectors[:, :0], typical, typical, flat)
+def _flattened(sides: Mapping[str, Curvature], names: Collection[str]) -> dict[str, Curvature]:
+    """Give the sides of some matrices the typical mean in all directions."""
+    typical, found = _typical(side.mean for side in sides.values()), dict(sides)
+    for name in names:
+        side = sides[name]
+        flat = torch.full_like(side.diagonal, typical)
+        found[name] = Curvature(side.values[:0], side.vectors[:, :0], typical, typical, flat)
     return found
 
 

@@ -7,6 +7,7 @@ larger than their sketches, are summed themselves.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from gradiend_hub.gradients import Outer
 from .base import LEVEL, ByParameter, Solution, Solver
 from .closed_form import regression
 from .shard import Shard
-from .split_means import Contrasts
+from .split_means import Contrasts, SplitMeans
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("source +", "source -", "target +", "target -")
 
@@ -212,12 +215,18 @@ class SketchSolver(Solver):
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> object:
         """As `Solver.load_state_dict`; of several processes the first one takes it all, and the others begin at zero."""
+        if hasattr(self, "split_means") and "split_means.means" not in state_dict:
+            logger.warning("The checkpoint has no halves of the rows: the direction will have no null and no ceiling.")
+            del self.split_means
         if self.processes.rank:
             state_dict = {name: torch.zeros_like(values) for name, values in state_dict.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def halve(self, target: Tensor, label: float, rows: Sequence[int]) -> None:
         """As `Solver.halve`, of a whole vector [n]."""
+        means: SplitMeans | None = getattr(self, "split_means", None)
+        if means is None or label == 0 or means.has_seen(rows):
+            return
         sketch = torch.zeros_like(self.sums[0])
         for name, values in self._split(target):
             self.sketching.add(sketch, name, values)
@@ -228,10 +237,9 @@ class SketchSolver(Solver):
         found = super().contrasts()
         if found is None:
             return None
-        mean, first, second, half = (
-            self.sketching.read(v) for v in (found.mean, found.first, found.second, found.half)
-        )
-        return Contrasts(mean, first, second, half, found.rows)
+        vectors = (found.mean, found.first, found.second, *found.controls)
+        mean, first, second, half, apart = map(self.sketching.read, vectors)
+        return Contrasts(mean, first, second, half, found.rows, apart)
 
     @torch.no_grad()
     def solutions(self) -> list[Solution]:

@@ -33,6 +33,7 @@ class Contrasts(NamedTuple):
         first, second: the same of either half of the rows.
         half: half the difference of the halves, whatever the label.
         rows: rows that counted.
+        apart: half the difference of `first` and `second`, where it is not computed from them.
     """
 
     mean: Any
@@ -40,11 +41,13 @@ class Contrasts(NamedTuple):
     second: Any
     half: Any
     rows: int
+    apart: Any = None
 
     @property
     def controls(self) -> tuple[Any, Any]:
         """Directions of coin labels, [n] each."""
-        return self.half, (self.first + self.second * -1.0) * 0.5
+        apart = (self.first - self.second) / 2 if self.apart is None else self.apart
+        return self.half, apart
 
     def weighted(self, weights: Tensor) -> Contrasts:
         """Every vector times weights [n] by coordinate, as those by which a decoder is made damage-aware."""
@@ -79,14 +82,17 @@ class SplitMeans(nn.Module):
             label: sign of the batch's class.
             rows: numbers of the rows in the batch.
         """
-        places = torch.as_tensor(list(rows), device=self.seen.device)
-        if label == 0 or bool(self.seen[places].any()):
+        if label == 0 or self.has_seen(rows):
             return
-        self.seen[places] = True
+        self.seen[torch.as_tensor(list(rows), device=self.seen.device)] = True
         of = 0 if label > 0 else 1
         half = self._half(of, int(self.counts[of].sum()))
         self.counts[of, half] += 1
         self.means[of, half].lerp_(vector, 1 / int(self.counts[of, half]))
+
+    def has_seen(self, rows: Sequence[int]) -> bool:
+        """Return whether one of some rows has counted already."""
+        return bool(self.seen[torch.as_tensor(list(rows), device=self.seen.device)].any())
 
     def _half(self, of: int, number: int) -> int:
         """The half of a class's batch: of each pair, one goes to either, and a coin says which."""

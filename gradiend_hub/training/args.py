@@ -88,7 +88,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             are equally likely.
         controls: random directions that each evaluation compares with.
         comparable: measure on the same stream how alike the direction is from two halves of the rows, and directions of coin
-            labels, and keep what a comparison with other directions needs. It takes four vectors [n] of memory.
+            labels, and keep what a comparison with other directions needs. It takes four vectors [n] of
+            memory, or four sketches, which one process alone keeps.
         max_length: longest input in tokens; default: what model and tokenizer allow.
         quality_floor: lowest quality, relative to the base model's, that the recommended strength may leave on any text that
             damage is read on.

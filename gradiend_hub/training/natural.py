@@ -281,28 +281,30 @@ def estimate(probe: StrengthProbe, sign: int, floor: float, start: float | None 
         EditError: even the smallest dose damages the model.
     """
     dose, allowed = start or _first_dose(probe), 1 - floor
-    before, read = _log_odds(_effect(probe, sign, 0.0)), list[tuple[float, float]]()
-    broken = math.inf
+    before, read = _log_odds(_effect(probe, sign, 0.0)), dict[float, float]()  # rise of the log-odds by dose
+    low, high, ratio = 0.0, math.inf, 1.0
     for _ in range(_MOST_DOSES):
         damage = _damage(probe, sign * dose)
-        ratio = math.sqrt(_AIM * allowed / max(damage, allowed / 64))
+        low, high = (dose, high) if damage <= allowed else (low, dose)
         if damage < math.inf:
-            read.append((dose, _log_odds(_effect(probe, sign, dose)) - before))
-            ratio = min(ratio, math.sqrt(broken / dose))  # halfway to where the model computes NaN
-        else:
-            broken = dose
+            read[dose] = _log_odds(_effect(probe, sign, dose)) - before
+        ratio = math.sqrt(_AIM * allowed / max(damage, allowed / 64))
         if 1 / _REACH <= ratio <= _REACH:
             break
-        dose *= max(ratio, 1 / 8)
+        if low and high / low < _REACH:
+            dose, ratio = low, 1.0
+            break
+        aim = dose * max(ratio, 1 / 8)
+        dose = aim if low < aim < high else math.sqrt(low * high)
     else:
-        if damage > allowed:
+        if not low:
             raise _no_dose(probe, dose, floor)
-    power, (near, rise) = _POWER, read[-1]
-    ratio = min(ratio, 1.0) if broken < math.inf else ratio
-    other, less = read[-2] if len(read) > 1 else read[-1]
-    if other != near and rise * less > 0:
-        power = min(max(math.log(rise / less) / math.log(near / other), 0.0), 1.0)
-    return Outcome(1 / (1 + math.exp(-before - rise * ratio**power)), near * ratio)
+        dose, ratio = low, 1.0
+    power, rise = _POWER, read[dose]
+    for other, less in read.items():
+        if other != dose and rise * less > 0:
+            power = min(max(math.log(rise / less) / math.log(dose / other), 0.0), 1.0)
+    return Outcome(1 / (1 + math.exp(-before - rise * ratio**power)), dose * ratio)
 
 
 def common_effect(probe: StrengthProbe, floor: float, start: float | None = None) -> float:

@@ -94,7 +94,7 @@ class FactorStream:
         self.examples, self.labels = run.data.dataset.examples, run.data.dataset.labels
         self.source, self.target = run.config.source, run.config.target
         self.skipped = skipped or SkippedRows(len(run.data.dataset))
-        self.vectors = len(solver.sums) * solver.sketching.size / max(run.scope.size, 1)
+        self.vectors = sum(values.numel() for values in solver.buffers()) / max(run.scope.size, 1)
         self._sums = solver.room()
         self._told = len(self.skipped.rows)
 

@@ -13,7 +13,7 @@ from gradiend_hub.artifact.files import REFERENCES_FILE
 from gradiend_hub.artifact.references import References
 from gradiend_hub.evaluation import Report
 from gradiend_hub.gradients import GradientReader, read_pair
-from gradiend_hub.solvers import Contrasts, Shard, SplitMeans
+from gradiend_hub.solvers import Contrasts, Shard, Sketching, SketchSolver, SplitMeans
 from tests.training.support import arguments, trainer_of
 
 STEPS = 12
@@ -206,6 +206,7 @@ def test_by_sketches_the_references_are_those_of_the_whole_gradients_at_a_rank(
     low = trained(masked_path, tmp_path / "low", pronouns, scope=["*.layer.2.*"], rank=16)
     whole, sketched = closed.model.contrasts(), low.model.contrasts()
     assert sketched.rows == whole.rows
+    assert all(getattr(part, "rank", 0) <= 16 for vector in sketched.controls for part in vector.parts.values())
     flat = {name: _flat(getattr(sketched, name), low.scope) for name in ("mean", "first", "second", "half")}
     for name, found in flat.items():
         assert torch.cosine_similarity(found, getattr(whole, name), dim=0) > 0.9, name
@@ -228,3 +229,12 @@ def _flat(vector: Any, scope: Any) -> torch.Tensor:
         (part if isinstance(part, torch.Tensor) else part.dense()).flatten()
         for part in (vector.parts[name] for name in scope.parameters)
     ])  # fmt: skip
+
+
+def test_a_checkpoint_from_before_there_were_halves(caplog: pytest.LogCaptureFixture) -> None:
+    solver = SketchSolver(Sketching({"a": (40, 50)}, 2), 2000)
+    old = {name: values.clone() for name, values in solver.state_dict().items()}
+    solver.split_means = SplitMeans(Shard(solver.sketching.size), 4)
+    solver.load_state_dict(old)
+    assert solver.contrasts() is None and solver.state_dict().keys() == old.keys()
+    assert "no halves of the rows" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data import read_rows
 from gradiend_hub.evaluation import EvaluationSettings, StrengthProbe, calibrate, evaluate_direction
+from gradiend_hub.evaluation.calibration import _Doses
 from gradiend_hub.evaluation.control import instead
 from gradiend_hub.evaluation.intervals import mean_interval
+from gradiend_hub.evaluation.part import NotFiniteError
 from gradiend_hub.evaluation.summary import difference, estimate
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import make_objective
@@ -157,3 +160,20 @@ def test_an_exhaustive_evaluation_reads_everything_at_every_strength(
         assert few.at(strength).quality == pytest.approx(every.at(strength).quality, abs=1e-6)
     assert few.at(0.5).effect != every.at(0.5).effect
     assert few.at(0.5).effect == pytest.approx(every.at(0.5).effect, abs=0.04)
+
+
+def test_a_dose_that_breaks_on_a_later_part_is_left_alone() -> None:
+    """As where a single text overflows in half precision: reading it to the end ends, and another dose is looked for."""
+    doses, asked = _Doses.__new__(_Doses), list[float]()
+    doses._first, doses.tried = 1.0, {0}
+
+    def more(dose: float) -> bool:
+        asked.append(dose)
+        assert len(asked) < 10
+        if len(asked) > 2:
+            raise NotFiniteError("NaN")
+        return True
+
+    doses.probe = SimpleNamespace(more=more)  # type: ignore[assignment]
+    doses.finish(0)
+    assert doses.tried == set()

@@ -204,7 +204,8 @@ def test_what_is_known_is_not_measured_again_and_doses_begin_where_damage_is_exp
 def _second_order(of: ByParameter) -> float:
     matrix = of.parts["matrix"].dense().double()  # type: ignore[operator]
     of_matrix = torch.einsum("ij,ik,kl,jl->", matrix, S, matrix, A)
-    return 0.5 * float(of_matrix + (of.parts["vector"].double().square() * F).sum())  # type: ignore[union-attr]
+    other = S.mean() * of.parts["other"].dense().double().square().sum()  # type: ignore[operator]
+    return 0.5 * float(of_matrix + other + (of.parts["vector"].double().square() * F).sum())  # type: ignore[union-attr]
 
 
 def test_what_text_hardly_uses_does_not_get_the_edit() -> None:
@@ -316,3 +317,35 @@ def test_an_estimate_below_what_the_model_cannot_compute_and_where_no_dose_is_sa
     assert 1.5 < estimate(probe, 1, 0.99).dose < 3.0
     with pytest.raises(EditError, match="lowers the quality under 99"):
         estimate(Probe(math.inf), 1, 0.99)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("start", [None, 0.25, 0.93, 4.0, 40.0])
+def test_an_estimate_where_damage_grows_faster_than_the_square(start: float | None) -> None:
+    """As at a cliff: a dose that is allowed is found, and no larger one is taken for it."""
+    probe: Any = Probe(0.01)
+    read = probe.summary
+
+    def summary(dose: float) -> Any:
+        found = read(dose)
+        found.expected_damage = 0.01 * abs(dose) ** 6
+        found.effect = lambda _sign: SimpleNamespace(mean=1 / (1 + math.exp(2 - abs(dose))))
+        return found
+
+    probe.summary = summary
+    found = estimate(probe, 1, 0.99, start)
+    assert 0.7 < found.dose < 1.2  # what is near enough to the damage is taken to grow as the square from there
+    assert found.effect == pytest.approx(1 / (1 + math.exp(2 - found.dose)), abs=0.02)
+
+
+def test_an_embedding_whose_sides_have_units_of_their_own_is_trusted() -> None:
+    """Its rows are counts of tokens, its columns derivatives; those of other matrices are derivatives and inputs."""
+    counts = torch.full((ROWS,), 1e-4, dtype=torch.float64)
+    lookup = Curvature(counts[:0], torch.zeros(ROWS, 0, dtype=torch.float64), 0.0, 1e-4, counts)
+    raw = KroneckerFactors(
+        {"embedding": lookup, "matrix": curvature(1e-5 * S), "second": curvature(1e-5 * S)},
+        {"embedding": curvature(1e-5 * A), "matrix": curvature(A), "second": curvature(A)}, {}, 0,
+    )  # fmt: skip
+    assert raw.trusted().outputs["embedding"] is lookup
+    part = Factors(random(ROWS, 2, seed=1), random(2, COLUMNS, seed=2))
+    expected = 0.5 * torch.einsum("i,ij,jl,il->", counts, part.dense().double(), 1e-5 * A, part.dense().double())
+    assert raw.damage({"embedding": part}) == pytest.approx(float(expected))
