@@ -6,7 +6,7 @@ Nothing here knows PEFT, modules or training.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,13 @@ from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from gradiend_hub.errors import ArtifactError, ConfigError
 from gradiend_hub.notebook import lines, table
 
 from .files import BASE_FILE, ENCODER_FILE, WEIGHTS_FILE
 from .fingerprint import Fingerprint
+from .largest import largest
 from .low_rank import Factors, is_rank
 from .parameter import Importance, ParameterDirection, Values
 from .storage import (
@@ -206,7 +206,7 @@ class Direction:
         keep = max(1, round(density * self.numel)) if density is not None else int(entries or 0)
         if keep < 1:
             raise ConfigError(f"entries must be at least 1, found {entries}.")
-        chosen = _largest({name: partial(part.importance, name, by) for name, part in self.parameters.items()}, keep)
+        chosen = largest({name: partial(part.importance, name, by) for name, part in self.parameters.items()}, keep)
         parts = {name: self.parameters[name].select(positions) for name, positions in chosen.items()}
         fingerprint = self.fingerprint.only(parts) if self.fingerprint is not None else None
         return replace(self, parameters=parts, fingerprint=fingerprint)
@@ -409,30 +409,3 @@ def _same_shape(name: str, one: ParameterDirection, other: ParameterDirection) -
             f"Cannot align directions: {name} is {list(one.shape)} in one, {list(other.shape)} in the other."
         )
     return other
-
-
-def _largest(scores: Mapping[str, Callable[[], Tensor]], count: int) -> dict[str, Tensor]:
-    """Find the largest scores of all names: their places in order, by name.
-
-    The scores of one name are held at a time, beside up to five times `count`.
-    """
-    pool: list[tuple[Tensor, Tensor]] = []  # scores, and their numbers counted over all names
-    starts, waiting = [0], 0
-    for score in scores.values():
-        values = score()
-        places = torch.topk(values, min(count, len(values)), sorted=False).indices
-        pool.append((values[places], places + starts[-1]))
-        starts.append(starts[-1] + len(values))
-        waiting += len(places)
-        if waiting > 4 * count:
-            pool, waiting = [_most(pool, count)], count
-    numbers = _most(pool, count)[1].sort().values
-    ends = torch.searchsorted(numbers, torch.tensor(starts)).tolist()
-    found = {n: numbers[a:b] - at for n, at, a, b in zip(scores, starts[:-1], ends[:-1], ends[1:], strict=True)}
-    return {name: places for name, places in found.items() if len(places)}
-
-
-def _most(pool: Sequence[tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:
-    values, numbers = (torch.cat(of) for of in zip(*pool, strict=True))
-    kept = torch.topk(values, min(count, len(values)), sorted=False).indices
-    return values[kept], numbers[kept]

@@ -197,7 +197,7 @@ class Solver(nn.Module, ABC):
             means.observe(target, label, rows)
 
     def contrasts(self) -> Contrasts | None:
-        """What the direction is compared with, if halves of the rows were kept apart (`split_means`); see `SplitMeans`."""
+        """Read what the direction is compared with from the halves of the rows; `None` if they were not kept apart."""
         means: SplitMeans | None = getattr(self, "split_means", None)
         return None if means is None else means.contrasts()
 
