@@ -69,6 +69,10 @@ class _Doses:
         """Return whether every damage set is within the floor, and no smaller dose's continuations were unsound."""
         return (self.unsound is None or k < self.unsound) and self.damage(k) <= 1 - self.floor
 
+    def _full(self, k: int) -> bool:
+        """Return whether the next larger dose is over the floor even if damage grows no faster than the dose."""
+        return self.damage(k) * math.pow(2.0, 1 / _STEPS) > 1 - self.floor
+
     def _worst(self, k: int) -> str:
         """Return the damage set that a dose damages most; the first one where there is NaN."""
         try:
@@ -78,10 +82,12 @@ class _Doses:
         return max((item for of in rises for item in of), key=lambda item: item[1].expected_damage)[0]
 
     def limit(self, best: int) -> str | None:
-        """Return what is not safe at the next larger dose that was tried; `None` if that one is safe."""
+        """Return what is not safe at the next larger dose; `None` if the next that was tried is safe."""
         above = min((k for k in self.tried if k > best), default=None)
         if self.unsound is not None and (above is None or above >= self.unsound):
             return GENERATION
+        if self._full(best):
+            return self._worst(best)
         if above is None or self.safe(above):
             return None
         return self._worst(above)
@@ -137,7 +143,7 @@ class _Doses:
             if self.better(best, high):
                 return best  # past the best effect; without neutral text nothing else ends the search
             best, high = high, high + _STEPS
-        while high - low > 1:
+        while high - low > 1 and not self._full(low):
             ratio = math.pow(2.0, (high - low) / _STEPS)
             middle = between(1.0, self.damage(low), ratio, self.damage(high), 0.97 * (1 - self.floor))
             k = min(max(low + round(_STEPS * math.log2(middle)), low + 1), high - 1)
@@ -179,9 +185,9 @@ def calibrate(
 
     A dose is safe if at both signs the lower bound of every damage set's quality reaches `floor`, and continuations are
     sound. From ‖Δ‖ = ‖W‖/256 doses double while they are safe (or halve until one is); the gap to the first unsafe one is
-    then narrowed to 9 %, where the damage that was measured at its ends says that the floor is. The config's
-    `strength_unit` becomes the safe dose with the best effect among those whose effect is above that of every random
-    direction of equal damage; if there is none, the safe dose with the best effect.
+    then narrowed to 9 %, where the damage that was measured at its ends says that the floor is, or until 9 % more damage
+    would be past the floor. The config's `strength_unit` becomes the safe dose with the best effect among those whose effect
+    is above that of every random direction of equal damage; if there is none, the safe dose with the best effect.
 
     Doses are read on a few rows and texts. The one that seems best is then read on everything, which makes all the others'
     figures more precise, too, until the best one is known on everything.

@@ -18,6 +18,7 @@ from gradiend_hub.artifact.parameter import Values
 from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.model import GradiendModel
 
+from .curve import between
 from .part import NotFiniteError
 from .probe import StrengthProbe
 from .records import Interval, StrengthPoint
@@ -27,10 +28,12 @@ CONTROL_STRENGTHS = (-1.0, 0.0, 1.0)
 
 _NAME = "compared"
 
-_FIRST_NORM, _WIDEST_NORM = 4.0, 1024.0
+_FIRST_NORM, _WIDEST_NORM = 16.0, 1024.0
 """Norm of the first random direction that is tried, relative to the direction's, and the widest one."""
 _STRIDE = 8.0
 """Most that a norm grows or shrinks at once."""
+_POWER = 1.5
+"""Power of a norm as which damage grows, about: its mean as the square, and its error as the norm."""
 _NORMS = 5
 """Norms that are tried."""
 _ENOUGH = (0.7, 1.4)
@@ -125,7 +128,8 @@ def control_curves(
     """Curves of `draws` random directions at `strengths`, each with the base model's point at 0.
 
     Their doses are set by damage, for an edit without meaning that has the direction's norm changes next to nothing: at
-    strength ±1 they cost the worst damage set about as much. Without a damage set, norms are equal.
+    strength ±1 they cost the worst damage set about as much, by the bound that decides whether a dose is safe. Without a
+    damage set, norms are equal.
 
     What a random direction changes is read on the probe's first part alone. Strengths at which the model computes NaN are
     left out.
@@ -140,7 +144,7 @@ def control_curves(
         return []
     base, found = probe.measure(0.0), list(known[:draws])
     signs = sorted({math.copysign(1.0, strength) for strength in strengths if strength})
-    targets = {sign: _worst_damage(probe.measure(sign, math.inf)) for sign in signs}
+    targets = {sign: _damage(probe, sign) for sign in signs}
     size = {sign: _FIRST_NORM if sign in targets else 1.0 for sign in (-1.0, 1.0)}
     for draw in range(draws):
         before = found[draw] if draw < len(found) else None
@@ -154,7 +158,11 @@ def control_curves(
                     of_sign = [strength for strength in missing if strength * sign > 0]
                     if not of_sign:
                         continue
-                    size[sign] = given[sign > 0] if given else _norm_of_damage(aside, sign, target, size[sign])
+                    if given:
+                        size[sign] = given[sign > 0]
+                    else:
+                        first = size[sign] if draw or sign == signs[0] else size[signs[0]]
+                        size[sign] = _norm_of_damage(aside, sign, target, first)
                     for strength in of_sign:
                         with suppress(NotFiniteError):
                             curve[strength] = replace(aside.measure(size[sign] * strength, math.inf), strength=strength)
@@ -163,27 +171,29 @@ def control_curves(
     return found
 
 
-def _worst_damage(point: StrengthPoint) -> float:
-    """Damage of the worst damage set; 0 without one."""
-    worst = point.worst(bound=False)
-    return 0.0 if worst is None else 1 - worst[1]
+def _damage(probe: StrengthProbe, strength: float) -> float:
+    """Bound of the worst damage, as reading everything is expected to give it; infinite where there is NaN."""
+    try:
+        return probe.summary(strength * probe.model.active_peft_config.strength_unit).expected_damage
+    except NotFiniteError:
+        return math.inf
 
 
 def _norm_of_damage(probe: StrengthProbe, sign: float, wanted: float, first: float) -> float:
     """Find the norm, relative to the direction's, at which a random direction does about the wanted damage."""
     if wanted <= 0:
         return 1.0
-    norm = first
+    norm, low, high = first, (0.0, 0.0), (math.inf, math.inf)
     for _ in range(_NORMS):
-        try:
-            damage = _worst_damage(probe.measure(sign * norm, math.inf))
-        except NotFiniteError:
-            damage = math.inf
+        damage = _damage(probe, sign * norm)
         if _ENOUGH[0] * wanted < damage < _ENOUGH[1] * wanted:
             break
-        # damage grows about as the square of a norm
-        factor = math.sqrt(wanted / max(damage, wanted / _STRIDE**2))
-        norm = min(norm * max(factor, 1 / _STRIDE), _WIDEST_NORM)
+        low, high = ((norm, damage), high) if damage < wanted else (low, (norm, damage))
+        if low[0] and high[0] < math.inf:
+            norm = between(*low, *high, wanted)
+        else:  # damage grows about as this power of a norm
+            factor = math.pow(wanted / max(damage, math.ulp(0.0)), 1 / _POWER) if damage < math.inf else 0.0
+            norm = min(norm * min(max(factor, 1 / _STRIDE), _STRIDE), _WIDEST_NORM)
     return norm
 
 

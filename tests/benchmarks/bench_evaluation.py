@@ -143,26 +143,44 @@ def random_135m(folder: Path) -> Path:
 def tokens(name: str, path: Path, size: int) -> list[dict[str, Any]]:
     """Tokens that the base model is given by an evaluation that chooses the unit, padding included.
 
-    Beside it, the same without what damage is read on since neutral text is not all: own text, and continuations.
+    Beside it, the same without what damage is read on since neutral text is not all: own text, and continuations. And the
+    least that it could be: all rows and texts once for the base model and for each of ±1.
     """
     model, objective = learned(path)
     rows, texts = sample(size)
-    counts: dict[str, Counter[str]] = {}
-    for kind, settings in (
-        ("all", EvaluationSettings()),
-        ("neutral", EvaluationSettings(own_tokens=0, generation=False)),
-    ):
-        model.active_peft_config.strength_unit, model.active_peft_config.break_point = 1.0, None
-        with counting(model.get_base_model()) as counts[kind]:
-            evaluate_direction(model, objective, rows, texts, settings, choose_unit_for="strengthen")
+    found = forwarded(model, objective, rows, texts, EvaluationSettings())
+    total, floor = sum(found.values()), 3 * whole_reading(model, objective, rows, texts)
+    before = sum(forwarded(model, objective, rows, texts, EvaluationSettings(own_tokens=0, generation=False)).values())
     model.unload()
-    total, before = (sum(counts[kind].values()) for kind in ("all", "neutral"))
-    note = ", ".join(f"{phase} {count / 1000:.0f}k" for phase, count in counts["all"].most_common())
+    note = ", ".join(f"{phase} {count / 1000:.0f}k" for phase, count in found.most_common())
     return [
         line("tokens forwarded by an evaluation / by one without own text and continuations", total / before, "×",
              model=name, ours=f"{total / 1000:.0f}k", other=f"{before / 1000:.0f}k",
              note=f"{len(rows)} rows, {len(texts)} neutral texts, unit chosen; {note}"),
+        line("tokens forwarded by an evaluation / by three whole readings", total / floor, "×", model=name,
+             ours=f"{total / 1000:.0f}k", other=f"{floor / 1000:.0f}k", note="the base model and ±1"),
     ]  # fmt: skip
+
+
+def forwarded(
+    model: GradiendModel, objective: Objective, rows: list[Row], texts: list[str], settings: EvaluationSettings
+) -> Counter[str]:
+    """Tokens by what they are read for, of an evaluation that chooses the unit."""
+    model.active_peft_config.strength_unit, model.active_peft_config.break_point = 1.0, None
+    with counting(model.get_base_model()) as found:
+        evaluate_direction(model, objective, rows, texts, settings, choose_unit_for="strengthen")
+    return found
+
+
+def whole_reading(model: GradiendModel, objective: Objective, rows: list[Row], texts: list[str]) -> int:
+    """Tokens of one reading of everything that an evaluation reads at the strengths that it publishes."""
+    settings = EvaluationSettings()
+    probe = StrengthProbe(
+        model, objective, rows, texts, tokens=settings.tokens, own=settings.own_tokens, batch_size=settings.batch_size
+    )
+    with counting(model.get_base_model()) as found:
+        probe.measure(0.0)
+    return sum(found.values())
 
 
 PHASES = {

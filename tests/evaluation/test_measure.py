@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -16,6 +18,7 @@ from gradiend_hub.data import Row, read_rows
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation import (
     EvaluationSettings,
+    NotFiniteError,
     StrengthPoint,
     StrengthProbe,
     above_control,
@@ -25,6 +28,7 @@ from gradiend_hub.evaluation import (
     evaluate_direction,
     random_direction,
 )
+from gradiend_hub.evaluation.control import _norm_of_damage
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import make_objective
 
@@ -99,25 +103,55 @@ def test_a_control_is_read_in_place_and_leaves_no_trace(masked_path: Any, rows: 
 def test_a_control_damages_the_worst_set_as_much_as_the_direction(
     masked_path: Any, rows: list[Row], neutral: Any
 ) -> None:
-    """At both signs: by the damage that fresh probes read. Without text to read damage on, norms are equal."""
+    """At both signs: by the bound that decides what is safe. Without text to read damage on, norms are equal."""
     model, objective = measured(load_base_model(masked_path))
     model.active_peft_config.strength_unit = 1.0
     texts = neutral["text"][:40]
     probe = StrengthProbe(model, objective, rows, texts, own=100)
     curves = control_curves(probe, (-1.0, 0.0, 1.0), draws=2, seed=5)
     for sign in (-1.0, 1.0):
-        (name, quality) = probe.measure(sign).worst(bound=False) or ("", 0.0)
+        (name, quality) = probe.measure(sign).worst() or ("", 0.0)
         assert name in ("neutral", "own") and quality < 1
         for drawn in curves:
             at = next(p for p in drawn.points if p.strength == sign)
-            worst = at.worst(bound=False)
+            worst = at.worst()
             assert worst is not None
             assert 0.6 < (1 - worst[1]) / (1 - quality) < 1.5
-            assert worst[1] == min(d.counted(n)[0] for n, d in at.damage.items())
+            assert worst[1] == min(d.counted(n)[1] for n, d in at.damage.items())
             assert drawn.norms[sign > 0] != 1
     (plain,) = control_curves(StrengthProbe(model, objective, rows), (-1.0, 1.0), draws=1)
     assert plain.norms == [1.0, 1.0]
     model.unload()
+
+
+class Growing:
+    """A probe whose damage is as wanted at a norm, growing as a mixture of the norm and its square; NaN beyond a cliff."""
+
+    model = SimpleNamespace(active_peft_config=SimpleNamespace(strength_unit=1.0))
+
+    def __init__(self, wanted: float, norm: float, linear: float, cliff: float) -> None:
+        self.wanted, self.norm, self.linear, self.cliff = wanted, norm, linear, cliff
+        self.read: list[float] = []
+
+    def summary(self, dose: float) -> Any:
+        self.read.append(dose)
+        if dose > self.cliff:
+            raise NotFiniteError("NaN")
+        part = dose / self.norm
+        return SimpleNamespace(expected_damage=self.wanted * (self.linear * part + (1 - self.linear) * part**2))
+
+
+def test_the_norm_of_a_random_direction_is_looked_for_between_what_is_too_small_and_too_large() -> None:
+    rng = np.random.default_rng(0)
+    asked: list[int] = []
+    for _ in range(200):
+        wanted, norm = 10 ** rng.uniform(-3, -0.5), 10 ** rng.uniform(0.3, 2.3)
+        probe: Any = Growing(wanted, norm, rng.uniform(0, 1), norm * rng.choice([2.0, math.inf]))
+        found = _norm_of_damage(probe, 1.0, wanted, first=norm * 10 ** rng.uniform(-0.7, 0.7))
+        assert found == probe.read[-1]  # it was read, and serves as the curve's point
+        assert 0.6 < found / norm < 1.5
+        asked.append(len(probe.read))
+    assert np.mean(asked) < 2.7 and max(asked) <= 5
 
 
 @pytest.mark.parametrize("kind", ["masked", pytest.param("causal", marks=pytest.mark.slow)])
