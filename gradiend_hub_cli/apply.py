@@ -20,10 +20,12 @@ from gradiend_hub.objectives import Answer, Objective, make_objective
 from gradiend_hub.printable import printable
 
 from .console import Story
+from .looking import ApplyOptions
+from .options import numbers
 from .quiet import quiet
 from .tables import beyond_band, strength_text
 
-__all__ = ["ApplyOptions", "Guess", "class_styles", "guesses", "guesses_tables", "show_texts"]
+__all__ = ["Guess", "class_styles", "guesses", "guesses_tables", "show_texts"]
 
 _COLUMN = 20
 """Width of the guesses at one strength."""
@@ -37,36 +39,25 @@ class Guess:
     probability: float
 
 
-@dataclass(frozen=True)
-class ApplyOptions:
-    """Options of `gradiend-hub apply`."""
-
-    base: str | None
-    revision: str | None
-    strengths: Sequence[float] | None
-    top: int
-    tokens: int
-    allowed: dict[str, Any]
-
-
 def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, story: Story) -> dict[str, Any]:
     """Print guesses and completions of every text, at the usual strengths and the recommended one if none are given.
 
     Raises:
         GradiendError: the direction or its base cannot be loaded, or a text has no slot that the model could fill.
     """
+    given = numbers(options.strengths)
     with quiet(story):
         with story.step("Load", told=False):
             model = GradiendModel.from_pretrained(
                 direction, base_model=options.base, revision=options.revision, strength=0.0, **options.allowed
             )
         config = model.active_peft_config
-        if not options.strengths:
+        if not given:
             config.require_supported_strength()
         objective = make_objective(
             model.get_base_model(), model.tokenizer, name=config.objective, options=config.objective_options
         )
-        strengths = options.strengths or compared_strengths(model.active_peft_config)
+        strengths = given or compared_strengths(model.active_peft_config)
         styles = class_styles(model)
         results = []
         for text in texts:

@@ -11,9 +11,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -73,7 +74,8 @@ Work = Callable[..., Result]
 def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[Work], Work]:
     """Make a function a command of `app`, with the options that all commands have.
 
-    The function takes a `story` to tell and returns what `--json` prints. `"exit_code"` in that is the exit status.
+    The function takes a `story` to tell and returns what `--json` prints. `"exit_code"` in that is the exit status. A
+    parameter that is a dataclass stands for its fields, each of which is an option.
 
     Args:
         module: of this package, which does the work. It is imported when the command runs, since it needs torch.
@@ -82,10 +84,17 @@ def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[
 
     def register(function: Work) -> Work:
         signature = inspect.signature(function, eval_str=True)
-        own = [p for name, p in signature.parameters.items() if name != "story"]
         common = [("ctx", typer.Context), ("as_json", Json), ("quiet", Quiet), ("debug", Debug)]
         kind = inspect.Parameter.KEYWORD_ONLY
-        parameters = [p.replace(kind=kind) for p in own]
+        grouped: dict[str, Any] = {
+            name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
+        }
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in signature.parameters.items():
+            if name in grouped:
+                parameters += _options(grouped[name])
+            elif name != "story":
+                parameters.append(parameter.replace(kind=kind))
         for name, annotation in common:
             default = inspect.Parameter.empty if name == "ctx" else False
             parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
@@ -93,6 +102,8 @@ def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[
         @functools.wraps(function)
         def run(*, ctx: typer.Context, as_json: bool, quiet: bool, debug: bool, **arguments: Any) -> None:
             told = Story(as_json=as_json, quiet=quiet)
+            for name, options in grouped.items():
+                arguments[name] = options(**{field.name: arguments.pop(field.name) for field in fields(options)})
 
             def work() -> Result:
                 with told.step("Import", told=story) as step, _uncollected():
@@ -108,6 +119,16 @@ def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[
         return function
 
     return register
+
+
+def _options(kind: Any) -> Iterator[inspect.Parameter]:
+    """Yield a parameter for each field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        yield inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+        )
 
 
 def _run(work: Callable[[], Result], story: Story, debug: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +14,13 @@ from gradiend_hub.plots.comparison_page import render_comparison, sections_of
 from gradiend_hub.plots.save import can_draw
 
 from .console import Story
+from .looking import CompareOptions
 from .quiet import quiet
+from .sharing import CombineOptions
 
-__all__ = ["CompareOptions", "combine_directions", "compare_directions"]
+__all__ = ["combine_directions", "compare_directions"]
 
 PAGE, TABLES = "comparison.html", "comparison.json"
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """Options of `compare` beside the similarities.
-
-    Attributes:
-        base: the base model, for what has to be measured.
-        checkpoint: a fine-tune whose drift along the directions is told.
-        measure: apply and encode, with the probes that travel along.
-        top: number of largest entries whose overlap is told.
-        allow_related: accept directions of a fine-tuned relative.
-        out: folder of page and tables.
-        overwrite: write into a folder that is not empty.
-    """
-
-    base: str | None = None
-    checkpoint: str | None = None
-    measure: bool = False
-    top: int = 1000
-    allow_related: bool = False
-    out: Path | None = None
-    overwrite: bool = False
 
 
 def compare_directions(sources: Sequence[str], options: CompareOptions, story: Story) -> dict[str, Any]:
@@ -114,17 +92,7 @@ def _write(out: Path, ds: DirectionSet, found: dict[str, Any], measured: bool) -
             (folder / PAGE).write_text(page, encoding="utf-8")
 
 
-def combine_directions(
-    parts: Sequence[str],
-    out: Path,
-    *,
-    orthogonal: bool,
-    density: float | None,
-    rank: int | None,
-    base: str | None,
-    overwrite: bool,
-    story: Story,
-) -> dict[str, Any]:
+def combine_directions(parts: Sequence[str], options: CombineOptions, story: Story) -> dict[str, Any]:
     """Add directions, print what they do to each other, and write the sum.
 
     Args:
@@ -134,24 +102,24 @@ def combine_directions(
         ConfigError: a part is no such text, or the folder is in use.
         GradiendError: a direction is missing or unusable, or they are not of one base model.
     """
-    if not overwrite:
-        require_empty(out, "another folder, or --overwrite")
+    if not options.overwrite:
+        require_empty(options.out, "another folder, or --overwrite")
     weights = dict(_part(part) for part in parts)
     if len(weights) < len(parts):
         raise ConfigError("A direction is named twice. Name each once, with the strength that it should have.")
     with quiet(story):
         with story.step("Read") as step:
-            ds = DirectionSet.from_pretrained(list(weights), base)
+            ds = DirectionSet.from_pretrained(list(weights), options.base)
             step.outcome = ", ".join(ds.names)
         with story.step("Combine") as step:
             named = dict(zip(ds.names, weights.values(), strict=True))
-            combination = ds.combine(named, orthogonal=orthogonal, density=density, rank=rank)
+            combination = ds.combine(named, orthogonal=options.orthogonal, density=options.density, rank=options.rank)
             step.outcome = f"{combination.direction.entries:,} stored numbers"
-        with story.step("Save") as step, written_beside(out) as folder:
+        with story.step("Save") as step, written_beside(options.out) as folder:
             combination.save_pretrained(folder)
-            step.outcome = str(out)
-    story.show(f"\n{combination.report}\n\nUnmeasured: gradiend-hub evaluate {out} --data ROWS measures it.")
-    return {"folder": out, "report": combination.report.to_dict()}
+            step.outcome = str(options.out)
+    story.show(f"\n{combination.report}\n\nUnmeasured: gradiend-hub evaluate {options.out} --data ROWS measures it.")
+    return {"folder": options.out, "report": combination.report.to_dict()}
 
 
 def _part(text: str) -> tuple[str, float]:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from transformers import AutoTokenizer
 
@@ -20,7 +19,9 @@ from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective
 from gradiend_hub.objectives.words import FillerTokens, word_tokens
 
 from .console import Story, on_interrupt
+from .push import published
 from .quiet import quiet
+from .tables import columns_table
 from .yaml_files import read_yaml
 
 __all__ = ["build_data", "class_table", "push_data", "show_fillers", "tokenizer_of", "word_table"]
@@ -86,15 +87,7 @@ def push_data(folder: Path, repo_id: str, options: dict[str, Any], story: Story)
     kept = on_interrupt("The folder is as it was. To run the command again is safe.")
     with kept, quiet(story), story.step("Push", told=False):
         commit = push_saved(folder, repo_id, **options)
-    url = commit.pr_url or commit.commit_url
-    story.show(f"Published {folder}: {url}", soft_wrap=True)
-    return {
-        "folder": folder,
-        "repo_id": repo_id,
-        "commit": commit.oid,
-        "url": commit.commit_url,
-        "pull_request": commit.pr_url,
-    }
+    return published(folder, repo_id, commit, story)
 
 
 def show_fillers(path: Path, model: str, overrides: list[str], story: Story) -> dict[str, Any]:
@@ -129,7 +122,7 @@ def show_fillers(path: Path, model: str, overrides: list[str], story: Story) -> 
 
 def word_table(classes: Mapping[str, Sequence[FillerTokens]]) -> Table:
     """Return a table of the words of each class, their tokens and what these mean."""
-    table = _table("class", "word", "tokens in a text", "at its beginning", "")
+    table = columns_table(["class"], ["word", "tokens in a text", "at its beginning", ""])
     for name, words in classes.items():
         for word in words:
             tokens = ["", ""] if word.unknown else [" ".join(word.inside), " ".join(word.first)]
@@ -173,7 +166,7 @@ def _advice(classes: Mapping[str, Sequence[FillerTokens]], unusable: Sequence[st
 
 
 def _funnel_table(data: FeatureData) -> Table:
-    table = _table("step", "left", "dropped")
+    table = columns_table(["step"], ["left", "dropped"])
     for row in data.funnel.rows():
         table.add_row(*row)
     return table
@@ -181,16 +174,9 @@ def _funnel_table(data: FeatureData) -> Table:
 
 def class_table(data: FeatureData) -> Table:
     """Return a table of the rows of each class, and of neutral sentences, by split."""
-    table = _table("class", *data.rows)
+    table = columns_table(["class"], [*map(str, data.rows)])
     for name, counts in data.counts().items():
         table.add_row(name, *(f"{count:,}" for count in counts))
     if data.neutral:
         table.add_row("neutral sentences", *(f"{count:,}" for count in data.neutral_counts))
-    return table
-
-
-def _table(*names: Any) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for number, name in enumerate(names):
-        table.add_column(name, justify="left" if number == 0 else "right")
     return table

@@ -30,10 +30,11 @@ from gradiend_hub.objectives import Batch
 from .apply import class_styles, guesses, guesses_tables
 from .console import Story, command_lines, on_interrupt, program
 from .follower import follow
+from .learning import DemoOptions
 from .quiet import quiet
 from .tables import curve_table, encoder_line, folder_size, megabytes, pairs_table
 
-__all__ = ["DemoOptions", "run_demo"]
+__all__ = ["run_demo"]
 
 CLASSES = ["3SG", "3PL"]
 SENTENCES = (
@@ -48,29 +49,6 @@ INTRODUCTION = (
 TRY_IT = "The cats slept because [MASK] were tired."
 STRENGTHS = (-1.0, 0.0, 1.0)
 CHECKED_ROWS = 8
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """Options of `gradiend-hub demo`.
-
-    Attributes:
-        base: "masked" or "causal".
-        examples: the repository's folder `examples`; `None` looks for it.
-        repo_id: repository to push to and to pull from; `None` stays on this machine.
-        out: folder for the results, new or empty; `None` makes one below `out`.
-        seed: of the training.
-        max_steps: end the training there; `None` is one epoch.
-        share: of the rows of each split, of the neutral sentences and of the tokens that damage is read on.
-    """
-
-    base: str
-    examples: Path | None
-    repo_id: str | None
-    out: Path | None
-    seed: int
-    max_steps: int | None
-    share: float
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from gradiend_hub import GradiendModel
@@ -34,62 +32,46 @@ from gradiend_hub.printable import printable
 from gradiend_hub.training.data import read_damage_sets
 
 from .console import Story, on_interrupt
+from .looking import EvaluateOptions
+from .options import numbers
 from .quiet import quiet
-from .tables import encoder_line, pairs_table, strength_text
+from .tables import columns_table, encoder_line, pairs_table, strength_text
 
-__all__ = ["Request", "read_data", "run_evaluation"]
+__all__ = ["read_data", "run_evaluation"]
 
 Source = tuple[str, str | None]
 """A data set as on the command line, and its split."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """Options of `gradiend-hub evaluate`."""
-
-    direction: str
-    revision: str | None
-    base: str | None
-    allowed: dict[str, Any]
-    data: Source
-    neutral: Source | None
-    damage: tuple[str, ...]
-    benchmarks: tuple[str, ...]
-    tasks: tuple[str, ...]
-    task_folder: str | None
-    settings: EvaluationSettings
-    dtype: str | None
-    out: Path | None
-    overwrite: bool
-    create_pr: str | None
-
-
-def run_evaluation(request: Request, story: Story) -> dict[str, Any]:
+def run_evaluation(direction: str, options: EvaluateOptions, story: Story) -> dict[str, Any]:
     """Measure, save, propose, and print the comparison.
 
     Raises:
         GradiendError: something cannot work; all that can be is found out before the measurement.
     """
-    benchmarks: list[Benchmark | HarnessTask] = [Benchmark.parse(text) for text in request.benchmarks]
-    if request.task_folder and not request.tasks:
+    benchmarks: list[Benchmark | HarnessTask] = [Benchmark.parse(text) for text in options.benchmarks or ()]
+    if options.lm_eval_include and not options.lm_eval:
         raise ConfigError("--lm-eval-include names a folder of tasks; name a task of it, too: --lm-eval TASK.")
-    benchmarks += [HarnessTask(name, request.task_folder) for name in request.tasks]
+    benchmarks += [HarnessTask(name, options.lm_eval_include) for name in options.lm_eval or ()]
+    strengths = numbers(options.strengths)
+    settings = EvaluationSettings(strengths=strengths, controls=options.controls, batch_size=options.batch_size)
     with quiet(story):
         for benchmark in benchmarks:
             benchmark.check()
         with story.step("Load") as step:
-            found = resolve_folder(request.direction, revision=request.revision, required=(CONFIG_FILE, WEIGHTS_FILE))
-            file = _report_file(request, found)
-            proposal = ReportProposal(file, request.create_pr) if request.create_pr else None
+            found = resolve_folder(direction, revision=options.revision, required=(CONFIG_FILE, WEIGHTS_FILE))
+            file = _report_file(options, found)
+            proposal = ReportProposal(file, options.create_pr) if options.create_pr else None
             if proposal:
                 proposal.check()
             claimed = Report.load(found.folder) if (found.folder / REPORT_FILE).is_file() else None
-            model = _model(request, found)
-            rows, texts = read_data(model, request.data, request.neutral)
-            sets = _damage_sets(request, model)
+            model = _model(options, found)
+            neutral = (options.neutral, options.neutral_split) if options.neutral else None
+            rows, texts = read_data(model, (options.data, options.split), neutral)
+            sets = _damage_sets(options.damage or (), model)
             step.outcome = f"{len(rows):,} rows, {len(texts):,} neutral sentences"
         with story.step("Measure") as step:
-            settings = replace(request.settings, seed=_seed(claimed))
+            settings = replace(settings, seed=_seed(claimed))
             report = reevaluate(model, rows, texts, settings, damage_sets=sets, benchmarks=benchmarks)
             report.direction = found.repo_id or found.folder.resolve().name
             report.direction_revision = found.commit
@@ -103,14 +85,14 @@ def run_evaluation(request: Request, story: Story) -> dict[str, Any]:
                 with story.step("Propose") as step:
                     commit = proposal.send()
                     proposed = commit.pr_url or commit.commit_url
-                    step.outcome = f"a pull request to {request.create_pr}"
+                    step.outcome = f"a pull request to {options.create_pr}"
     compared = compared_strengths(model.active_peft_config)
-    figures = _compared(claimed, report, request.settings.strengths or compared)
+    figures = _compared(claimed, report, settings.strengths or compared)
     _show(claimed, report, figures, story)
     if proposed:
         story.show(f"\nProposed: {proposed}", soft_wrap=True)
     return {
-        "direction": request.direction,
+        "direction": direction,
         "base_model": report.base_model,
         "report": file,
         "proposed": proposed,
@@ -130,34 +112,33 @@ def _save(report: Report, file: Path, band: Sequence[float] | None) -> None:
         save_html(report, rendered, base=report.base_model, safe_band=band)
 
 
-def _report_file(request: Request, found: ResolvedRepo) -> Path:
+def _report_file(options: EvaluateOptions, found: ResolvedRepo) -> Path:
     """Return the report's path: beside the published one, or below `out` where that is in the cache of the Hub."""
     home = found.folder if found.repo_id is None else Path("out", found.repo_id.split("/")[-1])
-    file = request.out or home / REPORTS_FOLDER / f"{_slug(request)}.json"
+    file = options.out or home / REPORTS_FOLDER / f"{_slug(options)}.json"
     if file.suffix != ".json" or file.name == REPORT_FILE or file.is_dir():
         raise ConfigError(f"--out {file}: expected a file ending in .json that is not the published {REPORT_FILE}.")
     require_writable(file.parent)
-    if file.exists() and not request.overwrite:
+    if file.exists() and not options.overwrite:
         raise ConfigError(f"{file} exists. Name another file with --out, or replace it with --overwrite.")
     return file
 
 
-def _slug(request: Request) -> str:
+def _slug(options: EvaluateOptions) -> str:
     """`BASE-DATA-SPLIT` for a file name."""
-    data, split = request.data
-    parts = [request.base and Path(request.base).name, Path(data).name, split]
+    parts = [options.base and Path(options.base).name, Path(options.data).name, options.split]
     return re.sub(r"[^\w.-]+", "-", "-".join(part for part in parts if part)).strip("-.").lower() or "report"
 
 
-def _model(request: Request, found: ResolvedRepo) -> GradiendModel:
+def _model(options: EvaluateOptions, found: ResolvedRepo) -> GradiendModel:
     device = torch.accelerator.current_accelerator(True)
-    options: dict[str, Any] = {"device_map": device and str(device), "dtype": request.dtype}
-    options = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {"device_map": device and str(device), "dtype": options.dtype}
+    given = {name: value for name, value in given.items() if value is not None}
     with warnings.catch_warnings():
-        if request.allowed["allow_related"]:
+        if options.allow_related:
             warnings.filterwarnings("ignore", message=".*to a relative of its base model")  # it was asked for
         return GradiendModel.from_pretrained(
-            found.folder, base_model=request.base, strength=0.0, **request.allowed, **options
+            found.folder, base_model=options.base, strength=0.0, **options.allowed, **given
         )
 
 
@@ -184,10 +165,10 @@ def read_data(model: GradiendModel, data: Source, neutral: Source | None) -> tup
     return rows, read_neutral(_load(neutral, "--neutral"), objective.read_neutral, what="--neutral")
 
 
-def _damage_sets(request: Request, model: GradiendModel) -> dict[str, list[Any]]:
+def _damage_sets(sets: Sequence[str], model: GradiendModel) -> dict[str, list[Any]]:
     """Read the data sets of `--damage NAME=DATA[:CONFIG]`."""
     given = {}
-    for text in request.damage:
+    for text in sets:
         name, _, data = text.partition("=")
         if not name.strip() or not data:
             raise ConfigError(f"--damage {text!r}: expected NAME=DATA[:CONFIG], e.g. chat=prompts.jsonl.")
@@ -228,10 +209,7 @@ def _compared(claimed: Report | None, report: Report, strengths: Sequence[float]
 
 def _show(claimed: Report | None, report: Report, figures: Sequence[Figure], story: Story) -> None:
     """Print the figures of the published report beside these."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("figure", overflow="fold")
-    for name in ("claimed", "found", "95 % interval"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = columns_table(["figure"], ["claimed", "found", "95 % interval"])
     for figure in figures:
         bounds = f"{figure.interval[0]:.3f} to {figure.interval[1]:.3f}" if figure.interval else ""
         table.add_row(Text(printable(figure.name)), _cell(figure.claimed), _cell(figure.found), bounds)

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.explorer import Explorer, build_page, launch_options, push_space, require_gradio
 
 from .console import Story
+from .looking import ExploreOptions
 from .quiet import quiet
 
-__all__ = ["ExploreOptions", "explore_directions"]
-
-
-@dataclass(frozen=True)
-class ExploreOptions:
-    """Options of `gradiend-hub explore`."""
-
-    base: str | None
-    host: str
-    port: int
-    browser: bool
-    space: str | None
-    private: bool
-    overwrite: bool
-    allowed: dict[str, Any]
+__all__ = ["explore_directions"]
 
 
 def explore_directions(directions: Sequence[str], options: ExploreOptions, story: Story) -> dict[str, Any]:

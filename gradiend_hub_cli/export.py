@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
@@ -27,21 +27,10 @@ from gradiend_hub.hub.resolve import resolve_folder
 
 from .console import Story
 from .quiet import quiet
+from .sharing import ExportOptions
 from .tables import folder_size, megabytes, pairs_table, strength_text
 
-__all__ = ["ExportOptions", "export_direction"]
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of `gradiend-hub export`."""
-
-    form: Literal["lora", "gguf-lora", "shira", "task-vector"]
-    base: str | None
-    revision: str | None
-    rank: int | None
-    strength: float
-    overwrite: bool
+__all__ = ["export_direction"]
 
 
 def export_direction(out: Path, direction: str, options: ExportOptions, story: Story) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import is_offline_mode
-from rich import box
 from rich.table import Table
 
 from gradiend_hub.artifact.fields import StoredFields, require_classes, stored_size
@@ -25,7 +24,7 @@ from gradiend_hub.printable import listed, printable
 from .console import Story
 from .others import measured_by, show_others
 from .quiet import quiet
-from .tables import curve_table, encoder_line, megabytes, pairs_table, strength_text
+from .tables import columns_table, curve_table, encoder_line, megabytes, pairs_table, strength_text
 
 if TYPE_CHECKING:
     from gradiend_hub.export.base_fit import BaseFit
@@ -231,10 +230,8 @@ def _largest(sizes: dict[str, int]) -> str:
 
 def side_by_side(found: Sequence[Description]) -> Table:
     """A table of several directions: a row for each claim, and a column for each direction."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("", style="bold", overflow="fold")
-    for one in found:
-        table.add_column(printable(one.source, 60), overflow="fold")
+    table = columns_table(["", *(printable(one.source, 60) for one in found)], [])
+    table.columns[0].style = "bold"
     for name, of in _COMPARED.items():
         table.add_row(name, *map(of, found))
     if found[0].fit is not None:

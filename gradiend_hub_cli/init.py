@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +24,11 @@ from gradiend_hub.objectives.words import word_tokens
 
 from .console import Story, program, show_error
 from .data import class_table, tokenizer_of, word_table
+from .learning import InitOptions
 from .quiet import quiet
 from .yaml_files import parse_yaml
 
-__all__ = ["InitOptions", "write_feature"]
+__all__ = ["write_feature"]
 
 FEW_ROWS = 100
 """Training rows of a class below which a direction is seldom found."""
@@ -100,17 +101,6 @@ _NO_NEUTRAL = """\
 Checked = TypeVar("Checked")
 
 
-@dataclass(frozen=True)
-class InitOptions:
-    """Answers that were given beforehand; `None` is asked for."""
-
-    model: str | None
-    words: str | None
-    text: str | None
-    column: str
-    overwrite: bool
-
-
 def write_feature(file: Path, options: InitOptions, story: Story) -> dict[str, Any]:
     """Write a recipe that `gradiend-hub train` runs, after its words and its text have been tried.
 
@@ -132,7 +122,7 @@ def write_feature(file: Path, options: InitOptions, story: Story) -> dict[str, A
         classes = _answered("words", options.words, classes_of)
 
         def recipe_of(answer: str) -> tuple[str, FeatureData]:
-            fields = {"text": answer, "column": options.column, "left": left}
+            fields = {"text": answer, "column": options.text_column, "left": left}
             with story.step("Read", told=False):
                 return _tried(file, objective.name_or_path, classes, fields)
 

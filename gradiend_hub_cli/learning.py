@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,53 +11,62 @@ import typer
 from .command import command
 from .console import Story
 from .groups import app, data_app
-from .options import Private
+from .options import Branch, Overrides, Private, PullRequest
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of `gradiend-hub demo`."""
+
+    base: Annotated[Literal["masked", "causal"], typer.Option(help="Which of the bundled models to use.")] = "masked"
+    examples: Annotated[
+        Path | None, typer.Option(help="The repository's folder `examples`, if it is not found.", show_default=False)
+    ] = None
+    repo_id: Annotated[str | None, typer.Option(help="Push to this repository, and go on with what is pulled.")] = None
+    out: Annotated[Path | None, typer.Option(help="New folder for the results; default: below ./out.")] = None
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop learning after this many steps.")] = None
+    share: Annotated[
+        float, typer.Option(min=0.02, max=1.0, help="Share of the data to read; 1 is what trainings read by default.")
+    ] = 0.4
 
 
 @command(app, "demo", story=True)
-def demo(
-    story: Story,
-    base: Annotated[Literal["masked", "causal"], typer.Option(help="Which of the bundled models to use.")] = "masked",
-    examples: Annotated[
-        Path | None, typer.Option(help="The repository's folder `examples`, if it is not found.", show_default=False)
-    ] = None,
-    repo_id: Annotated[str | None, typer.Option(help="Push to this repository, and go on with what is pulled.")] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for the results; default: below ./out.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop learning after this many steps.")] = None,
-    share: Annotated[
-        float, typer.Option(min=0.02, max=1.0, help="Share of the data to read; 1 is what trainings read by default.")
-    ] = 0.4,
-) -> dict[str, Any]:
+def demo(story: Story, options: DemoOptions) -> dict[str, Any]:
     """See everything once: learn a direction from a small real model, measure, publish, apply and merge it."""
-    from .demo import DemoOptions, run_demo
+    from .demo import run_demo
 
-    return run_demo(DemoOptions(base, examples, repo_id, out, seed, max_steps, share), story)
+    return run_demo(options, story)
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """Answers to what `gradiend-hub init` asks; `None` is asked for."""
+
+    model: Annotated[str | None, typer.Option(help="Folder or id of a masked or a causal language model.")] = None
+    words: Annotated[str | None, typer.Option(help='Two classes with their words, e.g. "SG=he,she,it PL=they".')] = None
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text with these words: a file (text, CSV, JSON lines, Parquet), or a data set's id."),
+    ] = None
+    text_column: Annotated[str, typer.Option(help="Column of the text, if it is a table.")] = "text"
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, if it exists.")] = False
 
 
 @command(app, "init")
 def init(
     story: Story,
+    options: InitOptions,
     file: Annotated[Path, typer.Argument(metavar="[FILE.yaml]", help="File to write.")] = Path("feature.yaml"),
-    model: Annotated[str | None, typer.Option(help="Folder or id of a masked or a causal language model.")] = None,
-    words: Annotated[
-        str | None, typer.Option(help='Two classes with their words, e.g. "SG=he,she,it PL=they".')
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(help="Text with these words: a file (text, CSV, JSON lines, Parquet), or a data set's id."),
-    ] = None,
-    text_column: Annotated[str, typer.Option(help="Column of the text, if it is a table.")] = "text",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, if it exists.")] = False,
 ) -> dict[str, Any]:
     """Write a commented YAML file for a feature of your own, for `gradiend-hub train`.
 
     What no option says is asked: the model, the words, the text. The words are tried with the model's tokenizer, and
     the rows that the text has are counted.
     """
-    from .init import InitOptions, write_feature
+    from .init import write_feature
 
-    return write_feature(file, InitOptions(model, words, text, text_column, overwrite), story)
+    return write_feature(file, options, story)
 
 
 @command(app, "train", story=True)
@@ -65,10 +75,7 @@ def train(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE.yaml", help="What to learn from what; see examples/train.yaml.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. args.learning_rate=0.05. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained, its time and memory, and stop.")
@@ -88,10 +95,7 @@ def suite(
     recipe: Annotated[
         Path, typer.Argument(metavar="SUITE.yaml", help="Classes, pairs and data; see examples/suite.yaml.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. args.output_dir=out. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
 ) -> dict[str, Any]:
     """Learn many directions between many classes from one stream of gradients; the same command goes on."""
     from .suite import run_suite
@@ -101,9 +105,6 @@ def suite(
 
 DataConfig = Annotated[
     Path, typer.Argument(metavar="CONFIG.yaml", help="Classes, source, filters; see examples/data.yaml.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. seed=1. Repeatable.")
 ]
 
 
@@ -129,8 +130,8 @@ def push_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `data build` wrote.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made if there is none.")],
     private: Private = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if there is none.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    revision: Branch = None,
+    create_pr: PullRequest = False,
     message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Upload feature data",
 ) -> dict[str, Any]:
     """Publish a data set that was built, in one commit. To repeat a push that failed is safe."""

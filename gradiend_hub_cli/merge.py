@@ -25,26 +25,10 @@ from .console import Story
 from .evaluate import read_data
 from .push import push_direction
 from .quiet import quiet
+from .sharing import MergeOptions
 from .tables import beyond_band, folder_size, megabytes, pairs_table, strength_text
 
-__all__ = ["MergeOptions", "merge_into"]
-
-
-@dataclass(frozen=True)
-class MergeOptions:
-    """Options of `gradiend-hub merge`."""
-
-    base: str | None
-    revision: str | None
-    strength: float | None
-    dtype: str | None
-    overwrite: bool
-    allowed: dict[str, Any]
-    stream: bool = False
-    push_to: str | None = None
-    private: bool = False
-    measure: str | None = None
-    neutral: str | None = None
+__all__ = ["merge_into"]
 
 
 def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -> dict[str, Any]:

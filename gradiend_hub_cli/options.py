@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-__all__ = ["Base", "Direction", "Dtype", "Private", "Related", "Revision", "Unverified", "number", "numbers"]
+__all__ = [
+    "Allowing",
+    "Base",
+    "Branch",
+    "Direction",
+    "Directions",
+    "Dtype",
+    "Overrides",
+    "Overwrite",
+    "Private",
+    "PullRequest",
+    "Related",
+    "Revision",
+    "Unverified",
+    "number",
+    "numbers",
+]
 
 
 def number(text: str) -> float:
@@ -41,3 +57,23 @@ Unverified = Annotated[
 ]
 Related = Annotated[bool, typer.Option("--allow-related", help="Accept a fine-tune of the base model.")]
 Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
+Branch = Annotated[str | None, typer.Option(help="Branch to push to; made if there is none.")]
+PullRequest = Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")]
+Directions = Annotated[list[str], typer.Argument(metavar="DIRECTION...", help="Folders or ids, all of one base model.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. args.learning_rate=0.05. Repeatable."),
+]
+
+
+class Allowing:
+    """A mixin for the options of commands that load a direction onto a base model."""
+
+    allow_related: bool
+    allow_unverified_base: bool
+
+    @property
+    def allowed(self) -> dict[str, Any]:
+        """Both options, as the library's loaders take them."""
+        return {"allow_related": self.allow_related, "allow_unverified_base": self.allow_unverified_base}

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
-
 from gradiend_hub.artifact.fields import require_classes
 from gradiend_hub.evaluation import SplitReport
 from gradiend_hub.evaluation.damage import set_label
@@ -15,6 +12,7 @@ from gradiend_hub.evaluation.measurements import Headline, Measurements
 from gradiend_hub.printable import printable
 
 from .console import Story
+from .tables import columns_table
 
 if TYPE_CHECKING:
     from .info import Description
@@ -35,16 +33,8 @@ def show_others(description: Description, story: Story) -> None:
     others, classes = description.others, require_classes(description.config.feature_classes)
     if others.reports:
         story.show(f"\nMeasured by {measured_by(description.split is not None, others)}")
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for name in ("by", "rows"):
-            table.add_column(name, overflow="fold")
-        for name in (
-            "correlation",
-            f"P({printable(classes[0], 20)}) at +1",
-            f"P({printable(classes[1], 20)}) at -1",
-            "quality",
-        ):
-            table.add_column(name, justify="right")
+        effects = [f"P({printable(name, 20)}) at {sign}1" for name, sign in zip(classes, "+-", strict=True)]
+        table = columns_table(["by", "rows"], ["correlation", *effects, "quality"])
         if description.split is not None:
             table.add_row("the author", *_cells(description.split, classes))
         for one in others.reports:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitInfo
+
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.hub.publish import publish_folder
 from gradiend_hub.hub.rewritten import is_rewritten, publish_rewritten
@@ -13,7 +15,7 @@ from gradiend_hub.hub.several import directions_in, publish_directions
 from .console import Story, on_interrupt
 from .quiet import quiet
 
-__all__ = ["directions_in", "push_direction", "push_directions"]
+__all__ = ["directions_in", "published", "push_direction", "push_directions"]
 
 
 def push_direction(folder: Path, repo_id: str, options: dict[str, Any], story: Story) -> dict[str, Any]:
@@ -30,14 +32,14 @@ def push_direction(folder: Path, repo_id: str, options: dict[str, Any], story: S
         given = {name: value for name, value in options.items() if name != "commit_message" or value is not None}
         publish = publish_rewritten if is_rewritten(folder) else publish_folder
         commit = publish(folder, repo_id, **given)
+    return published(folder, repo_id, commit, story)
+
+
+def published(folder: Path, repo_id: str, commit: CommitInfo, story: Story) -> dict[str, Any]:
+    """Print where a folder was published, and return it."""
     story.show(f"Published {folder}: {commit.pr_url or commit.commit_url}", soft_wrap=True)
-    return {
-        "folder": folder,
-        "repo_id": repo_id,
-        "commit": commit.oid,
-        "url": commit.commit_url,
-        "pull_request": commit.pr_url,
-    }
+    told = {"commit": commit.oid, "url": commit.commit_url, "pull_request": commit.pr_url}
+    return {"folder": folder, "repo_id": repo_id, **told}
 
 
 def push_directions(

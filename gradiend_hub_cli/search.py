@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gradiend_hub.hub.search import FoundDirection, search_directions
@@ -13,7 +12,7 @@ from gradiend_hub.printable import printable
 
 from .console import Story
 from .quiet import quiet
-from .tables import megabytes
+from .tables import columns_table, megabytes
 
 __all__ = ["show_search"]
 
@@ -37,11 +36,8 @@ def show_search(text: str | None, options: dict[str, Any], story: Story) -> dict
 
 
 def _table(found: list[FoundDirection]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("direction", "classes", "base model", "form"):
-        table.add_column(name, overflow="fold")
-    for name in ("correlation", "effect −1", "effect +1", "quality", "measured by", "downloads"):
-        table.add_column(name, justify="right")
+    figures = ["correlation", "effect −1", "effect +1", "quality", "measured by", "downloads"]
+    table = columns_table(["direction", "classes", "base model", "form"], figures)
     for one in found:
         said = one.summary
         figures = ["–"] * 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,34 @@ import typer
 from .command import command
 from .console import Story
 from .groups import app, collection_app
-from .options import Base, Direction, Dtype, Private, Related, Revision, Unverified, number
+from .options import (
+    Allowing,
+    Base,
+    Branch,
+    Direction,
+    Dtype,
+    Overwrite,
+    Private,
+    PullRequest,
+    Related,
+    Revision,
+    Unverified,
+    number,
+)
+
+
+@dataclass(frozen=True)
+class CombineOptions:
+    """Options of `gradiend-hub combine`."""
+
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the sum.")]
+    orthogonal: Annotated[
+        bool, typer.Option("--orthogonal", help="Take from each part what moves the features of the others.")
+    ] = False
+    density: Annotated[float | None, typer.Option(help="Share of the entries to keep of the sum.")] = None
+    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of the matrices of the sum.")] = None
+    base: Base = None
+    overwrite: Overwrite = False
 
 
 @command(app, "compare")
@@ -19,21 +47,46 @@ def combine(
     parts: Annotated[
         list[str], typer.Argument(metavar="DIRECTION=STRENGTH...", help="What to add; without a number, at strength 1.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the sum.")],
-    orthogonal: Annotated[
-        bool, typer.Option("--orthogonal", help="Take from each part what moves the features of the others.")
-    ] = False,
-    density: Annotated[float | None, typer.Option(help="Share of the entries to keep of the sum.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of the matrices of the sum.")] = None,
-    base: Base = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+    options: CombineOptions,
 ) -> dict[str, Any]:
     """Add directions to a new one, and show what its parts do to each other before anything is applied."""
     from .compare import combine_directions
 
-    return combine_directions(
-        parts, out, orthogonal=orthogonal, density=density, rank=rank, base=base, overwrite=overwrite, story=story
-    )
+    return combine_directions(parts, options, story)
+
+
+@dataclass(frozen=True)
+class MergeOptions(Allowing):
+    """Options of `gradiend-hub merge`."""
+
+    base: Base = None
+    strength: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", parser=number, help="Default: the recommended one of the direction."),
+    ] = None
+    dtype: Dtype = None
+    overwrite: Overwrite = False
+    allow_related: Related = False
+    allow_unverified_base: Unverified = False
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Merge into the files of the base model, one tensor in memory at a time; goes on where it was interrupted.",
+        ),
+    ] = False
+    push_to: Annotated[
+        str | None, typer.Option("--push-to", metavar="REPO_ID", help="Publish the model there when it is written.")
+    ] = None
+    private: Private = False
+    measure: Annotated[
+        str | None,
+        typer.Option(metavar="DATA[:CONFIG]", help="Rows to measure on before and after, for the model's card."),
+    ] = None
+    neutral: Annotated[
+        str | None, typer.Option(metavar="DATA[:CONFIG]", help="Sentences without the feature, for --measure.")
+    ] = None
+    revision: Revision = None
 
 
 @command(app, "merge")
@@ -41,43 +94,35 @@ def merge(
     story: Story,
     direction: Direction,
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for the model.")],
-    base: Base = None,
-    strength: Annotated[
-        str | None, typer.Option(metavar="NUMBER", help="Default: the recommended one of the direction.")
-    ] = None,
-    dtype: Dtype = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
-    allow_related: Related = False,
-    allow_unverified_base: Unverified = False,
-    stream: Annotated[
-        bool,
-        typer.Option(
-            "--stream",
-            help="Merge into the files of the base model, one tensor in memory at a time; goes on where it was interrupted.",
-        ),
-    ] = False,
-    push_to: Annotated[
-        str | None, typer.Option("--push-to", metavar="REPO_ID", help="Publish the model there when it is written.")
-    ] = None,
-    private: Private = False,
-    measure: Annotated[
-        str | None,
-        typer.Option(metavar="DATA[:CONFIG]", help="Rows to measure on before and after, for the model's card."),
-    ] = None,
-    neutral: Annotated[
-        str | None, typer.Option(metavar="DATA[:CONFIG]", help="Sentences without the feature, for --measure.")
-    ] = None,
-    revision: Revision = None,
+    options: MergeOptions,
 ) -> dict[str, Any]:
     """Write the rewritten model as a plain transformers checkpoint with its tokenizer."""
-    from .merge import MergeOptions, merge_into
+    from .merge import merge_into
 
-    wanted = None if strength is None else number(strength)
-    allowed = {"allow_related": allow_related, "allow_unverified_base": allow_unverified_base}
-    options = MergeOptions(
-        base, revision, wanted, dtype, overwrite, allowed, stream, push_to, private, measure, neutral
-    )
     return merge_into(out, direction, options, story)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `gradiend-hub export`."""
+
+    form: Annotated[
+        Literal["lora", "gguf-lora", "shira", "task-vector"],
+        typer.Option(
+            "--format",
+            help="What to write: a LoRA, one for llama.cpp (GGUF), single entries (SHiRA), or all that changes.",
+        ),
+    ] = "lora"
+    rank: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Largest rank of a LoRA. Default: the direction's own, or 8."),
+    ] = None
+    strength: Annotated[
+        float, typer.Option(metavar="NUMBER", parser=number, help="Strength that the scale 1 stands for.")
+    ] = 1.0
+    base: Base = None
+    overwrite: Overwrite = False
+    revision: Revision = None
 
 
 @command(app, "export")
@@ -85,29 +130,12 @@ def export(
     story: Story,
     direction: Direction,
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for what is written.")],
-    form: Annotated[
-        Literal["lora", "gguf-lora", "shira", "task-vector"],
-        typer.Option(
-            "--format",
-            help="What to write: a LoRA, one for llama.cpp (GGUF), single entries (SHiRA), or all that changes.",
-        ),
-    ] = "lora",
-    rank: Annotated[
-        int | None,
-        typer.Option(metavar="NUMBER", help="Largest rank of a LoRA. Default: the direction's own, or 8."),
-    ] = None,
-    strength: Annotated[
-        str | None, typer.Option(metavar="NUMBER", help="Strength that the scale 1 stands for. Default: 1.")
-    ] = None,
-    base: Base = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
-    revision: Revision = None,
+    options: ExportOptions,
 ) -> dict[str, Any]:
     """Write a direction in a form that others read without this package: for PEFT, vLLM, llama.cpp, or as a task vector."""
-    from .export import ExportOptions, export_direction
+    from .export import export_direction
 
-    wanted = 1.0 if strength is None else number(strength)
-    return export_direction(out, direction, ExportOptions(form, base, revision, rank, wanted, overwrite), story)
+    return export_direction(out, direction, options, story)
 
 
 @command(app, "importing")
@@ -130,37 +158,44 @@ def import_(
     return import_direction(folder, out, base, classes, dtype, story)
 
 
-@command(app, "push")
-def push(
-    story: Story,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A saved direction, a merged model, or a suite.")],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made if there is none.")],
-    private: Private = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if there is none.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
-    message: Annotated[str | None, typer.Option(help="First line of the commit message.")] = None,
+@dataclass(frozen=True)
+class PushOptions:
+    """Options of `gradiend-hub push`, by the names that `publish_folder` has."""
+
+    private: Private = False
+    revision: Branch = None
+    create_pr: PullRequest = False
+    commit_message: Annotated[str | None, typer.Option("--message", help="First line of the commit message.")] = None
     base_id: Annotated[
         str | None,
         typer.Option(
             metavar="REPO_ID", help="The base model on the Hub, if it was a folder of yours when you trained."
         ),
-    ] = None,
+    ] = None
     subfolder: Annotated[
         str | None, typer.Option(help="Folder of the repository; one can hold several directions.")
-    ] = None,
-    tag: Annotated[str | None, typer.Option(help="Name for the commit, e.g. v1.")] = None,
+    ] = None
+    tag: Annotated[str | None, typer.Option(help="Name for the commit, e.g. v1.")] = None
     allow_unmeasured: Annotated[
         bool, typer.Option("--allow-unmeasured", help="Publish it without a report or a card, too.")
-    ] = False,
+    ] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a card that was edited on the Hub, and add to foreign files.")
+    ] = False
+
+
+@command(app, "push")
+def push(
+    story: Story,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A saved direction, a merged model, or a suite.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made if there is none.")],
+    options: PushOptions,
     collection: Annotated[
         str | None,
         typer.Option(
             help="Of a suite: a repository for each, REPO_ID-NAME, in this collection; else one with subfolders."
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a card that was edited on the Hub, and add to foreign files.")
-    ] = False,
 ) -> dict[str, Any]:
     """Publish a saved direction, a merged model, or each direction of a suite, in one commit each.
 
@@ -168,20 +203,10 @@ def push(
     """
     from .push import directions_in, push_direction, push_directions
 
-    options = {
-        "private": private or None,
-        "revision": revision,
-        "create_pr": create_pr,
-        "commit_message": message,
-        "base_id": base_id,
-        "subfolder": subfolder,
-        "tag": tag,
-        "allow_unmeasured": allow_unmeasured,
-        "overwrite": overwrite,
-    }
+    given = asdict(options) | {"private": options.private or None}
     if collection is not None or directions_in(folder):
-        return push_directions(folder, repo_id, collection, options, story)
-    return push_direction(folder, repo_id, options, story)
+        return push_directions(folder, repo_id, collection, given, story)
+    return push_direction(folder, repo_id, given, story)
 
 
 @command(app, "refresh")
@@ -189,7 +214,7 @@ def refresh(
     story: Story,
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME of a published direction.")],
     revision: Annotated[str | None, typer.Option(help="Branch, if not main.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    create_pr: PullRequest = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a card that was written or changed by hand.")
     ] = False,

@@ -12,7 +12,16 @@ from gradiend_hub.artifact.fields import DirectionFields
 from gradiend_hub.evaluation import SplitReport, StrengthPoint
 from gradiend_hub.evaluation.damage import set_label
 
-__all__ = ["beyond_band", "curve_table", "encoder_line", "folder_size", "megabytes", "pairs_table", "strength_text"]
+__all__ = [
+    "beyond_band",
+    "columns_table",
+    "curve_table",
+    "encoder_line",
+    "folder_size",
+    "megabytes",
+    "pairs_table",
+    "strength_text",
+]
 
 
 def strength_text(strength: float) -> str:
@@ -44,6 +53,16 @@ def folder_size(folder: Path, pattern: str = "*") -> int:
     return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
 
 
+def columns_table(texts: Sequence[str], figures: Sequence[str]) -> Table:
+    """An empty table with columns of texts, to the left, and then of figures, to the right."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in figures:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
 def pairs_table() -> Table:
     """An empty table of names and values."""
     table = Table.grid(padding=(0, 2))
@@ -67,10 +86,7 @@ def curve_table(split: SplitReport, classes: Sequence[str], strengths: Sequence[
     """Return the table of what each strength changes; of all measured ones, or of some."""
     first, second = classes
     points = [p for p in split.curve if strengths is None or p.strength in strengths]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("strength", justify="right")
-    for name in (f"P({first}) on {second} rows", f"P({second}) on {first} rows", "quality"):
-        table.add_column(name, justify="right")
+    table = columns_table([], ["strength", f"P({first}) on {second} rows", f"P({second}) on {first} rows", "quality"])
     for point in points:
         table.add_row(strength_text(point.strength), *_cells(point, first, second))
     return table

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from gradiend_hub import GradiendModel
@@ -17,20 +15,11 @@ from gradiend_hub.hub.resolve import resolve_folder
 from gradiend_hub.printable import printable
 
 from .console import Story
+from .looking import VerifyOptions
 from .quiet import quiet
+from .tables import columns_table
 
-__all__ = ["VerifyOptions", "show_verification"]
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    """Options of `gradiend-hub verify`."""
-
-    base: str | None
-    dtype: str | None
-    revision: str | None
-    allow_unverified_base: bool = False
-    full: bool = False
+__all__ = ["show_verification"]
 
 
 def show_verification(direction: str, options: VerifyOptions, story: Story) -> dict[str, Any]:
@@ -56,10 +45,7 @@ def show_verification(direction: str, options: VerifyOptions, story: Story) -> d
             result: Verification = model.verify(full=options.full)
         found = resolve_folder(direction, revision=options.revision)
         card = card_state(found.folder)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("check", overflow="fold")
-    for name in ("claimed", "found"):
-        table.add_column(name, justify="right", overflow="fold")
+    table = columns_table(["check"], ["claimed", "found"])
     table.add_column("", justify="right", no_wrap=True)
     for check in result.checks:
         verdict = Text("ok", style="green") if check.passed else Text("DIFFERS", style="bold red")
