@@ -6,16 +6,14 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, is_offline_mode
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub import CommitInfo
 
 from gradiend_hub.artifact.files import CONFIG_FILE, MOST_REPORT_BYTES, REPORTS_FOLDER
 from gradiend_hub.errors import HubPushError
 
 from .local_files import LocalFile
 from .patience import PushApi
-from .push import Push
+from .push import Push, refusal
 
 __all__ = ["ReportProposal"]
 
@@ -35,15 +33,12 @@ class ReportProposal:
     ) -> None:
         report = Path(report)
         self._push = _ReportPush(
-            api=PushApi(token=token),
-            parts=[],  # it adds a file that is not there
-            repo_id=repo_id,
-            private=None,
-            revision=None,
+            PushApi(token=token),
+            [],  # it adds a file that is not there
+            repo_id,
             message=commit_message or f"Add the report {report.name}",
             description=f"Once it is merged, `gradiend-hub refresh {repo_id}` shows it on the card.",
             create_pr=True,
-            repo_type="model",
             report=report,
         )
 
@@ -81,12 +76,8 @@ class _ReportPush(Push):
         return [LocalFile(self.report, self.name)]
 
     def check(self) -> None:
-        try:
-            validate_repo_id(self.repo_id)
-        except HFValidationError as error:
-            raise self._failure(f"the repository id is not valid. {error}", "Nothing was sent.") from error
-        if is_offline_mode():
-            raise self._failure("this process is offline (HF_HUB_OFFLINE=1)", "Nothing was sent.")
+        if refused := refusal(self.repo_id):
+            raise self._failure(refused, "Nothing was sent.")
         if self.report.is_file() and (size := self.report.stat().st_size) > MOST_REPORT_BYTES:
             most = f"it has {size:,} bytes, and nobody reads a report of more than {MOST_REPORT_BYTES:,}"
             raise self._failure(f"{most}; measure fewer strengths or benchmarks at a time", "Nothing was sent.")

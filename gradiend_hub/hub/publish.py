@@ -9,10 +9,9 @@ from typing import Any
 from huggingface_hub import CommitInfo
 
 from .local_files import UPLOADED
-from .one_line import one_line
 from .part import Part
 from .patience import PushApi
-from .push import Push
+from .push import Push, push_options
 
 __all__ = ["publish_folder", "publish_folders"]
 
@@ -99,42 +98,24 @@ def publish_folders(
     repo_id: str,
     *,
     token: str | bool | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
     commit_message: str = "Upload directions",
-    create_pr: bool = False,
     allow_patterns: Sequence[str] | None = None,
     repo_type: str = "model",
-    tag: str | None = None,
     **options: Any,
 ) -> CommitInfo:
     """Push several saved directions to one repository, all in one commit.
 
     Args:
         folders: folder of the repository (`None` for the repository itself) to what `save_pretrained` wrote.
-        **options: `base_id`, `allow_unmeasured` and `overwrite`; they and the other arguments are those of `publish_folder`.
+        **options: further ones of `publish_folder`, which has the other arguments, too.
 
     Raises:
         HubPushError: nothing was committed.
     """
     patterns = UPLOADED[repo_type] if allow_patterns is None else tuple(allow_patterns)
-    push = Push(
-        api=PushApi(token=token),
-        parts=[
-            Part(Path(folder), repo_id, repo_type, patterns, subfolder=subfolder, **options)
-            for subfolder, folder in folders.items()
-        ],
-        repo_id=repo_id,
-        private=private,
-        revision=revision,
-        message=commit_message,
-        create_pr=create_pr,
-        repo_type=repo_type,
-        tag=tag,
-    )
-    push.check()
-    with one_line(f"Uploading {len(push.files)} files to {repo_id}"):
-        commit = push.run()
-        if tag is not None:
-            push.set_tag(commit.oid)
-    return commit
+    of_push = push_options(options)
+    parts = [
+        Part(Path(folder), repo_id, repo_type, patterns, subfolder=subfolder, **options)
+        for subfolder, folder in folders.items()
+    ]
+    return Push(PushApi(token=token), parts, repo_id, message=commit_message, repo_type=repo_type, **of_push).send()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi, is_offline_mode
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -24,11 +24,12 @@ from gradiend_hub.artifact.files import CONFIG_FILE, REPORTS_FOLDER
 from gradiend_hub.errors import ArtifactError, GradiendError, HubPushError
 
 from .local_files import LocalFile
+from .one_line import one_line
 from .part import Part
 from .patience import bounded
 from .retry import FAILURES, is_silent, is_transient, reason, with_retries
 
-__all__ = ["Push", "refusal"]
+__all__ = ["Push", "push_options", "refusal"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,11 @@ def refusal(repo_id: str, base_id: str | None = None) -> str | None:
     return "this process is offline (HF_HUB_OFFLINE=1)" if is_offline_mode() else None
 
 
+def push_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of a push out of those of `publish_folder`; what is left is of its parts."""
+    return {name: options.pop(name) for name in ("private", "revision", "create_pr", "tag") if name in options}
+
+
 @dataclass
 class Push:
     """One push in progress."""
@@ -57,11 +63,11 @@ class Push:
     api: HfApi
     parts: list[Part]
     repo_id: str
-    private: bool | None
-    revision: str | None
-    message: str
-    create_pr: bool
-    repo_type: str
+    private: bool | None = None
+    revision: str | None = None
+    message: str = ""
+    create_pr: bool = False
+    repo_type: str = "model"
     tag: str | None = None
     description: str = ""
     """Of the commit, or of the pull request."""
@@ -81,6 +87,19 @@ class Push:
     @property
     def stale(self) -> list[str]:
         return [name for part in self.parts for name in part.stale]
+
+    def send(self) -> CommitInfo:
+        """Check, commit, and give the commit its name.
+
+        Raises:
+            HubPushError: nothing was committed, or the commit got no name.
+        """
+        self.check()
+        with one_line(f"Uploading {len(self.files)} files to {self.repo_id}"):
+            commit = self.run()
+            if self.tag is not None:
+                self.set_tag(commit.oid)
+        return commit
 
     def check(self) -> None:
         """Find what is wrong without the Hub, before the first request."""

@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, is_offline_mode
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub import CommitInfo
 
 from gradiend_hub.errors import HubPushError
 
 from .local_files import LocalFile
 from .patience import PushApi
-from .push import Push
+from .push import Push, refusal
 
 __all__ = ["renew_files"]
 
@@ -48,14 +46,12 @@ def renew_files(
         HubPushError: nothing was committed.
     """
     renewal = _Renewal(
-        api=PushApi(token=token),
-        parts=[],
-        repo_id=repo_id,
-        private=None,
+        PushApi(token=token),
+        [],
+        repo_id,
         revision=revision,
         message=commit_message,
         create_pr=create_pr,
-        repo_type="model",
         make=make,
         what=what,
         again=again,
@@ -79,12 +75,8 @@ class _Renewal(Push):
         return self.made
 
     def check(self) -> None:
-        try:
-            validate_repo_id(self.repo_id)
-        except HFValidationError as error:
-            raise self._failure(f"the repository id is not valid. {error}", "Nothing was sent.") from error
-        if is_offline_mode():
-            raise self._failure("this process is offline (HF_HUB_OFFLINE=1)", "Nothing was sent.")
+        if refused := refusal(self.repo_id):
+            raise self._failure(refused, "Nothing was sent.")
 
     def run(self) -> CommitInfo:
         self.repo_id = self._try(lambda: self.api.repo_info(self.repo_id).id)

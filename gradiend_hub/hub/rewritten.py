@@ -13,7 +13,7 @@ from gradiend_hub.errors import ArtifactError
 
 from .part import Part
 from .patience import PushApi
-from .push import Push
+from .push import Push, push_options
 
 __all__ = ["is_rewritten", "publish_rewritten"]
 
@@ -48,7 +48,12 @@ def is_rewritten(folder: str | Path) -> bool:
 
 
 def publish_rewritten(
-    folder: str | Path, repo_id: str, *, token: str | bool | None = None, private: bool | None = None, **options: Any
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | bool | None = None,
+    commit_message: str = "Upload rewritten model",
+    **options: Any,
 ) -> CommitInfo:
     """Push a merged model with its card to the Hub in one commit; see `publish_folder`, which pushes directions so.
 
@@ -56,30 +61,15 @@ def publish_rewritten(
         folder: what `gradiend-hub merge` wrote, with its card; without one nobody could tell what the model is.
         repo_id: `namespace/name`, or `name` for the user's own namespace.
         token: access token; by default the one that the user logged in with.
-        private: visibility of a new repository.
-        **options: `revision`, `commit_message`, `create_pr` and `tag` of `publish_folder`.
+        commit_message: first line of the commit message.
+        **options: `private`, `revision`, `create_pr`, `tag`, `subfolder` and `overwrite` of `publish_folder`.
 
     Raises:
         HubPushError: nothing was committed. The message says why, and how to repeat it.
     """
-    revision, message = options.pop("revision", None), options.pop("commit_message", "Upload rewritten model")
-    create_pr, tag = options.pop("create_pr", False), options.pop("tag", None)
-    push = Push(
-        api=PushApi(token=token),
-        parts=[_RewrittenPart(Path(folder), repo_id, "model", MODEL_FILES, **options)],
-        repo_id=repo_id,
-        private=private,
-        revision=revision,
-        message=message,
-        create_pr=create_pr,
-        repo_type="model",
-        tag=tag,
-    )
-    push.check()
-    commit = push.run()
-    if tag is not None:
-        push.set_tag(commit.oid)
-    return commit
+    of_push = push_options(options)
+    part = _RewrittenPart(Path(folder), repo_id, "model", MODEL_FILES, **options)
+    return Push(PushApi(token=token), [part], repo_id, message=commit_message, **of_push).send()
 
 
 @dataclass
