@@ -22,7 +22,7 @@ from .files import BASE_FILE, ENCODER_FILE, WEIGHTS_FILE
 from .fingerprint import Fingerprint
 from .largest import largest
 from .low_rank import Factors, is_rank
-from .parameter import Importance, ParameterDirection, Values
+from .parameter import Importance, ParameterDirection, Values, matched_names
 from .storage import (
     ENCODER_BIAS_KEY,
     ENCODER_KEY,
@@ -110,7 +110,7 @@ class Direction:
         Raises:
             ConfigError: If a parameter has another shape, or its name fits several.
         """
-        pairs = self._pairs(other)
+        pairs = matched_names(other.parameters, self.parameters)
         parts = ((self.parameters[mine], other.parameters[theirs], mine) for theirs, mine in pairs.items())
         return math.fsum(one.inner(_same_shape(name, one, two), c_w, c_b) for one, two, name in parts)
 
@@ -120,27 +120,12 @@ class Direction:
         Raises:
             ConfigError: If a parameter has another shape, or its name fits several.
         """
-        names = self._pairs(other)
+        names = matched_names(other.parameters, self.parameters)
         found = {mine: _same_shape(mine, self.parameters[mine], other.parameters[name]) for name, mine in names.items()}
         common = {name: found[name] for name in self.parameters if name in found}
         rest = {name: part for name, part in other.parameters.items() if name not in names}
         fingerprint = None if other.fingerprint is None else other.fingerprint.renamed(names)
         return replace(other, parameters=common | rest, fingerprint=fingerprint)
-
-    def _pairs(self, other: Direction) -> dict[str, str]:
-        """Name in the other direction → name here, for the parameters of both."""
-        pairs = {}
-        for name in other.parameters:
-            fitting = [name] if name in self.parameters else []
-            fitting = fitting or [n for n in self.parameters if n.endswith(f".{name}") or name.endswith(f".{n}")]
-            if len(fitting) > 1:
-                raise ConfigError(
-                    f"Cannot align directions: {name} of one may be {' or '.join(fitting[:3])} of the other. Give both the "
-                    "names of one model, with `renamed`."
-                )
-            if fitting:
-                pairs[name] = fitting[0]
-        return pairs
 
     def peaks(self) -> dict[str, tuple[float, float]]:
         """Check everything as `check` does, and return the largest `|w_d|` and `|b_d|` by parameter."""
@@ -234,7 +219,7 @@ class Direction:
 
     def energy_kept(self, cut: Direction, c_w: float = 1.0, c_b: float = 1.0) -> EnergyKept:
         """Share of `‖Δ‖²` that is left in `cut`, which `to_rank` or `to_sparse` made of this direction."""
-        names = {mine: theirs for theirs, mine in self._pairs(cut).items()}
+        names = {mine: theirs for theirs, mine in matched_names(cut.parameters, self.parameters).items()}
         kept = {name: cut.parameters[names[name]] if name in names else None for name in self.parameters}
         squares = {name: part.inner(part, c_w, c_b) for name, part in self.parameters.items()}
         rest = {name: 0.0 if part is None else part.inner(part, c_w, c_b) for name, part in kept.items()}

@@ -16,7 +16,7 @@ from .fields import matrix_shape
 from .low_rank import Factors, Form
 from .storage import check_indices, index_dtype, peak
 
-__all__ = ["Importance", "ParameterDirection", "Values", "combine", "sum_sparse"]
+__all__ = ["Importance", "ParameterDirection", "Values", "combine", "matched_names", "sum_sparse"]
 
 BLOCK = 1 << 20
 """Elements that are widened to fp64 at a time."""
@@ -24,6 +24,38 @@ BLOCK = 1 << 20
 Values = Tensor | Factors
 """A vector over a parameter: its entries `[k]`, or factors."""
 Importance = Literal["decoder", "encoder", "decoder_bias", "decoder_sum"]
+
+
+def matched_names(own: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
+    """Map parameter names of one direction to those of another, for what is in both.
+
+    One of the names may lack the prefix of the backbone: `layer.0.weight` is `bert.layer.0.weight`.
+
+    Raises:
+        ConfigError: A name fits several, or several fit one.
+    """
+    if own.keys() <= known.keys():
+        return {name: name for name in own}
+    ends: dict[str, list[str]] = {}  # a name and all of its ends to the known names that have them
+    for name in known:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            ends.setdefault(".".join(parts[i:]), []).append(name)
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in own:
+        parts = name.split(".")
+        fitting = [name] if name in known else ends.get(name, [])
+        fitting = fitting or [end for i in range(1, len(parts)) if (end := ".".join(parts[i:])) in known]
+        if len(fitting) > 1 or not taken.isdisjoint(fitting):
+            raise ConfigError(
+                f"Cannot align directions: {name} of one may be {' or '.join(fitting[:3])} of another. Give all the names "
+                "of one model, with `Direction.renamed`."
+            )
+        if fitting:
+            found[name] = fitting[0]
+            taken.add(fitting[0])
+    return found
 
 
 def combine(weight: Tensor, bias: Tensor | None, c_w: float, c_b: float) -> Tensor:

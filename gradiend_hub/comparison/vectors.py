@@ -16,6 +16,7 @@ import torch
 from scipy import sparse
 
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
+from gradiend_hub.artifact.parameter import matched_names
 from gradiend_hub.errors import ConfigError
 
 __all__ = ["Array", "Entries", "Frame", "Of", "Vectors", "largest", "products", "values_of"]
@@ -53,8 +54,9 @@ class Frame:
         """
         shapes: dict[str, Shape] = {}
         for one in named:
-            for name, own in _matched(one, shapes).items():
-                shape = tuple(one[own])
+            known = matched_names(one, shapes)
+            for own, sizes in one.items():
+                name, shape = known.get(own, own), tuple(sizes)
                 if shapes.setdefault(name, shape) != shape:
                     raise ConfigError(
                         f"Cannot align directions: {name} is {list(shapes[name])} in one, {list(shape)} in another."
@@ -71,30 +73,7 @@ class Frame:
 
     def names(self, own: Mapping[str, Any]) -> dict[str, str]:
         """Name here to name in a direction, for the direction's parameters that are known here."""
-        return {name: theirs for name, theirs in _matched(own, self.shapes).items() if name in self.shapes}
-
-
-def _matched(own: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
-    """Known name (or the direction's, for a new one) to the direction's own name."""
-    found: dict[str, str] = {}
-    if not known or own.keys() <= known.keys():
-        return {name: name for name in own}
-    ends: dict[str, list[str]] = {}  # a name and all of its ends to the known names that have them
-    for name in known:
-        parts = name.split(".")
-        for i in range(len(parts)):
-            ends.setdefault(".".join(parts[i:]), []).append(name)
-    for name in own:
-        parts = name.split(".")
-        fitting = [name] if name in known else ends.get(name, [])
-        fitting = fitting or [end for i in range(1, len(parts)) if (end := ".".join(parts[i:])) in known]
-        if len(fitting) > 1 or (fitting and fitting[0] in found):
-            raise ConfigError(
-                f"Cannot align directions: {name} of one may be {' or '.join(fitting[:3])} of another. Give all the names "
-                "of one model, with `Direction.renamed`."
-            )
-        found[fitting[0] if fitting else name] = name
-    return found
+        return {name: theirs for theirs, name in matched_names(own, self.shapes).items()}
 
 
 class Vectors:
