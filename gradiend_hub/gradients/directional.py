@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -26,7 +25,7 @@ from gradiend_hub.objectives import Batch, Objective, Sample, batched, evaluatin
 from gradiend_hub.progress import progress, tell
 from gradiend_hub.scope import PackedParameter, actual_names, parameters_of
 
-from .rowwise import NotByRowError, RowReader, Tangent, dense_tangent
+from .rowwise import NotByRowError, RowReader, Tangent, dense_tangent, load_formulas
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ def _by_input_gradients(
 
 
 def _derivatives(model: nn.Module, objective: Objective, slots: Batch, given: Mapping[str, Tangent]) -> Tensor:
-    _load_formulas()
+    load_formulas()
     parameters = {name: model.get_parameter(name).detach() for name in given}
     tangents = {name: dense_tangent(tangent, parameters[name].shape) for name, tangent in given.items()}
     scale = 1.0
@@ -147,13 +146,6 @@ def _in_place(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, T
     """Parameters under the names that they have within `_SlotLoss`, where a LoRA may have wrapped their modules."""
     names = actual_names(model)
     return {f"model.{names[name]}": parameter for name, parameter in parameters.items()}
-
-
-def _load_formulas() -> None:
-    """Some forward-mode formulas are registered when first needed, by means that torch itself calls deprecated."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 
 class _SlotLoss(nn.Module):

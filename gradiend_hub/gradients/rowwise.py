@@ -7,10 +7,11 @@ a time. Only attention kernels' backward formulas are needed, so any of them wil
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +27,7 @@ from gradiend_hub.scope import own_parameters, parameters_of
 from .factors import Outer, UnseenReads, catching, factors_of, has_factors
 from .frozen import frozen
 
-__all__ = ["Entries", "RowReader", "Tangent", "dense_tangent"]
+__all__ = ["Entries", "RowReader", "Tangent", "dense_tangent", "load_formulas"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,15 @@ class Entries:
 
 Tangent = Tensor | Factors | Entries
 """A vector over one parameter: in its shape, by factors, or sparse."""
+
+
+@cache
+def load_formulas() -> None:
+    """Register the formulas of forward-mode derivatives, which torch does when the first one is needed, by means that it
+    calls deprecated itself (from Python 3.14 on also unsupported, though they work)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 
 def dense_tangent(tangent: Tangent, shape: torch.Size) -> Tensor:
@@ -196,6 +206,7 @@ class RowReader:
     def _small(self, module: nn.Module, attributes: Mapping[str, str], x: Tensor, delta: Tensor) -> Tensor:
         parameters = {attribute: self._parameters[name].detach().float() for attribute, name in attributes.items()}
         tangents = {attribute: self._vector(name, delta) for attribute, name in attributes.items()}
+        load_formulas()
         change: Tensor = jvp(partial(_output, module, x.float()), (parameters,), (tangents,))[1]
         if change.shape != delta.shape:
             raise NotByRowError(tuple(attributes.values()))
