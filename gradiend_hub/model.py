@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GradiendModel", "load_processing_class"]
 
+_FROM_HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
+"""Arguments of `from_pretrained` that say where a direction is read from."""
+
 _SELF_TEST = "gradiend_hub.evaluation.selftest:verify"
 """Measures the self-test in an artifact's folder; a name, since it is built upon models."""
 
@@ -192,29 +195,25 @@ class GradiendModel(StoredModel):
         *,
         allow_related: bool = False,
         allow_unverified_base: bool = False,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        subfolder: str | None = None,
-        force_download: bool = False,
-        **of_peft: Any,
+        **hub: Any,
     ) -> None:
         """Load a further direction of the base model; it is inactive until `set_strength` or `set_adapter` names it.
 
-        Arguments and errors are those of `from_pretrained`; further ones of PEFT's `load_adapter` are refused.
+        Args:
+            model_id: Repository id or folder of the direction.
+            adapter_name: Name for this direction in the model.
+            allow_related: As of `from_pretrained`, which has the errors, too.
+            allow_unverified_base: As of `from_pretrained`.
+            **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder` and `force_download`. Further arguments
+                of PEFT's `load_adapter` are refused.
         """
-        if of_peft:
+        if strange := [name for name in hub if name not in _FROM_HUB]:
             raise ConfigError(
-                f"load_adapter: {', '.join(of_peft)} has no meaning for a direction, which is read whole, in fp32, and not "
+                f"load_adapter: {', '.join(strange)} has no meaning for a direction, which is read whole, in fp32, and not "
                 "trained. Leave it out, or load with PeftModel."
             )
-        hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        found, config, direction = _read(
-            model_id, revision=revision, subfolder=subfolder, force_download=force_download, **hub
-        )
-        allowed = _allowed(config, allow_related, allow_unverified_base)
-        self._add(adapter_name, direction, config, **allowed)
+        found, config, direction = _read(model_id, **hub)
+        self._add(adapter_name, direction, config, **_allowed(config, allow_related, allow_unverified_base))
         self._found[adapter_name] = found
 
     def add_direction(

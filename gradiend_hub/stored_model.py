@@ -155,16 +155,10 @@ class StoredModel(EditedModel):
         *,
         strength: float | Mapping[str, float] | None = None,
     ) -> Any:
-        """Return the plain base model with the edit in its weights for good, as PEFT's.
+        """Merge as `EditedModel.merge_and_unload`, and let the plain model that is returned be published with its parents.
 
         Its `push_to_hub(repo_id)` publishes it with its tokenizer and a card that names its parents, if one direction was
         merged; the arguments are those of `gradiend_hub.hub.rewritten.publish_rewritten`.
-
-        Args:
-            progressbar: Whether to show progress.
-            safe_merge: Refuse weights that would be NaN or infinite.
-            adapter_names: Directions to merge; by default the active ones.
-            strength: Strength to merge at, as in `set_strength`; by default the current one.
         """
         if strength is not None:
             self.set_strength(strength)

@@ -54,13 +54,7 @@ def to_gguf_lora(
 ) -> AdapterExport:
     """Write a direction as `adapter.gguf`, or, if its decoder has a bias, as `plus.gguf` and `minus.gguf`.
 
-    Args:
-        direction: The direction; it may be streamed.
-        config: Its configuration.
-        base_model: Its base model, for its configuration and the kinds of its modules; values are not read.
-        folder: Where to write; it is made if it is missing.
-        rank: Largest rank; by default that of the direction, or 8 if it is dense or sparse.
-        strength: Strength that the scale 1 is to stand for.
+    Arguments as of `to_lora`; of the base model, its configuration is read, too.
 
     Raises:
         ConfigError: If llama.cpp's architecture of the base model is not known here, or as of `to_lora`.

@@ -159,9 +159,9 @@ def to_lora(
         direction: The direction; it may be streamed.
         config: Its configuration.
         base_model: Its base model, for the kinds of its modules; values are not read (it may be on the meta device).
-        folder: Where to write.
+        folder: Where to write; it is made if it is missing.
         rank: Largest rank; by default that of the direction, or 8 if it is dense or sparse.
-        strength: Strength that the scale 1 of the LoRA is to stand for.
+        strength: Strength that the scale 1 is to stand for.
 
     Raises:
         ConfigError: If the rank is impossible, the strength zero, or no parameter has a place in a LoRA.

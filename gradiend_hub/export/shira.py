@@ -31,12 +31,7 @@ def to_shira(
 ) -> AdapterExport:
     """Write a direction as one SHiRA adapter, or, if its decoder has a bias, as one for each sign (`plus/`, `minus/`).
 
-    Args:
-        direction: The direction; it may be streamed.
-        config: Its configuration.
-        base_model: Its base model, for the kinds of its modules; values are not read (it may be on the meta device).
-        folder: Where to write; it is made if it is missing.
-        strength: Strength that the scale 1 is to stand for.
+    Arguments as of `to_lora`.
 
     Raises:
         ConfigError: If the strength is zero, no parameter has a place in SHiRA, or no `r` fits all modules.

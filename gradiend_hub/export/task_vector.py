@@ -16,7 +16,7 @@ from gradiend_hub.artifact.tensor_files import write_values
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError
 from gradiend_hub.folders import written_beside
 
-from .lora import require_finite
+from .lora import is_odd, require_finite
 
 __all__ = ["TASK_VECTOR_FILE", "TaskVectorExport", "to_task_vector"]
 
@@ -50,12 +50,7 @@ def to_task_vector(
     `θ + Δ` is the merge at this strength. One parameter at a time is made dense. The metadata name base model, commit and
     strength.
 
-    Args:
-        direction: The direction; it may be streamed.
-        config: Its configuration.
-        base_model: Its base model, for names and shapes; values are not read (it may be on the meta device).
-        folder: Where to write; created if missing.
-        strength: Strength to write Δ at.
+    Arguments as of `to_lora`.
 
     Raises:
         ConfigError: If the strength is 0 or not finite.
@@ -80,7 +75,7 @@ def to_task_vector(
         header[name] = {"dtype": "F32", "shape": list(spec), "data_offsets": [start, end]}
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    squares, odd = [], True
+    squares = []
     with written_beside(Path(folder)) as beside, (beside / TASK_VECTOR_FILE).open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for stored, name in names.items():
@@ -89,8 +84,8 @@ def to_task_vector(
             require_finite(name, delta)
             write_values(file, delta)
             squares.append(float(delta.double().square().sum()))
-            odd = odd and (part.decoder_bias is None or not part.inner(part, 0.0, 1.0))
-    return TaskVectorExport(Path(folder, TASK_VECTOR_FILE), strength, odd, len(names), math.sqrt(math.fsum(squares)))
+    place, odd = Path(folder, TASK_VECTOR_FILE), is_odd(direction)
+    return TaskVectorExport(place, strength, odd, len(names), math.sqrt(math.fsum(squares)))
 
 
 def _metadata(config: GradiendConfig, strength: float) -> dict[str, str]:

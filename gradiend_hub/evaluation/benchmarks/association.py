@@ -16,6 +16,7 @@ from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation.intervals import LEVEL, RESAMPLES, Array
 from gradiend_hub.evaluation.report import BenchmarkResult
 from gradiend_hub.objectives import evaluating
+from gradiend_hub.objectives.batching import padded_tokens
 
 from .scoring import BenchmarkRun, describe_source, unwrapped
 
@@ -112,11 +113,7 @@ def _embed(base: Any, tokenizer: Any, texts: list[str], batch_size: int) -> Arra
     with evaluating(base), torch.inference_mode():
         for start in range(0, len(texts), batch_size):
             ids = [tokenizer(text, verbose=False).input_ids for text in texts[start : start + batch_size]]
-            longest = max(map(len, ids))
-            batch = {
-                "input_ids": torch.tensor([i + [tokenizer.pad_token_id or 0] * (longest - len(i)) for i in ids]),
-                "attention_mask": torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids]),
-            }
+            batch = padded_tokens(ids, tokenizer.pad_token_id or 0)
             hidden = backbone(**{name: values.to(device) for name, values in batch.items()}).last_hidden_state
             places = [0 if masked else len(i) - 1 for i in ids]
             found.append(hidden[range(len(ids)), places].double().cpu())
