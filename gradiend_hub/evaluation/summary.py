@@ -72,14 +72,11 @@ class Values:
     @classmethod
     def joined(cls, parts: Sequence[Values]) -> Values:
         """Put readings of parts behind each other."""
-
-        def rows(name: str) -> Array:
-            return np.concatenate([getattr(part, name) for part in parts])
-
+        rows = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("probability", "within", "slot_kl")}
         names = dict.fromkeys(name for part in parts for name in part.sets)
         sets = {name: Scores.joined([p.sets[name] for p in parts if name in p.sets]) for name in names}
         readings = {name: np.concatenate([p.readings[name] for p in parts]) for name in parts[0].readings}
-        return cls(rows("probability"), rows("within"), rows("slot_kl"), readings, sets)
+        return cls(**rows, readings=readings, sets=sets)
 
 
 @dataclass(frozen=True)

@@ -92,18 +92,14 @@ def _shown(explorer: Explorer, value: Any, strengths: dict[str, float]) -> list[
     )
     try:
         base, edited = explorer.ask(value, strengths)
-        return [
-            view.notice(explorer.remarks(value, strengths)), view.answers(base, edited, strengths), curves
-        ]  # fmt: skip
+        remarks = explorer.remarks(value, strengths)
+        return [view.notice(remarks), view.answers(base, edited, strengths), curves]
     except GradiendError as error:
         return [view.notice([str(error)]), "", curves]
     except Exception:
         logger.exception("A question could not be answered.")
-        return [
-            view.notice(["This could not be answered. Try another text; the explorer's terminal says more."]),
-            "",
-            curves,
-        ]
+        said = "This could not be answered. Try another text; the explorer's terminal says more."
+        return [view.notice([said]), "", curves]
 
 
 def _read(explorer: Explorer, text: Any) -> str:

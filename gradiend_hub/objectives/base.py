@@ -94,12 +94,7 @@ class Objective(ABC):
 
     @classmethod
     def of_model(cls, model: nn.Module, processor: Any, *, max_length: int | None = None) -> Self:
-        """Make the objective of a model.
-
-        Args:
-            model: The base model.
-            processor: What prepares its inputs.
-            max_length: Longest input, of objectives whose inputs have a length.
+        """Make the objective of a base model; `max_length` is the longest input, where inputs have a length.
 
         Raises:
             BaseModelError: The model is not of the kind.
@@ -154,12 +149,8 @@ class Objective(ABC):
     def prepare(self, rows: Sequence[Any], *, what: str = "dataset") -> list[Any]:
         """Return the rows to learn from or to measure in place of those that were read, e.g. both transitions of a pair.
 
-        Args:
-            rows: What `read` made.
-            what: How messages call the data.
-
         Raises:
-            DataError: Too many rows are unusable.
+            DataError: Too many rows are unusable; the message calls the data `what`.
         """
         return list(rows)
 

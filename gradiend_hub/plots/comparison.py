@@ -264,15 +264,11 @@ def _name_points(drawing: Figure, axes: Axes, places: Any, names: Sequence[str],
         assert best is not None
         _, right, up, box = best
         taken.append(box)
-        line = (
-            {"arrowstyle": "-", "color": SUBTLE, "linewidth": 0.6, "shrinkB": 3}
-            if max(abs(right), abs(up)) > 12
-            else None
-        )
-        axes.annotate(
-            name, tuple(place), (right, up), textcoords="offset points", fontsize=size, va="center", arrowprops=line,
-            ha="left" if right > 0 else "right" if right < 0 else "center",
-        ).set_in_layout(False)  # fmt: skip
+        far = max(abs(right), abs(up)) > 12
+        line = {"arrowstyle": "-", "color": SUBTLE, "linewidth": 0.6, "shrinkB": 3} if far else None
+        side = "left" if right > 0 else "right" if right < 0 else "center"
+        spot: dict[str, Any] = {"xytext": (right, up), "textcoords": "offset points", "ha": side, "va": "center"}
+        axes.annotate(name, tuple(place), fontsize=size, arrowprops=line, **spot).set_in_layout(False)
 
 
 _SPOTS = [
