@@ -96,6 +96,7 @@ def learn(
         GradiendConfig(feature_classes=list(pair)),
         GradiendTrainingArguments(
             tempfile.mkdtemp(),
+            solver="autoencoder",  # the papers'
             disable_tqdm=True,
             logging_strategy="no",
             save_strategy="no",

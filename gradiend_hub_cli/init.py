@@ -43,7 +43,7 @@ _QUESTIONS = {
 
 _RECIPE = """\
 # Learn a direction: gradiend-hub train {file}
-# Any value can be replaced on the command line: --set args.learning_rate=0.05 --set data.max_per_class=200
+# Any value can be replaced on the command line: --set args.rank=4 --set data.max_per_class=200
 
 # Folder or Hub id of the base model.
 model: {model}
@@ -82,7 +82,7 @@ direction:
 args:
   output_dir: {out}
   num_train_epochs: 1
-  # solver: closed_form # no learning rate to choose, and steadier with few rows
+  # solver: autoencoder # the papers', which is trained; the default, closed_form, takes class means
   seed: 0
   save_steps: 50 # a run that is interrupted goes on with --resume
   push_to_hub: false # true publishes the result as hub_model_id
@@ -263,10 +263,7 @@ def _advice(counts: Mapping[str, Mapping[str, int]], data: FeatureData) -> list[
     unseen = [word for spec in data.config.classes.values() for word in spec.words if word not in seen]
     said = [f"No sentence of the text is a row of {', '.join(unseen)}."] if unseen else []
     if few:
-        said.append(
-            f"Few training rows ({', '.join(few)}; a few hundred of each class are advisable): give more text, and set "
-            "args.solver=closed_form, which is steadier with few."
-        )
+        said.append(f"Few training rows ({', '.join(few)}; a few hundred of each class are advisable): give more text.")
     if not data.neutral_counts:
         said.append(
             "No neutral sentences, so damage is measured on the rows' own text alone: name a neutral_dataset, or give more "

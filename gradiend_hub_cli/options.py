@@ -63,7 +63,7 @@ PullRequest = Annotated[bool, typer.Option("--create-pr", help="Open a pull requ
 Directions = Annotated[list[str], typer.Argument(metavar="DIRECTION...", help="Folders or ids, all of one base model.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. args.learning_rate=0.05. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. args.rank=4. Repeatable."),
 ]
 
 

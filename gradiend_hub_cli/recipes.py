@@ -38,7 +38,8 @@ class Recipe:
             and its neutral sentences, are used where no other data set is named.
         eval_dataset: rows on which the strength unit is chosen.
         neutral_dataset: sentences without the feature, for the same purpose.
-        neutral_train_dataset: further sentences, which a damage-aware decoder (`args.decoder: fisher`) learns from.
+        neutral_train_dataset: further sentences, which a decoder learns from that spares them; by default every other one
+            of `neutral_dataset`, if these are at least 100.
         test_dataset: rows that only measure the result.
         test_neutral_dataset: sentences that only measure the result.
         damage_datasets: further data sets by name, e.g. `chat`, on which damage is measured: sentences, or prompts.

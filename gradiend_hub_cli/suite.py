@@ -40,7 +40,7 @@ class SuiteRecipe:
         seeds: a run for each, with splits drawn anew where `split_by` is given.
         split_by: text or word; the rows of all splits are then divided anew for each seed.
         direction: fields of `GradiendConfig`.
-        args: fields of `GradiendTrainingArguments`; the solver is closed_form by default.
+        args: fields of `GradiendTrainingArguments`.
     """
 
     model: str | list[str]
@@ -151,7 +151,7 @@ def _read(path: Path, overrides: Sequence[str]) -> SuiteRecipe:
 
 
 def _arguments(recipe: SuiteRecipe, place: Path, seed: int) -> GradiendTrainingArguments:
-    given = {"solver": "closed_form", "logging_strategy": "no", "save_strategy": "no", **recipe.args}
+    given = {"logging_strategy": "no", "save_strategy": "no", **recipe.args}
     given |= {"output_dir": str(place), "seed": seed, "disable_tqdm": True}
     try:
         return GradiendTrainingArguments(**given)

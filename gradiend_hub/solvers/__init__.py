@@ -81,7 +81,10 @@ def make_solver(
     if name == "autoencoder":
         return AutoencoderSolver(size, seeds, rates, shard)
     if len(seeds) > 1 or rates is not None:
-        raise ConfigError(f"Solver {name!r} has no seeds and no learning rates; its one run needs neither.")
+        raise ConfigError(
+            f"Solver {name!r} has no seeds and no learning rates; its one run needs neither. Several are of "
+            "solver='autoencoder'."
+        )
     if name == "closed_form" and sketching is not None:
         return SketchSolver(sketching, size, shard)
     return RidgeSolver(size, folder=folder, shard=shard) if name == "ridge" else ClosedFormSolver(size, shard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, fields
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from gradiend_hub.evaluation.probe import SCORED_TOKENS
 from gradiend_hub.gradients import MEASURES, STORE_DTYPES
 from gradiend_hub.solvers import SOLVERS
 
-from .decoders import DECODERS
+from .decoders import AUTO, DECODERS, RANK
 from .inherited import check_inherited
 
 _BY_COORDINATE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
@@ -59,8 +60,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     `gradiend_hub.training.inherited`.
 
     Args:
-        solver: "autoencoder" (the papers'), "closed_form" (class means; one pass, no learning rate, no seed) or "ridge"
-            (regression in the span of the gradients; the same); see `gradiend_hub.solvers`.
+        solver: "closed_form" (class means; one pass, no learning rate, no seed), "autoencoder" (the papers') or "ridge"
+            (regression in the span of the gradients; no learning rate, no seed); see `gradiend_hub.solvers`.
         num_runs: runs of the autoencoder with the seeds `seed`, `seed + 1`, … on one stream of gradients. The best one by
             validation correlation is kept.
         learning_rates: train each of those runs at each of these rates, instead of at `learning_rate`.
@@ -75,14 +76,16 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
         gradient_store_dtype: "float32", or "bfloat16" or "float16" at half the size.
         decoder: "solver" (its own), "mean" (least squares of the class means), "damage_aware" (formerly "fisher": the latter
             divided by the damped Fisher information of neutral text, of the rows' own and of a chat model's replies, for
-            more effect at the same damage), or "natural" (divided by its Kronecker factors, which keeps a low rank, and so
-            needs `rank`). The last two need `GradiendTrainer(neutral_train_dataset=…)`. Their dampings are chosen on the
-            validation rows: those of "natural" for each sign by itself, with the plain decoder and the factors' diagonals
-            among the candidates. So is whether they keep a bias; without one, the edit at −s is minus that at s, and one
-            LoRA holds both.
+            more effect at the same damage), or "natural" (divided by its Kronecker factors, which keeps a low rank). Both
+            learn from `GradiendTrainer(neutral_train_dataset=…)`, or, without it, from every other sentence of
+            `neutral_dataset`, which no evaluation reads then. Their dampings are chosen on the validation rows: those of
+            "natural" for each sign by itself, with the plain decoder and the factors' diagonals among the candidates. So is
+            whether they keep a bias; without one, the edit at −s is minus that at s, and one LoRA holds both. "auto", the
+            default, is "natural" where it can be learned and chosen: with the closed form, all coordinates, 16 validation
+            rows and 100 neutral sentences (or `neutral_train_dataset`). Elsewhere it is "solver".
         rank: largest rank of each matrix of the direction. It is stored by factors then, in about rank/width of the bytes.
             The closed form learns it by sketches, in one pass and in that much memory, and never forms a gradient; what
-            other solvers have learned is cut to it in the end.
+            other solvers have learned is cut to it in the end. Default: 8 for a natural decoder, none for others.
         final_density: share of the coordinates that the finished direction keeps, by their share in the decoder's effect.
         goal: "strengthen": strength 1 is the recommended dose. "debias": recommended is the strength at which both classes
             are equally likely.
@@ -114,7 +117,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints that are kept while training."})
     metric_for_best_model: str | None = field(default="correlation", metadata={"help": "What makes a model the best."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether that metric is to be high."})
-    solver: str = field(default="autoencoder", metadata={"help": "autoencoder, closed_form or ridge."})
+    solver: str = field(default="closed_form", metadata={"help": "closed_form, autoencoder or ridge."})
     num_runs: int = field(default=1, metadata={"help": "Seeds that share one stream of gradients."})
     learning_rates: list[float] | None = field(default=None, metadata={"help": "Rates that share it, too."})
     identity_rows: int = field(default=0, metadata={"help": "Batch of other tokens, with label 0."})
@@ -122,7 +125,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     importance_rows: int = field(default=128, metadata={"help": "Training rows that the choice is made from."})
     gradient_store: str | None = field(default=None, metadata={"help": "Folder that keeps the gradients."})
     gradient_store_dtype: str = field(default="float32", metadata={"help": "Type in which they are kept."})
-    decoder: str = field(default="solver", metadata={"help": "solver, mean, damage_aware or natural."})
+    decoder: str = field(default=AUTO, metadata={"help": "auto, solver, mean, damage_aware or natural."})
     rank: int | None = field(default=None, metadata={"help": "Largest rank of the direction's matrices."})
     final_density: float = field(default=1.0, metadata={"help": "Share of the coordinates that is kept in the end."})
     goal: Goal = field(default="strengthen", metadata={"help": "strengthen or debias."})
@@ -148,13 +151,13 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             self.decoder = "damage_aware"
         for name, kind in _LIMITS.items():
             check(kind, getattr(self, name), f"GradiendTrainingArguments.{name}")
+        if self.decoder == "natural" and self.rank is None:
+            self.rank = RANK
         self._check_rank()
         if self.world_size > 1:
             self._check_processes()
 
     def _check_rank(self) -> None:
-        if self.decoder == "natural" and self.rank is None:
-            raise ConfigError('decoder="natural" needs a rank, e.g. rank=8.')
         if self.decoder == "damage_aware" and self.rank is not None and self.solver == "closed_form":
             raise ConfigError(
                 'decoder="damage_aware" divides each coordinate by itself, of which a rank is left nothing. Use '
@@ -171,6 +174,14 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
                 f"max_grad_norm={self.max_grad_norm} and optim={self.optim!s}: each of the {self.world_size} processes "
                 f"holds some coordinates, so max_grad_norm must be 0 and optim one of {', '.join(_BY_COORDINATE)}."
             )
+
+    def with_decoder(self, decoder: str) -> GradiendTrainingArguments:
+        """Copy the arguments with another decoder, and with the rank that it needs."""
+        found = copy.copy(self)
+        found.decoder = decoder
+        if decoder == "natural" and self.rank is None:
+            found.rank = RANK
+        return found
 
     @property
     def runs(self) -> list[tuple[int, float]]:

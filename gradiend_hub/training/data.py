@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from gradiend_hub.objectives import OBJECTIVES, Example, Objective, examples_of,
 
 from .args import GradiendTrainingArguments
 from .batches import TransitionDataset
+from .decoders import AUTO, LEARNED
 
 __all__ = [
     "CALIBRATION_ROWS",
@@ -28,6 +30,7 @@ __all__ = [
     "Rows",
     "TrainingData",
     "columns_of",
+    "decided",
     "read_damage_sets",
     "read_measured",
     "records",
@@ -51,6 +54,12 @@ USUAL_SPLITS = {
 
 _FISHER_TEXTS = 256
 """Most sentences that the Fisher information is estimated from."""
+
+FEWEST_SPARED = 50
+"""Fewest neutral sentences that a decoder learns from where these are taken from those that measure, which keep as many."""
+
+FEWEST_COMPARED = 16
+"""Fewest validation rows by which a decoder is chosen if nobody has asked for it."""
 
 
 Rows: TypeAlias = Iterable[dict[str, Any]] | str | Path
@@ -170,6 +179,36 @@ class TrainingData:
             test,
             read_damage_sets(given.damage_datasets, objective),
         )
+
+
+def decided(
+    args: GradiendTrainingArguments, config: GradiendConfig, data: TrainingData
+) -> tuple[GradiendTrainingArguments, TrainingData]:
+    """Decide what `decoder="auto"` is, and set aside the sentences that a decoder is to spare, if none are given.
+
+    Raises:
+        ConfigError: the decoder that is asked for learns from sentences, and there are too few.
+    """
+    fits = args.solver == "closed_form" and args.final_density == config.density == 1
+    chooses = len(data.eval_rows) >= FEWEST_COMPARED and bool(data.texts)
+    if args.decoder not in LEARNED and not (args.decoder == AUTO and fits and chooses):
+        return (args.with_decoder("solver") if args.decoder == AUTO else args), data
+    if not data.fisher_texts and len(data.texts) >= 2 * FEWEST_SPARED:
+        every = max(2, math.ceil(len(data.texts) / _FISHER_TEXTS))
+        measured = [text for number, text in enumerate(data.texts) if number % every != 1]
+        spared = data.texts[1::every]
+        test = data.test
+        if test is not None and test.texts is data.texts:
+            test = replace(test, texts=measured)
+        data = replace(data, texts=measured, fisher_texts=spared, test=test)
+    if data.fisher_texts:
+        return (args.with_decoder("natural") if args.decoder == AUTO else args), data
+    if args.decoder == AUTO:
+        return args.with_decoder("solver"), data
+    raise ConfigError(
+        f"decoder={args.decoder!r} needs neutral_train_dataset: sentences that no evaluation reads. Give some, or at least "
+        f"{2 * FEWEST_SPARED} in neutral_dataset, of which every other one is set aside; found {len(data.texts)}."
+    )
 
 
 def read_damage_sets(given: Any, objective: Objective) -> dict[str, list[Any]]:

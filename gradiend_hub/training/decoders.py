@@ -26,7 +26,10 @@ from gradiend_hub.solvers import (
 from gradiend_hub.solvers.base import LEVEL
 
 __all__ = [
+    "AUTO",
     "DECODERS",
+    "LEARNED",
+    "RANK",
     "best_damped",
     "chosen_damping",
     "constant",
@@ -36,8 +39,14 @@ __all__ = [
     "with_mean_decoder",
 ]
 
-DECODERS = ("solver", "mean", "damage_aware", "natural")
+AUTO, LEARNED = "auto", ("damage_aware", "natural")
+"""The decoder that data and arguments decide, and those that are learned from text."""
+
+DECODERS = (AUTO, "solver", "mean", *LEARNED)
 """Values of the argument `decoder`."""
+
+RANK = 8
+"""Rank of a natural decoder, if none is named."""
 
 Kept = tuple[Solution, Scope]
 

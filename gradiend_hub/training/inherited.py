@@ -90,6 +90,14 @@ WITHOUT_EFFECT = frozenset(
 )
 """Fields that say how to do what is not done here. They change no result, so scripts that set them go on working."""
 
+OF_OPTIMIZERS = frozenset(
+    """
+    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim optim_args weight_decay
+    adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+    """.split()  # noqa: SIM905
+)
+"""Fields that are honoured by a solver that is trained, the autoencoder."""
+
 _OPTIMIZERS = ("lomo", "adalomo", "galore", "apollo", "schedule_free")
 """Beginnings of the names of optimizers that need a trainer's own loop or a model's modules."""
 
@@ -113,6 +121,12 @@ def check_inherited(values: Mapping[str, Any], fields: Iterable[Field[Any]]) -> 
         raise ConfigError(f"optim={optimizer!r} needs modules to train. Choose another, e.g. adamw_torch.")
     if void := sorted(WITHOUT_EFFECT.intersection(changed) - {"dataloader_pin_memory"}):
         logger.warning("Without effect on a direction: %s.", ", ".join(void))
+    if values["solver"] != "autoencoder" and (void := sorted(OF_OPTIMIZERS.intersection(changed))):
+        logger.warning(
+            "Without effect with solver=%r, which has no optimizer: %s. They are those of solver='autoencoder'.",
+            values["solver"],
+            ", ".join(void),
+        )
     if unknown := sorted(set(changed) - HONOURED - REFUSED.keys() - WITHOUT_EFFECT):
         logger.warning(
             "%s: new in this version of transformers, and perhaps without effect on a direction.", ", ".join(unknown)

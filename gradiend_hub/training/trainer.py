@@ -39,7 +39,7 @@ from .checkpoints import (
     training_key,
 )
 from .cost import predicted, seconds_of_the_rest
-from .data import Datasets, Rows, TrainingData, columns_of
+from .data import Datasets, Rows, TrainingData, columns_of, decided
 from .measuring import MeasuringTrainer, require_metric
 from .run import Reading, TrainingRun, as_direction, config_for
 from .saving import new_report, seed_records
@@ -65,7 +65,8 @@ class GradiendTrainer(MeasuringTrainer):
         eval_dataset: rows of the same kind, on which the strength unit is chosen; or several sets by name, on the first of
             which it is chosen.
         neutral_dataset: sentences (`text`) without the feature, on which damage and calibration are measured.
-        neutral_train_dataset: further sentences (`text`), from which `decoder="damage_aware"` learns what to spare.
+        neutral_train_dataset: further sentences (`text`), from which a decoder learns what to spare; by default every other
+            one of `neutral_dataset`, if these are at least 100, which is then measured on the rest.
         test_dataset: rows that only measure the result, by `evaluate_test`; they are checked before the training.
         test_neutral_dataset: sentences (`text`) beside them; by default those of `neutral_dataset`.
         damage_datasets: further data sets, by name, on which every evaluation reads damage: sentences (`text`), or, for a
@@ -120,10 +121,7 @@ class GradiendTrainer(MeasuringTrainer):
         config.fillers = data.fillers if any(data.fillers.values()) else None
         config.objective_options = self.objective.options or None  # some are found in the rows
         name_the_base(base, config, args)
-        if args.decoder in ("damage_aware", "natural") and not data.fisher_texts:
-            raise ConfigError(
-                f"decoder={args.decoder!r} needs neutral_train_dataset: sentences that no evaluation reads."
-            )
+        args, data = decided(args, config, data)
         require_metric(args, self._classes, list(data.eval_sets))
         self._skipped = SkippedRows(len(data.dataset))
         with shown(not args.disable_tqdm):

@@ -66,7 +66,13 @@ def timed_steps(path: Path, steps: int, runs: int = 1, density: float = 1.0) -> 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = GradiendTrainingArguments(
-            folder, max_steps=steps, use_cpu=True, disable_tqdm=True, save_strategy="no", num_runs=runs
+            folder,
+            solver="autoencoder",
+            max_steps=steps,
+            use_cpu=True,
+            disable_tqdm=True,
+            save_strategy="no",
+            num_runs=runs,
         )
         trainer = TimedTrainer(
             load_base_model(path), GradiendConfig(feature_classes=CLASSES, density=density), arguments,
@@ -101,7 +107,8 @@ def encoding(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
     """Encodings beside plain forward passes over the same batches."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = GradiendTrainer(
-            load_base_model(path), GradiendConfig(feature_classes=CLASSES), GradiendTrainingArguments(folder, use_cpu=True),
+            load_base_model(path), GradiendConfig(feature_classes=CLASSES),
+            GradiendTrainingArguments(folder, solver="autoencoder", use_cpu=True),
             train_dataset=read_jsonl(DATA / "train.jsonl"),
         )  # fmt: skip
     shown = padding(name, trainer)

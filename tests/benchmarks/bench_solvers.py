@@ -299,7 +299,7 @@ def bench_base(
     base, objective, scope = laboratory.base, laboratory.objective, laboratory.scope
     with GradientReader(base, scope) as reader:
         fisher = diagonal_fisher(reader, objective, early[::2])
-    args = GradiendTrainingArguments("unused", use_cpu=True)
+    args = GradiendTrainingArguments("unused", decoder="solver", use_cpu=True)
     records = []
     for feature in islice(features(objective), count):
         rows = feature.rows["train"]

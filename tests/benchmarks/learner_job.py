@@ -86,7 +86,8 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     def train() -> GradiendTrainer:
         portion = job.get("our_batch_size", job["batch_size"])
         arguments = GradiendTrainingArguments(
-            folder, max_steps=job["steps"] * job["batch_size"] // portion, per_device_train_batch_size=portion, seed=0,
+            folder, solver="autoencoder",
+            max_steps=job["steps"] * job["batch_size"] // portion, per_device_train_batch_size=portion, seed=0,
             num_runs=job["seeds"], controls=job.get("controls", 3), use_cpu=True, disable_tqdm=True, save_strategy="no",
         )  # fmt: skip
         trainer = GradiendTrainer(

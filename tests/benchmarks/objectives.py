@@ -72,7 +72,7 @@ class Job:
             "fillers": fillers,
             **self.config,
         }
-        usual = {"solver": "closed_form", "controls": 2, "use_cpu": True, "save_strategy": "no"}
+        usual = {"solver": "closed_form", "decoder": "solver", "controls": 2, "use_cpu": True, "save_strategy": "no"}
         usual |= {"disable_tqdm": True, "logging_strategy": "no"}
         trainer = GradiendTrainer(
             self.model,

@@ -12,10 +12,10 @@ STEPS = 60
 
 
 def arguments(folder: Path, **changes: Any) -> GradiendTrainingArguments:
-    """Arguments of a short, quiet run, whose decoder is the solver's own unless a test is about another one."""
+    """Arguments of a short, quiet run of the papers' solver and its own decoder, unless a test is about others."""
     defaults: dict[str, Any] = {
         "max_steps": STEPS, "disable_tqdm": True, "use_cpu": True, "logging_steps": 10, "save_strategy": "no",
-        "quality_tokens": 300, "controls": 1, "decoder": "solver",
+        "quality_tokens": 300, "controls": 1, "solver": "autoencoder", "decoder": "solver",
     }  # fmt: skip
     return GradiendTrainingArguments(output_dir=str(folder), **{**defaults, **changes})
 
