@@ -42,6 +42,13 @@ class Damping:
     rank: int | None = None
 
     @property
+    def kind(self) -> str:
+        """What it is beside damping both sides alike, or neither: kinds whose damage the factors over- or underrate."""
+        outputs, inputs = math.isinf(self.outputs), math.isinf(self.inputs)
+        side = "" if outputs == inputs else "inputs" if outputs else "outputs"
+        return side + "diagonal" * self.diagonal + "rank" * (self.rank is not None)
+
+    @property
     def is_plain(self) -> bool:
         """Return whether the decoder stays as it is, its rank aside."""
         return math.isinf(self.outputs) and math.isinf(self.inputs)
@@ -169,13 +176,14 @@ class Choice:
         edits: each sign's own decoder, at its own best dose.
         common: the one damping that is best for both signs together, of those that both were measured at.
         effects: by damping and sign.
-        doses: at which neither sign damages too much, about, of the plain decoder, of these, and of the common one.
+        rivals: what is expected of the plain decoder, of these, and of the common one: the effect of both signs
+            together, and the dose at which neither damages too much, about.
     """
 
     edits: Edits
     common: Damping
     effects: dict[str, float]
-    doses: dict[str, float]
+    rivals: dict[str, Outcome]
 
 
 def best_edits(
@@ -199,10 +207,20 @@ def best_edits(
     if measure is None:
         return Choice(edits.preconditioned(factors, UNMEASURED), UNMEASURED, {}, {})
     found: dict[int, dict[Damping, Outcome]] = {1: {}, -1: {}}
-    levels: dict[int, float] = {}  # second-order damage at the dose that was allowed last: the next one's is near it
+    # second-order damage at the dose that was allowed, by sign and by damping (or at last): the next one's is near it
+    levels: dict[tuple[int, float | None], float] = {}
+    errors: dict[str, float] = {}  # by kind of damping: ratio of a dose to the one that follows from it
 
     def note(sign: int, damping: Damping, outcome: Outcome, damage: float) -> None:
-        found[sign][damping], levels[sign] = outcome, outcome.dose**2 * damage
+        found[sign][damping] = outcome
+        if not damping.kind:
+            levels[sign, damping.inputs] = levels[sign, None] = outcome.dose**2 * damage
+        elif expected := start(sign, damping, damage):
+            errors[damping.kind] = outcome.dose / expected
+
+    def start(sign: int, damping: Damping, damage: float) -> float | None:
+        level = levels.get((sign, min(damping.outputs, damping.inputs)), levels.get((sign, None)))
+        return None if level is None or damage <= 0 else math.sqrt(level / damage)
 
     def best(sign: int) -> Damping:
         return max(found[sign], key=lambda damping: found[sign][damping].effect)
@@ -212,7 +230,8 @@ def best_edits(
         if missing := [sign for sign in signs if damping not in found[sign]]:
             candidate = edits.preconditioned(factors, damping)
             damage = {sign: factors.damage(candidate.of_sign(sign).parts) for sign in missing}
-            starts = {s: math.sqrt(levels[s] / d) if d > 0 and s in levels else None for s, d in damage.items()}
+            expected = {sign: start(sign, damping, of) for sign, of in damage.items()}
+            starts = {s: one and one * errors.get(damping.kind, 1.0) for s, one in expected.items()}
             for sign, one in measure(candidate, starts).items():
                 note(sign, damping, one, damage[sign])
         return [sign for sign in signs if best(sign) == damping]
@@ -241,8 +260,11 @@ def best_edits(
     shared = [damping for damping in found[1] if damping in found[-1]]
     effects = {f"{d} {side}": one.effect for s, side in ((1, "+"), (-1, "-")) for d, one in found[s].items()}
     for_both = max(shared, key=lambda d: found[1][d].effect + found[-1][d].effect)
-    doses = {name: min(found[sign][d].dose for sign in (1, -1)) for name, d in ((PLAIN, Damping()), (ODD, for_both))}
-    return Choice(both, for_both, effects, {NATURAL: 1.0, **doses})
+    rivals = {NATURAL: Outcome(sum(found[sign][chosen[sign]].effect for sign in (1, -1)), 1.0)}
+    for name, d in ((PLAIN, Damping()), (ODD, for_both)):
+        plus, minus = found[1][d], found[-1][d]
+        rivals[name] = Outcome(plus.effect + minus.effect, min(plus.dose, minus.dose))
+    return Choice(both, for_both, effects, rivals)
 
 
 def outcome(probe: StrengthProbe, sign: int, floor: float, start: float | None = None) -> Outcome:

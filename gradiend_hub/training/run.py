@@ -71,6 +71,9 @@ MOST_ROWS = 4 * CALIBRATION_ROWS
 COMPARED_ROWS, COMPARED_TOKENS = 60, 1000
 """Validation rows of each class and neutral tokens on which dampings are compared."""
 
+CLEARLY = 0.9
+"""Share of the best decoder's expected effect below which another one is not measured beside it."""
+
 LEAST_LEVEL = 0.05
 """Typical |h| of an encoder that has learned nothing."""
 
@@ -319,7 +322,7 @@ class TrainingRun:
         """Choose decoders by measurement: each sign's own, or, without a bias, one for both, which makes one LoRA.
 
         First, from which of the plain ones they are made, with its bias or without. The plain one stays unless they have
-        more effect at one common dose.
+        more effect at one common dose, which is measured of those that are expected to be near the best.
         """
         if not self.compares:
             edits = best_edits(Edits.of(solution, self.config), factors, None).edits
@@ -332,9 +335,13 @@ class TrainingRun:
         if is_odd:
             decoder = preconditioned(solution.decoder, factors, choice.common)
             tried[ODD] = replace(solution, decoder=decoder)
-        both = {kind: self.effect(one, self.scope, choice.doses[kind]) for kind, one in tried.items()}
+        expected = {kind: choice.rivals[kind].effect for kind in tried}
+        near = [kind for kind in tried if expected[kind] >= CLEARLY * max(expected.values())]
+        both = (
+            {k: self.effect(tried[k], self.scope, choice.rivals[k].dose) for k in near} if len(near) > 1 else expected
+        )
         by_bias = {kind: _sum(outcomes) for kind, (_, outcomes) in plain.items()}
-        return tried[max(both, key=both.__getitem__)], choice.effects | both | by_bias
+        return tried[max(both, key=both.__getitem__)], choice.effects | expected | both | by_bias
 
     def _plain(self, solution: Solution) -> dict[str, tuple[Solution, Mapping[int, Outcome]]]:
         """Measure a solution's decoder with its bias and without, each sign at the dose that it bears."""

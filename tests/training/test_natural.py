@@ -191,14 +191,37 @@ def test_what_is_known_is_not_measured_again_and_doses_begin_where_damage_is_exp
 
     plain = {1: Outcome(0.6, 0.3), -1: Outcome(0.6, 0.7)}
     choice = best_edits(edits, FACTORS, measure, plain)
-    assert choice.effects["plain +"] == 0.6 and choice.doses == {
-        "plain": 0.3, "natural": 1.0, "natural, one for both signs": 0.3,
+    assert choice.effects["plain +"] == 0.6 and choice.rivals == {
+        "plain": Outcome(1.2, 0.3), "natural": Outcome(1.2, 1.0), "natural, one for both signs": Outcome(1.2, 0.3),
     }  # fmt: skip
     first, starts = asked[0]
     for sign, of in ((1, "plus"), (-1, "minus")):  # ½·dᵀ(S ⊗ A)d is the same as at the plain one's dose
         before, now = (_second_order(getattr(one, of)) for one in (edits, first))
         assert starts[sign] is not None and starts[sign] ** 2 * now == pytest.approx(plain[sign].dose ** 2 * before)
     assert all(s is not None for _, one in asked for s in one.values())
+
+
+def test_a_kind_whose_damage_is_misjudged_for_a_sign_is_corrected_for_the_other() -> None:
+    """Each kind has a right dose, as a ratio to what follows from second-order damage; others do not inherit the error."""
+    edits = Edits(vector(40), vector(50))
+    right = {"": 1.0, "inputs": 9.0, "outputs": 0.25, "rank": 0.5, "diagonal": 2.0}
+    kinds = {whole(getattr(edits.preconditioned(FACTORS, d), of)).double().sum().item(): d.kind
+             for d in _candidates() for of in ("plus", "minus")}  # fmt: skip
+    asked: list[tuple[str, int, float]] = []
+
+    def measure(candidate: Edits, starts: Starts) -> Mapping[int, Outcome]:
+        found = {}
+        for sign, start in starts.items():
+            one = candidate.of_sign(sign)
+            kind, dose = kinds[whole(one).double().sum().item()], 3.0 / math.sqrt(_second_order(one))
+            asked.append((kind, sign, 1.0 if start is None else start / (right[kind] * dose)))
+            found[sign] = Outcome(0.5, right[kind] * dose)
+        return found
+
+    best_edits(edits, FACTORS, measure, common=False)
+    assert {kind for kind, *_ in asked} == set(right)
+    for kind, sign, off in asked:
+        assert off == pytest.approx(1.0 if sign < 0 or not kind else 1 / right[kind], rel=1e-5)
 
 
 def _second_order(of: ByParameter) -> float:
