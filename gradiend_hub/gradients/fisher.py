@@ -49,7 +49,7 @@ def diagonal_fisher(
     Raises:
         DataError: no text has a token that is scored.
     """
-    total, tokens = torch.zeros(reader.scope.size, device=next(iter(reader.scope.parameters.values())).device), 0
+    total, tokens = torch.zeros(reader.scope.size, device=reader.device), 0
     for loss, scored in sampled_losses(
         reader, objective, texts, rows, replies, batch_size=batch_size, seed=seed, draws=draws
     ):
@@ -73,7 +73,7 @@ def sampled_losses(
 
     Arguments and errors are those of `diagonal_fisher`.
     """
-    device = next(iter(reader.scope.parameters.values())).device
+    device = reader.device
     generator = torch.Generator(device).manual_seed(seed)
     rng = random.Random(seed)
     samples = [sample for _ in range(draws) for text in texts for sample in objective.quality_samples(text, rng)]

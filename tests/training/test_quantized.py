@@ -43,6 +43,26 @@ def test_what_is_learned_is_that_of_the_dequantised_model(masked_path: Path, pro
     assert packed.fingerprint.samples.keys() < dense.fingerprint.samples.keys()
 
 
+@pytest.mark.slow
+def test_a_natural_decoder_on_a_quantised_base(masked_path: Path, pronouns: Any, neutral: Any, tmp_path: Path) -> None:
+    """It is chosen by measuring edits beside packed weights, and is nearly that of the dequantised ones."""
+    base = AutoModelForMaskedLM.from_pretrained(masked_path, dtype=torch.float32)
+    found = []
+    for model in quantize(base, GemmLinear):
+        args = arguments(tmp_path, max_steps=4, solver="closed_form", decoder="natural", controls=0, quality_tokens=60)
+        options = {"layers": "3", "train_dataset": pronouns["train"].select(range(64))}
+        options |= {"eval_dataset": pronouns["validation"].select(range(8))}
+        trainer = trainer_of(
+            model, tmp_path, pronouns, neutral, args=args, neutral_train_dataset=neutral.select(range(20, 28)), **options
+        )
+        trainer.train()
+        effects = trainer.report.training["effect_by_damping"]
+        found.append((trainer.direction, {kind: effects[kind] for kind in ("plain +", "plain -", "10/10 +", "10/10 -")}))
+    (packed, by_packed), (dense, by_dense) = found
+    assert by_packed == pytest.approx(by_dense, rel=0.1)  # the packed layers round to fp16
+    assert cosine(whole(packed, "encoder"), whole(dense, "encoder")) > 0.999
+
+
 def test_solvers_of_whole_gradients_are_refused(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
     base = AutoModelForMaskedLM.from_pretrained(masked_path, dtype=torch.float32)
     packed, _ = quantize(base, GemmLinear)
