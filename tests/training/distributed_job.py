@@ -32,8 +32,12 @@ def job(
     data: dict[str, Any] = {name: bundled(name) for name in ("train", "validation")}
     args = arguments(folder / solver, solver=solver, max_steps=max_steps, **(SHORT | more))
     base = EXAMPLES / "base_models" / "masked"
+    texts: dict[str, Any] = {}
+    if args.decoder == "natural":
+        texts = {"neutral": bundled("neutral"), "neutral_train_dataset": bundled("neutral").select(range(20, 28))}
+        texts["eval_dataset"] = data["validation"].select(range(12))
     # no softmax depends on a key bias: its gradient is rounding error, which Adam takes for as good as any other
-    trainer = trainer_of(base, folder / solver, data, args=args, layers="3", exclude=["*key.bias"])
+    trainer = trainer_of(base, folder / solver, data, args=args, layers="3", exclude=["*key.bias"], **texts)
     if measure:
         trainer.dry_run()
     trainer.train(resume_from_checkpoint=resume)

@@ -78,8 +78,8 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sketches_of_two_processes_add_up(tmp_path: Path) -> None:
-    """Factors may have other signs; their products are the same."""
-    options: dict[str, Any] = {"solver": "closed_form", "max_steps": 4, "rank": 6}
+    """Factors may have other signs; their products are the same. Each process chooses the same decoder."""
+    options: dict[str, Any] = {"solver": "closed_form", "max_steps": 4, "rank": 6, "decoder": "natural", "controls": 0}
     launch(tmp_path / "two", [options])
     (tmp_path / "one").mkdir()
     job(tmp_path / "one", **options)

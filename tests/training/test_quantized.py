@@ -59,7 +59,7 @@ def test_a_natural_decoder_on_a_quantised_base(masked_path: Path, pronouns: Any,
         effects = trainer.report.training["effect_by_damping"]
         found.append((trainer.direction, {kind: effects[kind] for kind in ("plain +", "plain -", "10/10 +", "10/10 -")}))
     (packed, by_packed), (dense, by_dense) = found
-    assert by_packed == pytest.approx(by_dense, rel=0.1)  # the packed layers round to fp16
+    assert by_packed == pytest.approx(by_dense, rel=0.1)  # both kinds of layers round in their own way
     assert cosine(whole(packed, "encoder"), whole(dense, "encoder")) > 0.999
 
 
