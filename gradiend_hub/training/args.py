@@ -138,6 +138,9 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     keep_checkpoints: bool = field(default=False, metadata={"help": "Keep checkpoints when the direction is saved."})
     base_model_id: str | None = field(default=None, metadata={"help": "Hub id of a base model loaded from a folder."})
 
+    decided = frozenset[str]()
+    """Fields whose values follow from the data, of a trainer's own copy."""
+
     def __post_init__(self) -> None:
         inherited = {f.name for f in fields(TrainingArguments)}
         check_inherited(vars(self), [f for f in fields(self) if f.name in inherited])
@@ -178,9 +181,9 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
     def with_decoder(self, decoder: str) -> GradiendTrainingArguments:
         """Copy the arguments with another decoder, and with the rank that it needs."""
         found = copy.copy(self)
-        found.decoder = decoder
+        found.decoder, found.decided = decoder, frozenset({"decoder"})
         if decoder == "natural" and self.rank is None:
-            found.rank = RANK
+            found.rank, found.decided = RANK, frozenset({"decoder", "rank"})
         return found
 
     @property

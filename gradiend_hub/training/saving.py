@@ -23,6 +23,7 @@ from gradiend_hub.scope import base_parameters
 from gradiend_hub.solvers import SeedReport
 
 from .args import GradiendTrainingArguments
+from .decoders import LEARNED
 from .run import TrainingRun
 
 __all__ = ["new_report", "save_artifact", "save_direction", "seed_records"]
@@ -43,7 +44,9 @@ def new_report(run: TrainingRun) -> Report:
         base_revision=config.revision,
         scope=run.scope.summary(),
         training=training,
-        default_arguments=[n for n, v in training.items() if v == defaults.get(_ARGUMENT.get(n, n), v)],
+        default_arguments=[
+            n for n, v in training.items() if n in run.args.decided or v == defaults.get(_ARGUMENT.get(n, n), v)
+        ],
         data={
             "train_rows": {c: sum(row.factual_class == c for row in data.rows) for c in classes},
             "eval_rows": len(data.eval_rows),
@@ -57,24 +60,26 @@ def new_report(run: TrainingRun) -> Report:
 def _arguments(run: TrainingRun) -> dict[str, Any]:
     """The training arguments that shape the result."""
     config, args, data = run.config, run.args, run.data
+    is_trained = args.solver == "autoencoder"  # the others have no learning rate and no seeds
     return {
         "solver": args.solver,
         "source": config.source,
         "target": config.target,
-        "learning_rate": args.learning_rate,
+        "learning_rate": args.learning_rate if is_trained else None,
         "rows_per_gradient": args.per_device_train_batch_size,
         "epochs": args.num_train_epochs,
         "max_steps": max(args.max_steps, 0) or None,
         "seed": args.seed,
         "base_parameters": sum(p.numel() for p in base_parameters(run.base_model).values()),
-        "num_runs": args.num_runs,
+        "num_runs": args.num_runs if is_trained else None,
         "learning_rates": args.learning_rates,
         "density": config.density,
-        "importance": args.importance,
+        "importance": args.importance if config.density < 1 else None,
         "identity_rows": len(data.dataset) - len(data.rows),
         "decoder": args.decoder,
         "final_density": args.final_density,
         "rank": args.rank,
+        "spared_sentences": len(data.fisher_texts) if args.decoder in LEARNED else None,
     }
 
 

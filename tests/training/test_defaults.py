@@ -101,6 +101,9 @@ def test_a_trainer_shows_what_was_decided(masked_path: Path, pronouns: Any, neut
     assert (trainer.args.decoder, trainer.args.rank) == ("natural", 8)
     said = trainer.report.training
     assert (said["solver"], said["decoder"], said["rank"]) == ("closed_form", "natural", 8)
+    assert said["spared_sentences"] == 50 and said["learning_rate"] is None
+    usual = trainer.report.default_arguments
+    assert usual is not None and {"solver", "decoder", "rank"} <= {*usual}
     data = trainer._run.data
     assert {*data.texts}.isdisjoint(data.fisher_texts) and (len(data.texts), len(data.fisher_texts)) == (51, 50)
     assert data.texts[0] == neutral[0]["text"] and data.fisher_texts[0] == neutral[1]["text"]

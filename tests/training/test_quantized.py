@@ -53,11 +53,19 @@ def test_a_natural_decoder_on_a_quantised_base(masked_path: Path, pronouns: Any,
         options = {"layers": "3", "train_dataset": pronouns["train"].select(range(64))}
         options |= {"eval_dataset": pronouns["validation"].select(range(8))}
         trainer = trainer_of(
-            model, tmp_path, pronouns, neutral, args=args, neutral_train_dataset=neutral.select(range(20, 28)), **options
+            model,
+            tmp_path,
+            pronouns,
+            neutral,
+            args=args,
+            neutral_train_dataset=neutral.select(range(20, 28)),
+            **options,
         )
         trainer.train()
         effects = trainer.report.training["effect_by_damping"]
-        found.append((trainer.direction, {kind: effects[kind] for kind in ("plain +", "plain -", "10/10 +", "10/10 -")}))
+        found.append(
+            (trainer.direction, {kind: effects[kind] for kind in ("plain +", "plain -", "10/10 +", "10/10 -")})
+        )
     (packed, by_packed), (dense, by_dense) = found
     assert by_packed == pytest.approx(by_dense, rel=0.1)  # both kinds of layers round in their own way
     assert cosine(whole(packed, "encoder"), whole(dense, "encoder")) > 0.999
