@@ -15,6 +15,7 @@ from gradiend_hub.artifact.files import CARD_FILE, PROBES_FILE
 from gradiend_hub.artifact.references import References
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.errors import ConfigError, DataError
+from gradiend_hub.evaluation import Report
 from gradiend_hub.gradients import GradientReader, read_pair
 from gradiend_hub.solvers import ClosedFormSolver
 from gradiend_hub.training import DirectionSuite
@@ -206,6 +207,24 @@ def test_a_suite_is_measured(base: Any, neutral: Any, tmp_path: Path) -> None:
     found.train()
     config = GradiendConfig.from_pretrained(str(found.folders["man_woman"]))
     assert config.strength_unit != 1.0 and config.feature_classes == ["man", "woman"]
+
+
+@pytest.mark.slow
+def test_a_suite_of_natural_decoders(base: Any, neutral: Any, tmp_path: Path) -> None:
+    """The default, of each direction by itself: cut to a rank from whole means, then measured."""
+    args = arguments(
+        tmp_path, solver="closed_form", decoder="auto", max_steps=-1, per_device_train_batch_size=6, controls=0
+    )
+    found = DirectionSuite(
+        base, args, train_dataset=rows(FRAMES[:6]), config=FIELDS, pairs=[("man", "woman")], eval_dataset=rows(FRAMES[5:]),
+        neutral_dataset=neutral.select(range(100)),
+    )  # fmt: skip
+    folder = found.train()["man_woman"]
+    said = Report.load(folder).training
+    assert (said["decoder"], said["rank"], said["spared_sentences"]) == ("natural", 8, 50)
+    assert {"plain", "natural"} <= said["effect_by_damping"].keys()
+    assert {part.rank for part in loaded(folder).parameters.values() if len(part.shape) > 1} <= {8, 16}
+    assert References.find(folder) is not None
 
 
 def test_pairs_are_named() -> None:
