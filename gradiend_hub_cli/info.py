@@ -45,7 +45,8 @@ class Description:
         entries: elements that it stores a value for.
         sizes: bytes by file.
         measured: name of the split that `split` was measured on; `None` if nothing was measured.
-        learned: whether the training found the feature, `None` if that is not known; and `verdict`, why it did not.
+        learned: whether the training found the feature, `None` if that is not known; and `verdict`, why it did not, or why
+            that is not known.
         fit: whether it fits the base model that was asked about, if one was.
         others: what others have measured.
     """
@@ -189,6 +190,8 @@ def _show(description: Description, story: Story) -> None:
     table.add_row("direction", description.source + (f" at {description.commit}" if description.commit else ""))
     if description.learned is False:
         table.add_row("not learned", f"the training did not find this feature. {printable(description.verdict, 500)}")
+    elif description.learned is None and description.verdict:
+        table.add_row("learned", f"not known, {printable(description.verdict, 500)}")
     if description.fit is not None:
         table.add_row("would fit", f"{printable(description.fit.base)}? {fit_text(description.fit)}")
     table.add_row("strength > 0", f"{printable(first)}: {listed(fillers.get(first, ['?']))}")
@@ -258,7 +261,8 @@ def _worst(one: Description, strength: float) -> str:
 
 
 def _learned(one: Description) -> str:
-    return "not known" if one.learned is None else "yes" if one.learned else f"no: {printable(one.verdict, 120)}"
+    words = {None: "not known", True: "yes", False: "no"}[one.learned]
+    return f"{words}: {printable(one.verdict, 120)}" if one.verdict and not one.learned else words
 
 
 _COMPARED: dict[str, Callable[[Description], str]] = {

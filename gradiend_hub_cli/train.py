@@ -18,8 +18,10 @@ from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArgume
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data.builder.spec import FeatureDataConfig
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
+from gradiend_hub.evaluation.shown import LEARNED
 from gradiend_hub.folders import require_writable
 from gradiend_hub.hub.retry import summary
+from gradiend_hub.printable import printable
 from gradiend_hub.training.data import USUAL_SPLITS
 
 from .console import Interrupted, Story, on_interrupt, program
@@ -215,6 +217,8 @@ def _how_to_resume(folder: Path, command: str) -> str:
 def _show(trainer: GradiendTrainer, url: str | None, story: Story) -> dict[str, Any]:
     """Print the figures of the direction; return them."""
     splits, folder = trainer.report.splits, Path(trainer.args.output_dir)
+    verdict = f" ({trainer.report.verdict})" if trainer.report.verdict else ""
+    story.show(f"\n{LEARNED[trainer.report.converged].capitalize()}{printable(verdict)}")
     name = next((n for n in ("test", "eval") if n in splits), None)
     if name is None:
         story.show("Nothing was measured, so strength 1 is no recommendation; name an eval_dataset.")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent / "preferences"
 PAIRS_PER_PROMPT = 4
+HELD_OUT = 8
+"""Fewest pairs to measure on: whatever the encodings of fewer than seven are, more than 1 % of labels by coin fit them."""
 
 QUESTIONS = [
     "Where is the station?", "Can you help me with this form?", "When does the shop open?", "Is the soup ready?",
@@ -66,6 +68,10 @@ SPELLED = [  # British, American
     ("We", "cancelled the programme for the autumn.", "canceled the program for the autumn."),
     ("She", "recognised the odour of the paint.", "recognized the odor of the paint."),
     ("The army built a", "defence at the mouth of the harbour.", "defense at the mouth of the harbor."),
+    ("The farmer bought a new", "plough and some fibre in the town.", "plow and some fiber in the town."),
+    ("The old man", "practised his favourite song.", "practiced his favorite song."),
+    ("The judge spoke of", "honour and good behaviour.", "honor and good behavior."),
+    ("The sailor stood in the", "harbour in a grey jersey.", "harbor in a gray jersey."),
 ]  # fmt: skip
 
 GERMAN = [  # formal, informal
@@ -85,6 +91,10 @@ GERMAN = [  # formal, informal
     ("Der Zug fährt gleich,", "beeilen Sie sich.", "beeil dich."),
     ("Ich glaube,", "dass Sie recht haben.", "dass du recht hast."),
     ("Sagen wir es so:", "Ihre Idee gefällt mir.", "deine Idee gefällt mir."),
+    ("Der Tee ist heiß,", "verbrennen Sie sich nicht.", "verbrenn dich nicht."),
+    ("Gute Nacht,", "schlafen Sie gut.", "schlaf gut."),
+    ("Ich weiß nicht,", "ob Sie das kennen.", "ob du das kennst."),
+    ("Am Sonntag", "besuchen wir Sie.", "besuchen wir dich."),
 ]  # fmt: skip
 
 LONG = [
@@ -117,7 +127,7 @@ def main() -> None:
     }
     for (first, second), pairs in sets.items():
         prompts = list(dict.fromkeys(prompt for prompt, _, _ in pairs))
-        held_out = {*prompts[-len(prompts) // 4 :]}
+        held_out = {*prompts[-max(len(prompts) // 4, HELD_OUT // (len(pairs) // len(prompts))) :]}
         folder = HERE / first
         folder.mkdir(parents=True, exist_ok=True)
         for split in ("train", "validation"):

@@ -207,7 +207,7 @@ class Report:
             `direction_revision` its commit.
         converged: whether the direction was learned: on rows that were not trained on, the encoder's correlation and both
             class means reach 0.5, with opposite signs, and beyond chance; `None` when that is not known.
-        verdict: why it does not count as learned, in words; empty where it does, or where that is not known.
+        verdict: why it does not count as learned, or why that was not judged, in words; empty where it does.
         settings: how the strength unit was chosen, e.g. "quality_floor" and "goal"; empty in reports of version 0.1.
         references: what similarities to other directions are judged by; `None` where it was not measured.
         parents: the directions that a combination is made of; empty for one that was trained.

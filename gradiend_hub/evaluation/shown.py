@@ -9,13 +9,15 @@ from gradiend_hub.notebook import lines, number, table
 
 from .damage import set_label
 
-__all__ = ["report_html", "split_html"]
+LEARNED = {True: "learned", False: "not learned", None: "not known whether it was learned"}
+
+__all__ = ["LEARNED", "report_html", "split_html"]
 
 
 def report_html(report: Any) -> str:
     """Return what a `Report` says, as HTML: the verdict, and each split's encoder and strength curve."""
     first, second = report.feature_classes
-    learned = {True: "learned", False: "not learned", None: "not known whether it was learned"}[report.converged]
+    learned = LEARNED[report.converged]
     head = [f"{first} (strength > 0) and {second} (strength < 0) of {report.base_model}: {learned}", report.verdict]
     parts = [split_html(split, report.feature_classes, name) for name, split in report.splits.items()]
     return lines(text for text in head if text) + "".join(parts or [lines(["Nothing was measured."])])

@@ -15,8 +15,11 @@ from .base import Solution
 CONVERGED = 0.5
 """Least correlation, and least |mean| of each class, of a run that counts as converged."""
 
-CHANCE_Z = 2.33
-"""Standard errors above 0 that a correlation needs: 1 % of encoders of noise get there."""
+CHANCE = 0.01
+"""Most that may pass of encoders of noise, or of classes that were dealt out by coin."""
+
+ALL_COINS, DRAWS = 12, 9_999
+"""Units up to which all labellings by coin are counted, and how many are drawn beyond that, at least."""
 
 SATURATED = 0.999
 """|h| of a row that is read without any degree."""
@@ -31,18 +34,22 @@ class Convergence:
         class_means: mean h of the rows of label +1 and of label −1.
         rows: number of rows.
         saturated: share of them with |h| above `SATURATED`.
+        units: number of independent units that the rows come in.
+        chance: share of labellings by coin whose correlation is as high; see `by_chance`.
+        has_both: whether there are rows of both labels.
+        tries: from how many encoders, both signs of each, this one was chosen by these rows.
+        of: what the rows are called.
     """
 
     correlation: float
     class_means: tuple[float, float]
     rows: int
-    saturated: float = 0.0
-
-    @property
-    def z(self) -> float:
-        """Fisher's z of the correlation in standard errors, for a test against no correlation."""
-        r = min(max(self.correlation, 0.0), 1 - 1e-12)
-        return math.atanh(r) * math.sqrt(max(self.rows - 3, 0))
+    saturated: float
+    units: int
+    chance: float
+    has_both: bool
+    tries: int = 1
+    of: str = "rows"
 
     @property
     def converged(self) -> bool:
@@ -51,27 +58,99 @@ class Convergence:
         return self.correlation >= CONVERGED and min(abs(up), abs(down)) >= CONVERGED and up * down < 0
 
     @property
+    def unjudged(self) -> str:
+        """Why these rows cannot show that anything was learned, in words; empty if they can.
+
+        Of n independent units, one labelling of 2ⁿ is as good as the best, so that fewer than 7 cannot be beyond chance.
+        """
+        if not self.rows:
+            return "no rows that were not learned from"
+        if not self.has_both:
+            return f"{self.of} of one class only, expected both"
+        fewest = math.ceil(math.log2(self.tries / CHANCE))
+        if self.units < fewest:
+            rows = f"{self.rows} {self.of}" + (f" of {self.units} independent units" if self.units < self.rows else "")
+            return f"{rows}, where fewer than {fewest} independent ones can be told apart by chance"
+        return ""
+
+    @property
     def faults(self) -> list[str]:
-        """Reasons why this is no reading of the classes, in words; empty for a usable one."""
+        """Reasons why this is no reading of the classes, in words; empty for a usable one, and where it is not judged."""
         up, down = self.class_means
-        found = []
+        found = list[str]()
+        if self.unjudged:
+            return found
         if self.correlation < CONVERGED:
             found.append(f"correlation {self.correlation:+.2f}, expected at least {CONVERGED}")
         if min(abs(up), abs(down)) < CONVERGED or up * down >= 0:
             found.append(f"class means {up:+.2f} and {down:+.2f}, expected at least ±{CONVERGED} on opposite sides")
-        if self.correlation >= CONVERGED and self.z < CHANCE_Z:
+        if self.correlation >= CONVERGED and self.chance > CHANCE / self.tries:
             found.append(
-                f"correlation {self.correlation:+.2f} of so few rows can be chance ({self.z:.1f} standard errors)"
+                f"correlation {self.correlation:+.2f} can be chance: {self.chance:.2%} of labellings by coin reach it, "
+                f"expected at most {CHANCE / self.tries:.2%}"
             )
         if self.saturated > 0.5:
             found.append(f"{self.saturated:.0%} of the rows saturate the encoder, so that h has no degrees")
         return found
 
 
-def convergence(h: Tensor, labels: Tensor) -> Convergence:
-    """Judge feature values h of rows, oriented so that label +1 is positive, by their labels ±1: [N] each."""
-    means = (_mean(h[labels > 0]), _mean(h[labels < 0]))
-    return Convergence(_correlation(h, labels), means, len(h), float((h.abs() > SATURATED).double().mean()))
+def convergence(
+    h: Tensor, labels: Tensor, units: Tensor | None = None, *, tries: int = 1, of: str = "rows"
+) -> Convergence:
+    """Judge feature values h of rows, oriented so that label +1 is positive, by their labels ±1: [N] each.
+
+    An encoder that does not depend on these labels has no faults with a probability of at most `CHANCE`.
+
+    Args:
+        units: number of the independent unit that each row belongs to, [N]; default: each row is one.
+        tries: from how many encoders, both signs of each, this one was chosen by these rows.
+        of: what the rows are called.
+    """
+    has_both = bool((labels > 0).any() and (labels < 0).any())
+    units = (torch.arange(len(h)) if units is None else units).unique(return_inverse=True)[1]
+    return Convergence(
+        _correlation(h, labels) if len(h) else 0.0,
+        (_mean(h[labels > 0]), _mean(h[labels < 0])),
+        len(h),
+        float((h.abs() > SATURATED).double().mean()) if len(h) else 0.0,
+        int(units.max()) + 1 if len(h) else 0,
+        by_chance(h, labels, units, max(DRAWS, round(10 * tries / CHANCE))) if has_both else 1.0,
+        has_both,
+        tries,
+        of,
+    )
+
+
+def by_chance(h: Tensor, labels: Tensor, units: Tensor, draws: int = DRAWS) -> float:
+    """Return the share of labellings by coin, these labels among them, whose correlation with h is at least theirs.
+
+    The classes of all rows of a unit change places together, as h may be alike in them for other reasons (one prompt, one
+    template). With few units, all labellings are counted, so that the share is exact; else as many are drawn.
+
+    Args:
+        h, labels: feature values and ±1, [N].
+        units: number of the unit of each row, from 0 on, [N].
+        draws: labellings that are drawn.
+    """
+    y, count = labels.double().cpu(), int(units.max()) + 1
+    own = (h.double() - h.double().mean()).cpu() * y
+    sums, sizes = (torch.zeros(count, dtype=torch.float64).index_add_(0, units.cpu(), part) for part in (own, y))
+    if count <= ALL_COINS:
+        signs = 1.0 - 2.0 * (torch.arange(2**count)[:, None] >> torch.arange(count) & 1)
+        found = _scaled(signs, sums, sizes, len(y))
+    else:
+        generator, parts = torch.Generator().manual_seed(0), [_scaled(torch.ones(1, count), sums, sizes, len(y))]
+        for start in range(0, draws, 1000):
+            coins = torch.randint(2, (min(1000, draws - start), count), generator=generator)
+            parts.append(_scaled(1.0 - 2.0 * coins, sums, sizes, len(y)))
+        found = torch.cat(parts)
+    return float((found >= found[0] - 1e-9 * float(sums.abs().sum())).double().mean())
+
+
+def _scaled(signs: Tensor, sums: Tensor, sizes: Tensor, rows: int) -> Tensor:
+    """Correlations, but for a common factor, where signs [D, units] say which units' labels change: [D]."""
+    spread = 1 - (signs.double() @ sizes / rows) ** 2
+    return torch.where(spread > 1e-12, signs.double() @ sums / spread.clamp(min=1e-12).sqrt(), 0.0)
 
 
 def _mean(values: Tensor) -> float:
@@ -80,7 +159,7 @@ def _mean(values: Tensor) -> float:
 
 @dataclass(frozen=True)
 class RunReport:
-    """One run on validation rows.
+    """One run on the rows that runs are compared by: validation rows, or training rows where those are few.
 
     Attributes:
         seed: of its initialisation.
@@ -130,7 +209,7 @@ def seed_report(
 
     Args:
         solutions: one by run.
-        h: feature values of validation rows, oriented so that label +1 is positive (`calibrated`); [k, N].
+        h: feature values of the rows that they are compared by, label +1 being positive (`calibrated`); [k, N].
         labels: ±1, [N].
         seeds: the solver's, one by run.
         rates: the solver's learning rates, one by run.

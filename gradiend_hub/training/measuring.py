@@ -15,7 +15,7 @@ from transformers.trainer_utils import PredictionOutput
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.data import Row, read_neutral, read_rows, require_classes
 from gradiend_hub.data.loading import is_named
-from gradiend_hub.encoding import encode_rows
+from gradiend_hub.encoding import encode_rows, encoder_tensors
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import (
     EvaluationSettings,
@@ -31,6 +31,7 @@ from gradiend_hub.solvers import Convergence
 
 from .args import GradiendTrainingArguments
 from .data import MeasuredRows, read_measured, records
+from .judging import judged_by
 from .publishing import PublishingTrainer
 from .run import Reading, TrainingRun
 
@@ -165,18 +166,25 @@ class MeasuringTrainer(PublishingTrainer):
     def _best(self) -> Reading:
         raise NotImplementedError
 
-    def _judge(self, found: Convergence, *, of: str) -> None:
-        """Say in log and report whether the direction was learned. It needs every set of rows, training rows aside."""
-        if found.faults:
-            self.report.converged, self.report.verdict = False, f"{of}: {'; '.join(found.faults)}"
+    def _judge(self, found: Convergence) -> None:
+        """Say in log and report whether the direction was learned; it takes every set of rows that can tell."""
+        if found.unjudged:
+            if self.report.converged is None:
+                self.report.verdict = f"not judged: {found.unjudged}"
+                logger.warning(
+                    "Whether this was learned is not known: %s. Give more rows as eval_dataset or test_dataset.",
+                    found.unjudged,
+                )
+        elif found.faults:
+            self.report.converged, self.report.verdict = False, f"{found.of}: {'; '.join(found.faults)}"
             logger.warning(
                 "Not learned, by its encodings of %s. What is saved says so. Check that the classes differ in these "
                 'texts, and give more rows or steps, or another source than "%s".',
                 self.report.verdict,
                 self.gradiend_config.source,
             )
-        elif self.report.converged is None and of != "training rows":
-            self.report.converged = True
+        elif self.report.converged is None:
+            self.report.converged, self.report.verdict = True, ""
 
     def evaluate(
         self,
@@ -243,13 +251,17 @@ class MeasuringTrainer(PublishingTrainer):
         return next((split.control_norms for split in self.report.splits.values() if split.search), [])
 
     def _measure(self, measured: MeasuredRows, choose_unit: bool, name: str) -> dict[str, float]:
-        start, direction = time.perf_counter(), self.direction
+        start, direction, run = time.perf_counter(), self.direction, self._run
+        h = self._h if measured.rows is run.data.eval_rows else None
+        if name == "test":
+            h, labels = run.encode_by(*encoder_tensors(direction), measured.rows)
+            self._judge(judged_by(h, labels, measured.rows, of="test rows"))
         split = self.report.splits[name] = measure(
-            self._run,
+            run,
             direction,
             measured,
             choose_unit=choose_unit,
-            encoded=self._h if measured.rows is self._run.data.eval_rows else None,
+            encoded=h,
             control_norms=() if choose_unit else self._control_norms(),
         )
         if choose_unit:
@@ -261,9 +273,6 @@ class MeasuringTrainer(PublishingTrainer):
                 "damage_sets": sets,
             }
         self.report.seconds[f"evaluate {name}"] = time.perf_counter() - start
-        if name == "test" and (found := split.encoder) is not None and found.correlation is not None:
-            means = (found.class_means[self._classes[0]], found.class_means[self._classes[1]])
-            self._judge(Convergence(found.correlation, means, sum(found.rows.values())), of="test rows")
         self._keep_direction()
         return split.flat()
 

@@ -48,7 +48,6 @@ from gradiend_hub.solvers import (
     Solution,
     Vector,
     calibrated,
-    convergence,
     damping_weights,
     gain_of,
     seed_report,
@@ -58,12 +57,15 @@ from gradiend_hub.solvers.base import LEVEL
 from .args import GradiendTrainingArguments
 from .data import CALIBRATION_ROWS, TrainingData
 from .decoders import best_damped, chosen_damping, cut_to_rank, numbers_at_rank, pruned, with_mean_decoder
+from .judging import judged_encoder
 from .natural import NATURAL, ODD, PLAIN, Edits, Outcome, best_edits, common_effect, estimate, preconditioned
 
 __all__ = ["Finished", "TrainingRun", "as_direction", "config_for"]
 
 FEWEST_ROWS = 16
-"""Fewest validation rows from which orientation and gain of a solution are read; with fewer, training rows are."""
+"""Fewest validation rows from which orientation and gain of a solution are read; with fewer, training rows are.
+
+Whether anything was learned is not: see `judging`."""
 
 MOST_ROWS = 4 * CALIBRATION_ROWS
 """Most of them."""
@@ -134,12 +136,14 @@ class Reading:
     Attributes:
         h, labels: feature values of the judging rows, as readers get them, and the signs of the classes of the words that
             stand there, [N] each.
+        usable: which of the judging rows these are.
         seeds: how it compares with the training's other runs, if there are several.
     """
 
     solution: Solution
     h: Tensor
     labels: Tensor
+    usable: Tensor
     seeds: SeedReport | None = None
 
 
@@ -150,7 +154,7 @@ class Finished:
     Attributes:
         solution, scope: the solution and its coordinates.
         effects: effect by damping (and sign) where dampings were compared.
-        judged: how it encodes the judging rows.
+        judged: how it encodes rows that were not learned from.
         weights: factors [n] by which a damage-aware decoder was made of the plain one, in the scope of the training.
         h: feature values of all validation rows, [N], if these were the judging rows.
     """
@@ -188,14 +192,20 @@ class TrainingRun:
         """Return whether there are validation rows enough to judge solutions by."""
         return len(self.data.eval_rows) >= FEWEST_ROWS
 
+    @property
+    def judging_rows(self) -> list[Row]:
+        """Validation rows, up to a number."""
+        return spread(self.data.eval_rows, MOST_ROWS)
+
     @cached_property
     def judging(self) -> tuple[list[Example], Tensor]:
-        """Examples and labels of rows by which solutions are oriented, scaled, compared and judged.
+        """Examples and labels of rows by which solutions are oriented, scaled and compared.
 
-        These are validation rows, as the base model may have seen the training rows, whose gradients are unlike others then.
+        These are validation rows if there are enough, as the base model may have seen the training rows, whose gradients are
+        unlike others then.
         """
         if self.is_judged_by_validation:
-            return self.labelled(spread(self.data.eval_rows, MOST_ROWS))
+            return self.labelled(self.judging_rows)
         chosen, dataset = self.data.dataset.sample(CALIBRATION_ROWS), self.data.dataset
         return [dataset.examples[i] for i in chosen], torch.tensor([dataset.labels[i] for i in chosen])
 
@@ -212,13 +222,20 @@ class TrainingRun:
         usable = z.isfinite()  # training leaves out rows of other kinds, too
         z, labels = z[usable], labels[usable]
         sign, h = reading_sign(self.config.source), torch.tanh(gain_of(z, labels) * z)
-        return Reading(calibrated(solution, z, labels), sign * h, sign * labels)
+        return Reading(calibrated(solution, z, labels), sign * h, sign * labels, usable)
 
-    def encode(self, solution: Solution, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def encode(self, solution: Solution, rows: Sequence[Row], scope: Scope | None = None) -> tuple[Tensor, Tensor]:
         """Encode rows by a calibrated solution. Returns h and labels as in `Reading`, [N] each."""
+        return self.encode_by(tangents_of(solution.encoder, scope or self.scope), solution.encoder_bias, rows)
+
+    def encode_by(self, encoder: Mapping[str, Tangent], bias: float, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Encode rows by an encoder in the form that `preactivations` takes. Returns h and labels as in `Reading`."""
         examples, labels = self.labelled(rows)
-        sign = reading_sign(self.config.source)
-        return sign * torch.tanh(self.preactivations(solution, examples, self.scope)), sign * labels
+        sign, batch_size = reading_sign(self.config.source), self.args.eval_batch_size
+        z = preactivations(
+            self.base_model, self.objective, examples, encoder, bias, source=self.config.source, batch_size=batch_size
+        )
+        return sign * torch.tanh(z), sign * labels
 
     def best(self, solutions: Sequence[Solution]) -> Reading:
         """Choose the run with the best correlation on the judging rows."""
@@ -283,7 +300,7 @@ class TrainingRun:
             read = self.read(solution, scope)
             solution = read.solution
         self._probes.clear()  # it keeps distributions of the base model
-        judged = convergence(read.h, read.labels)
+        judged = judged_encoder(self, replace(read, solution=solution), scope)
         if judged.faults:
             solution = solution.quieter(max(LEAST_LEVEL, LEVEL * judged.correlation))
         every_row = self.is_judged_by_validation and len(read.h) == len(self.data.eval_rows)

@@ -78,6 +78,7 @@ def _figures(member: Any) -> dict[str, Any]:
     return {
         "classes": list(member.classes),
         "learned": None if report is None else report.converged,
+        "verdict": "" if report is None else report.verdict,
         "correlation": None if encoder is None else encoder.correlation,
         "effect_up": effects.get(1.0),
         "effect_down": effects.get(-1.0),
@@ -89,14 +90,19 @@ def _readme(figures: Mapping[str, Mapping[str, Any]], page: bool) -> str:
     def cell(value: Any) -> str:
         return "not measured" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
+    learned = {True: "yes", False: "no", None: "not known"}
     lines = [
         "# A suite of directions",
         "",
-        "| direction | classes | correlation | effect at +1 | effect at −1 | cosine of its halves |",
-        "|---|---|---:|---:|---:|---:|",
+        "| direction | classes | learned | correlation | effect at +1 | effect at −1 | cosine of its halves |",
+        "|---|---|---|---:|---:|---:|---:|",
     ]
     for name, one in figures.items():
         numbers = " | ".join(cell(one[key]) for key in ("correlation", "effect_up", "effect_down", "split_half_cosine"))
-        lines.append(f"| [{name}]({name}) | {' / '.join(one['classes'])} | {numbers} |".replace("\n", " "))
+        lines.append(
+            f"| [{name}]({name}) | {' / '.join(one['classes'])} | {learned[one['learned']]} | {numbers} |".replace(
+                "\n", " "
+            )
+        )
     lines += ["", f"How they compare: `{PAGE_FILE}`." if page else f"How they compare: `{TABLES_FILE}`.", ""]
     return "\n".join(lines)

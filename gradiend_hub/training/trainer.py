@@ -367,7 +367,7 @@ class GradiendTrainer(MeasuringTrainer):
                 found = self._run.finished(self._best(), getattr(self.model, "target_means", None))
             if found.effects:
                 self.report.training["effect_by_damping"] = {str(damping): e for damping, e in found.effects.items()}
-            self._judge(found.judged, of="validation rows" if self._run.is_judged_by_validation else "training rows")
+            self._judge(found.judged)
             direction = self._direction = as_direction(found.solution, found.scope)
             self._h = found.h
             contrasts = self.accelerator.unwrap_model(self.model).contrasts()

@@ -202,7 +202,7 @@ def measured(job: Job) -> list[str]:
         shown(encoder.neutral_abs_mean, encoder.intervals.get("neutral_abs_mean")),
     ]  # fmt: skip
     assert null.direction.entries  # it is judged when it is made
-    flagged = "not learned" if null.report.converged is False else "LEARNED"
+    flagged = {False: "not learned", None: "not judged", True: "LEARNED"}[null.report.converged]
     for strength, wanted, other in ((1.0, *job.classes), (-1.0, *job.classes[::-1])):
         control, last = split.control_range(strength, wanted, other), [flagged, f"{seconds:.0f}"]
         own = [
