@@ -11,11 +11,11 @@ from peft import PeftConfig
 
 from gradiend_hub import GradiendConfig, GradiendTrainingArguments
 from gradiend_hub.artifact.validation import check, check_keys
-from gradiend_hub.errors import ConfigError
+from gradiend_hub.errors import ConfigError, first_line
 
 from .yaml_files import read_yaml
 
-__all__ = ["Recipe", "check_sections", "read_recipe"]
+__all__ = ["Recipe", "check_sections", "read_recipe", "training_arguments"]
 
 _MEASURED = {"parameters", "has_bias", "strength_unit", "strength", "safe_band", "break_point"}
 _DIRECTION = {
@@ -95,6 +95,20 @@ def check_sections(path: Path, content: dict[str, Any]) -> None:
             raise ConfigError(f"{path}: {name} must hold keys and values, found {section!r}.")
         check_keys(section, allowed, f"{name}.")
     _check_args(content["args"])
+
+
+def training_arguments(fields: Mapping[str, Any]) -> GradiendTrainingArguments:
+    """Make the arguments of a training of a section `args`.
+
+    Raises:
+        ConfigError: two do not go together, or a value is unusable.
+    """
+    try:
+        return GradiendTrainingArguments(**fields)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"args: {first_line(error)}") from error
 
 
 def _check_args(args: Mapping[str, Any]) -> None:

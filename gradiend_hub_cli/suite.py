@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gradiend_hub import GradiendTrainingArguments
 from gradiend_hub.artifact.validation import check, check_keys
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data.loading import load_rows
-from gradiend_hub.errors import ConfigError, first_line
+from gradiend_hub.errors import ConfigError
 from gradiend_hub.folders import require_writable
 from gradiend_hub.training import DirectionSuite
 from gradiend_hub.training.suite_report import write_suite_report
@@ -20,7 +19,7 @@ from gradiend_hub.training.suite_rows import redrawn
 
 from .console import Story, on_interrupt
 from .quiet import quiet
-from .recipes import check_sections
+from .recipes import check_sections, training_arguments
 from .yaml_files import read_yaml
 
 __all__ = ["run_suite"]
@@ -106,9 +105,10 @@ def _of_base(recipe: SuiteRecipe, model: str, folder: Path, data: dict[str, list
     for seed in recipe.seeds:
         name = f"seed-{seed}"
         place = folder / name if len(recipe.seeds) > 1 else folder
+        args = {"logging_strategy": "no", "save_strategy": "no", **recipe.args}
         suite = DirectionSuite(
             base,
-            _arguments(recipe, place, seed),
+            training_arguments({**args, "output_dir": str(place), "seed": seed, "disable_tqdm": True}),
             config=recipe.direction,
             pairs=recipe.pairs,
             merged=recipe.merged,
@@ -148,17 +148,6 @@ def _read(path: Path, overrides: Sequence[str]) -> SuiteRecipe:
     ):
         raise ConfigError(f"{path}: seeds must be a list of different whole numbers, found {seeds!r}.")
     return SuiteRecipe(**content)
-
-
-def _arguments(recipe: SuiteRecipe, place: Path, seed: int) -> GradiendTrainingArguments:
-    given = {"logging_strategy": "no", "save_strategy": "no", **recipe.args}
-    given |= {"output_dir": str(place), "seed": seed, "disable_tqdm": True}
-    try:
-        return GradiendTrainingArguments(**given)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"args: {first_line(error)}") from error
 
 
 def _drawn(data: dict[str, list[Any]], split_by: str | None, seed: int) -> dict[str, list[Any]]:

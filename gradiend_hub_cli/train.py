@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 
-from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
+from gradiend_hub import GradiendConfig, GradiendTrainer
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data.builder.spec import FeatureDataConfig
 from gradiend_hub.errors import ConfigError, GradiendError, HubPushError, TrainingError, first_line
@@ -27,7 +27,7 @@ from gradiend_hub.training.data import USUAL_SPLITS
 from .console import Interrupted, Story, on_interrupt, program
 from .follower import follow
 from .quiet import quiet
-from .recipes import Recipe, read_recipe
+from .recipes import Recipe, read_recipe, training_arguments
 from .tables import curve_table, encoder_line
 
 __all__ = ["predict_recipe", "run_recipe"]
@@ -108,12 +108,7 @@ def _loaded(recipe: Recipe) -> GradiendTrainer:
     """Read all data, and make the trainer of it; what cannot work is found here, before anything is learned."""
     data = {name: getattr(recipe, name) for name in USUAL_SPLITS if getattr(recipe, name) is not None}
     data["damage_datasets"] = recipe.damage_datasets
-    try:
-        args = GradiendTrainingArguments(**{**recipe.args, "disable_tqdm": True})
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"args: {first_line(error)}") from error
+    args = training_arguments({**recipe.args, "disable_tqdm": True})
     try:
         return GradiendTrainer(recipe.model, GradiendConfig(**recipe.direction), args, **data)
     except HfHubHTTPError as error:  # with push_to_hub, the repository is made before the training

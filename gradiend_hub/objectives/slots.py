@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.data import TextRow
@@ -16,12 +15,12 @@ from gradiend_hub.data.casing import Casing, capitalised
 from gradiend_hub.data.row import COLUMNS
 from gradiend_hub.errors import DataError
 
-from .base import Objective
 from .batching import by_length, padded, padded_tokens
 from .checks import Behaviour, behaviour_of, most_tokens
 from .filling import Encoded, Filled, SlotFiller
 from .logits import position_logits
 from .samples import IGNORED, Answer, Batch, Example, Reading, Sample
+from .tokenized import TokenizedObjective
 
 __all__ = ["MASKED_SHARE", "TextObjective"]
 
@@ -33,37 +32,14 @@ LEAST_PROMPT_WORDS = 4
 PROMPTS_PER_CLASS = 3
 
 
-class TextObjective(SlotFiller, Objective):
-    """A text with one slot, filled with a word of one or more tokens.
-
-    Args:
-        processor: The base model's tokenizer.
-        max_length: Longest input in tokens; by default what the tokenizer allows.
-        padding_matters: Whether the model's output for a row depends on the padding beside it; rows of different lengths
-            are then run apart.
-        name_or_path: How messages call the base model.
-    """
+class TextObjective(SlotFiller, TokenizedObjective):
+    """A text with one slot, filled with a word of one or more tokens; its arguments are those of `TokenizedObjective`."""
 
     columns: ClassVar[tuple[str, ...]] = COLUMNS
     read_name = "the word in the text"
     output_name = "word"
     reads_right_context: bool
     """Return whether the text behind a token is read, too."""
-
-    def __init__(
-        self,
-        processor: Any,
-        *,
-        max_length: int | None = None,
-        padding_matters: bool = False,
-        name_or_path: str = "the base model",
-    ) -> None:
-        super().__init__(processor, name_or_path=name_or_path)
-        self.tokenizer = processor
-        self.padding_matters = padding_matters
-        self.max_length = max_length or min(int(processor.model_max_length), 1_000_000)
-        pad = processor.pad_token_id
-        self.pad_token_id = pad if pad is not None else processor.eos_token_id or 0
 
     # -- which models ---------------------------------------------------------------------------------------------------
 
@@ -83,16 +59,6 @@ class TextObjective(SlotFiller, Objective):
     @classmethod
     def require(cls, behaviour: Behaviour, model: str) -> None:
         """Raise `BaseModelError` if a model that behaves so cannot be read by this objective."""
-
-    @classmethod
-    def load_processor(cls, name_or_path: str, **hub: Any) -> Any:
-        """Load the tokenizer."""
-        return AutoTokenizer.from_pretrained(name_or_path, **hub)
-
-    @property
-    def key(self) -> str:
-        """Name and longest input."""
-        return f"{self.name}, at most {self.max_length} tokens"
 
     @property
     def width(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from gradiend_hub.errors import BaseModelError, DataError
@@ -18,6 +18,7 @@ from .checks import most_tokens
 from .labels import ConceptMixin, LabelObjective
 from .logits import evaluating
 from .samples import Batch
+from .tokenized import TokenizedObjective
 
 __all__ = ["TextClassificationObjective", "TextConceptObjective"]
 
@@ -28,18 +29,13 @@ TOLERANCE = 1e-4
 """Largest difference of two logits, relative to the largest one, that is put down to rounding."""
 
 
-class TextClassificationObjective(LabelObjective):
+class TextClassificationObjective(TokenizedObjective, LabelObjective):
     """A label direction of a classifier of texts: the same text, another label.
 
     Texts longer than the model reads are cut at their end, as its tokenizer does it.
 
     Args:
-        processor: The base model's tokenizer.
-        labels: Names of the model's labels, in their order.
-        max_length: Longest input in tokens.
-        padding_matters: Whether the model's output for a row depends on the padding beside it; rows of different lengths
-            are then run apart.
-        name_or_path: How messages call the base model.
+        labels: Names of the model's labels, in their order; the other arguments are those of `TokenizedObjective`.
     """
 
     name = "text_classification"
@@ -48,21 +44,6 @@ class TextClassificationObjective(LabelObjective):
     auto_class = AutoModelForSequenceClassification
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
     column = "text"
-
-    def __init__(
-        self,
-        processor: Any,
-        *,
-        labels: Sequence[str],
-        max_length: int | None = None,
-        padding_matters: bool = False,
-        name_or_path: str = "the base model",
-    ) -> None:
-        super().__init__(processor, labels=labels, name_or_path=name_or_path)
-        self.max_length = max_length or min(int(processor.model_max_length), 1_000_000)
-        self.padding_matters = padding_matters
-        pad = processor.pad_token_id
-        self.pad_token_id = pad if pad is not None else processor.eos_token_id or 0
 
     @classmethod
     def fits(cls, architecture: str, config: Any) -> bool:
@@ -81,16 +62,6 @@ class TextClassificationObjective(LabelObjective):
             "max_length": most_tokens(model, processor, max_length),
             "padding_matters": _padding_matters(model, processor),
         }
-
-    @classmethod
-    def load_processor(cls, name_or_path: str, **hub: Any) -> Any:
-        """Load the tokenizer."""
-        return AutoTokenizer.from_pretrained(name_or_path, **hub)
-
-    @property
-    def key(self) -> str:
-        """Name and longest input."""
-        return f"{self.name}, at most {self.max_length} tokens"
 
     def read_input(self, value: Any) -> str:
         """Check that it is a text."""
