@@ -90,8 +90,7 @@ class _ReportPush(Push):
             raise self._failure(f"it has a {self.name} already; choose another name", "Nothing was sent.")
 
     def run(self) -> CommitInfo:
-        known = self._try(self._pull_requests)
-        return self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
+        return self._committed()
 
     def _failure(self, why: str, state: str) -> HubPushError:
         message = f"Could not propose {self.name} to {self.repo_id}: {why}.\n{state}"

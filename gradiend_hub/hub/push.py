@@ -126,11 +126,15 @@ class Push:
             part.repo_id = self.repo_id
             part.others = self._try(lambda part=part: self._with_measurements(part))  # type: ignore[misc]
             part.name(lambda base_id: self._try(lambda: self._base_commit(base_id)))
-        known = self._try(self._pull_requests)
-        commit = self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
+        commit = self._committed()
         for part in self.parts:
             part.remember()
         return commit
+
+    def _committed(self) -> CommitInfo:
+        """Commit the files, unless an attempt has done so, whatever it was answered."""
+        known = self._try(self._pull_requests)
+        return self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
 
     def _with_measurements(self, part: Part) -> tuple[str, int] | None:
         """Card and number of reports of a direction whose repository has taken reports by others; else `None`."""

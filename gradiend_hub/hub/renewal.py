@@ -80,8 +80,7 @@ class _Renewal(Push):
 
     def run(self) -> CommitInfo:
         self.repo_id = self._try(lambda: self.api.repo_info(self.repo_id).id)
-        known = self._try(self._pull_requests)
-        return self._try(lambda: self._landed(known) or self._commit(), landed=lambda: self._landed(known))
+        return self._committed()
 
     def _landed(self, known_pull_requests: set[str]) -> CommitInfo | None:
         self.parent, _ = self._head_and_names(self.branch)
