@@ -19,7 +19,7 @@ from gradiend_hub.progress import counted
 
 from .calibration import Search, calibrate, equalising_strength
 from .completions import STRENGTHS, complete
-from .control import CONTROL_STRENGTHS, above_control, control_curves
+from .control import CONTROL_STRENGTHS, Control, above_control, control_curves
 from .curve import BREAK_QUALITY, CURVE, QUALITY_FLOOR, Curve, band_ends, break_point, measure_curve, safe_band
 from .damage import GENERATION, NEUTRAL, OWN
 from .decisions import decide
@@ -106,23 +106,16 @@ def evaluate_direction(
     settings = settings or EvaluationSettings()
     if not rows:
         raise DataError("There are no rows to measure the direction on. Give at least one row of each class.")
-    config, sizes = model.active_peft_config, {"batch_size": settings.batch_size, "seed": settings.seed}
+    config, sets = model.active_peft_config, damage_sets or {}
+    sizes = {"batch_size": settings.batch_size, "seed": settings.seed}
     encoder = None
     if model.direction.has_encoder:
         encoder = measure_encoder(model, objective, rows, texts, trained_words=trained_words, encoded=encoded, **sizes)
         _tell_chance(encoder)
-    sets = damage_sets or {}
     others = damage_items(model, objective, sets, seed=settings.seed)
+    tokens = {"tokens": settings.tokens, "own": settings.own_tokens}
     probe = StrengthProbe(
-        model,
-        objective,
-        rows,
-        texts,
-        tokens=settings.tokens,
-        own=settings.own_tokens,
-        others=others,
-        exhaustive=settings.exhaustive,
-        **sizes,
+        model, objective, rows, texts, others=others, exhaustive=settings.exhaustive, **tokens, **sizes
     )
     writing = continued(model, objective, rows, texts, sets) if settings.generation else None
     search = Search([], [])
@@ -134,13 +127,7 @@ def evaluate_direction(
     measured = _curve(probe, settings, search, choose_unit_for)
     limits = _limited(probe, settings, search, measured, writing, choose_unit_for)
     broken = break_point(measured.points, measured.not_finite)
-    wanted = [p.strength for p in measured.points if p.strength in CONTROL_STRENGTHS]
-    with counted("measuring random directions", settings.controls * max(len(wanted) - 1, 0)):
-        control = control_curves(
-            probe, wanted, search.control, draws=settings.controls, seed=settings.seed, norms=control_norms
-        )
-    if above_control(measured.points, [drawn.points for drawn in control]) is False:
-        logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal damage.")
+    control = _controlled(probe, settings, search, measured, control_norms)
     return SplitReport(
         encoder,
         measured.points,
@@ -157,6 +144,20 @@ def evaluate_direction(
         generation=writing.report(_written_at(config)) if writing else None,
         lora=measure_lora(probe) if choose_unit_for else None,
     )
+
+
+def _controlled(
+    probe: StrengthProbe, settings: EvaluationSettings, search: Search, measured: Curve, norms: Sequence[Interval]
+) -> list[Control]:
+    """Measure random directions, and log that the direction does no more than they, if that is so."""
+    wanted = [p.strength for p in measured.points if p.strength in CONTROL_STRENGTHS]
+    with counted("measuring random directions", settings.controls * max(len(wanted) - 1, 0)):
+        control = control_curves(
+            probe, wanted, search.control, draws=settings.controls, seed=settings.seed, norms=norms
+        )
+    if above_control(measured.points, [drawn.points for drawn in control]) is False:
+        logger.warning("At strength ±1 the direction's effect is not above that of random directions of equal damage.")
+    return control
 
 
 def _soundness(writing: GenerationProbe | None) -> Callable[[float], bool] | None:

@@ -159,57 +159,23 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
         ArtifactNotFoundError: the artifact has no self-test.
         ArtifactError: the self-test is damaged.
     """
-    folder = Path(folder)
+    folder, base, config = Path(folder), model.get_base_model(), model.active_peft_config
     probes = Probes.load(folder)
-    found_digests = content_digests(folder)
-    checks = [
-        Check(
-            name,
-            probes.sha256.get(name, "none")[:16],
-            found_digests.get(name, "none")[:16],
-            probes.sha256.get(name) == found_digests.get(name),
-        )
-        for name in sorted(probes.sha256.keys() | found_digests.keys())
-    ]
-    if (fingerprint := model.direction.fingerprint) is not None:
-        relation = fingerprint.compare(original_parameters(model.get_base_model())).relation
-        same = relation in (BaseModelRelation.SAME, BaseModelRelation.ROUNDED)
-        checks.append(Check("base model", "same", relation.value, same))
-
-    base = model.get_base_model()
-    dtype, quantization = _dtype(base), _quantization(base)
     # never what the self-test asks for; that the decoder is stored in the type of the config was checked in loading it
-    tolerance = max(TOLERANCES[dtype], TOLERANCES[model.active_peft_config.dtype])
-    if probes.quantization != quantization:
-        claimed, form = probes.quantization or "not quantised", quantization or "not quantised"
-        checks.append(Check("form of the weights", claimed, form, probes.quantization is None))
-    elif probes.dtype != dtype:
-        finer = TOLERANCES[probes.dtype] <= TOLERANCES[dtype]
-        checks.append(Check("weights (see --dtype)", probes.dtype, dtype, finer))
-    config = model.active_peft_config
+    tolerance = max(TOLERANCES[_dtype(base)], TOLERANCES[config.dtype])
     objective = make_objective(base, model.tokenizer, name=config.objective, options=config.objective_options)
-    classes = require_classes(model.active_peft_config.feature_classes)
     try:
-        rows = read_rows(probes.rows, classes, read=objective.read, what="the self-test")
+        rows = read_rows(
+            probes.rows, require_classes(config.feature_classes), read=objective.read, what="the self-test"
+        )
     except DataError as error:
         raise ArtifactError(f"The self-test in {folder} is unusable. {error}") from error
+    checks = [*_of_files(probes, folder), *_of_base(probes, model)]
     if probes.samples_sha256 is not None:
         mine = _samples_digest(objective, rows)
-        found_mark = "the same" if mine == probes.samples_sha256 else "others"
-        checks.append(Check("tokens of the rows", "as the author's", found_mark, mine == probes.samples_sha256))
-    encodings, probability = _measure(model, rows, objective)
-    encodings = encodings or [math.nan] * len(rows)
-    # the self-tests of version 0.1 hold values by the output that gives the source gradient
-    sign = reading_sign(model.active_peft_config.source) if probes.reads == "source" else 1
-    for row, value, found in zip(rows, probes.encodings, encodings, strict=bool(probes.encodings)):
-        name = f"h: {printable(objective.show(row))}"
-        checks.append(compared(name, sign * value, found, tolerance))
-    for strength, by_class in probes.probability.items():
-        for of, wanted in by_class.items():
-            for name, value in wanted.items():
-                found = probability[str(float(strength))].get(of, {}).get(name, math.nan)
-                dose = f"{float(strength):+g}" if float(strength) else "0"
-                checks.append(compared(f"P({name}) on {of} rows at {dose}", value, found, tolerance))
+        found = "the same" if mine == probes.samples_sha256 else "others"
+        checks.append(Check("tokens of the rows", "as the author's", found, mine == probes.samples_sha256))
+    checks += _of_values(probes, model, objective, rows, tolerance)
     report = _readable_report(folder)
     measured = measured_again(model, objective, report, folder, tolerance) if full and report is not None else []
     return Verification(
@@ -218,9 +184,56 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
         figures=0 if report is None else count_figures(report),
         measured=figures_of(measured),
         rows=len(rows),
-        implausible=implausible(model.active_peft_config, report),
+        implausible=implausible(config, report),
         unmeasured=unmeasured(report) if full and report is not None else [],
     )
+
+
+def _of_files(probes: Probes, folder: Path) -> list[Check]:
+    """Compare the digests of the files."""
+    claimed, found = probes.sha256, content_digests(folder)
+    return [
+        Check(name, claimed.get(name, "none")[:16], found.get(name, "none")[:16], claimed.get(name) == found.get(name))
+        for name in sorted(claimed.keys() | found.keys())
+    ]
+
+
+def _of_base(probes: Probes, model: GradiendModel) -> list[Check]:
+    """Compare the base model's values, the form of its weights, and their type."""
+    checks, base = [], model.get_base_model()
+    if (fingerprint := model.direction.fingerprint) is not None:
+        relation = fingerprint.compare(original_parameters(base)).relation
+        same = relation in (BaseModelRelation.SAME, BaseModelRelation.ROUNDED)
+        checks.append(Check("base model", "same", relation.value, same))
+    dtype, quantization = _dtype(base), _quantization(base)
+    if probes.quantization != quantization:
+        claimed, form = probes.quantization or "not quantised", quantization or "not quantised"
+        checks.append(Check("form of the weights", claimed, form, probes.quantization is None))
+    elif probes.dtype != dtype:
+        finer = TOLERANCES[probes.dtype] <= TOLERANCES[dtype]
+        checks.append(Check("weights (see --dtype)", probes.dtype, dtype, finer))
+    return checks
+
+
+def _of_values(
+    probes: Probes, model: GradiendModel, objective: Objective, rows: Sequence[Row], tolerance: float
+) -> list[Check]:
+    """Measure encodings and probabilities, and compare them."""
+    encodings, probability = _measure(model, rows, objective)
+    encodings = encodings or [math.nan] * len(rows)
+    # the self-tests of version 0.1 hold values by the output that gives the source gradient
+    sign = reading_sign(model.active_peft_config.source) if probes.reads == "source" else 1
+    checks = [
+        compared(f"h: {printable(objective.show(row))}", sign * value, found, tolerance)
+        for row, value, found in zip(rows, probes.encodings, encodings, strict=bool(probes.encodings))
+    ]
+    for strength, by_class in probes.probability.items():
+        dose = f"{float(strength):+g}" if float(strength) else "0"
+        for of, wanted in by_class.items():
+            for name, value in wanted.items():
+                found = probability[str(float(strength))].get(of, {}).get(name, math.nan)
+                checks.append(compared(f"P({name}) on {of} rows at {dose}", value, found, tolerance))
+    return checks
 
 
 def _readable_report(folder: Path) -> Report | None:
