@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from numbers import Real
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -145,9 +144,7 @@ class SteppedStrengths:
     def __enter__(self) -> SteppedStrengths:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: Any, error: BaseException | None, *__: Any) -> None:
         self._stack.close()
         if isinstance(error, NoRowsError):
             raise EditError(

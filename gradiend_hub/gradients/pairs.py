@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -89,12 +88,10 @@ class GradientReader:
                 self._handles.append(scoped.register_post_accumulate_grad_hook(self._gatherer(name, where)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: Any) -> None:
         for handle in self._handles:
             handle.remove()
-        self._frozen.__exit__(kind, error, trace)
+        self._frozen.__exit__(*failure)
         self._used.clear()
 
     def _gatherer(self, name: str, where: slice) -> Callable[[Tensor], None]:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -124,9 +123,7 @@ class RowReader:
             self._parameters[name].requires_grad_(True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _refuse_more(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
