@@ -9,12 +9,13 @@ from typing import Any
 
 from gradiend_hub.comparison import DirectionSet
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.folders import require_empty, written_beside
+from gradiend_hub.folders import written_beside
 from gradiend_hub.plots.comparison_page import render_comparison, sections_of
 from gradiend_hub.plots.save import can_draw
 
 from .console import Story
 from .looking import CompareOptions
+from .options import require_out
 from .quiet import quiet
 from .sharing import CombineOptions
 
@@ -29,8 +30,8 @@ def compare_directions(sources: Sequence[str], options: CompareOptions, story: S
     Raises:
         GradiendError: a direction is missing or unusable, or they are not of one base model.
     """
-    if options.out is not None and not options.overwrite:
-        require_empty(options.out, "another folder, or --overwrite")
+    if options.out is not None:
+        require_out(options.out, options.overwrite)
     with quiet(story):
         with story.step("Read") as step:
             ds = DirectionSet.from_pretrained(sources, options.base, allow_related=options.allow_related)
@@ -102,8 +103,7 @@ def combine_directions(parts: Sequence[str], options: CombineOptions, story: Sto
         ConfigError: a part is no such text, or the folder is in use.
         GradiendError: a direction is missing or unusable, or they are not of one base model.
     """
-    if not options.overwrite:
-        require_empty(options.out, "another folder, or --overwrite")
+    require_out(options.out, options.overwrite)
     weights = dict(_part(part) for part in parts)
     if len(weights) < len(parts):
         raise ConfigError("A direction is named twice. Name each once, with the strength that it should have.")

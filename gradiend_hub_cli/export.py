@@ -22,10 +22,10 @@ from gradiend_hub.export import (
     to_task_vector,
     vllm_rank,
 )
-from gradiend_hub.folders import require_empty, require_writable
 from gradiend_hub.hub.resolve import resolve_folder
 
 from .console import Story
+from .options import require_out
 from .quiet import quiet
 from .sharing import ExportOptions
 from .tables import folder_size, megabytes, pairs_table, strength_text
@@ -41,10 +41,7 @@ def export_direction(out: Path, direction: str, options: ExportOptions, story: S
     """
     if options.form in ("task-vector", "shira") and options.rank is not None:
         raise ConfigError(f"--rank is of a LoRA, and --format {options.form} has none. Leave it out, or --format lora.")
-    if options.overwrite:
-        require_writable(out)
-    else:
-        require_empty(out, "another folder, or --overwrite to write into it")
+    require_out(out, options.overwrite)
     with quiet(story), story.step("Export", told=False):
         folder = resolve_folder(direction, revision=options.revision, required=(CONFIG_FILE, WEIGHTS_FILE)).folder
         if out.exists() and out.samefile(folder):

@@ -17,12 +17,13 @@ from gradiend_hub.cards.rewritten import write_rewritten_card
 from gradiend_hub.errors import ConfigError, HubPushError
 from gradiend_hub.evaluation import EvaluationSettings, Report, reevaluate
 from gradiend_hub.export.merge_files import merge_files
-from gradiend_hub.folders import require_empty, require_writable, written_beside
+from gradiend_hub.folders import written_beside
 from gradiend_hub.hub.push import refusal
 from gradiend_hub.hub.resolve import resolve_folder
 
 from .console import Story
 from .evaluate import read_data
+from .options import require_out
 from .push import push_direction
 from .quiet import quiet
 from .sharing import MergeOptions
@@ -37,10 +38,7 @@ def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -
     Raises:
         GradiendError: the folder is in use, something cannot be loaded, or the edit is impossible.
     """
-    if options.overwrite:
-        require_writable(out)
-    else:
-        require_empty(out, "another folder, or --overwrite to write into it")
+    require_out(out, options.overwrite)
     if _same(out, direction):
         raise ConfigError(f"{out} is the folder of the direction itself. Give another folder.")
     if options.neutral and not options.measure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -23,6 +24,7 @@ __all__ = [
     "Unverified",
     "number",
     "numbers",
+    "require_out",
 ]
 
 
@@ -40,6 +42,20 @@ def number(text: str) -> float:
 def numbers(text: str | None) -> list[float] | None:
     """Read finite numbers with commas between them; `None` stays `None`."""
     return None if text is None else [number(part) for part in text.split(",")]
+
+
+def require_out(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written to, or is in use and not to be written into, before anything is loaded.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    from gradiend_hub.folders import require_empty, require_writable
+
+    if overwrite:
+        require_writable(out)
+    else:
+        require_empty(out, "another folder, or --overwrite to write into it")
 
 
 Direction = Annotated[str, typer.Argument(metavar="DIRECTION", help="Folder of a direction, or its id on the Hub.")]
