@@ -95,18 +95,10 @@ class ClozeObjective(CausalLMObjective):
         inputs, positions = self.slot(masked, whole, longest)
         return Sample(inputs, positions, whole.word, len(inputs["input_ids"]))
 
-    def _token_with_right(self, encoded: Encoded, place: int) -> Sample:
+    def one_token(self, encoded: Encoded, place: int) -> Sample:
+        """Return a sample that reads one token of a text with what follows it."""
         stop = place + 1 + len(self._right(Filled(encoded, place, place + 1)))
         return self.token_sample(encoded, range(place, stop))
-
-    def neutral_example(self, item: str, rng: random.Random) -> Example | None:
-        """Return one random real token of a text with what follows it."""
-        encoded = self.cut(self.encode(item))
-        places = self.readable(encoded)
-        if not places:
-            return None
-        sample = self._token_with_right(encoded, rng.choice(places))
-        return Example(sample, sample)
 
     def other_example(self, row: TextRow, rng: random.Random, avoid: Sequence[str] = ()) -> Example | None:
         """Return a random token of a row's filled text that is no word of the classes, with what follows it."""
@@ -116,7 +108,7 @@ class ClozeObjective(CausalLMObjective):
         places = [i for i in self.readable(encoded) if decode([encoded.ids[i]]).strip().casefold() not in words]
         if not places:
             return None
-        sample = self._token_with_right(encoded, rng.choice(places))
+        sample = self.one_token(encoded, rng.choice(places))
         return Example(sample, sample)
 
     # -- for people -----------------------------------------------------------------------------------------------------

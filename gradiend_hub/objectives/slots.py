@@ -114,6 +114,10 @@ class TextObjective(SlotFiller, TokenizedObjective):
     def token_sample(self, encoded: Encoded, places: Sequence[int]) -> Sample:
         """Return a sample that reads the tokens of a text at some places, all at once."""
 
+    def one_token(self, encoded: Encoded, place: int) -> Sample:
+        """Return a sample that reads one token of a text."""
+        return self.token_sample(encoded, [place])
+
     def token_samples(self, text: str, spans: Sequence[tuple[int, int]] | None = None) -> list[Sample]:
         """Return samples that together read every token of a text, each with all the context that the model has.
 
@@ -148,7 +152,7 @@ class TextObjective(SlotFiller, TokenizedObjective):
         places = self.readable(encoded)
         if not places:
             return None
-        sample = self.token_sample(encoded, [rng.choice(places)])
+        sample = self.one_token(encoded, rng.choice(places))
         return Example(sample, sample)
 
     def other_example(self, row: TextRow, rng: random.Random, avoid: Sequence[str] = ()) -> Example | None:
