@@ -54,11 +54,11 @@ def printable(text: object, most: int = LONGEST, *, lines: bool = False) -> str:
     return f"{spelled_out(whole[:most], lines=lines)}… ({len(whole):,} characters)"
 
 
-def listed(texts: Iterable[object], most: int = 12, *, between: str = ", ") -> str:
+def listed(texts: Iterable[object], most: int = 12) -> str:
     """Return some texts one after the other, each as `printable` shows it, and how many there are if not all are shown."""
     every = list(texts)
-    shown = between.join(printable(text, 80) for text in islice(every, most))
-    return shown if len(every) <= most else f"{shown}{between}… ({len(every):,} in all)"
+    shown = ", ".join(printable(text, 80) for text in islice(every, most))
+    return shown if len(every) <= most else f"{shown}, … ({len(every):,} in all)"
 
 
 def spelled_out(text: str, *, lines: bool = False) -> str:

@@ -92,7 +92,7 @@ def is_named(source: Any) -> bool:
     return isinstance(source, (str, Path)) or (isinstance(source, Mapping) and "path" in source) or frame
 
 
-def load_rows(source: Any, split: str, what: str, *, token: str | bool | None = None) -> Any:
+def load_rows(source: Any, split: str, what: str) -> Any:
     """Return the records of one split: a data set, or rows in memory as they are.
 
     Args:
@@ -106,7 +106,7 @@ def load_rows(source: Any, split: str, what: str, *, token: str | bool | None = 
     """
     named = isinstance(source, (str, Path)) or (isinstance(source, Mapping) and "path" in source)
     where = repr(str(Source.parse(source, what).path)) if named else "the data set"
-    data = load_data(source, what, token=token)
+    data = load_data(source, what)
     if isinstance(data, Mapping):
         chosen = split if split in data else next(iter(data), "")
         if chosen != split and len(data) != 1:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradiend_hub.data import require_classes
 from gradiend_hub.errors import DataError
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, Sample, batched, evaluating, output_nll
@@ -51,7 +50,6 @@ class GenerationProbe:
         model: The model whose strength is changed and restored.
         objective: Of the base model; it has to generate text.
         prompts: Prompts by kind, as `Objective.prompts` returns them, e.g. {"neutral": […], "feature": […]}.
-        words: Words of each class that are counted; by default the config's fillers of a single word.
         new_tokens: Most tokens of a continuation.
         batch_size: Most prompts in a batch.
 
@@ -65,7 +63,6 @@ class GenerationProbe:
         objective: Objective,
         prompts: Mapping[str, Sequence[Any]],
         *,
-        words: Mapping[str, Sequence[str]] | None = None,
         new_tokens: int = NEW_TOKENS,
         batch_size: int = BATCH_SIZE,
     ) -> None:
@@ -74,11 +71,10 @@ class GenerationProbe:
         if not self.prompts:
             raise DataError("There are no prompts to continue. Give some by kind, e.g. {'neutral': ['The old house']}.")
         self.new_tokens, self.batch_size = new_tokens, batch_size
-        if words is None:
-            fillers, classes = model.active_peft_config.fillers or {}, model.active_peft_config.feature_classes
-            words = {name: fillers.get(name, ()) for name in require_classes(classes)} if fillers else {}
-        single = {name: [word for word in of if len(word.split()) == 1] for name, of in words.items()}
-        self.words = {name: of for name, of in single.items() if of}
+        config = model.active_peft_config
+        fillers = {name: (config.fillers or {}).get(name, ()) for name in config.feature_classes or ()}
+        single = {name: [word for word in of if len(word.split()) == 1] for name, of in fillers.items()}
+        self.words = {name: of for name, of in single.items() if of}  # that are counted
         self._written: dict[float, dict[str, Texts]] = {}
 
     def measure(self, strength: float) -> list[GenerationPoint]:

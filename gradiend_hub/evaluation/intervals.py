@@ -163,9 +163,9 @@ def bootstrap_interval(statistic: Callable[..., float], *samples: Array, seed: i
     return [float(low), float(high)]
 
 
-def clamp(interval: list[float], low: float = 0.0, high: float = math.inf) -> list[float]:
-    """Both ends moved into [low, high]."""
-    return [min(max(end, low), high) for end in interval]
+def not_negative(interval: list[float]) -> list[float]:
+    """Both ends, 0 at least."""
+    return [max(end, 0.0) for end in interval]
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from .damage import NEUTRAL, OWN, Damage
-from .intervals import Array, Numbers, bounded_interval, clamp, mean_error, student, upper_bound
+from .intervals import Array, Numbers, bounded_interval, mean_error, not_negative, student, upper_bound
 from .records import StrengthPoint
 from .scores import LEAST_NLL, relative_quality
 
@@ -349,7 +349,7 @@ class Summary:
         for key in (("slot",), *(("within", of) for of in self.items.shaped)):
             if found := self.figure(*key):
                 name = " ".join(key) if key[1:] else "collateral"
-                slot[name], intervals[f"slot {name}"] = max(0.0, found.mean), clamp(found.interval)
+                slot[name], intervals[f"slot {name}"] = max(0.0, found.mean), not_negative(found.interval)
         readings = {}
         for name in self.values.readings:
             if found := self.figure("row", name):
@@ -380,7 +380,7 @@ class Summary:
         means: dict[str, float] = {}
         for name in ("nll", "correct", "kl", "collateral_kl"):
             if found := self.figure(of_set, name):
-                means[name], intervals[name] = max(0.0, found.mean), clamp(found.interval)
+                means[name], intervals[name] = max(0.0, found.mean), not_negative(found.interval)
                 if name == "correct":
                     intervals[name] = found.share_interval
         plain, rest = self.rise(of_set, "nll"), self.rise(of_set, "collateral_nll")

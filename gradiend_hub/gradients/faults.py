@@ -77,13 +77,13 @@ class SkippedRows:
             batch = batch.select([i for i in range(len(batch)) if i not in bad])
         return None
 
-    def skip(self, objective: Objective, example: Example, reason: str = "its loss is not finite") -> None:
+    def skip(self, objective: Objective, example: Example) -> None:
         """Count a row that somebody else could not read.
 
         Raises:
             TrainingError: there are more of them than allowed.
         """
-        self._skip(_describe(objective, objective.collate_pairs([example]), 0), reason)
+        self._skip(_describe(objective, objective.collate_pairs([example]), 0), "its loss is not finite")
 
     def _skip(self, row: str, reason: str) -> None:
         if row in self.rows:

@@ -25,18 +25,15 @@ class ReportProposal:
         report: where the report is going to be; its name is also its name in the folder `reports` of the repository.
         repo_id: repository of the direction. A user without write permission may open pull requests, too.
         token: access token; by default the one that the user logged in with.
-        commit_message: title of the pull request.
     """
 
-    def __init__(
-        self, report: str | Path, repo_id: str, *, token: str | bool | None = None, commit_message: str = ""
-    ) -> None:
+    def __init__(self, report: str | Path, repo_id: str, *, token: str | bool | None = None) -> None:
         report = Path(report)
         self._push = _ReportPush(
             PushApi(token=token),
             [],  # it adds a file that is not there
             repo_id,
-            message=commit_message or f"Add the report {report.name}",
+            message=f"Add the report {report.name}",
             description=f"Once it is merged, `gradiend-hub refresh {repo_id}` shows it on the card.",
             create_pr=True,
             report=report,

@@ -22,15 +22,18 @@ KINDS = {"neutral": "neutral text", "other": "other tokens"}
 
 MOST_FILLERS = 24
 
+BINS = 60
+"""Of a swarm of points."""
 
-def beeswarm(values: Sequence[float], *, bins: int = 60) -> list[float]:
+
+def beeswarm(values: Sequence[float]) -> list[float]:
     """Offsets in [−1, 1] that put points beside their line, so that they show how many there are.
 
     Points of a bin are laid out evenly, and the fullest bin fills the width. The result depends on the values alone.
     """
     places: dict[int, list[int]] = {}
     for i, value in enumerate(values):
-        places.setdefault(min(int((value + 1) / 2 * bins), bins - 1), []).append(i)
+        places.setdefault(min(int((value + 1) / 2 * BINS), BINS - 1), []).append(i)
     fullest = max(map(len, places.values()), default=1)
     offsets = [0.0] * len(values)
     for members in places.values():
