@@ -11,17 +11,21 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import typer
 import yaml
 from huggingface_hub import HfApi, hf_hub_download
+from typer.testing import CliRunner
 
 import gradiend_hub_cli.command as command
 from gradiend_hub import GradiendModel
 from gradiend_hub.hub.resolve import resolve_folder
 from gradiend_hub_cli.console import Story
+from gradiend_hub_cli.options import number
 from tests.hub_server import HubServer
 
 from .conftest import Run, Trained, write_recipe
@@ -36,6 +40,40 @@ def printed(result: Any) -> dict[str, Any]:
     content = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert isinstance(content, dict)
     return content
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of the command in the test below."""
+
+    colour: Annotated[str, typer.Option(help="One.")]
+    strength: Annotated[float | None, typer.Option("--at", parser=number)] = None
+    words: Annotated[list[str] | None, typer.Option()] = None
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["x", "--colour", "red"], Options("red")),
+        (["x", "--colour", "red", "--at", "-1.5", "--words", "a", "--words", "b"], Options("red", -1.5, ["a", "b"])),
+        (["x"], "Missing option '--colour'"),
+        (["x", "--colour", "red", "--at", "inf"], "expected a finite number, found 'inf'"),
+        (["x", "--colour", "red", "--options", "y"], "No such option"),
+    ],
+)
+def test_a_dataclass_stands_for_its_options(arguments: list[str], expected: Options | str) -> None:
+    app, got = typer.Typer(), []
+
+    @command.command(app, "tables")
+    def paint(story: Story, what: Annotated[str, typer.Argument()], options: Options) -> dict[str, Any]:
+        got.append((what, options))
+        return {}
+
+    result = CliRunner().invoke(app, arguments)
+    if isinstance(expected, Options):
+        assert result.exit_code == 0 and got == [("x", expected)]
+    else:
+        assert result.exit_code == 2 and not got and expected in " ".join(result.output.split())
 
 
 class TestJson:
