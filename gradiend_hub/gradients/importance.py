@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,11 +41,7 @@ def prune(
     labels: Sequence[float],
     *,
     density: float,
-    measure: str = "mean",
-    gradient: str = "diff",
-    samples: int = 128,
-    batch_size: int = 16,
-    skipped: SkippedRows | None = None,
+    **options: Any,
 ) -> Scope:
     """The reader's scope with the most important coordinates only: `max(1, round(density · n))` of them.
 
@@ -56,11 +53,7 @@ def prune(
         examples: training rows.
         labels: ±1 per row, its class; rows with 0 (identity or neutral) say nothing about classes and are left out.
         density: share of the scope's coordinates to keep, in (0, 1].
-        measure: as of `importance`, and so are those below.
-        gradient: which gradient is read.
-        samples: rows that are read.
-        batch_size: rows of a gradient.
-        skipped: where rows that are left out are counted.
+        **options: `measure`, `gradient`, `samples`, `batch_size` and `skipped` of `importance`.
 
     Raises:
         ConfigError: an argument out of range, or rows of one class only.
@@ -71,17 +64,7 @@ def prune(
     scope = reader.scope
     if density == 1:
         return scope
-    values = importance(
-        reader,
-        objective,
-        examples,
-        labels,
-        measure=measure,
-        gradient=gradient,
-        samples=samples,
-        batch_size=batch_size,
-        skipped=skipped,
-    )
+    values = importance(reader, objective, examples, labels, **options)
     count = max(1, round(density * scope.size))
     useful = sum(int(part.count_nonzero()) for part in values.split(_CHUNK))
     if useful < count:
