@@ -322,7 +322,11 @@ def require_path(source: Source, what: str) -> None:
 def _exists(path: str, what: str) -> bool:
     """Return whether there is a file or folder; one in a folder that is closed to the user is an error, with its name."""
     with reading(f"{what}: {path!r}"):
-        return Path(path).expanduser().exists()
+        try:
+            Path(path).expanduser().stat()  # from Python 3.14 on, `exists` takes whatever fails for an answer
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
 
 def _no_rows(what: str, path: str | Path, why: str) -> DataError:

@@ -134,6 +134,14 @@ def stranger() -> Iterator[None]:
     os.seteuid(0)
 
 
+def test_a_path_that_cannot_be_looked_at_says_so(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.csv"
+    loop.symlink_to(loop)
+    for path, said in ((f"{'x' * 300}.csv", "File name too long"), (str(loop), "symbolic links")):
+        with pytest.raises(DataError, match=rf"cannot be read\. .*{said}"):
+            load_rows(path, "train", "rows")
+
+
 def test_files_without_permission(tmp_path: Path, stranger: None, tmp_path_factory: Any) -> None:
     euid = os.geteuid()
     os.seteuid(os.getuid())
