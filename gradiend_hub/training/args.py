@@ -82,7 +82,7 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             "natural" for each sign by itself, with the plain decoder and the factors' diagonals among the candidates. So is
             whether they keep a bias; without one, the edit at −s is minus that at s, and one LoRA holds both. "auto", the
             default, is "natural" where it can be learned and chosen: with the closed form, all coordinates, 16 validation
-            rows and 100 neutral sentences (or `neutral_train_dataset`). Elsewhere it is "solver".
+            rows and 100 neutral sentences (or 50 in `neutral_train_dataset`). Elsewhere it is "solver".
         rank: largest rank of each matrix of the direction. It is stored by factors then, in about rank/width of the bytes.
             The closed form learns it by sketches, in one pass and in that much memory, and never forms a gradient; what
             other solvers have learned is cut to it in the end. Default: 8 for a natural decoder, none for others.

@@ -56,7 +56,8 @@ _FISHER_TEXTS = 256
 """Most sentences that the Fisher information is estimated from."""
 
 FEWEST_SPARED = 50
-"""Fewest neutral sentences that a decoder learns from where these are taken from those that measure, which keep as many."""
+"""Fewest neutral sentences that a decoder learns from if nobody has asked for it. Where they are taken from those that
+measure, these keep as many."""
 
 FEWEST_COMPARED = 16
 """Fewest validation rows by which a decoder is chosen if nobody has asked for it."""
@@ -201,10 +202,10 @@ def decided(
         if test is not None and test.texts is data.texts:
             test = replace(test, texts=measured)
         data = replace(data, texts=measured, fisher_texts=spared, test=test)
-    if data.fisher_texts:
-        return (args.with_decoder("natural") if args.decoder == AUTO else args), data
     if args.decoder == AUTO:
-        return args.with_decoder("solver"), data
+        return args.with_decoder("natural" if len(data.fisher_texts) >= FEWEST_SPARED else "solver"), data
+    if data.fisher_texts:
+        return args, data
     raise ConfigError(
         f"decoder={args.decoder!r} needs neutral_train_dataset: sentences that no evaluation reads. Give some, or at least "
         f"{2 * FEWEST_SPARED} in neutral_dataset, of which every other one is set aside; found {len(data.texts)}."

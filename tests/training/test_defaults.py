@@ -32,7 +32,9 @@ def data_of(rows: int = 16, texts: int = 100, spared: int = 0, test_texts: int |
     [
         ({}, {}, {}, "natural", 8),
         ({"rank": 4}, {}, {}, "natural", 4),
-        ({}, {}, {"texts": 1, "spared": 1}, "natural", 8),
+        ({}, {}, {"texts": 1, "spared": 50}, "natural", 8),
+        ({}, {}, {"spared": 49}, "solver", None),
+        ({"decoder": "natural"}, {}, {"spared": 1}, "natural", 8),
         ({}, {}, {"texts": 99}, "solver", None),
         ({"rank": 4}, {}, {"texts": 99}, "solver", 4),
         ({}, {}, {"texts": 0, "spared": 40}, "solver", None),  # nothing to choose by
