@@ -298,8 +298,12 @@ def _continuations(split: SplitReport, compared: Sequence[float]) -> list[tuple[
     ]
 
 
+_FOUND = ("effect_by_damping", "encoder_overlap", "decoder_overlap")
+"""What a training has found, among its arguments in the report."""
+
+
 def _training(report: Report) -> list[tuple[str, Any, bool]]:
     """Name, value and whether it is the default, of each argument that was set; those that differ come first."""
-    usual = report.training.keys() if report.default_arguments is None else report.default_arguments
+    usual = report.training.keys() if report.default_arguments is None else {*report.default_arguments, *_FOUND}
     listed = [(n, value, n in usual) for n, value in report.training.items() if value is not None]
     return sorted(listed, key=lambda item: item[2])

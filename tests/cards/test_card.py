@@ -230,7 +230,9 @@ def test_what_was_not_measured_is_written_out(tmp_path: Path) -> None:
 
 def test_a_full_card_leaves_nothing_unmeasured_but_what_is(tmp_path: Path) -> None:
     folder = saved(tmp_path, classes=CLASSES, fillers=FILLERS)
-    full_report(CLASSES, FILLERS).save(folder)
+    report = full_report(CLASSES, FILLERS)
+    report.training["effect_by_damping"] = {"plain": 0.5}
+    report.save(folder)
     text = str(render_card(folder))
     lines = [line for line in text.splitlines() if line.startswith("|") and "not measured" in line]
     assert [line.split(" | ")[0] for line in lines] == [
@@ -239,11 +241,13 @@ def test_a_full_card_leaves_nothing_unmeasured_but_what_is(tmp_path: Path) -> No
         "| CrowS-Pairs", "| WinoBias", "| WinoGender", "| SEAT", "| other features of the model",
     ]  # fmt: skip
     training = [
-        line for line in text.splitlines() if line.startswith(("| learning rate", "| seed", "| solver", "| epochs"))
+        line
+        for line in text.splitlines()
+        if line.startswith(("| learning rate", "| seed", "| solver", "| epochs", "| effect by"))
     ]
     assert training == [
         "| learning rate (not the default) | 0.05 |", "| seed (not the default) | 7 |", "| solver | autoencoder |",
-        "| epochs | 1 |",
+        "| epochs | 1 |", "| effect by damping | plain 0.5 |",
     ]  # fmt: skip
     assert "| The girls ran home because &#91;MASK&#93; felt ill. | they 0.91, he 0.05, she 0.02 | she 0.71" in text
     assert "StereoSet intrasentence: 2106 items of stereoset&#64;1a2b3c." in text
