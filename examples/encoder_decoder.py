@@ -1,8 +1,9 @@
 """A direction of an encoder-decoder model, the whole way: learn, measure, save, load, ask, verify and merge.
 
-python examples/encoder_decoder.py                                  # the bundled BART, without a network
-python examples/encoder_decoder.py --model google-t5/t5-small       # a T5: its slot is <extra_id_0>
-python examples/encoder_decoder.py --push USER/NAME                 # and publish it with its card
+python examples/encoder_decoder.py                                    # the bundled BART, without a network
+python examples/encoder_decoder.py --model examples/base_models/t5    # the bundled T5: its slot is <extra_id_0>
+python examples/encoder_decoder.py --model google-t5/t5-small         # one of the Hub
+python examples/encoder_decoder.py --push USER/NAME                   # and publish it with its card
 """
 
 from __future__ import annotations

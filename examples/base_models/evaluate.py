@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from corpus import DATA, load_corpus
 from seq2seq import corrupt
+from t5 import with_gaps
 from torch.nn import functional as F
 from train import MASK_RATE, MAX_TOKENS, PRONOUN_RATE, pronoun_ids
 from transformers import (
@@ -50,6 +51,11 @@ class Subject:
         kind = "seq2seq" if config.is_encoder_decoder else "causal" if tokenizer.mask_token_id is None else "masked"
         return cls(kind, AUTO[kind].from_pretrained(folder, dtype=torch.float32).eval(), tokenizer)
 
+    @property
+    def has_sentinels(self) -> bool:
+        """Whether its decoder goes on behind a sentinel, as T5's, and does not write the whole text."""
+        return "<extra_id_0>" in self.tokenizer.get_vocab()
+
     def read(self, text: str) -> torch.Tensor:
         """Ids [1, T] of a text, at most as long as in the training."""
         return self.tokenizer(text, return_tensors="pt", truncation=True, max_length=MAX_TOKENS)["input_ids"]
@@ -79,6 +85,11 @@ def scored(subject: Subject, text: str, drawn: Draws) -> tuple[torch.Tensor, tor
     if subject.kind == "causal":
         return model(input_ids=ids).logits[0, :-1], ids[0, 1:]
     row = ids[0].tolist()
+    if subject.has_sentinels:
+        gaps = with_gaps([row], subject.tokenizer, pronoun_ids(subject.tokenizer), drawn.python, PRONOUN_RATE)
+        words = torch.isin(gaps.labels, ids)  # sentinels and the end are no text
+        words[:, -1] = False
+        return model(input_ids=gaps.source, decoder_input_ids=gaps.written).logits[words], gaps.labels[words]
     source, hidden = corrupt(
         row, pronoun_ids(subject.tokenizer), subject.tokenizer.mask_token_id, drawn.python, PRONOUN_RATE
     )
@@ -111,7 +122,11 @@ def slot_probabilities(subject: Subject, text: str) -> torch.Tensor:
     else:
         ids = subject.tokenizer(left + subject.tokenizer.mask_token + right, return_tensors="pt")["input_ids"]
         position, more = int((ids[0] == subject.tokenizer.mask_token_id).nonzero().item()), {}
-        if subject.kind == "seq2seq":
+        if subject.has_sentinels:
+            sentinel = subject.tokenizer.convert_tokens_to_ids("<extra_id_0>")
+            ids[0, position], position = sentinel, 1
+            more = {"decoder_input_ids": subject.written([sentinel])}
+        elif subject.kind == "seq2seq":
             more = {"decoder_input_ids": subject.written(ids[0, :position].tolist())}
     return subject.model(input_ids=ids, **more).logits[0, position].softmax(-1)
 

@@ -72,14 +72,12 @@ def copy_layer(own: nn.Module, layer: nn.Module) -> None:
         to.load_state_dict(of.state_dict())
 
 
-def corrupt(
-    row: list[int], pronouns: set[int], mask: int, rng: random.Random, pronoun_rate: float
-) -> tuple[list[int], list[bool]]:
-    """The tokens of a text with one mask in place of each span that is left out, and which of the text's tokens these are.
+def left_out(row: list[int], pronouns: set[int], rng: random.Random, pronoun_rate: float) -> list[tuple[int, int]]:
+    """Draw the spans of a text that are left out, as (start, stop).
 
     The first token and the last one stay. Pronouns are left out by themselves, at a rate of their own.
     """
-    source, hidden, place = [row[0]], [False], 1
+    spans, place = [], 1
     while place < len(row):
         count = 0
         if row[place] in pronouns:
@@ -87,10 +85,22 @@ def corrupt(
         elif rng.random() < SPAN_RATE:
             count = rng.choice(SPANS)
         count = min(count, len(row) - 1 - place)
-        source.append(mask if count else row[place])
-        hidden += [count > 0] * max(count, 1)
+        if count:
+            spans.append((place, place + count))
         place += max(count, 1)
-    return source, hidden
+    return spans
+
+
+def corrupt(
+    row: list[int], pronouns: set[int], mask: int, rng: random.Random, pronoun_rate: float
+) -> tuple[list[int], list[bool]]:
+    """The tokens of a text with one mask in place of each span that is left out, and which of its tokens these are."""
+    source, hidden, place = list[int](), [False] * len(row), 0
+    for start, stop in left_out(row, pronouns, rng, pronoun_rate):
+        source += [*row[place:start], mask]
+        hidden[start:stop] = [True] * (stop - start)
+        place = stop
+    return source + row[place:], hidden
 
 
 def seq2seq_loss(

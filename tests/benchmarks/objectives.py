@@ -102,7 +102,8 @@ def jobs(causal: Path, quick: bool, folder: Path) -> Iterator[Job]:
     for right in (None, 0, 2, "all") if quick else (None, 0, 1, 2, 4, 8, "all"):
         options = {} if right is None else {"right_context": right}
         yield pronouns(causal, "causal_lm" if right is None else "cloze", rows, options)
-    yield pronouns(models / "seq2seq", "seq2seq", rows)
+    for name in ("seq2seq", "t5"):
+        yield pronouns(models / name, "seq2seq", rows)
     sets = sorted(path.name for path in (EXAMPLES / "data" / "preferences").iterdir())
     for name in sets[:2] if quick else sets:
         for per_token in (True, False):

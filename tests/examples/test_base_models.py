@@ -1,4 +1,4 @@
-"""Making and measuring the bundled encoder-decoder model: it begins as the masked one, and fills in what was left out."""
+"""Making and measuring the bundled encoder-decoder models: they begin as the masked one, and fill in what was left out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.delitem(sys.modules, name, raising=False)
     before = {*sys.modules}
     yield importlib.import_module("evaluate"), importlib.import_module("train")
-    for name in {"evaluate", "train", "corpus", "seq2seq", "pronoun_templates"} - before:
+    for name in {"evaluate", "train", "corpus", "seq2seq", "t5", "pronoun_templates"} - before:
         sys.modules.pop(name, None)
 
 
@@ -101,3 +101,84 @@ def test_the_slot_is_read_where_the_decoder_writes_it(scripts: Any, subject: Any
         place = ids[0].tolist().index(subject.tokenizer.mask_token_id)
         expected = subject.model(input_ids=ids, labels=ids).logits[0, place].softmax(-1)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+# ------------------------------------------------------------------------------------------------------------- the T5
+
+
+TEXTS = [TEXT, "They saw him there, and she saw them.", "The old king said that he would come back to the town."]
+
+
+@pytest.fixture
+def begun(scripts: Any) -> tuple[Any, Any, Any, Any]:
+    """The T5 as its training begins, the map to the masked model's states, its tokenizer, and texts with gaps."""
+    _, train = scripts
+    t5, masked = importlib.import_module("t5"), AutoModelForMaskedLM.from_pretrained(BASE_MODELS / "masked")
+    torch.manual_seed(0)
+    tokenizer = t5.with_sentinels(AutoTokenizer.from_pretrained(BASE_MODELS / "masked"))
+    rows = tokenizer(TEXTS).input_ids
+    gaps = t5.with_gaps(rows, tokenizer, train.pronoun_ids(tokenizer), random.Random(1), 1.0)
+    return *t5.from_masked(masked.float().eval(), tokenizer, gaps), tokenizer, gaps
+
+
+def test_what_a_t5_reads_and_writes_is_the_text(begun: Any) -> None:
+    _, _, tokenizer, gaps = begun
+    assert len(gaps.source) == len(TEXTS)
+    for text, source, labels, masked in zip(TEXTS, gaps.source, gaps.labels, gaps.masked, strict=True):
+        row = tokenizer(text).input_ids
+        spans: dict[int, list[int]] = {}
+        for token in labels[labels >= 0].tolist()[:-1]:
+            if token >= 6000:
+                spans[token] = []
+            else:
+                spans[[*spans][-1]].append(token)
+        read = [i for i in source.tolist() if i != tokenizer.pad_token_id]
+        assert spans and [t for i in read for t in (spans[i] if i >= 6000 else [i])] == row
+        hidden = [gone == tokenizer.mask_token_id for gone in masked.tolist()[: len(row)]]
+        assert sum(hidden) == sum(map(len, spans.values()))
+        assert [i for i, gone in zip(row, hidden, strict=True) if not gone] == [i for i in read if i < 6000]
+
+
+def test_a_t5_begins_with_the_masked_models_weights(begun: Any) -> None:
+    """Its decoder looks at its own sentinel, and its embeddings are the masked model's but for a scale and a mean."""
+    model, _, _, gaps = begun
+    masked = AutoModelForMaskedLM.from_pretrained(BASE_MODELS / "masked", dtype=torch.float32)
+    words = masked.get_input_embeddings().weight
+    own, centred = model.shared.weight[:6000] - 1, words - words.mean(-1, keepdim=True)
+    assert F.cosine_similarity(own.flatten(), centred.flatten(), dim=0) > 0.9999
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        given = {"attention_mask": (gaps.source != 0).long(), "decoder_input_ids": gaps.written}
+        weights = model(input_ids=gaps.source, **given, output_attentions=True).cross_attentions[0]
+    rows, places = gaps.firsts.nonzero(as_tuple=True)
+    own_place = gaps.source[rows] == gaps.written[rows, places][:, None]
+    found = weights[rows, :, places].mean(1)[own_place]
+    assert len(found) == len(rows) and found.mean() > 0.4  # of about a dozen places
+
+
+def test_a_t5s_loss_of_words_is_that_of_transformers_labels(begun: Any) -> None:
+    model, to_masked, tokenizer, gaps = begun
+    t5 = importlib.import_module("t5")
+    masked = AutoModelForMaskedLM.from_pretrained(BASE_MODELS / "masked", dtype=torch.float32).eval()
+    with torch.no_grad():
+        _, parts = t5.t5_loss(model, to_masked, masked, gaps)
+        mask = (gaps.source != tokenizer.pad_token_id).long()
+        labels = torch.where((gaps.labels < 6000) & (gaps.labels != tokenizer.eos_token_id), gaps.labels, -100)
+        written = torch.where(gaps.labels >= 0, gaps.labels, tokenizer.pad_token_id)
+        shifted = torch.cat([torch.zeros_like(written[:, :1]), written[:, :-1]], 1)
+        found = model(input_ids=gaps.source, attention_mask=mask, decoder_input_ids=shifted, labels=labels).loss
+    assert parts["words"] == pytest.approx(float(found), rel=1e-4)
+
+
+def test_a_t5s_slot_is_read_behind_its_sentinel(scripts: Any) -> None:
+    evaluate, _ = scripts
+    subject = evaluate.Subject.load(BASE_MODELS / "t5")
+    assert subject.kind == "seq2seq" and subject.has_sentinels
+    with torch.no_grad():
+        found = evaluate.slot_probabilities(subject, "The dogs barked because [MASK] were hungry.")
+        inputs = subject.tokenizer("The dogs barked because <extra_id_0> were hungry.", return_tensors="pt")
+        labels = subject.tokenizer("<extra_id_0> they", add_special_tokens=False, return_tensors="pt").input_ids
+        expected = subject.model(**inputs, labels=labels).logits[0, 1].softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    they, it = subject.tokenizer.convert_tokens_to_ids(["they", "it"])
+    assert found[they] > found[it]

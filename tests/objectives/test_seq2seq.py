@@ -20,6 +20,7 @@ from gradiend_hub.hub.published import BASE_PLACE, REPO_PLACE
 from gradiend_hub.objectives import Seq2SeqObjective, make_objective, objective_name
 from gradiend_hub.scope import select_parameters
 from tests.cards.test_usage import run_card
+from tests.conftest import BASE_MODELS
 from tests.training.support import arguments
 
 from .tokenizers import LETTERS, WORDS, _byte_bpe
@@ -211,3 +212,36 @@ def test_a_short_run_goes_the_whole_way(
             plain.get_parameter(name).add_(part.dense(part.delta(*loaded.active_peft_config.coefficients(1.0))))
         assert torch.equal(loaded(**batch).logits, plain(**batch).logits)
     assert type(loaded.merge_and_unload()) is type(plain)
+
+
+@pytest.mark.slow
+def test_the_bundled_t5_goes_the_whole_way(tmp_path: Path, pronouns: Any, neutral: Any) -> None:
+    """Sentinels on a model that knows the feature: learned, measured, loaded, applied and merged."""
+    base = BASE_MODELS / "t5"
+    args = arguments(tmp_path, solver="closed_form", max_steps=-1, per_device_train_batch_size=16)
+    trainer = GradiendTrainer(
+        base, GradiendConfig(feature_classes=CLASSES), args, train_dataset=pronouns["train"].select(range(320)),
+        eval_dataset=pronouns["validation"].select(range(60)),
+        neutral_dataset=neutral.select(range(60)),
+    )  # fmt: skip
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    split, report = trainer.report.splits["eval"], trainer.report
+    assert report.converged is True and split.encoder is not None and split.encoder.correlation > 0.8
+    for strength, wanted, other in ((1.0, *CLASSES), (-1.0, *CLASSES[::-1])):
+        assert split.at(strength).effect > split.at(0.0).reading(wanted, other).value
+    assert "pipeline_tag: text2text-generation" in (tmp_path / CARD_FILE).read_text("utf-8")
+    model = GradiendModel.from_pretrained(tmp_path, strength=0.0)
+    assert model.verify().passed
+    objective = make_objective(model.get_base_model(), model.tokenizer)
+    chances = {}
+    for strength in (-1.0, 0.0, 1.0):
+        with model.strength_at(strength), torch.inference_mode():
+            (answer,) = objective.complete(
+                model.get_base_model(), ["The old king said that [MASK] would come back."], hints=["he", "they"]
+            )
+            chances[strength] = dict(answer.outputs)["they"]
+    assert chances[-1.0] > chances[0.0] > chances[1.0]
+    model.set_strength(-1.0)
+    assert type(model.merge_and_unload()) is tf.T5ForConditionalGeneration
