@@ -252,7 +252,10 @@ def largest(vectors: Vectors, number: int, count: int | float) -> Entries:
     ):
         raise ConfigError(f"top_k must be a whole number of at least 1, or a share in (0, 1); found {count!r}.")
     names = [name for name in vectors.frame.shapes if name in vectors.touched(number)]
-    keep = count if isinstance(count, int) else None
+    # of a share, no more than that share of all coordinates, so that no vector of all of them is ever held
+    keep = (
+        count if isinstance(count, int) else math.ceil(count * sum(math.prod(vectors.frame.shapes[n]) for n in names))
+    )
     kept = Entries(np.zeros(0, dtype=np.int64), np.zeros(0))
     pool, waiting, stored = [kept], 0, 0
     for name in names:
@@ -260,13 +263,13 @@ def largest(vectors: Vectors, number: int, count: int | float) -> Entries:
         assert part is not None
         indices, values = values_of(part)
         stored += len(values)
-        places = np.flatnonzero(values) if keep is None else _cut(values, keep)
+        places = _cut(values, keep)
         found = places if indices is None else indices[places]
         pool.append(Entries(found + vectors.frame.starts[name], values[places].astype(np.float64)))
         waiting += len(places)
-        if keep is not None and waiting > 4 * keep:
+        if waiting > 4 * keep:
             pool, waiting = [_merged(pool, keep)], keep
-    return _merged(pool, keep if keep is not None else math.ceil(count * stored))
+    return _merged(pool, count if isinstance(count, int) else math.ceil(count * stored))
 
 
 def _merged(pool: Sequence[Entries], keep: int) -> Entries:

@@ -44,7 +44,7 @@ class Estimate:
         saved_bytes: checkpoints and direction on disk.
         later_seconds: seconds of everything else, by what it is.
         later_bytes: memory of the measurements beside base model and state.
-        process_bytes: interpreter, libraries and data.
+        process_bytes: interpreter, libraries and data, and freed memory that the allocator keeps.
     """
 
     steps: int

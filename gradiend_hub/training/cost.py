@@ -14,6 +14,7 @@ from torch import Tensor
 from gradiend_hub.data import Row
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
+from gradiend_hub.evaluation.part import LOGITS
 from gradiend_hub.evaluation.probe import KL_VALUES
 from gradiend_hub.gradients import (
     Estimate,
@@ -24,10 +25,11 @@ from gradiend_hub.gradients import (
     directional_derivatives,
     estimate,
 )
+from gradiend_hub.gradients.kronecker import COLUMNS
 from gradiend_hub.gradients.memory import activation_bytes
 from gradiend_hub.gradients.store import KEY_FILE
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import PairBatch
+from gradiend_hub.objectives import PairBatch, batched
 from gradiend_hub.solvers import Solution
 
 from .decoders import constant
@@ -43,11 +45,19 @@ and where it uses it. Both vary by a half with the data."""
 DECODER_READINGS = {"damage_aware": 24, "natural": 40}
 """First looks at what decoders are compared on, by decoder; about, as it depends on the dampings."""
 
-MEASURING_VECTORS = 16
-"""Vectors [n] of a finished direction beside the solver's: solutions and their copies, edited weights, and their files."""
+FINISHING_VECTORS, MEASURING_VECTORS = 16, 5
+"""Vectors [n] beside the solver's: while a direction is finished, with solutions, halves and what it is compared with
+later, and while it is measured."""
 
-FIGURE_BYTES, FIGURE_SECONDS = 90_000_000, 4.0
-"""Memory of the libraries that draw figures, with what the allocator keeps of it all, and time of drawing them."""
+AT_WORK = 3
+"""Arrays of a batch's logits that exist at once while it is read: logits, log-probabilities, and their differences."""
+
+LIBRARY_BYTES, FIGURE_SECONDS = 37_000_000, 4.0
+"""Memory of what is loaded later, torch's formulas of derivatives and the libraries that draw, and time of drawing."""
+
+KEPT_BYTES = 120_000_000
+"""Most of what learning frees that finds no use later, when arrays have other sizes: two thirds of what the allocator keeps,
+which it does of small ones."""
 
 _SOME_ROWS, _SOME_TEXTS = 32, 16
 """Rows and texts that are measured for a prediction."""
@@ -95,11 +105,13 @@ def predicted(
         learn=None if learn is None else lambda: learn(typical),
     )
     stored = GradientStore.required_bytes(min(steps, len(batches)), run.scope.size, args.gradient_store_dtype)
+    learning, later = estimate(reader, run.objective, work), _later_bytes(reader, run)
+    freed = learning.activation_bytes + learning.working_bytes + learning.gradient_bytes
     return replace(
-        estimate(reader, run.objective, work),
+        learning,
         store_bytes=stored if args.gradient_store else 0,
-        later_bytes=_later_bytes(reader, run),
-        process_bytes=process_bytes + FIGURE_BYTES,
+        later_bytes=later,
+        process_bytes=process_bytes + LIBRARY_BYTES + min(2 * min(freed, later) // 3, KEPT_BYTES),
         saved_bytes=saved_bytes,
     )
 
@@ -118,17 +130,49 @@ def _reads(run: TrainingRun, batches: list[list[int]], steps: int) -> int:
 def _later_bytes(reader: GradientReader | FactorReader, run: TrainingRun) -> int:
     """Predict the memory of encoding and measuring beside base model and solver.
 
-    It is vectors, one batch of rows at work, and the base model's distributions, which a probe keeps.
+    It is the larger of two: a batch of rows that is encoded, and what a direction is finished with; and a batch whose
+    probabilities are read, with the base model's distributions, which a probe keeps.
     """
-    rows = spread(run.data.dataset.examples, run.args.eval_batch_size)
-    kept = activation_bytes(reader, run.objective, run.objective.collate_pairs(rows[:1]).to(reader.device))
+    examples, size = run.judging[0], run.args.eval_batch_size
+    batches = batched([example.cost for example in examples], size, stretch=1.25)  # cheap ones first, in each, too
+    rows = max(batches, key=lambda batch: len(batch) * examples[batch[-1]].cost)
+    longest = run.objective.collate_pairs([examples[rows[-1]]]).to(reader.device)
+    encoded = len(rows) * activation_bytes(reader, run.objective, longest)
+    if run.args.rank is None:  # forward-mode derivatives keep nothing: one layer's values and their derivatives
+        encoded = 2 * encoded // max(len(reader.scope.parameters), 1)
     measured = [(run.data.eval_rows, run.data.texts)] if run.data.eval_sets else []
     measured += [(run.data.test.rows, run.data.test.texts)] if run.data.test is not None else []
-    tokens = run.args.quality_tokens
-    compared = max((len(rows) + tokens // 2 + tokens * bool(texts) for rows, texts in measured), default=0)
-    distributions = 4 * min(KL_VALUES, 2 * run.objective.width * compared)
-    batch = 2 * len(rows) * kept // max(len(reader.scope.parameters), 1)
-    return 4 * MEASURING_VECTORS * run.numbers + batch + distributions
+    tokens, finished = run.args.quality_tokens, 4 * FINISHING_VECTORS * run.numbers + encoded + _factor_bytes(run)
+    if run.args.decoder in DECODER_READINGS and run.compares:
+        some = min(tokens, COMPARED_TOKENS)
+        finished += _distribution_bytes(run, min(2 * COMPARED_ROWS, len(run.data.eval_rows)) + some + some // 2)
+    if not measured:
+        return finished
+    read = _distribution_bytes(run, max(len(rows) + tokens // 2 + tokens * bool(texts) for rows, texts in measured))
+    # alike lengths are read together, so that a batch has a part of the texts
+    logits = min(size, math.ceil(len(run.data.texts) / 4) or 1) * run.objective.width * _labels(run)
+    return int(max(finished, 4 * MEASURING_VECTORS * run.numbers + read + 4 * AT_WORK * min(LOGITS, logits)))
+
+
+def _distribution_bytes(run: TrainingRun, positions: int) -> int:
+    """Count the bytes of the base model's distributions, and of their logarithms, which a probe keeps."""
+    return 4 * min(KL_VALUES, 2 * run.objective.width * positions)
+
+
+def _factor_bytes(run: TrainingRun) -> int:
+    """Count the bytes of the Kronecker factors that a natural decoder is divided by, and of the sums behind them."""
+    if run.args.decoder != "natural":
+        return 0
+    matrices = [p.shape for p in run.scope.parameters.values() if p.dim() > 1]
+    sides = [side for shape in matrices for side in (shape[0], shape.numel() // shape[0])]
+    return sum((4 + 8) * side * min(side, COLUMNS) for side in sides)
+
+
+def _labels(run: TrainingRun) -> int:
+    """Most labels of a neutral text, of some; 1 without any."""
+    texts = spread(run.data.texts, _SOME_TEXTS)
+    items = run.objective.quality_items(texts, labels=1, seed=run.args.seed)
+    return max((len(item.sample.labels) for item in items), default=1)
 
 
 def seconds_of_the_rest(run: TrainingRun, steps: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -113,6 +114,20 @@ def test_frames_refuse_other_shapes_and_two_readings() -> None:
 def test_top_k_is_a_number_or_a_share(count: object) -> None:
     with pytest.raises(ConfigError, match="top_k must be a whole number of at least 1, or a share"):
         largest(vectors([direction(0, "ddd")]), 0, count)  # type: ignore[arg-type]
+
+
+def test_a_share_of_many_parts_is_that_of_all_of_them_and_holds_few() -> None:
+    shapes = {f"layer.{number}.weight": (100, 100) for number in range(30)}
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(-40, 40, (30, 10_000), generator=generator).float()  # with zeros, and many of equal size
+    one = Direction({name: ParameterDirection(shapes[name], drawn[i]) for i, name in enumerate(shapes)})
+    held = Vectors(Frame.of([shapes]), [one], [1.0])
+    tracemalloc.start()
+    found = largest(held, 0, 0.003)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set(found.places.tolist()) == top(drawn.flatten().numpy(), 900)
+    assert peak < 0.5 * drawn.nbytes
 
 
 def test_a_share_is_rounded_up() -> None:
