@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--decoder", default="solver", choices=DECODERS, help="natural and damage_aware learn from text"
     )
-    parser.add_argument("--rank", type=int, help="largest rank of the direction's matrices, which natural needs")
+    parser.add_argument("--rank", type=int, help="largest rank of the direction's matrices; natural: 8")
     parser.add_argument("--save", type=Path, help="folder for the direction")
     args = parser.parse_args()
     logging.set_verbosity_error()
