@@ -30,6 +30,9 @@ __all__ = [
 class Damping:
     """Dampings in units of the mean diagonals of S and A; infinite: the side is left as it is.
 
+    A vector, such as a bias, has a side of outputs alone. Where only inputs are damped, it gets nothing: all of the edit is
+    in matrices then, which is the best there is on the bundled masked model, and a LoRA holds it whole.
+
     Attributes:
         outputs, inputs: λ_S and λ_A.
         diagonal: take the diagonals of S and A alone.
@@ -85,6 +88,8 @@ def _part(name: str, part: Tensor | Factors, factors: KroneckerFactors, damping:
             else:
                 a = solve(a, value)
         return Factors(b.float(), a.T.float().contiguous())
+    if math.isinf(outputs) and not isinstance(part, Factors):
+        return part * 0.0
     fisher = factors.diagonals.get(name)
     if fisher is None:  # text does not use it: as the others
         means = [values.mean() for values in factors.diagonals.values()]

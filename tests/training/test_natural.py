@@ -82,7 +82,7 @@ def test_the_formula(outputs: float, inputs: float) -> None:
 
 
 def test_a_bias_is_as_a_column_of_a_matrix_whose_input_is_one() -> None:
-    """Vectors and matrices stay in proportion, whatever the dampings."""
+    """Vectors and matrices stay in proportion where outputs are damped."""
     given, damping = vector(10), Damping(2.0, 3.0)
     found = preconditioned(given, FACTORS, damping)
     plain = given.parts["vector"].double() / ((F + 2.0 * F.mean()) * (1 + 3.0))  # type: ignore[union-attr]
@@ -91,6 +91,12 @@ def test_a_bias_is_as_a_column_of_a_matrix_whose_input_is_one() -> None:
     matrix = torch.linalg.solve(A + 3.0 * A.diagonal().mean() * torch.eye(COLUMNS), matrix.T).T
     scale = float(found.parts["matrix"].dense().double().norm() / matrix.norm())  # type: ignore[operator]
     torch.testing.assert_close(found.parts["vector"].double(), scale * plain, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
+
+
+def test_where_only_inputs_are_damped_all_of_the_edit_is_in_matrices() -> None:
+    """A vector has no inputs."""
+    found = preconditioned(vector(10), FACTORS, Damping(inputs=3.0)).parts
+    assert not found["vector"].any() and found["matrix"].dense().any()  # type: ignore[union-attr, operator]
 
 
 def test_diagonals_and_ranks() -> None:
