@@ -11,7 +11,7 @@ import typer
 from .command import command
 from .console import Story
 from .groups import app, data_app
-from .options import Branch, Overrides, Private, PullRequest
+from .options import Branch, DataOverrides, Overrides, Private, PullRequest
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def build(
     story: Story,
     config: DataConfig,
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for the rows, neutral text and card.")],
-    overrides: Overrides = None,
+    overrides: DataOverrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of an earlier build.")] = False,
     repo_id: Annotated[str | None, typer.Option("--push-to", help="Publish as this data set, in one commit.")] = None,
     private: Private = False,
@@ -146,7 +146,7 @@ def words(
     story: Story,
     config: DataConfig,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or id of a base model.")],
-    overrides: Overrides = None,
+    overrides: DataOverrides = None,
 ) -> dict[str, Any]:
     """Show how a model's tokenizer writes the words of the classes, and what that means for a direction."""
     from .data import show_fillers

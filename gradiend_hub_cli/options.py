@@ -81,6 +81,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. args.rank=4. Repeatable."),
 ]
+DataOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. seed=1. Repeatable."),
+]
 
 
 class Allowing:

@@ -61,7 +61,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     key, given, text = override.partition("=")
     *parents, last = key.split(".")
     if not given or not all([*parents, last]):
-        raise ConfigError(f"--set {override}: expected KEY=VALUE, e.g. --set args.rank=4")
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, e.g. --set seed=1")
     for parent in parents:
         content = content.setdefault(parent, {})
         if not isinstance(content, dict):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
 
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
@@ -103,6 +106,11 @@ class LabelRow(Row):
         return self.input, output
 
 
+def _key(value: Any) -> Any:
+    """A text, or the digest of an image."""
+    return value if isinstance(value, str) else hashlib.sha256(np.asarray(value).tobytes()).digest()
+
+
 @dataclass(frozen=True)
 class CounterfactualRow(Row):
     """Two inputs of a classifier that differ in one concept only, and so have one label.
@@ -118,6 +126,11 @@ class CounterfactualRow(Row):
     alternative: str
     counterfactual: Any
     shared_label: str
+
+    @property
+    def group(self) -> Any:
+        """Both inputs, whichever is the counterfactual one."""
+        return frozenset(map(_key, (self.input, self.counterfactual)))
 
     def asks(self, output: str) -> tuple[Any, str]:
         """Return the input and the label that an output, the name of a class, stands for."""

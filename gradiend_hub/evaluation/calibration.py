@@ -86,11 +86,11 @@ class _Doses:
         above = min((k for k in self.tried if k > best), default=None)
         if self.unsound is not None and (above is None or above >= self.unsound):
             return GENERATION
-        if self._full(best):
-            return self._worst(best)
-        if above is None or self.safe(above):
+        if above is not None and self.safe(above):
             return None
-        return self._worst(above)
+        if above is None:
+            return self._worst(best) if self._full(best) else None
+        return self._worst(best if self._full(best) else above)
 
     def effects(self, k: int) -> list[Figure]:
         """Effect of each sign that has rows to show it; none where there is NaN."""

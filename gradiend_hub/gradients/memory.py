@@ -235,7 +235,7 @@ def state_advised(scope: Scope, *, state_vectors: float) -> Iterator[None]:
         advice = memory_advice(scope, rows=1, activations=0, state_vectors=state_vectors, density=scope.density)
         raise TrainingError(
             f"Out of memory with {state_vectors:.3g} vectors of {scope.size:,} coordinates, of solver and optimizer. "
-            f'{advice} Or keep fewer vectors: solver="closed_form", num_runs=1, or comparable=False.'
+            f'{advice} Or keep fewer vectors: solver="closed_form", with rank=8 none, num_runs=1, or comparable=False.'
         ) from error
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 
 import torch
 from torch import Tensor
@@ -16,10 +16,13 @@ CONVERGED = 0.5
 """Least correlation, and least |mean| of each class, of a run that counts as converged."""
 
 CHANCE = 0.01
-"""Most that may pass of encoders of noise, or of classes that were dealt out by coin."""
+"""Most that may pass of encoders of noise where classes are dealt out by coin; twice that, whatever their sizes."""
 
 ALL_COINS, DRAWS = 12, 9_999
 """Units up to which all labellings by coin are counted, and how many are drawn beyond that, at least."""
+
+DRAWN = 2**22
+"""Labels that are drawn at a time."""
 
 SATURATED = 0.999
 """|h| of a row that is read without any degree."""
@@ -35,7 +38,8 @@ class Convergence:
         rows: number of rows.
         saturated: share of them with |h| above `SATURATED`.
         units: number of independent units that the rows come in.
-        chance: share of labellings by coin whose correlation is as high; see `by_chance`.
+        chance: share of labellings by chance whose correlation is as high; see `by_chance`.
+        least: the same of the best encoder that there could be.
         has_both: whether there are rows of both labels.
         tries: from how many encoders, both signs of each, this one was chosen by these rows.
         of: what the rows are called.
@@ -47,6 +51,7 @@ class Convergence:
     saturated: float
     units: int
     chance: float
+    least: float
     has_both: bool
     tries: int = 1
     of: str = "rows"
@@ -61,32 +66,37 @@ class Convergence:
     def unjudged(self) -> str:
         """Why these rows cannot show that anything was learned, in words; empty if they can.
 
-        Of n independent units, one labelling of 2ⁿ is as good as the best, so that fewer than 7 cannot be beyond chance.
+        Of n independent units, one labelling of 2ⁿ is as good as the best, so that fewer than 7 cannot be beyond chance, or
+        8 where these rows have chosen the sign; nor can units of one class each that are nearly all of the same.
         """
         if not self.rows:
             return "no rows that were not learned from"
         if not self.has_both:
             return f"{self.of} of one class only, expected both"
-        fewest = math.ceil(math.log2(self.tries / CHANCE))
+        fewest, rows = math.ceil(math.log2(self.tries / CHANCE)), f"{self.rows} {self.of}"
+        if self.units < self.rows:
+            rows += f" of {self.units} independent units"
         if self.units < fewest:
-            rows = f"{self.rows} {self.of}" + (f" of {self.units} independent units" if self.units < self.rows else "")
             return f"{rows}, where fewer than {fewest} independent ones can be told apart by chance"
-        return ""
+        return f"{rows}, too few of one class to be told apart by chance" if self.least > CHANCE / self.tries else ""
 
     @property
     def faults(self) -> list[str]:
-        """Reasons why this is no reading of the classes, in words; empty for a usable one, and where it is not judged."""
+        """Reasons why this is no reading of the classes, in words; empty for a usable one.
+
+        Rows too few to show that something was learned can still show that it was not; but not a handful.
+        """
         up, down = self.class_means
         found = list[str]()
-        if self.unjudged:
+        if not self.has_both or self.rows < math.ceil(math.log2(self.tries / CHANCE)):
             return found
         if self.correlation < CONVERGED:
             found.append(f"correlation {self.correlation:+.2f}, expected at least {CONVERGED}")
         if min(abs(up), abs(down)) < CONVERGED or up * down >= 0:
             found.append(f"class means {up:+.2f} and {down:+.2f}, expected at least ±{CONVERGED} on opposite sides")
-        if self.correlation >= CONVERGED and self.chance > CHANCE / self.tries:
+        if self.correlation >= CONVERGED and not self.unjudged and self.chance > CHANCE / self.tries:
             found.append(
-                f"correlation {self.correlation:+.2f} can be chance: {self.chance:.2%} of labellings by coin reach it, "
+                f"correlation {self.correlation:+.2f} can be chance: {self.chance:.2%} of labellings by chance reach it, "
                 f"expected at most {CHANCE / self.tries:.2%}"
             )
         if self.saturated > 0.5:
@@ -99,7 +109,8 @@ def convergence(
 ) -> Convergence:
     """Judge feature values h of rows, oriented so that label +1 is positive, by their labels ±1: [N] each.
 
-    An encoder that does not depend on these labels has no faults with a probability of at most `CHANCE`.
+    An encoder that does not depend on these labels has no faults with a probability of at most `CHANCE` where the classes of
+    units are by coin, and of twice that whatever number of units is of each class.
 
     Args:
         units: number of the independent unit that each row belongs to, [N]; default: each row is one.
@@ -108,43 +119,68 @@ def convergence(
     """
     has_both = bool((labels > 0).any() and (labels < 0).any())
     units = (torch.arange(len(h)) if units is None else units).unique(return_inverse=True)[1]
+    draws = max(DRAWS, round(10 * tries / CHANCE))
+    chance, least = by_chance(h, labels, units, draws) if has_both else (1.0, 1.0)
     return Convergence(
         _correlation(h, labels) if len(h) else 0.0,
         (_mean(h[labels > 0]), _mean(h[labels < 0])),
         len(h),
         float((h.abs() > SATURATED).double().mean()) if len(h) else 0.0,
         int(units.max()) + 1 if len(h) else 0,
-        by_chance(h, labels, units, max(DRAWS, round(10 * tries / CHANCE))) if has_both else 1.0,
+        chance,
+        least,
         has_both,
         tries,
         of,
     )
 
 
-def by_chance(h: Tensor, labels: Tensor, units: Tensor, draws: int = DRAWS) -> float:
-    """Return the share of labellings by coin, these labels among them, whose correlation with h is at least theirs.
+def by_chance(h: Tensor, labels: Tensor, units: Tensor, draws: int = DRAWS) -> tuple[float, float]:
+    """Return the share of labellings by chance, these labels among them, whose correlation with h is at least theirs.
 
     The classes of all rows of a unit change places together, as h may be alike in them for other reasons (one prompt, one
-    template). With few units, all labellings are counted, so that the share is exact; else as many are drawn.
+    template). Labels are dealt out by coin; and, as one odd unit can be all of a rare class, those of units of one class are
+    exchanged among them, of which half the share counts. The larger of both is returned.
+
+    With few units, all labellings by coin are counted, so that the share is exact; else, and of exchanges, some are drawn.
 
     Args:
         h, labels: feature values and ±1, [N].
         units: number of the unit of each row, from 0 on, [N].
         draws: labellings that are drawn.
+
+    Returns:
+        The share, and the least that it can be with these units.
     """
     y, count = labels.double().cpu(), int(units.max()) + 1
     own = (h.double() - h.double().mean()).cpu() * y
-    sums, sizes = (torch.zeros(count, dtype=torch.float64).index_add_(0, units.cpu(), part) for part in (own, y))
-    if count <= ALL_COINS:
-        signs = 1.0 - 2.0 * (torch.arange(2**count)[:, None] >> torch.arange(count) & 1)
-        found = _scaled(signs, sums, sizes, len(y))
-    else:
-        generator, parts = torch.Generator().manual_seed(0), [_scaled(torch.ones(1, count), sums, sizes, len(y))]
-        for start in range(0, draws, 1000):
-            coins = torch.randint(2, (min(1000, draws - start), count), generator=generator)
-            parts.append(_scaled(1.0 - 2.0 * coins, sums, sizes, len(y)))
-        found = torch.cat(parts)
-    return float((found >= found[0] - 1e-9 * float(sums.abs().sum())).double().mean())
+    sums, sizes, rows = (
+        torch.zeros(count, dtype=torch.float64).index_add_(0, units.cpu(), part) for part in (own, y, y.abs())
+    )
+    pure = (sizes.abs() == rows).nonzero().flatten()
+    classes, few = sizes[pure].sign(), int((sizes[pure] > 0).sum())
+    most = math.comb(len(pure), few) * 2 ** (count - len(pure))
+    generator, start = torch.Generator().manual_seed(0), torch.ones(1, count)
+
+    def coins(number: int) -> Tensor:
+        return 1.0 - 2.0 * torch.randint(2, (number, count), generator=generator)
+
+    def exchanges(number: int) -> Tensor:
+        signs = coins(number)
+        order = torch.rand(number, len(pure), generator=generator).argsort(1)
+        signs[:, pure] = (classes[order] * classes).float()
+        return signs
+
+    def share(labellings: Iterable[Tensor]) -> float:
+        found = torch.cat([_scaled(signs, sums, sizes, len(y)) for signs in labellings])
+        return float((found >= found[0] - 1e-9 * float(sums.abs().sum())).double().mean())
+
+    step = max(1, DRAWN // count)
+    parts = [min(step, draws - i) for i in range(0, draws, step)]
+    every = 1.0 - 2.0 * (torch.arange(2**count)[:, None] >> torch.arange(count) & 1) if count <= ALL_COINS else None
+    by_coin = share([every] if every is not None else chain([start], map(coins, parts)))
+    exchanged = share(chain([start], map(exchanges, parts))) / 2 if len(pure) > 1 else 0.0
+    return max(by_coin, exchanged), max(2.0**-count, 0.5 / most)
 
 
 def _scaled(signs: Tensor, sums: Tensor, sizes: Tensor, rows: int) -> Tensor:

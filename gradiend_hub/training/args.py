@@ -66,7 +66,8 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             validation correlation is kept.
         learning_rates: train each of those runs at each of these rates, instead of at `learning_rate`.
         identity_rows: slots at other tokens of the training texts, filled with their own token, that are learned with
-            label 0 and target 0. They teach ridge and the autoencoder to be silent on them; a third of all batches then.
+            label 0 and target 0. They teach ridge and the autoencoder to be silent on them; the closed form's encoder
+            stays as it is. A third of all batches then.
         importance: how coordinates are chosen when `GradiendConfig.density` is below 1: "mean" keeps most of the edit's
             effect, "snr" separates the classes better; see `gradiend_hub.gradients.importance`.
         importance_rows: training rows that the choice is made from.
@@ -155,7 +156,11 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
         for name, kind in _LIMITS.items():
             check(kind, getattr(self, name), f"GradiendTrainingArguments.{name}")
         if self.decoder == "natural" and self.rank is None:
-            self.rank = RANK
+            if self.final_density < 1:
+                raise ConfigError(
+                    f'decoder="natural" has a rank, and final_density={self.final_density} keeps few coordinates: choose.'
+                )
+            self.rank, self.decided = RANK, frozenset({"rank"})
         self._check_rank()
         if self.world_size > 1:
             self._check_processes()

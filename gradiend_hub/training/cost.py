@@ -150,7 +150,9 @@ def _later_bytes(reader: GradientReader | FactorReader, run: TrainingRun) -> int
         return finished
     read = _distribution_bytes(run, max(len(rows) + tokens // 2 + tokens * bool(texts) for rows, texts in measured))
     # alike lengths are read together, so that a batch has a part of the texts
-    logits = min(size, math.ceil(len(run.data.texts) / 4) or 1) * run.objective.width * _labels(run)
+    logits = (
+        min(size, math.ceil(max(len(texts) for _, texts in measured) / 4) or 1) * run.objective.width * _labels(run)
+    )
     return int(max(finished, 4 * MEASURING_VECTORS * run.numbers + read + 4 * AT_WORK * min(LOGITS, logits)))
 
 
@@ -170,7 +172,8 @@ def _factor_bytes(run: TrainingRun) -> int:
 
 def _labels(run: TrainingRun) -> int:
     """Most labels of a neutral text, of some; 1 without any."""
-    texts = spread(run.data.texts, _SOME_TEXTS)
+    of_test = run.data.test.texts if run.data.test is not None else ()
+    texts = spread(run.data.texts or of_test, _SOME_TEXTS)
     items = run.objective.quality_items(texts, labels=1, seed=run.args.seed)
     return max((len(item.sample.labels) for item in items), default=1)
 

@@ -34,6 +34,7 @@ __all__ = [
     "read_damage_sets",
     "read_measured",
     "records",
+    "without",
 ]
 
 CALIBRATION_ROWS = 128
@@ -199,9 +200,10 @@ def decided(
         measured = [text for number, text in enumerate(data.texts) if number % every != 1]
         spared = data.texts[1::every]
         test = data.test
-        if test is not None and test.texts is data.texts:
-            test = replace(test, texts=measured)
-        data = replace(data, texts=measured, fisher_texts=spared, test=test)
+        if test is not None:
+            test = replace(test, texts=without(test.texts, spared))
+        sets = {name: without(texts, spared) for name, texts in data.damage_sets.items()}
+        data = replace(data, texts=measured, fisher_texts=spared, test=test, damage_sets=sets)
     if args.decoder == AUTO:
         return args.with_decoder("natural" if len(data.fisher_texts) >= FEWEST_SPARED else "solver"), data
     if data.fisher_texts:
@@ -210,6 +212,12 @@ def decided(
         f"decoder={args.decoder!r} needs neutral_train_dataset: sentences that no evaluation reads. Give some, or at least "
         f"{2 * FEWEST_SPARED} in neutral_dataset, of which every other one is set aside; found {len(data.texts)}."
     )
+
+
+def without(texts: Sequence[Any], spared: Sequence[Any]) -> Sequence[Any]:
+    """Leave out what a decoder has learned from, as that hides damage; nothing where nothing else is left."""
+    learned = {text for text in spared if isinstance(text, str)}
+    return [text for text in texts if not isinstance(text, str) or text not in learned] or texts
 
 
 def read_damage_sets(given: Any, objective: Objective) -> dict[str, list[Any]]:

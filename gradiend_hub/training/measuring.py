@@ -30,7 +30,7 @@ from gradiend_hub.scope import Scope
 from gradiend_hub.solvers import Convergence
 
 from .args import GradiendTrainingArguments
-from .data import MeasuredRows, read_measured, records
+from .data import MeasuredRows, read_measured, records, without
 from .judging import judged_by
 from .publishing import PublishingTrainer
 from .run import Reading, TrainingRun
@@ -78,7 +78,10 @@ def named_sets(run: TrainingRun, given: Any, neutral: Any, what: str, *, own: bo
     texts = (
         run.data.texts
         if neutral is None
-        else read_neutral(records(neutral, "neutral_dataset"), run.objective.read_neutral, what="neutral_dataset")
+        else without(
+            read_neutral(records(neutral, "neutral_dataset"), run.objective.read_neutral, what="neutral_dataset"),
+            run.data.fisher_texts,
+        )
     )
     if own or isinstance(given, str):
         found = {name: rows for name, rows in run.data.eval_sets.items() if own or name == given}
@@ -253,7 +256,7 @@ class MeasuringTrainer(PublishingTrainer):
     def _measure(self, measured: MeasuredRows, choose_unit: bool, name: str) -> dict[str, float]:
         start, direction, run = time.perf_counter(), self.direction, self._run
         h = self._h if measured.rows is run.data.eval_rows else None
-        if name == "test":
+        if name == "test" and not any(measured.rows is rows for rows in run.data.eval_sets.values()):
             h, labels = run.encode_by(*encoder_tensors(direction), measured.rows)
             self._judge(judged_by(h, labels, measured.rows, of="test rows"))
         split = self.report.splits[name] = measure(

@@ -173,6 +173,7 @@ class DirectionSuite:
             "seed": self.args.row_seed,
             "identities": self.identities,
             "rows": _digest(self.rows.records),
+            "measured": _digest([*(self._eval or ()), *(self._neutral or ()), *(self._neutral_train or ())]),
             "base": _identity(self.base_model),
         }
         path, said = folder / SUITE_FILE, json.loads(json.dumps(said, default=str))

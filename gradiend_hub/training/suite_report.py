@@ -78,6 +78,7 @@ def _figures(member: Any) -> dict[str, Any]:
     return {
         "classes": list(member.classes),
         "learned": None if report is None else report.converged,
+        "decoder": None if report is None else report.training.get("decoder"),
         "verdict": "" if report is None else report.verdict,
         "correlation": None if encoder is None else encoder.correlation,
         "effect_up": effects.get(1.0),

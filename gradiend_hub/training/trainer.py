@@ -190,7 +190,8 @@ class GradiendTrainer(MeasuringTrainer):
         if args.rank is None:
             return None
         if self.scope.kept:
-            raise ConfigError(f"rank={args.rank} and density={self.gradiend_config.density}: choose one of both.")
+            of = 'the rank of decoder="natural"' if "rank" in args.decided else f"rank={args.rank}"
+            raise ConfigError(f"{of} and density={self.gradiend_config.density}: choose one of both.")
         shapes = {name: tuple(parameter.shape) for name, parameter in self.scope.parameters.items()}
         return Sketching(shapes, args.rank, seed=args.seed)
 

@@ -70,7 +70,7 @@ def test_the_decoder_follows_from_arguments_and_data(
         return
     assert sorted([*divided.texts, *divided.fisher_texts]) == sorted(read.texts)  # each in one of both
     assert len(divided.fisher_texts) == 50
-    assert divided.test is not None and divided.test.texts == divided.texts
+    assert divided.test is not None and [*divided.test.texts] == [*divided.texts]
 
 
 def test_no_more_sentences_are_set_aside_than_are_read(tmp_path: Path) -> None:
@@ -79,10 +79,20 @@ def test_no_more_sentences_are_set_aside_than_are_read(tmp_path: Path) -> None:
     assert len(divided.fisher_texts) == 250 and sorted([*divided.texts, *divided.fisher_texts]) == sorted(read.texts)
 
 
+def test_what_was_learned_from_measures_nothing_else(tmp_path: Path) -> None:
+    """The same sentences as neutral text of the test, and among a damage set, are left out there, too."""
+    read = replace(
+        data_of(), test=MeasuredRows([], list(TEXTS)), damage_sets={"chat": ["a", TEXTS[1]], "same": [TEXTS[1]]}
+    )
+    divided = decided(GradiendTrainingArguments(str(tmp_path), use_cpu=True), GradiendConfig(), read)[1]
+    assert divided.test is not None and {*divided.test.texts} == {*divided.texts}
+    assert divided.damage_sets["chat"] == ["a"] and divided.damage_sets["same"] == [TEXTS[1]]  # which has no other
+
+
 def test_sentences_of_the_test_stay(tmp_path: Path) -> None:
     read = data_of(test_texts=7)
     divided = decided(GradiendTrainingArguments(str(tmp_path), use_cpu=True), GradiendConfig(), read)[1]
-    assert divided.test is read.test
+    assert divided.test is not None and read.test is not None and [*divided.test.texts] == [*read.test.texts]
 
 
 @pytest.mark.parametrize("decoder", ["natural", "damage_aware"])

@@ -6,6 +6,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -14,6 +15,7 @@ from gradiend_hub import GradiendTrainer
 from gradiend_hub.artifact.files import CARD_FILE
 from gradiend_hub.data import TextRow
 from gradiend_hub.data.preference import PreferenceRow
+from gradiend_hub.data.row import CounterfactualRow
 from gradiend_hub.evaluation import Report
 from gradiend_hub.training.judging import FEW_GROUPS, units_of
 from tests.training.support import arguments, trainer_of
@@ -108,3 +110,10 @@ def test_units_are_pairs_templates_or_texts() -> None:
     ]
     assert of(rows) == [0, 1, 2, 3]  # of one template with both classes
     assert of(rows[:2]) == [0, 0]
+    odd = TextRow("Yes, [MASK] did.", "he", "they", "3SG", "3PL")
+    assert of([*rows, odd]) == [0, 1, 2, 3, 4]  # which makes no unit of the others
+
+    inputs = [("one", "two"), ("three", "four"), (np.zeros((2, 2)), np.ones((2, 2)))]
+    concepts = [CounterfactualRow(a, "3SG", "3PL", "3SG", "3PL", b, "label") for a, b in inputs]
+    concepts += [CounterfactualRow(b, "3PL", "3SG", "3PL", "3SG", a, "label") for a, b in inputs]
+    assert of(concepts) == [0, 1, 2, 0, 1, 2]
