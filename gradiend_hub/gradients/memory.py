@@ -282,6 +282,11 @@ def resident_bytes() -> int:
     """Most memory that this process has held so far; 0 where the system does not say, on Windows."""
     if sys.platform == "win32":
         return 0
+    try:  # on Linux, as a process inherits `ru_maxrss` from the one that started it
+        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
     import resource  # not on Windows
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +24,13 @@ from gradiend_hub.gradients import (
     memory_advised,
     select_parameters,
 )
-from gradiend_hub.gradients.memory import activation_bytes, format_bytes, is_out_of_memory, memory_advice
+from gradiend_hub.gradients.memory import (
+    activation_bytes,
+    format_bytes,
+    is_out_of_memory,
+    memory_advice,
+    resident_bytes,
+)
 from gradiend_hub.objectives import Objective, PairBatch
 from tests.gradients.test_checkpointing import enable
 from tests.gradients.test_pairs import examples
@@ -192,3 +201,14 @@ def test_advice_is_ranked_and_leaves_out_what_cannot_be_lowered() -> None:
     assert "layers" not in last
     deep = Scope.dense({f"h.{i}.weight": nn.Parameter(torch.zeros(2)) for i in range(12)})
     assert 'layers="6-11" as scope (saves 500 MB' in memory_advice(deep, rows=4, activations=10**9, state_vectors=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, the system's own figure is taken")
+def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
+    """Whose peak Linux hands on as `ru_maxrss`."""
+    held = torch.ones(40_000_000)  # 160 MB, which are at work
+    code = (
+        f"from __future__ import annotations\nimport sys\n{inspect.getsource(resident_bytes)}\nprint(resident_bytes())"
+    )
+    own = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert 2_000_000 < own < held.nbytes < resident_bytes()

@@ -5,13 +5,13 @@ python -m tests.training.memory_job (said | came) BASE (autoencoder | natural) R
 
 from __future__ import annotations
 
-import resource
 import sys
 
 import torch
 from datasets import load_dataset
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
+from gradiend_hub.gradients.memory import resident_bytes
 
 KINDS = {
     "autoencoder": {"solver": "autoencoder", "decoder": "solver"},
@@ -39,7 +39,7 @@ def main(what: str, base: str, kind: str, data: str, output: str) -> int:
     trainer.train()
     trainer.evaluate()
     trainer.save_model()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resident_bytes()
 
 
 if __name__ == "__main__":
