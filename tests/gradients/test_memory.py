@@ -207,6 +207,7 @@ def test_advice_is_ranked_and_leaves_out_what_cannot_be_lowered() -> None:
 def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
     """Whose peak Linux hands on as `ru_maxrss`."""
     held = torch.ones(40_000_000)  # 160 MB, which are at work
-    code = f"from __future__ import annotations\nimport sys\nfrom pathlib import Path\n{inspect.getsource(resident_bytes)}\nprint(resident_bytes())"
+    imports = "from __future__ import annotations\nimport sys\nfrom pathlib import Path\n"
+    code = f"{imports}{inspect.getsource(resident_bytes)}\nprint(resident_bytes())"
     own = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert 2_000_000 < own < held.nbytes < resident_bytes()
