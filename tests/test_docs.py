@@ -135,7 +135,9 @@ def test_the_code_of_a_page_runs(
         (tmp_path / "out" / "first").symlink_to(first_direction)
         if page == "guides/serving.md":  # after that on rewriting a model
             (tmp_path / "out" / "plural").symlink_to(first_direction.with_name("plural"))
-    run_blocks(BLOCK.findall((DOCS / page).read_text(encoding="utf-8")), tmp_path, monkeypatch)
+    blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+    assert blocks  # a block that raises, or a command that ends with another status, fails
+    run_blocks(blocks, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ class Convergence:
 
     @property
     def unjudged(self) -> str:
-        """Why these rows cannot show that anything was learned, in words; empty if they can.
+        """Say why these rows cannot show that anything was learned; empty if they can.
 
         Of n independent units, one labelling of 2ⁿ is as good as the best, so that fewer than 7 cannot be beyond chance, or
         8 where these rows have chosen the sign; nor can units of one class each that are nearly all of the same.

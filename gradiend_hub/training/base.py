@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +68,21 @@ def processor_of(base: nn.Module, objective: str) -> Any:
             "processing_class."
         )
     return objective_class(objective).load_processor(name, revision=base_commit(base))
+
+
+def config_for(config: GradiendConfig, base: nn.Module, args: GradiendTrainingArguments) -> GradiendConfig:
+    """Copy a configuration for a new direction of a base model, whose identity and measurements are its own.
+
+    The base model's name is `base_model_id`, that of the model itself, or, for one that has none, that of the configuration.
+    """
+    own = {
+        "base_model_name_or_path": args.base_model_id or base_name(base) or config.base_model_name_or_path,
+        "revision": None if args.base_model_id else base_commit(base),
+        "auto_mapping": None,
+        "gradiend_version": None,
+        "transformers_version": None,
+    }
+    if config.parameters is not None:  # it is that of another direction
+        own |= {"parameters": None, "has_bias": False, "safe_band": None, "break_point": None}
+        own |= {"strength_unit": 1.0, "strength": 1.0}
+    return replace(copy.deepcopy(config), **own)  # type: ignore[arg-type]

@@ -33,7 +33,8 @@ from gradiend_hub.objectives import PairBatch, batched
 from gradiend_hub.solvers import Solution
 
 from .decoders import constant
-from .run import COMPARED_ROWS, COMPARED_TOKENS, TrainingRun, as_direction, tangents_of
+from .run import COMPARED_ROWS, COMPARED_TOKENS, TrainingRun
+from .solutions import as_direction, tangents_of
 from .streams import Learn, row_sampler, store_key
 
 __all__ = ["predicted", "seconds_of_the_rest"]

@@ -171,14 +171,7 @@ class MeasuringTrainer(PublishingTrainer):
 
     def _judge(self, found: Convergence) -> None:
         """Say in log and report whether the direction was learned; it takes every set of rows that can tell."""
-        if found.unjudged:
-            if self.report.converged is None:
-                self.report.verdict = f"not judged: {found.unjudged}"
-                logger.warning(
-                    "Whether this was learned is not known: %s. Give more rows as eval_dataset or test_dataset.",
-                    found.unjudged,
-                )
-        elif found.faults:
+        if found.faults:  # rows too few to show that it was learned may show that it was not
             self.report.converged, self.report.verdict = False, f"{found.of}: {'; '.join(found.faults)}"
             logger.warning(
                 "Not learned, by its encodings of %s. What is saved says so. Check that the classes differ in these "
@@ -186,7 +179,13 @@ class MeasuringTrainer(PublishingTrainer):
                 self.report.verdict,
                 self.gradiend_config.source,
             )
-        elif self.report.converged is None:
+        elif found.unjudged and self.report.converged is None:
+            self.report.verdict = f"not judged: {found.unjudged}"
+            logger.warning(
+                "Whether this was learned is not known: %s. Give more rows as eval_dataset or test_dataset.",
+                found.unjudged,
+            )
+        elif not found.unjudged and self.report.converged is None:
             self.report.converged, self.report.verdict = True, ""
 
     def evaluate(

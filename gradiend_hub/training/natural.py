@@ -46,7 +46,7 @@ class Damping:
 
     @property
     def kind(self) -> str:
-        """What it is beside damping both sides alike, or neither: kinds whose damage the factors over- or underrate."""
+        """Name what sets it apart from others, whose damage the factors rate otherwise; empty for both sides alike."""
         outputs, inputs = math.isinf(self.outputs), math.isinf(self.inputs)
         side = "" if outputs == inputs else "inputs" if outputs else "outputs"
         return side + "diagonal" * self.diagonal + "rank" * (self.rank is not None)

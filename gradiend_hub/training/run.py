@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,11 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gradiend_hub.artifact.config import GradiendConfig
-from gradiend_hub.artifact.direction import Direction, ParameterDirection
-from gradiend_hub.artifact.fingerprint import Fingerprint
-from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.references import References
-from gradiend_hub.base_model import base_commit, base_name
 from gradiend_hub.comparison.references import references_of
 from gradiend_hub.data import Row
 from gradiend_hub.encoding import preactivations, reading_sign
@@ -26,7 +24,6 @@ from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.evaluation.report import ReferenceReport
 from gradiend_hub.evaluation.sets import REPLY_TOKENS, damage_items
 from gradiend_hub.gradients import (
-    Entries,
     FactorReader,
     GradientReader,
     KroneckerFactors,
@@ -38,7 +35,6 @@ from gradiend_hub.gradients import (
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Example, Objective, Sample, evaluating, examples_of
 from gradiend_hub.progress import counted
-from gradiend_hub.scope import PackedParameter
 from gradiend_hub.solvers import (
     ByParameter,
     ClassMeans,
@@ -46,8 +42,8 @@ from gradiend_hub.solvers import (
     Convergence,
     SeedReport,
     Solution,
-    Vector,
     calibrated,
+    convergence,
     damping_weights,
     gain_of,
     seed_report,
@@ -57,18 +53,16 @@ from gradiend_hub.solvers.base import LEVEL
 from .args import GradiendTrainingArguments
 from .data import CALIBRATION_ROWS, TrainingData
 from .decoders import best_damped, chosen_damping, cut_to_rank, numbers_at_rank, pruned, with_mean_decoder
-from .judging import judged_encoder
+from .judging import MOST_ROWS, judged_by
 from .natural import NATURAL, ODD, PLAIN, Edits, Outcome, best_edits, common_effect, estimate, preconditioned
+from .solutions import as_direction, tangents_of
 
-__all__ = ["Finished", "TrainingRun", "as_direction", "config_for"]
+__all__ = ["Finished", "Reading", "TrainingRun"]
 
 FEWEST_ROWS = 16
 """Fewest validation rows from which orientation and gain of a solution are read; with fewer, training rows are.
 
 Whether anything was learned is not: see `judging`."""
-
-MOST_ROWS = 4 * CALIBRATION_ROWS
-"""Most of them."""
 
 COMPARED_ROWS, COMPARED_TOKENS = 60, 1000
 """Validation rows of each class and neutral tokens on which dampings are compared."""
@@ -78,55 +72,6 @@ CLEARLY = 0.9
 
 LEAST_LEVEL = 0.05
 """Typical |h| of an encoder that has learned nothing."""
-
-
-def config_for(config: GradiendConfig, base: nn.Module, args: GradiendTrainingArguments) -> GradiendConfig:
-    """Copy a configuration for a new direction of a base model, whose identity and measurements are its own.
-
-    The base model's name is `base_model_id`, that of the model itself, or, for one that has none, that of the configuration.
-    """
-    own = {
-        "base_model_name_or_path": args.base_model_id or base_name(base) or config.base_model_name_or_path,
-        "revision": None if args.base_model_id else base_commit(base),
-        "auto_mapping": None,
-        "gradiend_version": None,
-        "transformers_version": None,
-    }
-    if config.parameters is not None:  # it is that of another direction
-        own |= {"parameters": None, "has_bias": False, "safe_band": None, "break_point": None}
-        own |= {"strength_unit": 1.0, "strength": 1.0}
-    return replace(copy.deepcopy(config), **own)  # type: ignore[arg-type]
-
-
-def as_direction(solution: Solution, scope: Scope) -> Direction:
-    """Divide a solution by parameter, and add the fingerprint of the base model that the scope belongs to."""
-    found = solution.mapped(lambda v: v.parts if isinstance(v, ByParameter) else scope.split(v))
-    bias = found.decoder_bias
-    return Direction(
-        {
-            name: ParameterDirection(
-                tuple(parameter.shape),
-                found.decoder[name].to("cpu"),
-                None if bias is None else bias[name].to("cpu"),
-                found.encoder[name].to("cpu"),
-                scope.kept.get(name),
-            )
-            for name, parameter in scope.parameters.items()
-        },
-        solution.encoder_bias,
-        Fingerprint.of({n: p for n, p in scope.parameters.items() if not isinstance(p, PackedParameter)}),
-    )
-
-
-def tangents_of(encoder: Vector, scope: Scope) -> dict[str, Tangent]:
-    """An encoder by parameter, to encode rows with."""
-    if not isinstance(encoder, ByParameter):
-        if not scope.kept:
-            return dict(scope.dense_tensors(encoder))
-        shapes = {name: tuple(parameter.shape) for name, parameter in scope.parameters.items()}
-        return {name: Entries(scope.kept[name], values, shapes[name]) for name, values in scope.split(encoder).items()}
-    parts = encoder.parts.items()
-    return {name: v if isinstance(v, Factors) else v.view(scope.parameters[name].shape) for name, v in parts}
 
 
 @dataclass(frozen=True)
@@ -247,6 +192,33 @@ class TrainingRun:
         found = seed_report(calibrated_ones, h, readings[0].labels, seeds=seeds, rates=rates)
         return replace(readings[found.chosen], seeds=found)
 
+    def judged(self, read: Reading, scope: Scope) -> Convergence:
+        """Judge an oriented solution by validation rows.
+
+        It may fail by training rows before, as any labels fit these; it cannot pass by them.
+        """
+        if self.is_judged_by_validation:  # they have chosen it, and its sign
+            rows = [row for row, usable in zip(self.judging_rows, read.usable.tolist(), strict=True) if usable]
+            tries = 2 * len(self.args.runs) * self.looks
+            return judged_by(read.h, read.labels, rows, tries=tries, of="validation rows")
+        seen = convergence(read.h, read.labels, of="training rows")
+        if seen.faults:
+            return seen
+        rows = list(self.data.eval_rows)
+        h, labels = self.encode(read.solution, rows, scope) if rows else (torch.zeros(0), torch.zeros(0))
+        return judged_by(h, labels, rows, tries=self.looks, of="validation rows")
+
+    @property
+    def looks(self) -> int:
+        """Count the checkpoints of which the validation rows have chosen one."""
+        args = self.args
+        if not args.load_best_model_at_end:
+            return 1
+        epoch = math.ceil(len(self.data.dataset) / args.train_batch_size)
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+        every = epoch if args.eval_strategy == "epoch" else max(1, int(args.eval_steps or 1))
+        return max(1, math.ceil(int(steps) / every))
+
     def preactivations(self, solution: Solution, examples: Sequence[Example], scope: Scope) -> Tensor:
         """z of every example, [N]."""
         return preactivations(
@@ -300,7 +272,7 @@ class TrainingRun:
             read = self.read(solution, scope)
             solution = read.solution
         self._probes.clear()  # it keeps distributions of the base model
-        judged = judged_encoder(self, replace(read, solution=solution), scope)
+        judged = self.judged(replace(read, solution=solution), scope)
         if judged.faults:
             solution = solution.quieter(max(LEAST_LEVEL, LEVEL * judged.correlation))
         every_row = self.is_judged_by_validation and len(read.h) == len(self.data.eval_rows)

@@ -30,7 +30,7 @@ from gradiend_hub.progress import shown, tell
 from gradiend_hub.solvers import ClassMeans, Shard, Sketching, SketchSolver, Solver, SplitMeans, make_solver
 
 from .args import GradiendTrainingArguments
-from .base import name_the_base, opened_base, processor_of
+from .base import config_for, name_the_base, opened_base, processor_of
 from .checkpoints import (
     find_checkpoint,
     require_same_training,
@@ -41,8 +41,9 @@ from .checkpoints import (
 from .cost import predicted, seconds_of_the_rest
 from .data import Datasets, Rows, TrainingData, columns_of, decided
 from .measuring import MeasuringTrainer, require_metric
-from .run import Reading, TrainingRun, as_direction, config_for
+from .run import Reading, TrainingRun
 from .saving import new_report, seed_records
+from .solutions import as_direction
 from .streams import FactorStream, Learn, RowBatches, pair_stream, row_sampler
 
 logger = logging.getLogger(__name__)

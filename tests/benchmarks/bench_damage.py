@@ -50,7 +50,8 @@ from gradiend_hub.solvers import Solution, damage_aware, effect_shares
 from gradiend_hub.training.batches import TransitionDataset
 from gradiend_hub.training.data import TrainingData
 from gradiend_hub.training.decoders import best_damped, cut_to_rank, pruned
-from gradiend_hub.training.run import TrainingRun, as_direction
+from gradiend_hub.training.run import TrainingRun
+from gradiend_hub.training.solutions import as_direction
 
 from . import bench_solvers
 from .bench_solvers import DENSITY, EXAMPLES, Feature, Kept, Laboratory, features, learn, some

@@ -42,7 +42,7 @@ from gradiend_hub.gradients import select_parameters
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Batch, Objective, examples_of, make_objective
 from gradiend_hub.training.batches import TransitionDataset
-from gradiend_hub.training.run import as_direction
+from gradiend_hub.training.solutions import as_direction
 
 from .bench_learner import DATA, LONGEST, REFERENCE_PYTHON, make_job, reference_on
 from .bench_solvers import Laboratory, learn

@@ -38,7 +38,8 @@ from gradiend_hub.solvers import Sketching, Solution, Solver, make_solver
 from gradiend_hub.training.batches import TransitionBatchSampler, TransitionDataset
 from gradiend_hub.training.data import TrainingData
 from gradiend_hub.training.decoders import best_damped
-from gradiend_hub.training.run import TrainingRun, as_direction
+from gradiend_hub.training.run import TrainingRun
+from gradiend_hub.training.solutions import as_direction
 
 from .measure import EXAMPLES, MODELS, MORE_TEXT, interleaved, line, read_jsonl, skipped
 

@@ -17,6 +17,7 @@ from gradiend_hub.data import TextRow
 from gradiend_hub.data.preference import PreferenceRow
 from gradiend_hub.data.row import CounterfactualRow
 from gradiend_hub.evaluation import Report
+from gradiend_hub.solvers import convergence
 from gradiend_hub.training.judging import FEW_GROUPS, units_of
 from tests.training.support import arguments, trainer_of
 from tests.training.test_promises import by_coin
@@ -83,6 +84,23 @@ def test_few_rows_are_not_judged(masked_path: Path, tmp_path: Path, pronouns: An
     assert report.verdict == (
         "not judged: 6 validation rows, where fewer than 7 independent ones can be told apart by chance"
     )
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_many_rows_of_few_prompts_say_that_it_was_not_learned(
+    masked_path: Path, tmp_path: Path, pronouns: Any, right: bool
+) -> None:
+    """They cannot say that it was; nor does a later set of them take back what was found."""
+    trainer = trainer_of(masked_path, tmp_path, pronouns, layers="3")
+    labels = 1.0 - 2.0 * (torch.arange(120) % 2)
+    h = 0.9 * labels if right else torch.full((120,), 0.9)
+    trainer._judge(convergence(h, labels, torch.arange(120) % 6, of="test rows"))
+    assert trainer.report.converged is (None if right else False)
+    assert trainer.report.verdict.startswith(
+        "not judged: 120 test rows of 6" if right else "test rows: correlation +0.00"
+    )
+    trainer._judge(convergence(0.9 * labels, labels))
+    assert trainer.report.converged is right
 
 
 def pair(prompt: str, first: str, second: str) -> PreferenceRow:
