@@ -108,6 +108,23 @@ BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
             **DECODER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, shared_expert_intermediate_size=8
         )
     ),
+    "qwen3_moe": lambda: tf.Qwen3MoeForCausalLM(
+        tf.Qwen3MoeConfig(**DECODER, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)
+    ),
+    "olmoe": lambda: tf.OlmoeForCausalLM(tf.OlmoeConfig(**DECODER, num_experts=4, num_experts_per_tok=2)),
+    "gpt_oss": lambda: tf.GptOssForCausalLM(
+        tf.GptOssConfig(
+            **DECODER, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8,
+            layer_types=["sliding_attention", "full_attention"],
+        )
+    ),
+    "deepseek_v3": lambda: tf.DeepseekV3ForCausalLM(
+        tf.DeepseekV3Config(
+            **{**DECODER, "num_key_value_heads": 2}, moe_intermediate_size=8, n_routed_experts=4, n_shared_experts=1,
+            num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=8,
+            qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+        )
+    ),
     "mamba": lambda: tf.MambaForCausalLM(
         tf.MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=2)
     ),
@@ -130,7 +147,10 @@ BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
     "convnet": ConvNet,
 }  # fmt: skip
 
-ARCHITECTURES = tuple(BUILDERS)
+EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3")
+"""Models with stacks of experts."""
+ARCHITECTURES = tuple(name for name in BUILDERS if name not in EXPERTS[2:])
+"""One of a kind, which most tests go through."""
 SEQ2SEQ = ("t5", "bart")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from gradiend_hub.scope import Scope, select_parameters
 
 from .directional import directional_derivatives
-from .factors import FactorReader, Outer, read_factors
+from .factor_reader import FactorReader, read_factors, stacks
+from .factors import Outer
 from .faults import SkippedRows
 from .fisher import diagonal_fisher
 from .importance import MEASURES, prune
@@ -45,4 +46,5 @@ __all__ = [
     "read_factors",
     "read_pair",
     "select_parameters",
+    "stacks",
 ]

@@ -2,8 +2,8 @@
 
 A low-rank or sparse w is read from one pass of input gradients (see `rowwise`), a dense one by forward-mode differentiation,
 in two or three times the work of a forward pass; both exactly, for every row of a batch at once, with no gradient vector.
-Where a kernel has no forward-mode formula, input gradients serve a dense w, too. Where a layer mixes rows (mixtures of
-experts), rows are read one at a time, which the log says once per model.
+Where a kernel has no forward-mode formula, input gradients serve a dense w, too. Where a layer mixes rows, or copies
+its experts for each token, rows are read one at a time, which the log says once per model.
 """
 
 from __future__ import annotations

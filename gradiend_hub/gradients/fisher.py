@@ -15,7 +15,7 @@ from gradiend_hub.errors import DataError, TrainingError
 from gradiend_hub.objectives import IGNORED, Batch, Objective, Sample, batched
 from gradiend_hub.progress import progress
 
-from .factors import FactorReader
+from .factor_reader import FactorReader
 from .pairs import GradientReader
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,8 @@
 
 Of a matrix with y = x·Wᵀ they are A = E[x xᵀ] over tokens and S = E[δ δᵀ], with labels drawn by the model itself (Martens
 and Grosse 2015). Of a long side only C·Ω is summed, for a fixed Gaussian Ω of `COLUMNS` columns, and in the end
-C ≈ Y·(ΩᵀY)⁺·Yᵀ (Nyström); what that misses is spread evenly. Of a vector it is the diagonal of its Fisher information.
+C ≈ Y·(ΩᵀY)⁺·Yᵀ (Nyström); what that misses is spread evenly. Of a vector it is the diagonal of its Fisher information. The
+matrices of a stack (experts) share one S and one A, of all tokens that any of them was given: few reach each.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradiend_hub.artifact.fields import matrix_shape
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.data import Row
 from gradiend_hub.objectives import Objective, Sample
 
-from .factors import FactorReader, Outer
+from .factor_reader import FactorReader, stacks
+from .factors import Outer
 from .fisher import sampled_losses
 
 __all__ = ["COLUMNS", "Curvature", "KroneckerFactors", "kronecker_factors"]
@@ -50,19 +53,19 @@ class Curvature:
     diagonal: Tensor
 
     def solve(self, right: Tensor, damping: float) -> Tensor:
-        """(C + damping·mean·I)⁻¹ times a matrix [d, k], in fp64; itself over the mean where the damping is infinite."""
+        """(C + damping·mean·I)⁻¹ times a matrix [d, k], or a stack, in fp64; over the mean alone for infinite damping."""
         floor = max(self.rest + damping * self.mean, 1e-38)
         right = right.double()
         shrink = 1 / (self.values + floor) - 1 / floor
         return right / floor + self.vectors @ (shrink[:, None] * (self.vectors.T @ right))
 
     def quadratic(self, right: Tensor) -> Tensor:
-        """Rᵀ·C·R of a matrix R [d, k], in fp64: [k, k]."""
+        """Rᵀ·C·R of a matrix R [d, k], or of each in a stack, in fp64: [k, k]."""
         right = right.double()
         if not len(self.values):  # of one-hot vectors
-            return right.T @ (self.diagonal[:, None] * right)
+            return right.mT @ (self.diagonal[:, None] * right)
         within = self.vectors.T @ right
-        return within.T @ (self.values[:, None] * within) + self.rest * (right.T @ right)
+        return within.mT @ (self.values[:, None] * within) + self.rest * (right.mT @ right)
 
     def solve_diagonal(self, right: Tensor, damping: float) -> Tensor:
         """The same with the diagonal of C alone."""
@@ -149,7 +152,7 @@ class KroneckerFactors:
         found = 0.0
         for name, part in parts.items():
             if isinstance(part, Factors) and name in self.outputs:
-                both = self.outputs[name].quadratic(part.b) * self.inputs[name].quadratic(part.a.T)
+                both = self.outputs[name].quadratic(part.b) * self.inputs[name].quadratic(part.a.mT)
                 found += 0.5 * float(both.sum())
             elif isinstance(part, Factors) and name in self.diagonals:
                 found += 0.5 * part.inner(part) * float(self.diagonals[name].mean())
@@ -181,11 +184,14 @@ class _Sums:
         self.columns: dict[str, _Side] = {}
         self.squares: dict[str, Tensor] = {}
         self.batch: dict[str, Tensor] = {}
+        self.routed: dict[str, int] = {}
+        stacked = stacks(reader.model, reader.scope)
         for name, parameter in reader.scope.parameters.items():
             if name in reader.own:
                 continue
-            length, device = parameter.shape[0], reader.device if parameter.is_meta else parameter.device
-            for sides, d in ((self.rows, length), (self.columns, parameter.numel() // length)):
+            *_, rows, across = matrix_shape(parameter.shape, name in stacked)
+            device = reader.device if parameter.is_meta else parameter.device
+            for sides, d in ((self.rows, rows), (self.columns, across)):
                 if d > columns and d not in omegas:
                     omegas[d] = torch.randn(d, columns, generator=generator)
                 sides[name] = _Side(d, omegas.get(d), device)
@@ -195,6 +201,8 @@ class _Sums:
             left, right = part.flat()
             self.columns[name].add(right)
             (self.rows[name].add_lookup if part.is_lookup else self.rows[name].add)(left)
+            if part.number is not None:
+                self.routed[name] = self.routed.get(name, 0) + len(left)
         else:
             self.batch[name] = self.batch[name] + part.flatten() if name in self.batch else part.flatten()
 
@@ -248,9 +256,11 @@ def kronecker_factors(
         sums.end_of_batch()
         tokens += scored
     assert sums is not None
+    # of a stack: the information of a typical one of its E matrices, which gets 1/E of the tokens
+    means = {n: count * len(reader.scope.parameters[n]) for n, count in sums.routed.items()}
     return KroneckerFactors(
         {name: side.read(tokens) for name, side in sums.rows.items()},
-        {name: side.read(tokens) for name, side in sums.columns.items()},
+        {name: side.read(means.get(name, tokens)) for name, side in sums.columns.items()},
         {name: square.cpu() / tokens for name, square in sums.squares.items()},
         sums.bytes,
     )

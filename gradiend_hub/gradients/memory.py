@@ -19,7 +19,7 @@ from gradiend_hub.errors import TrainingError
 from gradiend_hub.objectives import Objective, PairBatch
 from gradiend_hub.scope import BLOCK, Scope
 
-from .factors import FactorReader
+from .factor_reader import FactorReader
 from .pairs import GradientReader, read_pair
 
 Reader = GradientReader | FactorReader

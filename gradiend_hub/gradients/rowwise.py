@@ -1,8 +1,9 @@
 """⟨w, ∇L_i⟩ of every row of a batch from one pass of input gradients: Σ_t δ_t·(w x_t) over the tokens of row i.
 
 With w = b·a of rank r that is (δ b)·(a x), and of a sparse w it is as much work as w has entries. Of norms and other small
-layers it is ⟨δ, dy⟩, with dy their derivative along w. What no hook sees has a gradient of its own, which serves one row at
-a time. Only attention kernels' backward formulas are needed, so any of them will do.
+layers it is ⟨δ, dy⟩, with dy their derivative along w. An expert's tokens are those that were picked for it. What no hook
+sees has a gradient of its own, which serves one row at a time. Only attention kernels' backward formulas are needed, so any
+of them will do.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from gradiend_hub.artifact.storage import SIDECAR
 from gradiend_hub.objectives import Batch, Objective
 from gradiend_hub.scope import own_parameters, parameters_of
 
-from .factors import Outer, UnseenReads, catching, factors_of, has_factors
+from .factor_reader import UnseenReads
+from .factors import Outer, catching, factors_of, has_factors
 from .frozen import frozen
+from .products import Picked, Reads, catching_products
 
 __all__ = ["Entries", "RowReader", "Tangent", "dense_tangent", "load_formulas"]
 
@@ -71,6 +74,20 @@ def dense_tangent(tangent: Tangent, shape: torch.Size) -> Tensor:
     return tangent if isinstance(tangent, Tensor) else tangent.dense().view(shape)
 
 
+def one_of_stack(tangent: Tangent, number: int, shape: torch.Size) -> Tangent:
+    """The part of a tangent over a stack of matrices [E, rows, columns] that is over one of them."""
+    if isinstance(tangent, Tensor):
+        return tangent[number]
+    if isinstance(tangent, Entries):
+        size = shape[1] * shape[2]
+        ends = torch.tensor([number * size, (number + 1) * size], device=tangent.indices.device)
+        some = slice(*torch.searchsorted(tangent.indices.long(), ends).tolist())
+        return Entries(tangent.indices[some].long() - number * size, tangent.values[some], tuple(shape[1:]))
+    if tangent.b.ndim == 3:
+        return Factors(tangent.b[number], tangent.a[number])
+    return (tangent.b[number] @ tangent.a).view(shape[1:])  # of the stack as a matrix of E rows
+
+
 class NotByRowError(Exception):
     """A batch cannot be read row by row. `names` are the parameters that have to have gradients of their own."""
 
@@ -92,6 +109,8 @@ class RowReader:
         self._parameters = parameters_of(model, tangents)
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._layers: dict[nn.Module, dict[str, str]] = {}  # attribute → name of the parameters of each layer
+        self._products: dict[nn.Module, dict[str, nn.Parameter]] = {}
+        self._reads = Reads()
         for module in model.modules():
             attributes = {
                 attribute: names[id(parameter)]
@@ -100,10 +119,13 @@ class RowReader:
             }
             if attributes and (has_factors(module) or self._is_small(module, attributes)):
                 self._layers[module] = attributes
+            elif attributes and any(self._parameters[name].ndim > 1 for name in attributes.values()):
+                self._products[module] = {name: self._parameters[name] for name in attributes.values()}
         known = {name for attributes in self._layers.values() for name in attributes.values()}
+        known.update(name for own in self._products.values() for name in own)
         self.own = tuple(name for name in tangents if name not in known)
         self._z = torch.empty(0)
-        self._prepared: dict[str, Any] = {}
+        self._prepared: dict[tuple[str, int | None], Any] = {}
         self._watched = False
 
     @staticmethod
@@ -119,6 +141,7 @@ class RowReader:
             if not has_factors(module):
                 self._stack.callback(module.register_forward_pre_hook(self._refuse_more, with_kwargs=True).remove)
         self._stack.enter_context(catching(self._layers, self._caught))
+        self._stack.enter_context(catching_products(self._products, self._product_caught, self._reads))
         for name in self.own:
             self._parameters[name].requires_grad_(True)
         return self
@@ -165,13 +188,16 @@ class RowReader:
             for module, attributes in self._layers.items()
             for name in attributes.values()
         ]
+        owned += [(module, parameter) for module, own in self._products.items() for parameter in own.values()]
         unseen = UnseenReads(
             {parameter: name for name, parameter in self._parameters.items() if name not in self.own}, owned
         )
         with unseen.watching():
             losses = objective.nll(objective.log_probs(self.model, batch), batch.labels)
-        if unseen.found:
-            raise NotByRowError(tuple(unseen.found))
+        never = {n for own in self._products.values() for n in own} - self._reads.known
+        never -= {n for attributes in self._layers.values() for n in attributes.values()}
+        if found := {*unseen.found} | self._reads.other | never:
+            raise NotByRowError(tuple(name for name in self.tangents if name in found))
         self._watched = True
         return losses
 
@@ -187,17 +213,29 @@ class RowReader:
         if "weight" in attributes:
             self._add(self._product(attributes["weight"], factors_of(module, x, delta)))
 
-    def _add(self, values: Tensor) -> None:
-        """Add what tokens contribute, [N, …], to their rows."""
+    def _product_caught(self, name: str, part: Outer | Tensor, picked: Picked | None) -> None:
+        if isinstance(part, Tensor):
+            self._add(part.float() @ self._vector(name, part), picked)
+        else:
+            self._add(self._product(name, part), picked)
+
+    def _add(self, values: Tensor, picked: Picked | None = None) -> None:
+        """Add what tokens contribute, [N, …], to their rows; of some tokens [n], those that were picked."""
         rows = len(self._z)
+        if picked is not None and rows > 1:
+            if len(picked.tokens) != values.numel() or picked.of % rows:
+                raise NotByRowError
+            at = picked.tokens // (picked.of // rows)
+            self._z += torch.zeros_like(self._z, device=at.device).index_add_(0, at, values.flatten().double()).cpu()
+            return
         if values.shape[0] % rows:
             raise NotByRowError
         self._z += values.reshape(rows, -1).sum(1, dtype=torch.float64).cpu()
 
     def _vector(self, name: str, like: Tensor) -> Tensor:
-        if name not in self._prepared:
-            self._prepared[name] = dense_tangent(self.tangents[name], self._parameters[name].shape).float()
-        vector: Tensor = self._prepared[name].to(like.device)
+        if (name, None) not in self._prepared:
+            self._prepared[name, None] = dense_tangent(self.tangents[name], self._parameters[name].shape).float()
+        vector: Tensor = self._prepared[name, None].to(like.device)
         return vector
 
     def _small(self, module: nn.Module, attributes: Mapping[str, str], x: Tensor, delta: Tensor) -> Tensor:
@@ -211,12 +249,15 @@ class RowReader:
 
     def _product(self, name: str, part: Outer) -> Tensor:
         """Σ left·(w right) by token, [N, T]."""
-        tangent, right, device = self.tangents[name], part.right.float(), part.right.device
+        right, device = part.right.float(), part.right.device
         left = part.left if part.is_lookup else part.left.float()
-        if name not in self._prepared:
+        if (name, part.number) not in self._prepared:
+            tangent = self.tangents[name]
+            if part.number is not None:
+                tangent = one_of_stack(tangent, part.number, self._parameters[name].shape)
             matrix = tangent.matrix(device) if isinstance(tangent, Entries) else tangent.to(device)
-            self._prepared[name] = matrix.float() if isinstance(matrix, Tensor) else matrix
-        found = self._prepared[name]
+            self._prepared[name, part.number] = matrix.float() if isinstance(matrix, Tensor) else matrix
+        found = self._prepared[name, part.number]
         if isinstance(found, Factors):
             of_left = found.b[left] if part.is_lookup else left @ found.b
             return (of_left * (right @ found.a.T)).sum(-1)

@@ -61,8 +61,7 @@ class ByParameter:
 def _sum(one: Tensor | Factors, other: Tensor | Factors) -> Tensor | Factors:
     """Add up values of one parameter; factors that outgrow the smaller side are cut to it, which loses nothing."""
     if isinstance(one, Factors) and isinstance(other, Factors):
-        joined = Factors.joined([one, other])
-        return joined.to_rank(min(joined.b.shape[0], joined.a.shape[1]))
+        return Factors.joined([one, other]).short()
     assert isinstance(one, Tensor) and isinstance(other, Tensor)
     return one + other
 

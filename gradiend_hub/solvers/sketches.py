@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from gradiend_hub.artifact.fields import matrix_shape
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.gradients import Outer
@@ -32,8 +33,12 @@ KINDS = ("source +", "source -", "target +", "target -")
 
 @dataclass(frozen=True)
 class Place:
-    """Place of a parameter's sums in a flat vector: `whole`, or both of its sketches, y [rows, k] and z [l, columns]."""
+    """Place of a parameter's sums in a flat vector: `whole`, or both of its sketches, y [rows, k] and z [l, columns].
 
+    A stack of matrices has sketches of each, y [E, rows, k] and z [E, l, columns]; otherwise `stack` is empty.
+    """
+
+    stack: tuple[int, ...]
     rows: int
     columns: int
     whole: slice | None = None
@@ -49,13 +54,19 @@ class Sketching:
         rank: r, to which matrices are cut.
         oversampling: columns of Y beyond r; by default r + 1, and at least 8. Z has 2k + 1 rows.
         seed: of the random matrices. One is shared by all parameters with a side of its length.
+        stacked: names of parameters [E, rows, columns] that are stacks of matrices (experts).
     """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], rank: int, oversampling: int | None = None, seed: int = 0
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        rank: int,
+        oversampling: int | None = None,
+        seed: int = 0,
+        stacked: Collection[str] = (),
     ) -> None:
-        matrices = {name: (shape[0], math.prod(shape[1:])) for name, shape in shapes.items() if len(shape) > 1}
-        sides = [min(sides) for sides in matrices.values()]
+        matrices = {n: matrix_shape(shape, n in stacked) for n, shape in shapes.items() if len(shape) > 1}
+        sides = [min(sides[-2:]) for sides in matrices.values()]
         if rank < 1 or (sides and rank > max(sides)):
             most = max(sides, default=0)
             raise ConfigError(
@@ -67,8 +78,8 @@ class Sketching:
         generator = torch.Generator().manual_seed(seed)
         self.right: dict[int, Tensor] = {}
         self.left: dict[int, Tensor] = {}
-        sketched = {n: (o, i) for n, (o, i) in matrices.items() if self.k * o + self.l * i < o * i}
-        for rows, columns in sketched.values():
+        sketched = {n: m for n, m in matrices.items() if self.k * m[-2] + self.l * m[-1] < m[-2] * m[-1]}
+        for *_, rows, columns in sketched.values():
             if columns not in self.right:
                 self.right[columns] = torch.randn(columns, self.k, generator=generator)
             if rows not in self.left:
@@ -82,21 +93,22 @@ class Sketching:
 
         whole = {n: take(math.prod(shape)) for n, shape in shapes.items() if n not in sketched}
         self.whole = slice(0, ends)
-        y = {n: take(rows * self.k) for n, (rows, _) in sketched.items()}
+        y = {n: take(math.prod(m[:-1]) * self.k) for n, m in sketched.items()}
         self.y = slice(self.whole.stop, ends)
-        z = {n: take(self.l * columns) for n, (_, columns) in sketched.items()}
+        z = {n: take(math.prod(m[:-2]) * self.l * m[-1]) for n, m in sketched.items()}
         self.size = ends
-        self.places = {
-            n: Place(*matrices.get(n, (math.prod(shape), 1)), whole.get(n), y.get(n), z.get(n))
-            for n, shape in shapes.items()
-        }
+        self.places = {}
+        for n, shape in shapes.items():
+            *stack, rows, columns = matrices.get(n, (math.prod(shape), 1))
+            self.places[n] = Place(tuple(stack), rows, columns, whole.get(n), y.get(n), z.get(n))
 
     def add(self, vector: Tensor, name: str, part: Outer | Tensor) -> None:
         """Add a part of a gradient, by factors or in the parameter's shape, to the sums in a flat vector [size]."""
         place = self.places[name]
+        number = part.number if isinstance(part, Outer) else None
         if place.whole is not None:
             dense = part.dense() if isinstance(part, Outer) else part
-            vector[place.whole] += dense.reshape(-1).to(vector.device)
+            _matrix(vector[place.whole], place, number).add_(dense.reshape(-1).to(vector.device))
             return
         assert place.y is not None and place.z is not None
         device = part.right.device if isinstance(part, Outer) else part.device
@@ -104,10 +116,10 @@ class Sketching:
         if isinstance(part, Outer):
             y, z = part.sketched(omega, psi)
         else:
-            matrix = part.reshape(place.rows, place.columns)
+            matrix = part.reshape(*place.stack, place.rows, place.columns)
             y, z = matrix @ omega, psi @ matrix
-        vector[place.y] += y.view(-1).to(vector.device)
-        vector[place.z] += z.view(-1).to(vector.device)
+        for sums, sketch in ((vector[place.y], y), (vector[place.z], z)):
+            _matrix(sums, place, number).add_(sketch.reshape(-1).to(vector.device))
 
     def square(self, vector: Tensor) -> float:
         """About the squared norm of what was summed: E‖MΩ‖² = k·‖M‖²."""
@@ -125,15 +137,23 @@ class Sketching:
             if len(self.shapes[name]) < 2:
                 return values
             rank = min(self.rank, place.rows, place.columns)
-            return Factors.nearest(values.view(place.rows, place.columns), rank)
+            if place.stack and rank * (place.rows + place.columns) >= place.rows * place.columns:
+                return values  # its factors would be no shorter
+            return Factors.nearest(values.view(*place.stack, place.rows, place.columns), rank)
         assert place.y is not None and place.z is not None
-        y = vector[place.y].view(place.rows, self.k).double().cpu()
-        z = vector[place.z].view(self.l, place.columns).double().cpu()
+        y = vector[place.y].view(*place.stack, place.rows, self.k).double().cpu()
+        z = vector[place.z].view(*place.stack, self.l, place.columns).double().cpu()
         q, _ = torch.linalg.qr(y)
         core = torch.linalg.lstsq(self.left[place.rows].double() @ q, z).solution  # [k, columns]
         u, s, v = torch.linalg.svd(core, full_matrices=False)
-        root = s[: self.rank].sqrt()
-        return Factors((q @ (u[:, : self.rank] * root)).float(), (root[:, None] * v[: self.rank]).float().contiguous())
+        root = s[..., : self.rank].sqrt()
+        left, right = u[..., : self.rank] * root[..., None, :], root[..., None] * v[..., : self.rank, :]
+        return Factors((q @ left).float(), right.float().contiguous())
+
+
+def _matrix(sums: Tensor, place: Place, number: int | None) -> Tensor:
+    """The flat sums of one matrix of a stack; all of them without a number."""
+    return sums if number is None else sums.view(*place.stack, -1)[number]
 
 
 class SketchSolver(Solver):

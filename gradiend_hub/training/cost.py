@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradiend_hub.artifact.fields import matrix_shape
 from gradiend_hub.data import Row
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
@@ -166,8 +167,8 @@ def _factor_bytes(run: TrainingRun) -> int:
     """Count the bytes of the Kronecker factors that a natural decoder is divided by, and of the sums behind them."""
     if run.args.decoder != "natural":
         return 0
-    matrices = [p.shape for p in run.scope.parameters.values() if p.dim() > 1]
-    sides = [side for shape in matrices for side in (shape[0], shape.numel() // shape[0])]
+    matrices = [matrix_shape(p.shape, n in run.stacked) for n, p in run.scope.parameters.items() if p.dim() > 1]
+    sides = [side for matrix in matrices for side in matrix[-2:]]
     return sum((4 + 8) * side * min(side, COLUMNS) for side in sides)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from gradiend_hub.artifact.fields import matrix_shape
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.gradients import Scope
@@ -77,10 +78,14 @@ def pruned(solution: Solution, scope: Scope, shares: Tensor, density: float) -> 
     return solution.mapped(lambda vector: vector[flat]), scope.keep(indices)
 
 
-def numbers_at_rank(shape: tuple[int, ...], rank: int) -> int:
-    """Count the numbers of a parameter's vector at a rank: both factors of a matrix, or a vector as it is."""
+def numbers_at_rank(shape: tuple[int, ...], rank: int, stacked: bool = False) -> int:
+    """Count the numbers of a parameter's vector at a rank: both factors of each matrix, or a vector as it is."""
     size = math.prod(shape)
-    return size if len(shape) < 2 else min(rank, shape[0], size // shape[0]) * (shape[0] + size // shape[0])
+    if len(shape) < 2:
+        return size
+    *stack, rows, columns = matrix_shape(shape, stacked)
+    numbers = math.prod(stack) * min(rank, rows, columns) * (rows + columns)
+    return min(size, numbers) if stacked else numbers
 
 
 def constant(scope: Scope, rank: int | None, value: float) -> Vector:
@@ -97,8 +102,12 @@ def constant(scope: Scope, rank: int | None, value: float) -> Vector:
     return ByParameter(parts)
 
 
-def cut_to_rank(solution: Solution, scope: Scope, rank: int) -> Solution:
-    """Replace every matrix of a solution's vectors [n] by the nearest one of a rank, by its factors."""
+def cut_to_rank(solution: Solution, scope: Scope, rank: int, stacked: Collection[str] = ()) -> Solution:
+    """Replace every matrix of a solution's vectors [n] by the nearest one of a rank, by its factors.
+
+    Args:
+        stacked: parameters that are stacks of matrices, as `Sketching` takes them.
+    """
 
     def cut(vector: Tensor) -> ByParameter:
         parts: dict[str, Tensor | Factors] = {}
@@ -106,8 +115,9 @@ def cut_to_rank(solution: Solution, scope: Scope, rank: int) -> Solution:
             shape = tuple(scope.parameters[name].shape)
             parts[name] = values.cpu()
             if len(shape) > 1:
-                matrix = values.cpu().view(shape[0], -1)
-                parts[name] = Factors.nearest(matrix, min(rank, *matrix.shape))
+                matrix = values.cpu().view(matrix_shape(shape, name in stacked))
+                if name not in stacked or numbers_at_rank(shape, rank, stacked=True) < len(values):
+                    parts[name] = Factors.nearest(matrix, min(rank, *matrix.shape[-2:]))
         return ByParameter(parts)
 
     return solution.mapped(cut)

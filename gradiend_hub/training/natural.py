@@ -77,7 +77,7 @@ def _part(name: str, part: Tensor | Factors, factors: KroneckerFactors, damping:
     if damping.is_plain:
         return part
     if isinstance(part, Factors) and name in factors.outputs:
-        b, a = part.b.double(), part.a.double().T
+        b, a = part.b.double(), part.a.double().mT
         for curvature, side in ((factors.outputs[name], "b"), (factors.inputs[name], "a")):
             value = outputs if side == "b" else inputs
             if math.isinf(value):
@@ -87,7 +87,7 @@ def _part(name: str, part: Tensor | Factors, factors: KroneckerFactors, damping:
                 b = solve(b, value)
             else:
                 a = solve(a, value)
-        return Factors(b.float(), a.T.float().contiguous())
+        return Factors(b.float(), a.mT.float().contiguous())
     if math.isinf(outputs) and not isinstance(part, Factors):
         return part * 0.0
     fisher = factors.diagonals.get(name)

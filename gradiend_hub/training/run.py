@@ -31,6 +31,7 @@ from gradiend_hub.gradients import (
     Tangent,
     diagonal_fisher,
     kronecker_factors,
+    stacks,
 )
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Example, Objective, Sample, evaluating, examples_of
@@ -129,8 +130,14 @@ class TrainingRun:
         if self.args.rank is None:
             return self.scope.size
         return sum(
-            numbers_at_rank(tuple(parameter.shape), self.args.rank) for parameter in self.scope.parameters.values()
+            numbers_at_rank(tuple(parameter.shape), self.args.rank, name in self.stacked)
+            for name, parameter in self.scope.parameters.items()
         )
+
+    @cached_property
+    def stacked(self) -> frozenset[str]:
+        """Names of the parameters that are stacks of matrices."""
+        return stacks(self.base_model, self.scope)
 
     @property
     def is_judged_by_validation(self) -> bool:
@@ -261,7 +268,7 @@ class TrainingRun:
             solution, scope = pruned(solution, scope, solution.decoder.abs(), args.final_density)
         is_cut = args.rank is not None and not isinstance(solution.decoder, ByParameter)
         if is_cut:
-            solution = cut_to_rank(solution, scope, int(args.rank or 0))
+            solution = cut_to_rank(solution, scope, int(args.rank or 0), self.stacked)
         if args.decoder == "natural":
             spared = self.spared
             with FactorReader(self.base_model, scope) as by_factors:

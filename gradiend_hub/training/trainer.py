@@ -22,7 +22,16 @@ from gradiend_hub.artifact.references import References
 from gradiend_hub.data import require_classes
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.folders import require_writable
-from gradiend_hub.gradients import Estimate, FactorReader, GradientReader, Scope, SkippedRows, prune, select_parameters
+from gradiend_hub.gradients import (
+    Estimate,
+    FactorReader,
+    GradientReader,
+    Scope,
+    SkippedRows,
+    prune,
+    select_parameters,
+    stacks,
+)
 from gradiend_hub.gradients.memory import resident_bytes, state_advised
 from gradiend_hub.gradients.pairs import refuse_packed, silence
 from gradiend_hub.objectives import make_objective, objective_name
@@ -194,7 +203,7 @@ class GradiendTrainer(MeasuringTrainer):
             of = 'the rank of decoder="natural"' if "rank" in args.decided else f"rank={args.rank}"
             raise ConfigError(f"{of} and density={self.gradiend_config.density}: choose one of both.")
         shapes = {name: tuple(parameter.shape) for name, parameter in self.scope.parameters.items()}
-        return Sketching(shapes, args.rank, seed=args.seed)
+        return Sketching(shapes, args.rank, seed=args.seed, stacked=stacks(self.base_model, self.scope))
 
     def create_accelerator_and_postprocess(self) -> None:
         """As `Trainer`'s, but nothing is wrapped for several processes: they share rows, not derivatives of a loss."""

@@ -1,0 +1,248 @@
+"""Products with a layer's own parameters wherever its code makes them: of experts, routers, and layers of a class unknown.
+
+While such a layer runs, the functions of torch that it calls are watched. `linear`, `@`, `bmm`, `grouped_mm` and `embedding`
+with one of its parameters, or with one matrix of a stack `[E, …]`, are those whose factors are known. Every other read of
+a parameter is noted, and its gradient is not of factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from .factors import Outer, by_token, caught
+
+__all__ = ["Deliver", "Picked", "Reads", "catching_products"]
+
+
+class Picked(NamedTuple):
+    """Which tokens of a layer's input a product is of: their numbers [n], of how many. None are known if it is empty."""
+
+    tokens: Tensor
+    of: int
+
+
+Deliver = Callable[[str, Outer | Tensor, Picked | None], None]
+"""Takes a part of a parameter's gradient: name; factors, or of a vector δ by token; tokens (`None`: all, in their order)."""
+
+
+@dataclass
+class Reads:
+    """Names of parameters by how they were read: in products that are known, or otherwise."""
+
+    known: set[str] = field(default_factory=set)
+    other: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What stands for a parameter: all of it or a matrix of its stack, as it is stored or transposed."""
+
+    name: str
+    number: int | None = None
+    turned: bool = False
+
+
+_SAME = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous"}
+_TURNED = (Tensor.T.__get__, Tensor.mT.__get__)  # type: ignore[attr-defined]
+_MATMUL = {"matmul", "__matmul__", "mm", "bmm"}
+_GROUPED = {"grouped_mm", "_grouped_mm", "grouped_mm_fallback"}
+"""Functions of torch by name; the last are x @ w by segments of tokens, one for each matrix of a stack."""
+
+
+class _Products(TorchFunctionMode):
+    """Watches one run of a layer."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], tokens: int, deliver: Deliver, reads: Reads) -> None:
+        super().__init__()
+        self._views: dict[int, tuple[Tensor, _View]] = {id(p): (p, _View(name)) for name, p in parameters.items()}
+        self._tokens, self._deliver, self._reads = tokens, deliver, reads
+        self._picked: Picked | None = None
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._views.clear()  # what was cast to another type
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        read = [found for leaf in tree_leaves((args, kwargs)) if (found := self._view(leaf)) is not None]
+        result = function(*args, **kwargs)
+        name = getattr(function, "__name__", "").partition(".")[0]
+        if not read:
+            if name == "__getitem__":
+                self._note(*args)
+            return result
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # its shape or type
+            return result
+        understood = self._linear(result, *args, **kwargs) if name == "linear" else None
+        if len(read) == 1:
+            if name in _SAME and self._view(args[0]):
+                understood = self._remember(result, read[0])
+            elif function in _TURNED or (name == "transpose" and _swaps_last(*args)) or name == "t":
+                understood = self._remember(result, replace(read[0], turned=not read[0].turned))
+            elif name == "__getitem__" and self._view(args[0]):
+                understood = self._item(result, read[0], *args)
+            elif name == "embedding":
+                understood = self._embedding(result, *args, **kwargs)
+            elif name in _MATMUL:
+                understood = self._matmul(result, *args, **kwargs)
+            elif name in _GROUPED:
+                understood = self._grouped(result, *args, **kwargs)
+        if understood is None:
+            self._reads.other.update(view.name for view in read)
+            return result
+        return understood
+
+    def _view(self, leaf: Any) -> _View | None:
+        found = self._views.get(id(leaf))
+        return None if found is None else found[1]
+
+    def _remember(self, tensor: Tensor, view: _View) -> Tensor:
+        self._views[id(tensor)] = tensor, view
+        return tensor
+
+    def _note(self, source: Any, index: Any) -> None:
+        """Remember which tokens are picked out of all."""
+        if isinstance(source, Tensor) and source.ndim == 2 and len(source) == self._tokens and _is_numbers(index, 1):
+            self._picked = Picked(index, self._tokens)
+
+    def _picked_of(self, count: int) -> Picked | None:
+        """Which tokens a product of so many is of: all of them, or those that were picked last."""
+        picked = self._picked
+        return picked if picked is not None and len(picked.tokens) == count else None
+
+    def _catch(self, output: Tensor, x: Tensor, view: _View, part: Callable[[Tensor, Tensor], Outer]) -> Tensor:
+        picked = self._picked_of(x.numel() if not x.is_floating_point() else x.numel() // max(x.shape[-1], 1))
+        self._reads.known.add(view.name)
+        return caught(output, x, lambda x, delta: self._deliver(view.name, part(x, delta), picked))
+
+    def _linear(self, y: Tensor, x: Any, weight: Any, bias: Any = None) -> Tensor | None:
+        of_weight, of_bias = self._view(weight), self._view(bias)
+        if self._view(x) is not None or (of_bias is not None and bias.ndim != 1):
+            return None
+        picked = self._picked_of(x.numel() // max(x.shape[-1], 1))
+        if of_bias is not None:
+            name = of_bias.name
+            self._reads.known.add(name)
+            y = caught(y, x, lambda _, delta: self._deliver(name, delta, picked))
+        return y if of_weight is None else self._catch(y, x, of_weight, partial(_outer, of_weight, True))
+
+    def _matmul(self, y: Tensor, x: Any, weight: Any) -> Tensor | None:
+        view = self._view(weight)
+        if view is None:
+            return None
+        if weight.ndim == 2:
+            return self._catch(y, x, view, partial(_outer, view, False))
+        if x.ndim != 3 or weight.ndim != 3:
+            return None
+        self._reads.known.add(view.name)
+
+        def deliver(x: Tensor, delta: Tensor) -> None:
+            for number in range(len(delta)):
+                part = _outer(replace(view, number=number), False, x[number][None], delta[number][None])
+                self._deliver(view.name, part, None)
+
+        return caught(y, x, deliver)
+
+    def _grouped(self, y: Tensor, x: Any, weight: Any, offs: Any = None, bias: Any = None, **_: Any) -> Tensor | None:
+        view = self._view(weight)
+        if view is None or offs is None or bias is not None or weight.ndim != 3 or x.ndim != 2:
+            return None
+        self._reads.known.add(view.name)
+        picked = self._picked_of(len(x)) or Picked(offs.new_empty(0), self._tokens)
+
+        def deliver(x: Tensor, delta: Tensor) -> None:
+            for number, (start, stop) in enumerate(pairwise([0, *offs.tolist()])):
+                if stop > start:
+                    part = _outer(replace(view, number=number), False, x[start:stop], delta[start:stop])
+                    self._deliver(view.name, part, Picked(picked.tokens[start:stop], picked.of))
+
+        return caught(y, x, deliver)
+
+    def _item(self, result: Tensor, view: _View, whole: Tensor, index: Any) -> Tensor | None:
+        """A matrix of a stack; or rows of a matrix, such as the biases of experts."""
+        is_one = isinstance(index, int) or _is_numbers(index, 0)
+        if whole.ndim == 3 and is_one:
+            return self._remember(result, replace(view, number=int(index) % len(whole)))
+        if whole.ndim != 2 or view.number is not None or view.turned or not (is_one or _is_numbers(index, 1)):
+            return None
+        rows = torch.as_tensor(index, device=whole.device).view(-1) % len(whole)
+        return self._catch(result, rows, view, partial(_lookup, len(whole), None))
+
+    def _embedding(
+        self, result: Tensor, ids: Any, weight: Any, padding_idx: int | None = None, max_norm: Any = None,
+        norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+    ) -> Tensor | None:  # fmt: skip
+        view = self._view(weight)
+        if view is None or weight.ndim != 2 or view.turned or max_norm is not None or scale_grad_by_freq:
+            return None
+        padding = None if padding_idx is None else padding_idx % len(weight)
+        return self._catch(result, ids, view, partial(_lookup, len(weight), padding))
+
+
+def _outer(view: _View, is_linear: bool, x: Tensor, delta: Tensor) -> Outer:
+    """The gradient of what is stored, from x and δ of y = x·wᵀ (linear) or x·w."""
+    left, right = (delta, x) if is_linear != view.turned else (x, delta)
+    return Outer(by_token(left), by_token(right), left.shape[-1], view.number)
+
+
+def _lookup(rows: int, padding: int | None, ids: Tensor, delta: Tensor) -> Outer:
+    """The gradient of a matrix [rows, d], from row numbers and δ of these rows."""
+    ids = ids.flatten(1) if ids.ndim > 1 else ids.reshape(-1, 1)
+    delta = delta.reshape(*ids.shape, delta.shape[-1])
+    if padding is not None:  # it has no gradient
+        delta = delta.masked_fill((ids == padding).unsqueeze(-1), 0)
+    return Outer(ids, delta, rows)
+
+
+def _is_numbers(index: Any, ndim: int) -> bool:
+    """Return whether an index is a tensor of whole numbers of so many dimensions."""
+    whole = isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool
+    return whole and index.ndim == ndim
+
+
+def _swaps_last(tensor: Tensor, one: int, other: int) -> bool:
+    return {one % tensor.ndim, other % tensor.ndim} == {tensor.ndim - 2, tensor.ndim - 1}
+
+
+@contextmanager
+def catching_products(
+    layers: Mapping[nn.Module, Mapping[str, nn.Parameter]], deliver: Deliver, reads: Reads
+) -> Iterator[None]:
+    """Inside, backward passes hand on the factors of every product of these layers with these parameters of their own.
+
+    The graph begins at the first of them, as in `catching`.
+
+    Args:
+        layers: parameters by name, by layer; who takes some out has them left alone from then on.
+        reads: takes down which parameters were read, and how.
+    """
+    running: list[tuple[nn.Module, _Products]] = []
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not layers[module]:
+            return
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        tokens = given[0].numel() // max(given[0].shape[-1], 1) if given and given[0].ndim else 0
+        mode = _Products(layers[module], tokens, deliver, reads)
+        mode.__enter__()  # type: ignore[no-untyped-call]
+        running.append((module, mode))
+
+    def end(module: nn.Module, _args: Any, _output: Any) -> None:
+        if running and running[-1][0] is module:
+            running.pop()[1].__exit__(None, None, None)
+
+    with ExitStack() as stack:
+        for module in layers:
+            stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(end, always_call=True).remove)
+        yield

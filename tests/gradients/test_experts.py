@@ -1,0 +1,247 @@
+"""Stacks of experts, and other matrices that are read by code of their layer: factors, rows, sketches, curvature."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.errors import BaseModelError
+from gradiend_hub.gradients import (
+    FactorReader,
+    Outer,
+    Scope,
+    Tangent,
+    directional_derivatives,
+    kronecker_factors,
+    select_parameters,
+    stacks,
+)
+from gradiend_hub.gradients import directional as encodings
+from gradiend_hub.solvers.sketches import Sketching
+from tests.gradients.test_checkpointing import enable
+from tests.gradients.test_directional import LENGTHS, SLOTS, by_backward, compact
+from tests.gradients.test_factors import autograd, loss_of, summed
+from tests.models import EXPERTS, build
+from tests.objectives.support import objective, plain_logits, samples
+
+
+def close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()) + 1e-7, name
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_every_way_of_computing(architecture: str, implementation: str) -> None:
+    """One expert after the other, or all in one call; of a copy of the matrices for each token no factors are known."""
+    model: Any = build(architecture)
+    model.set_experts_implementation(implementation)
+    scope = Scope.dense(select_parameters(model, scope="*"))
+    expected = autograd(scope, loss_of(model, architecture)())
+    reader, found = summed(model, scope, loss_of(model, architecture))
+    close(found, expected)
+    own = {name.rpartition(".")[2] for name in reader.matrices_of_their_own}
+    assert own == ({"gate_up_proj", "down_proj"} if implementation == "batched_mm" else set())
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
+def test_layers_are_recomputed(architecture: str, implementation: str, reentrant: bool) -> None:
+    plain = build(architecture)
+    expected = autograd(Scope.dense(select_parameters(plain)), loss_of(plain, architecture)())
+    model: Any = build(architecture).train()
+    model.set_experts_implementation(implementation)
+    enable(model, {"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    reader, found = summed(model, Scope.dense(select_parameters(model)), loss_of(model, architecture), reads=2)
+    assert not reader.matrices_of_their_own
+    close({name: gradient / 2 for name, gradient in found.items()}, expected)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_an_expert_that_no_token_reaches(implementation: str) -> None:
+    model: Any = build("mixtral")
+    model.set_experts_implementation(implementation)
+    with torch.no_grad():  # the router prefers two experts by far, whatever a token is
+        for layer in model.model.layers:
+            layer.mlp.gate.weight[2:] = 0
+            layer.post_attention_layernorm.weight.fill_(1)
+            layer.mlp.gate.register_forward_hook(lambda _m, _a, out: (out[0], out[1], out[2] % 2))
+    scope = Scope.dense(select_parameters(model))
+    _, found = summed(model, scope, loss_of(model, "mixtral"))
+    close(found, autograd(scope, loss_of(model, "mixtral")()))
+    for name in stacks(model, scope):
+        assert found[name][:2].any() and not found[name][2:].any()
+
+
+def whole_stacks(model: nn.Module, form: str) -> tuple[dict[str, Tangent], dict[str, Tensor]]:
+    """As `compact`, with factors of each expert, and without the sinks of GPT-OSS's attention, which no layer adds."""
+    tangents, full = compact(model, "sparse" if form == "sparse" else "rank")
+    tangents, full = ({n: v for n, v in each.items() if "sinks" not in n} for each in (tangents, full))
+    generator = torch.Generator().manual_seed(3)
+    for name, values in full.items():
+        if form == "dense":
+            tangents[name] = values
+        elif values.ndim == 3 and form == "stacked":
+            e, o, i = values.shape
+            parts = Factors(torch.randn(e, o, 2, generator=generator), torch.randn(e, 2, i, generator=generator))
+            tangents[name], full[name] = parts, parts.dense()
+    return tangents, full
+
+
+@pytest.mark.parametrize("form", ["stacked", "joined", "sparse", "dense"])
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_every_token_counts_for_its_own_row(
+    architecture: str, form: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever expert it goes to: rows are read together, and are those of a backward pass each."""
+    monkeypatch.delattr(encodings, "_derivatives")
+    monkeypatch.setattr(encodings, "_COMPACT", 2.0)
+    model = build(architecture)
+    rows, (tangents, full) = samples(LENGTHS, SLOTS), whole_stacks(model, form)
+    with caplog.at_level(logging.INFO, logger="gradiend_hub"):
+        values = directional_derivatives(model, objective(architecture), rows, tangents, batch_size=3)
+    expected = by_backward(model, rows, full)
+    assert float((values - expected).norm() / expected.norm()) < 1e-5
+    assert "one at a time" not in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
+def test_rows_of_the_loop_over_experts(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop of GPT-OSS adds one bias to all tokens of an expert, so its rows are read one at a time."""
+    monkeypatch.setattr(encodings, "_COMPACT", 2.0)
+    model: Any = build(architecture)
+    model.set_experts_implementation("eager")
+    rows, (tangents, full) = samples(LENGTHS, SLOTS), whole_stacks(model, "stacked")
+    values = directional_derivatives(model, objective(architecture), rows, tangents, batch_size=3)
+    expected = by_backward(model, rows, full)
+    assert float((values - expected).norm() / expected.norm()) < 1e-5
+    assert (model in encodings._mixing) == (architecture == "gpt_oss")
+
+
+def test_sketches_of_stacks() -> None:
+    """Each matrix has sketches of its own; what they give back is near the gradient itself, or is it where it is small."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"large": (3, 60, 50), "small": (3, 4, 3), "pays": (2, 20, 16), "vector": (5,)}
+    sketching = Sketching(shapes, 2, stacked=("large", "small", "pays"))
+    sums, whole = torch.zeros(2, sketching.size), {name: torch.zeros(shape) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        for number in range(shape[0] - 1 if len(shape) == 3 else 0):  # the last expert has no tokens
+            part = Outer(torch.randn(1, 2, shape[1], generator=generator),
+                         torch.randn(1, 2, shape[2], generator=generator), shape[1], number)  # fmt: skip
+            whole[name][number] += part.dense()
+            sketching.add(sums[0], name, part)
+        sketching.add(sums[1], name, whole[name])
+    torch.testing.assert_close(sums[0], sums[1], rtol=1e-4, atol=1e-3)
+    assert sketching.places["large"].whole is None
+    found = sketching.read(sums[0]).parts
+    for name in ("large", "pays"):
+        part = found[name]
+        assert isinstance(part, Factors) and part.b.ndim == 3
+        torch.testing.assert_close(part.dense(), whole[name], rtol=1e-3, atol=1e-3)
+        assert not part.dense()[-1].any()
+    assert torch.equal(found["small"], whole["small"].flatten())
+
+
+def test_curvature_of_a_stack() -> None:
+    """S is summed over all tokens of all experts, A averaged over them and divided by the number of experts."""
+    model, how = build("mixtral"), objective("mixtral")
+    name = "model.layers.1.mlp.experts.down_proj"
+    scope = Scope.dense({name: model.get_parameter(name)})
+    rows = samples(LENGTHS, SLOTS)
+    with FactorReader(model, scope) as reader:
+        found = kronecker_factors(reader, how, (), (), rows, batch_size=1)
+    parts: list[Outer] = []
+    generator, scored = torch.Generator().manual_seed(0), 0
+    with FactorReader(model, scope) as reader:
+        for row in sorted(rows, key=lambda row: row.cost):
+            logits = reader.forward(lambda row=row: plain_logits(model, row))
+            labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(-1)
+            scored += len(labels)
+            reader.read(cross_entropy(logits, labels, reduction="sum"), lambda _, part: parts.append(part))
+    x = torch.cat([part.right.flatten(0, 1) for part in parts])
+    assert len(x) > scored
+    expected = x.T @ x / len(x) / 4
+    one = found.inputs[name]
+    torch.testing.assert_close(one.diagonal, expected.diagonal().double(), rtol=1e-4, atol=1e-9)
+    b, a = torch.randn(4, 16, 2), torch.randn(4, 2, 32)
+    again = [found.damage({name: Factors(b[e][None], a[e][None])}) for e in range(4)]
+    assert found.damage({name: Factors(b, a)}) == pytest.approx(sum(again), rel=1e-6)
+    solved = found.outputs[name].solve(b, 0.1)
+    for number in range(4):
+        torch.testing.assert_close(solved[number], found.outputs[name].solve(b[number], 0.1))
+
+
+class Reading(nn.Module):
+    """A layer with a matrix, and a way to read it."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.read, self.matrix = read, nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[2, 3, 4] → […]."""
+        return self.read(x, self.matrix)
+
+
+X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1))
+KNOWN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
+    "linear": (lambda x, w: nn.functional.linear(x, w), (5, 4)),
+    "cast": (lambda x, w: nn.functional.linear(x.double(), w.double()), (5, 4)),
+    "transposed": (lambda x, w: x @ w.T, (5, 4)),
+    "matmul": (lambda x, w: torch.matmul(x, w), (4, 5)),
+    "mm": (lambda x, w: x[0].mm(w.t()), (5, 4)),
+    "turned linear": (lambda x, w: nn.functional.linear(x, w.transpose(0, 1)), (4, 5)),
+    "stack": (lambda x, w: x.bmm(w), (2, 4, 5)),
+    "turned stack": (lambda x, w: x @ w.mT, (2, 5, 4)),
+    "one of a stack": (lambda x, w: x @ w[-1] + x @ w[torch.tensor(0)], (3, 4, 5)),
+    "one of a turned stack": (lambda x, w: x @ w.transpose(1, 2)[1], (3, 5, 4)),
+    "rows": (lambda x, w: x + w[torch.tensor([0, 2, 0])] + w[1], (5, 4)),
+    "embedding": (lambda x, w: nn.functional.embedding(torch.tensor([[0, 1, 1]]), w, padding_idx=-1), (2, 4)),
+}
+OTHER: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
+    "sum": (lambda x, w: x + w, (3, 4)),
+    "scaled": (lambda x, w: x @ (2 * w), (4, 5)),
+    "left": (lambda x, w: w @ x, (3, 3)),
+    "both": (lambda x, w: x @ w @ w + w.sum(), (4, 4)),
+    "squared": (lambda x, w: nn.functional.linear(w, w) + x.sum(), (4, 4)),
+    "some of a stack": (lambda x, w: x @ w[:2], (3, 4, 5)),
+    "masked rows": (lambda x, w: x.sum() + w[torch.tensor([True, False])], (2, 4)),
+    "scale by frequency": (
+        lambda x, w: nn.functional.embedding(torch.tensor([0, 1, 1]), w, scale_grad_by_freq=True), (2, 4)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("read", [*KNOWN, *OTHER])
+def test_ways_of_reading(read: str) -> None:
+    torch.manual_seed(0)
+    how, shape = (KNOWN | OTHER)[read]
+    model = Reading(how, *shape)
+    scope = Scope.dense(dict(model.named_parameters()))
+
+    def loss() -> Tensor:
+        return model(X).float().square().sum()
+
+    reader, found = summed(model, scope, loss)
+    assert bool(reader.own) == (read in OTHER)
+    torch.testing.assert_close(found["matrix"], autograd(scope, loss())["matrix"], rtol=1e-5, atol=1e-4)
+
+
+def test_a_parameter_that_is_read_in_another_way_later() -> None:
+    ways = iter([lambda x, w: x @ w, lambda x, w: x * w.sum()])
+    model = Reading(lambda x, w: next(ways)(x, w), 4, 4)
+    with FactorReader(model, Scope.dense(dict(model.named_parameters()))) as reader:
+        reader.forward(lambda: model(X))
+        with pytest.raises(BaseModelError, match="matrix of Reading: read in another way than in the first batch"):
+            reader.forward(lambda: model(X))
