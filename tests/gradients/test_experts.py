@@ -84,6 +84,25 @@ def test_an_expert_that_no_token_reaches(implementation: str) -> None:
         assert found[name][:2].any() and not found[name][2:].any()
 
 
+@pytest.mark.parametrize("of", ["module", "parameters"])
+def test_blocks_that_share_their_experts(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both uses add up, in gradients and in encodings."""
+    monkeypatch.setattr(encodings, "_COMPACT", 2.0)
+    model: Any = build("mixtral")
+    one, other = (layer.mlp for layer in model.model.layers)
+    if of == "module":
+        other.experts = one.experts
+    else:
+        other.experts.gate_up_proj, other.experts.down_proj = one.experts.gate_up_proj, one.experts.down_proj
+    scope = Scope.dense(select_parameters(model))
+    reader, found = summed(model, scope, loss_of(model, "mixtral"))
+    assert not reader.matrices_of_their_own and len(stacks(model, scope)) == 2
+    close(found, autograd(scope, loss_of(model, "mixtral")()))
+    rows, (tangents, full) = samples(LENGTHS, SLOTS), whole_stacks(model, "stacked")
+    values = directional_derivatives(model, objective("mixtral"), rows, tangents, batch_size=3)
+    torch.testing.assert_close(values, by_backward(model, rows, full), rtol=1e-4, atol=1e-4)
+
+
 def whole_stacks(model: nn.Module, form: str) -> tuple[dict[str, Tangent], dict[str, Tensor]]:
     """As `compact`, with factors of each expert, and without the sinks of GPT-OSS's attention, which no layer adds."""
     tangents, full = compact(model, "sparse" if form == "sparse" else "rank")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from accelerate import cpu_offload, dispatch_model
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.gradients import (
@@ -139,12 +141,44 @@ def test_checkpointing_saves_memory() -> None:
     assert kept[1] < 0.6 * kept[0]
 
 
-def test_device_hooks() -> None:
-    model = build("llama")
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("architecture", ["llama", "mixtral", "gpt2"])
+def test_device_maps(architecture: str, split: bool, checkpointing: bool) -> None:
+    """With hooks at the model alone, or at every block, that move inputs and outputs."""
+    model = build(architecture)
     scope = Scope.dense(select_parameters(model))
-    expected = autograd(scope, loss_of(model, "llama")())
-    model = dispatch_model(build("llama"), {"": "cpu"}, main_device="cpu", force_hooks=True)
-    _, found = summed(model, Scope.dense(select_parameters(model)), loss_of(model, "llama"))
+    expected = autograd(scope, loss_of(model, architecture)())
+    model = build(architecture)
+    blocks = dict.fromkeys((n for n, m in model.named_modules() if isinstance(m, GradientCheckpointingLayer)), "cpu")
+    rest = {n: "cpu" for n, m in model.named_modules() if not [*m.children()] and not n.startswith(tuple(blocks))}
+    model = dispatch_model(model, blocks | rest if split else {"": "cpu"}, main_device="cpu", force_hooks=True)
+    assert hasattr(model.get_submodule(next(iter(blocks))), "_hf_hook")
+    if checkpointing:
+        enable(model)
+    _, found = summed(model, Scope.dense(select_parameters(model)), loss_of(model, architecture))
+    for name, gradient in expected.items():
+        assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()) + 1e-7, name
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("learned", [0, 1])
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+def test_the_other_blocks_are_offloaded(architecture: str, learned: int, where: str, tmp_path: Path) -> None:
+    """Gradients pass through blocks whose weights are not kept on the device, and stop at those of the scope."""
+    model, layers = build(architecture), str(learned)
+    scope = Scope.dense(select_parameters(model, layers=layers))
+    expected = autograd(scope, loss_of(model, architecture)())
+    model = build(architecture)
+    devices = {n: "cpu" for n, m in model.named_modules() if not [*m.children()] and ".layers." not in n}
+    devices |= {f"model.layers.{number}": "cpu" if number == learned else where for number in (0, 1)}
+    if where == "cpu":
+        cpu_offload(model.model.layers[1 - learned], torch.device("cpu"))
+    else:
+        model = dispatch_model(model, devices, main_device="cpu", offload_dir=str(tmp_path))
+    assert any(p.is_meta for p in model.parameters())
+    reader, found = summed(model, Scope.dense(select_parameters(model, layers=layers)), loss_of(model, architecture))
+    assert found.keys() == expected.keys() and not reader.matrices_of_their_own
     for name, gradient in expected.items():
         assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()) + 1e-7, name
 
