@@ -263,8 +263,11 @@ def as_loras(
     squares, held = dict.fromkeys(coefficients, 0.0), dict.fromkeys(coefficients, 0.0)
     for stored, name in names.items():
         part = direction.parameters[stored]
+        sizes = {sign: part.inner(part, *c) for sign, c in coefficients.items()}
+        if not any(sizes.values()):
+            left_out.pop(name, None)  # there is nothing to leave out
         for sign, (c_w, c_b) in coefficients.items():
-            squares[sign] += part.inner(part, c_w, c_b)
+            squares[sign] += sizes[sign]
             if name in shapes:
                 delta = part.delta(c_w, c_b)
                 delta = delta if isinstance(delta, Factors) else part.dense(delta)

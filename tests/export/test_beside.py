@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE, LORA_FOLDER, WEIGHTS_FILE
-from gradiend_hub.evaluation import Report
+from gradiend_hub.data import read_rows
+from gradiend_hub.evaluation import Report, StrengthProbe, lora
 from gradiend_hub.hub import publish_folder
 from gradiend_hub.hub.published import BASE_PLACE, REPO_PLACE
+from gradiend_hub.objectives import make_objective
 from tests.hub_server import HubServer
 from tests.training.support import arguments, trainer_of
 
@@ -67,6 +70,23 @@ def test_what_it_holds_is_measured(saved: Path) -> None:
     assert report.lora.effect.keys() == report.lora.quality.keys() == {"-1.0", "1.0"}
     assert report.lora.energy == pytest.approx(1, abs=1e-3) and not report.lora.left_out
     assert min(report.lora.quality.values()) > 0.97
+
+
+def test_what_holds_everything_is_the_direction_and_is_not_read_again(
+    saved: Path, masked_path: Path, pronouns: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = GradiendModel.from_pretrained(saved, base_model=str(masked_path))
+    objective = make_objective(model.get_base_model(), model.tokenizer)
+    classes = model.active_peft_config.feature_classes
+    rows = read_rows(pronouns["test"].select(range(20)), classes, read=objective.read, what="rows")
+    probe = StrengthProbe(model, objective, rows, ["The dogs ran home.", "It was late."])
+    read = lora._read(probe, lora.as_loras(model.direction, model.active_peft_config, model.get_base_model()))
+    monkeypatch.setattr(lora, "_read", lambda *_: pytest.fail("what is the direction itself was read"))
+    found = lora.measure_lora(probe)
+    assert found is not None and found.effect == {"-1.0": 1.0, "1.0": 1.0}
+    for sign, point in read.items():
+        assert point.effect == pytest.approx(probe.measure(sign).effect, rel=1e-4)
+    model.unload()
 
 
 def test_the_cards_first_code_works_without_this_package(saved: Path, masked_path: Path, tmp_path: Path) -> None:
