@@ -194,7 +194,7 @@ def _check_rank(where: str, spec: dict[str, Any]) -> None:
             raise ConfigError(f"{where}.stacked: expected a rank beside it, found none.")
         return
     if spec["entries"] is not None:
-        raise ConfigError(f"{where}: expected a rank or a number of entries, found rank {rank} and {spec['entries']}.")
+        raise ConfigError(f"{where}: expected a rank or a number of entries, found both: {rank} and {spec['entries']}.")
     if len(shape) < 2 + stacked:
         kind = "a stack of matrices" if stacked else "a matrix"
         raise ConfigError(f"{where}.rank: expected the shape of {kind} beside it, found {shape}. Store it dense.")

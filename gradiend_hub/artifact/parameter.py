@@ -209,9 +209,15 @@ class ParameterDirection:
             fits = self.indices is None and len(self.shape) >= len(shape)
             fits = fits and shape == matrix_shape(self.shape, len(shape) == 3) and 1 <= values.rank <= min(shape[-2:])
             if not fits or (values.b.shape, values.a.shape) != (of_b, of_a):
+                found = f"{list(values.b.shape)} and {list(values.a.shape)}"
+                if len(self.shape) < 2:
+                    raise ArtifactError(
+                        f"{what}: expected the values of a vector {list(self.shape)}, found factors {found}. Only matrices "
+                        "have factors; give `b @ a` as it is, flat."
+                    )
                 raise ArtifactError(
-                    f"{what}: expected factors of a matrix {list(self.shape)}, of a rank up to its smaller side; found "
-                    f"{list(values.b.shape)} and {list(values.a.shape)}."
+                    f"{what}: expected factors of a matrix {list(self.shape)}, of a rank from 1 to its smaller side; found "
+                    f"{found}."
                 )
             if {values.b.dtype, values.a.dtype} != {torch.float32}:
                 raise ArtifactError(f"{what}: expected float32 factors, found {values.b.dtype} and {values.a.dtype}.")

@@ -86,7 +86,7 @@ def one_of(*values: Any) -> Limit:
 
 def at_least(least: int) -> Limit:
     """Return the limit to integers from one on."""
-    return Limit(f"a number of {least} or more", lambda number: number >= least)
+    return Limit(f"an integer of {least} or more", lambda number: number >= least)
 
 
 def at_most(most: int, what: str) -> Limit:

@@ -243,7 +243,10 @@ def as_loras(
 ) -> Loras:
     """Cut a direction to what LoRAs hold; arguments and errors as of `to_lora`."""
     if strength == 0 or not math.isfinite(strength):
-        raise ConfigError(f"A LoRA stands for a strength other than 0, found {strength}.")
+        raise ConfigError(
+            f"A LoRA stands for a finite strength other than 0, found {strength}. Give the one that scale 1 is to have; "
+            "without any it is 1."
+        )
     sites = SiteMap(base_model)
     names = resolve_names(base_model, direction.parameters, sites.parameters)
     reasons = {name: left_out_of_lora(sites[name]) for name in names.values()}
@@ -257,7 +260,10 @@ def as_loras(
         )
     most = max(min(shape) for shape in shapes.values())
     if rank is not None and not is_rank(rank, most):
-        raise ConfigError(f"rank: expected 1…{most}, the smaller side of the largest weight, found {rank!r}.")
+        raise ConfigError(
+            f"rank: expected 1…{most}, the smaller side of the largest weight, found {rank!r}. Leave it out for the "
+            f"direction's own, or {DEFAULT_RANK} where it has none."
+        )
     coefficients = {sign: config.coefficients(sign * strength) for sign in ((1,) if is_odd(direction) else (1, -1))}
     deltas: dict[int, dict[str, Factors]] = {sign: {} for sign in coefficients}
     squares, held = dict.fromkeys(coefficients, 0.0), dict.fromkeys(coefficients, 0.0)
@@ -310,6 +316,9 @@ def _cut(delta: Factors | Tensor, rank: int | None) -> Factors:
 
 def left_out_of_lora(site: Site) -> str | None:
     """Say why a LoRA has no place for a parameter; `None` if it has."""
+    parameter = site.owner._parameters.get(site.leaf)
+    if site.leaf != "weight" and parameter is not None and parameter.ndim == 3:
+        return f"a stack of {len(parameter)} matrices of {type(site.owner).__name__}"
     if site.leaf != "weight" or not is_linear(site.owner):
         kind = type(site.owner).__name__
         return f"a {site.leaf} of {kind}" if site.leaf != "weight" else f"no linear layer but {kind}"

@@ -70,7 +70,8 @@ class Sketching:
         if rank < 1 or (sides and rank > max(sides)):
             most = max(sides, default=0)
             raise ConfigError(
-                f"rank must be from 1 to {most}, the longest smaller side of a matrix in scope, found {rank}."
+                f"rank: expected 1…{most}, the longest smaller side of a matrix in scope, found {rank}. Give a smaller "
+                "one; 4 to 16 hold what there is on the models that were measured."
             )
         self.rank, self.shapes = rank, dict(shapes)
         self.k = rank + (max(rank + 1, 8) if oversampling is None else oversampling)

@@ -298,3 +298,19 @@ def test_products_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         assert one.inner(other.dense()) == pytest.approx(expected, rel=1e-5)
         positions = torch.randperm(whole.numel(), generator=generator)[:9]
         torch.testing.assert_close(one.at(positions).double(), whole.flatten()[positions], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "message"),
+    [
+        ((20,), (2, 2), r"decoder of w: expected the values of a vector \[20\], found factors \[5, 2\] and \[2, 4\]"),
+        ((5, 4), (0, 0), r"a matrix \[5, 4\], of a rank from 1 to its smaller side; found \[5, 0\] and \[0, 4\]"),
+        ((5, 4), (9, 9), r"a rank from 1 to its smaller side; found \[5, 9\] and \[9, 4\]"),
+        ((5, 4), (2, 3), r"a rank from 1 to its smaller side; found \[5, 2\] and \[3, 4\]"),
+    ],
+    ids=["vector", "rank 0", "above the smaller side", "two ranks"],
+)
+def test_factors_that_do_not_fit_are_explained(shape: tuple[int, ...], ranks: tuple[int, int], message: str) -> None:
+    part = ParameterDirection(shape, Factors(torch.randn(5, ranks[0]), torch.randn(ranks[1], 4)))
+    with pytest.raises(ArtifactError, match=message):
+        part.peaks("w")

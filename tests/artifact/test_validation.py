@@ -122,7 +122,7 @@ def test_whatever_comes_there_is_an_answer(kind: Any, value: Any) -> None:
          "here.best: expected a mapping with keys such as share, found 3."),
         (Whole, {"parts": {}, "kind": "c"}, "here.kind: expected one of a, b, found 'c'."),
         (Shape, {"size": 1}, "here: expected a mapping with the keys size, name, found {'size': 1}."),
-        (Shape, {"size": 0, "name": None}, "here.size: expected a number of 1 or more, found 0."),
+        (Shape, {"size": 0, "name": None}, "here.size: expected an integer of 1 or more, found 0."),
         (Colour, "blue", "here: expected one of red, found 'blue'."),
         (int | None, [3] * 50, f"here: expected an integer, found {str([3] * 50)[:80]}…."),
     ],

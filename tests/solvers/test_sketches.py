@@ -182,7 +182,9 @@ def test_nothing_but_zeros_has_no_direction() -> None:
 
 @pytest.mark.parametrize("rank", [0, -1, 61, 1000])
 def test_ranks_that_no_matrix_has(rank: int) -> None:
-    with pytest.raises(ConfigError, match=r"rank must be from 1 to 60, the longest smaller side"):
+    with pytest.raises(
+        ConfigError, match=rf"rank: expected 1…60, the longest smaller side .* found {rank}\. Give a smaller"
+    ):
         Sketching(SHAPES, rank)
 
 

@@ -65,5 +65,5 @@ def test_from_training_to_export(
         for name in stacks:
             assert torch.equal(model.get_base_model().get_parameter(name), before[name])
     written = model.to_lora(tmp_path / "lora")
-    assert set(stacks) <= set(written.left_out) and 0 < written.energy < 1
-    assert "no linear layer" in written.left_out[next(iter(stacks))] or "of MixtralExperts" in str(written.left_out)
+    assert {written.left_out[name] for name in stacks} == {"a stack of 4 matrices of MixtralExperts"}
+    assert 0 < written.energy < 1

@@ -235,7 +235,9 @@ def test_arguments_that_do_not_fit(tmp_path: Path, options: dict[str, Any], mess
 @pytest.mark.parametrize("solver", ["closed_form", "autoencoder"])
 def test_ranks_that_do_not_fit_the_scope(masked_path: Path, pronouns: Any, tmp_path: Path, solver: str) -> None:
     args = arguments(tmp_path, solver=solver, rank=300)
-    with pytest.raises(ConfigError, match="rank must be from 1 to 224, the longest smaller side"):
+    with pytest.raises(
+        ConfigError, match="rank: expected 1…224, the longest smaller side of a matrix in scope, found 300"
+    ):
         trainer_of(masked_path, tmp_path, pronouns, args=args)
     args = arguments(tmp_path, solver=solver, rank=4)
     config = GradiendConfig(feature_classes=["3SG", "3PL"], density=0.1, layers="3")

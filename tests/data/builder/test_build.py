@@ -560,7 +560,7 @@ def test_sources_that_cannot_be_used(source: Any, options: dict[str, Any], messa
         ({"classes": PRONOUNS, "splits": {"train": 0}}, "every share must be larger than 0"),
         ({"classes": PRONOUNS, "split_by": "group"}, "split_by: group needs group_column"),
         ({"classes": PRONOUNS, "near_duplicates": 2}, r"near_duplicates: expected a number in \(0, 1\], found 2"),
-        ({"classes": PRONOUNS, "max_per_word": "many"}, "max_per_word: expected a number of 1 or more, found 'many'"),
+        ({"classes": PRONOUNS, "max_per_word": "many"}, "max_per_word: expected an integer of 1 or more, found 'many'"),
         ({"classes": ["he"]}, "classes: expected a mapping from class names to words"),
     ],
 )
