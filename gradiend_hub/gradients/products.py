@@ -45,11 +45,12 @@ class Reads:
 
 @dataclass(frozen=True)
 class _View:
-    """What stands for a parameter: all of it or a matrix of its stack, as it is stored or transposed."""
+    """What stands for a parameter: all of it or a matrix of its stack, stored or transposed; a vector on an axis."""
 
     name: str
     number: int | None = None
     turned: bool = False
+    axis: int | None = None
 
 
 _SAME = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous"}
@@ -83,14 +84,19 @@ class _Products(TorchFunctionMode):
             return result
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # its shape or type
             return result
-        understood = self._linear(result, *args, **kwargs) if name == "linear" else None
-        if len(read) == 1:
+        on_axis = any(view.axis is not None for view in read)
+        understood = self._linear(result, *args, **kwargs) if name == "linear" and not on_axis else None
+        if len(read) == 1 and on_axis:
+            understood = self._expanded(result, read[0]) if name == "expand" else None
+        elif len(read) == 1:
             if name in _SAME and self._view(args[0]):
                 understood = self._remember(result, read[0])
             elif function in _TURNED or (name == "transpose" and _swaps_last(*args)) or name == "t":
                 understood = self._remember(result, replace(read[0], turned=not read[0].turned))
             elif name == "__getitem__" and self._view(args[0]):
                 understood = self._item(result, read[0], *args)
+            elif name in ("reshape", "view"):
+                understood = self._on_axis(result, read[0], args[0])
             elif name == "embedding":
                 understood = self._embedding(result, *args, **kwargs)
             elif name in _MATMUL:
@@ -177,6 +183,19 @@ class _Products(TorchFunctionMode):
             return None
         rows = torch.as_tensor(index, device=whole.device).view(-1) % len(whole)
         return self._catch(result, rows, view, partial(_lookup, len(whole), None))
+
+    def _on_axis(self, result: Tensor, view: _View, vector: Tensor) -> Tensor | None:
+        """A vector as a tensor of one axis that is not 1 long."""
+        axes = [axis for axis, length in enumerate(result.shape) if length == len(vector)]
+        if vector.ndim != 1 or len(axes) != 1:
+            return None
+        return self._remember(result, replace(view, axis=axes[0]))
+
+    def _expanded(self, result: Tensor, view: _View) -> Tensor:
+        """A vector that is repeated for each row, such as the sinks of an attention."""
+        self._reads.known.add(view.name)
+        name, axis = view.name, view.axis or 0
+        return caught(result, result.new_empty(0), lambda _, delta: self._deliver(name, delta.movedim(axis, -1), None))
 
     def _embedding(
         self, result: Tensor, ids: Any, weight: Any, padding_idx: int | None = None, max_norm: Any = None,

@@ -119,7 +119,7 @@ class RowReader:
             }
             if attributes and (has_factors(module) or self._is_small(module, attributes)):
                 self._layers[module] = attributes
-            elif attributes and any(self._parameters[name].ndim > 1 for name in attributes.values()):
+            elif attributes:
                 self._products[module] = {name: self._parameters[name] for name in attributes.values()}
         known = {name for attributes in self._layers.values() for name in attributes.values()}
         known.update(name for own in self._products.values() for name in own)
