@@ -22,8 +22,7 @@ from .stored_model import StoredModel
 
 if TYPE_CHECKING:
     from gradiend_hub.hub.resolve import ResolvedRepo
-
-__all__ = ["GradiendModel", "load_processing_class"]
+    from gradiend_hub.objectives import Objective
 
 _FROM_HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
 """Arguments of `from_pretrained` that say where a direction is read from."""
@@ -271,6 +270,17 @@ class GradiendModel(StoredModel):
             self.processing_class = load_processing_class(self.get_base_model(), self.active_peft_config, self._hub)
         return self.processing_class
 
+    def make_objective(self, processing_class: Any = None) -> Objective:
+        """Make the objective of the active direction on this base model, with the direction's options.
+
+        Args:
+            processing_class: The base model's tokenizer, if it is not to be loaded from the base model's path.
+        """
+        from .objectives import make_objective  # tokenizing and objectives are not needed to apply a direction
+
+        config, processor = self.active_peft_config, processing_class or self.tokenizer
+        return make_objective(self.get_base_model(), processor, name=config.objective, options=config.objective_options)
+
     def encode(self, rows: Any, batch_size: int = 32, *, processing_class: Any = None) -> torch.Tensor:
         """Read feature values `h = tanh(⟨w_e, ∇L⟩ + b_e)` of rows: fp32 `[N]`.
 
@@ -283,13 +293,9 @@ class GradiendModel(StoredModel):
             batch_size: Rows per forward pass.
             processing_class: The base model's tokenizer, if it is not to be loaded from the base model's path.
         """
-        from .encoding import encode_rows  # tokenizing and objectives are not needed to apply a direction
-        from .objectives import make_objective
+        from .encoding import encode_rows
 
-        config, base = self.active_peft_config, self.get_base_model()
-        objective = make_objective(
-            base, processing_class or self.tokenizer, name=config.objective, options=config.objective_options
-        )
+        config, base, objective = self.active_peft_config, self.get_base_model(), self.make_objective(processing_class)
         with self.strength_at(0.0):
             return encode_rows(base, objective, self.direction, config, rows, batch_size=batch_size)
 

@@ -6,6 +6,7 @@ takes seconds. Here `app` and `console` load neither; a command imports the modu
 
 from __future__ import annotations
 
-from .app import app, main
+from .app import main
+from .groups import app
 
 __all__ = ["app", "main"]

@@ -8,8 +8,6 @@ import sys
 from . import learning, looking, sharing  # noqa: F401  (their commands join the groups)
 from .groups import app
 
-__all__ = ["app", "main"]
-
 
 def main() -> None:
     """Run the command line that this process was started with."""

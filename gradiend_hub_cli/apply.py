@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -15,8 +14,9 @@ from gradiend_hub import GradiendModel
 from gradiend_hub.data import require_classes
 from gradiend_hub.data.casing import Casing
 from gradiend_hub.evaluation import StrengthProbe
+from gradiend_hub.evaluation.completions import ask
 from gradiend_hub.evaluation.measure import compared_strengths
-from gradiend_hub.objectives import Answer, Objective, make_objective
+from gradiend_hub.objectives import Objective
 from gradiend_hub.printable import printable
 
 from .console import Story
@@ -24,8 +24,6 @@ from .looking import ApplyOptions
 from .options import numbers
 from .quiet import quiet
 from .tables import beyond_band, strength_text
-
-__all__ = ["Guess", "class_styles", "guesses", "guesses_tables", "show_texts"]
 
 _COLUMN = 20
 """Width of the guesses at one strength."""
@@ -54,15 +52,14 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
         config = model.active_peft_config
         if not given:
             config.require_supported_strength()
-        objective = make_objective(
-            model.get_base_model(), model.tokenizer, name=config.objective, options=config.objective_options
-        )
+        objective = model.make_objective()
         strengths = given or compared_strengths(model.active_peft_config)
         styles = class_styles(model)
         results = []
         for text in texts:
             prompt = objective.prompt_of(text)
-            said = {s: answer(model, objective, prompt, s, top=options.top, tokens=options.tokens) for s in strengths}
+            size = {"top": options.top, "tokens": options.tokens}
+            said = {s: ask(model, objective, [prompt], s, **size)[0] for s in strengths}
             tables: list[Table] = []
             at: dict[float, dict[str, Any]] = {s: {"strength": s} for s in strengths}
             if any(found.outputs for found in said.values()):
@@ -83,18 +80,9 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
     return {"direction": direction, "texts": results, "warning": warning}
 
 
-def answer(
-    model: GradiendModel, objective: Objective, prompt: Any, strength: float, *, top: int = 5, tokens: int = 0
-) -> Answer:
-    """Return what the model says to an input at a strength."""
-    hints = [word for words in (model.active_peft_config.fillers or {}).values() for word in words]
-    with model.strength_at(strength), torch.inference_mode():
-        return objective.complete(model.get_base_model(), [prompt], top=top, tokens=tokens, hints=hints)[0]
-
-
 def guesses(model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int) -> list[Guess]:
     """Return the likeliest words at the slot of `text`, at a strength."""
-    return [Guess(*pair) for pair in answer(model, objective, text, strength, top=top).outputs]
+    return [Guess(*pair) for pair in ask(model, objective, [text], strength, top=top, tokens=0)[0].outputs]
 
 
 def class_probabilities(

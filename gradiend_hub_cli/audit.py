@@ -14,8 +14,6 @@ from .console import Story
 from .quiet import quiet
 from .tables import pairs_table
 
-__all__ = ["show_audit"]
-
 _STYLES = {"refused": "bold red", "impossible": "bold red", "suspicious": "bold yellow"}
 
 

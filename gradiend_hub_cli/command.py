@@ -12,16 +12,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
-from importlib import import_module
 from importlib.metadata import version
+from pkgutil import resolve_name
 from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .console import Story, show_error, write_json
-
-__all__ = ["EXIT_CODES", "Commands", "command"]
 
 EXIT_CODES = """\
 Exit status: 0, all went well; 1, an error, or a check that failed; 2, a mistake in the command itself; 130, interrupted."""
@@ -68,21 +66,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result and
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-Work = Callable[..., Result]
+Declared = Callable[..., None]
 
 
-def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[Work], Work]:
-    """Make a function a command of `app`, with the options that all commands have.
+def command(app: typer.Typer, work: str, *, story: bool = False) -> Callable[[Declared], Declared]:
+    """Make a command of `app` of a function that declares its options and its help; those of all commands are added.
 
-    The function takes a `story` to tell and returns what `--json` prints. `"exit_code"` in that is the exit status. A
-    parameter that is a dataclass stands for its fields, each of which is an option.
+    A parameter that is a dataclass stands for its fields, each of which is an option.
 
     Args:
-        module: of this package, which does the work. It is imported when the command runs, since it needs torch.
+        work: the function that does the work, `MODULE:NAME` in this package. Its module is imported when the command runs,
+            since it needs torch. It takes the declared parameters and a `story` to tell, and returns what `--json` prints;
+            `"exit_code"` in that is the exit status.
         story: the command takes a while, and the import is the first of the steps that it tells.
     """
 
-    def register(function: Work) -> Work:
+    def register(function: Declared) -> Declared:
         signature = inspect.signature(function, eval_str=True)
         common = [("ctx", typer.Context), ("as_json", Json), ("quiet", Quiet), ("debug", Debug)]
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -93,7 +92,7 @@ def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[
         for name, parameter in signature.parameters.items():
             if name in grouped:
                 parameters += _options(grouped[name])
-            elif name != "story":
+            else:
                 parameters.append(parameter.replace(kind=kind))
         for name, annotation in common:
             default = inspect.Parameter.empty if name == "ctx" else False
@@ -105,15 +104,16 @@ def command(app: typer.Typer, module: str, *, story: bool = False) -> Callable[[
             for name, options in grouped.items():
                 arguments[name] = options(**{field.name: arguments.pop(field.name) for field in fields(options)})
 
-            def work() -> Result:
+            def imported_and_done() -> Result:
                 with told.step("Import", told=story) as step, _uncollected():
-                    import_module(f"{__package__}.{module}")
+                    do: Callable[..., Result] = resolve_name(f"{__package__}.{work}")
                     step.outcome = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
-                return function(story=told, **arguments)
+                return do(story=told, **arguments)
 
-            _run(work, told, debug or bool(ctx.find_root().params.get("debug")))
+            _run(imported_and_done, told, debug or bool(ctx.find_root().params.get("debug")))
 
         run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+        run.work = work  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         app.command(function.__name__.rstrip("_").replace("_", "-"), cls=_Command)(run)  # `push_` is `data push`
         return function

@@ -19,12 +19,10 @@ from .options import require_out
 from .quiet import quiet
 from .sharing import CombineOptions
 
-__all__ = ["combine_directions", "compare_directions"]
-
 PAGE, TABLES = "comparison.html", "comparison.json"
 
 
-def compare_directions(sources: Sequence[str], options: CompareOptions, story: Story) -> dict[str, Any]:
+def compare_directions(directions: Sequence[str], options: CompareOptions, story: Story) -> dict[str, Any]:
     """Print similarities and effects of directions; with `out`, write them and a page.
 
     Raises:
@@ -34,7 +32,7 @@ def compare_directions(sources: Sequence[str], options: CompareOptions, story: S
         require_out(options.out, options.overwrite)
     with quiet(story):
         with story.step("Read") as step:
-            ds = DirectionSet.from_pretrained(sources, options.base, allow_related=options.allow_related)
+            ds = DirectionSet.from_pretrained(directions, options.base, allow_related=options.allow_related)
             step.outcome = f"{len(ds)} directions, {ds.frame.numel:,} weights in their parameters"
         with story.step("Compare") as step:
             tables: dict[str, Any] = {

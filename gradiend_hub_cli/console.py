@@ -20,18 +20,6 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-__all__ = [
-    "Interrupted",
-    "Step",
-    "Story",
-    "command_lines",
-    "on_interrupt",
-    "output",
-    "program",
-    "show_error",
-    "write_json",
-]
-
 _WIDEST = 100
 
 

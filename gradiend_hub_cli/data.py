@@ -24,33 +24,36 @@ from .quiet import quiet
 from .tables import columns_table
 from .yaml_files import read_yaml
 
-__all__ = ["build_data", "class_table", "push_data", "show_fillers", "tokenizer_of", "word_table"]
 
-
-def read_config(path: Path, overrides: list[str]) -> FeatureDataConfig:
+def read_config(path: Path, overrides: Sequence[str] | None) -> FeatureDataConfig:
     """The configuration of a YAML file; relative paths in it are relative to the current folder."""
     return FeatureDataConfig.from_dict(read_yaml(path, overrides, "examples/data.yaml"))
 
 
 def build_data(
-    path: Path, out: Path, overrides: list[str], overwrite: bool, publish: tuple[str | None, bool], story: Story
+    config: Path,
+    out: Path,
+    overrides: Sequence[str] | None,
+    overwrite: bool,
+    repo_id: str | None,
+    private: bool,
+    story: Story,
 ) -> dict[str, Any]:
     """Build the data set of a YAML file, save it, and publish it if a repository is named.
 
     Args:
         overwrite: replace a data set of an earlier build in `out`.
-        publish: repository to publish to, if any, and whether to make a new one private.
+        repo_id: to publish to, if any; `private` makes a new one so.
 
     Raises:
         GradiendError: the file, the source, a class or the folder cannot be used.
     """
-    config = read_config(path, overrides)
+    read = read_config(config, overrides)
     check_folder(out, overwrite)
-    repo_id, private = publish
     url = None
     with quiet(story):
         with story.step("Build") as step:
-            data = FeatureDatasetBuilder(config).build()
+            data = FeatureDatasetBuilder(read).build()
             step.outcome = f"{sum(map(len, data.rows.values())):,} rows"
         with story.step("Save") as step:
             with written_beside(out) as folder:
@@ -75,22 +78,23 @@ def build_data(
     }
 
 
-def push_data(folder: Path, repo_id: str, options: dict[str, Any], story: Story) -> dict[str, Any]:
+def push_data(
+    folder: Path, repo_id: str, private: bool, revision: str | None, create_pr: bool, message: str, story: Story
+) -> dict[str, Any]:
     """Publish a data set that was built, in one commit, and print where it is.
-
-    Args:
-        options: of `publish_folder`.
 
     Raises:
         GradiendError: the folder is no data set, or the upload failed.
     """
     kept = on_interrupt("The folder is as it was. To run the command again is safe.")
     with kept, quiet(story), story.step("Push", told=False):
-        commit = push_saved(folder, repo_id, **options)
+        commit = push_saved(
+            folder, repo_id, private=private or None, revision=revision, create_pr=create_pr, commit_message=message
+        )
     return published(folder, repo_id, commit, story)
 
 
-def show_fillers(path: Path, model: str, overrides: list[str], story: Story) -> dict[str, Any]:
+def show_fillers(config: Path, model: str, overrides: Sequence[str] | None, story: Story) -> dict[str, Any]:
     """Print how the tokenizer of a model writes the words of a configuration, and what that means for a direction.
 
     The exit code is 1 if a class has no word that the tokenizer can write.
@@ -98,12 +102,12 @@ def show_fillers(path: Path, model: str, overrides: list[str], story: Story) -> 
     Raises:
         GradiendError: the file cannot be used, or there is no tokenizer.
     """
-    config = read_config(path, overrides)
+    read = read_config(config, overrides)
     with quiet(story), story.step("Read", told=False):
         tokenizer = tokenizer_of(model)
         masked = tokenizer.mask_token is not None
         objective = (MaskedLMObjective if masked else CausalLMObjective)(tokenizer, name_or_path=model)
-        classes = {name: word_tokens(objective, spec.words) for name, spec in config.classes.items()}
+        classes = {name: word_tokens(objective, spec.words) for name, spec in read.classes.items()}
     story.show(word_table(classes))
     unusable = [name for name, words in classes.items() if not any(word.usable for word in words)]
     advice = _advice(classes, unusable, masked)

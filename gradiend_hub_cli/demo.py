@@ -34,8 +34,6 @@ from .learning import DemoOptions
 from .quiet import quiet
 from .tables import curve_table, encoder_line, folder_size, megabytes, pairs_table
 
-__all__ = ["run_demo"]
-
 CLASSES = ["3SG", "3PL"]
 SENTENCES = (
     "The players ran home because [MASK] wanted to eat.",

@@ -26,7 +26,6 @@ from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.folders import require_writable
 from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
-from gradiend_hub.objectives import make_objective
 from gradiend_hub.plots import can_draw, save_html, save_plots
 from gradiend_hub.printable import printable
 from gradiend_hub.training.data import read_damage_sets
@@ -36,8 +35,6 @@ from .looking import EvaluateOptions
 from .options import numbers
 from .quiet import quiet
 from .tables import columns_table, encoder_line, pairs_table, strength_text
-
-__all__ = ["read_data", "run_evaluation"]
 
 Source = tuple[str, str | None]
 """A data set as on the command line, and its split."""
@@ -148,13 +145,10 @@ def read_data(model: GradiendModel, data: Source, neutral: Source | None) -> tup
     Raises:
         DataError: one cannot be read.
     """
-    config = model.active_peft_config
-    objective = make_objective(
-        model.get_base_model(), model.tokenizer, name=config.objective, options=config.objective_options
-    )
+    objective = model.make_objective()
     rows = read_rows(
         _load(data, "--data"),
-        require_classes(config.feature_classes),
+        require_classes(model.active_peft_config.feature_classes),
         read=objective.read,
         prepare=partial(objective.prepare, what="--data"),
         what="--data",
@@ -173,8 +167,7 @@ def _damage_sets(sets: Sequence[str], model: GradiendModel) -> dict[str, list[An
         if not name.strip() or not data:
             raise ConfigError(f"--damage {text!r}: expected NAME=DATA[:CONFIG], e.g. chat=prompts.jsonl.")
         given[name.strip()] = list(_load((data, None), f"--damage {name.strip()}"))
-    objective = make_objective(model.get_base_model(), model.tokenizer, name=model.active_peft_config.objective)
-    return read_damage_sets(given, objective)
+    return read_damage_sets(given, model.make_objective())
 
 
 def _load(source: Source, what: str) -> Iterator[dict[str, object]]:

@@ -13,8 +13,6 @@ from .console import Story
 from .looking import ExploreOptions
 from .quiet import quiet
 
-__all__ = ["explore_directions"]
-
 
 def explore_directions(directions: Sequence[str], options: ExploreOptions, story: Story) -> dict[str, Any]:
     """Serve the page until Ctrl-C, or publish it as a Space.

@@ -30,8 +30,6 @@ from .quiet import quiet
 from .sharing import ExportOptions
 from .tables import folder_size, megabytes, pairs_table, strength_text
 
-__all__ = ["export_direction"]
-
 
 def export_direction(out: Path, direction: str, options: ExportOptions, story: Story) -> dict[str, Any]:
     """Write a direction for other programs, and print what it holds; of the base model, only the configuration is read.

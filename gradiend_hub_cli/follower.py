@@ -8,8 +8,6 @@ from gradiend_hub import GradiendTrainer
 
 from .console import Story
 
-__all__ = ["follow"]
-
 
 class _Follower(TrainerCallback):  # type: ignore[misc]
     """Tells a story how far the training is."""

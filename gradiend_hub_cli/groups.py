@@ -8,8 +8,6 @@ import typer
 
 from .command import EXIT_CODES, Commands
 
-__all__ = ["app", "collection_app", "data_app"]
-
 app = typer.Typer(
     name="gradiend-hub",
     cls=Commands,

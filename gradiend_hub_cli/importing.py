@@ -17,8 +17,6 @@ from .console import Story
 from .quiet import quiet
 from .tables import folder_size, megabytes, pairs_table
 
-__all__ = ["import_direction"]
-
 
 def import_direction(
     folder: Path, out: Path, base: str, classes: str | None, dtype: str | None, story: Story

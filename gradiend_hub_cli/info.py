@@ -16,13 +16,12 @@ from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.evaluation.damage import set_label
-from gradiend_hub.evaluation.measurements import Measurements, find_measurements
+from gradiend_hub.evaluation.measurements import Headline, Measurements, find_measurements
 from gradiend_hub.evaluation.shift import Shift, shifts
 from gradiend_hub.hub.resolve import resolve_folder
 from gradiend_hub.printable import listed, printable
 
 from .console import Story
-from .others import measured_by, show_others
 from .quiet import quiet
 from .tables import columns_table, curve_table, encoder_line, megabytes, pairs_table, strength_text
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from gradiend_hub.export.base_fit import BaseFit
 
 NOT_MEASURED = "not measured"
-
-__all__ = ["Description", "describe", "show_directions"]
 
 
 @dataclass(frozen=True)
@@ -218,7 +215,7 @@ def _show(description: Description, story: Story) -> None:
     else:
         story.show(f"\nMeasured on the {description.measured} split:")
         story.show(curve_table(description.split, (first, second)))
-    show_others(description, story)
+    _show_others(description, story)
 
 
 def fit_text(fit: BaseFit) -> str:
@@ -281,10 +278,50 @@ _COMPARED: dict[str, Callable[[Description], str]] = {
     "quality at +1": lambda one: _worst(one, 1.0),
     "quality at -1": lambda one: _worst(one, -1.0),
     "safe strengths": lambda one: _band(one.config),
-    "measured by": lambda one: measured_by(one.split is not None, one.others),
+    "measured by": lambda one: _measured_by(one.split is not None, one.others),
 }
 """Claims that are set side by side."""
 
 
 def _band(config: StoredFields) -> str:
     return NOT_MEASURED if config.safe_band is None else " to ".join(map(strength_text, config.safe_band))
+
+
+def _measured_by(author: bool, others: Measurements) -> str:
+    """Who has measured a direction, in words: "3: the author, bob (pull request 2), reports/mine.json"."""
+    sources = [*(["the author"] if author else []), *(printable(one.source, 80) for one in others.reports)]
+    return f"{len(sources)}: {', '.join(sources)}" if sources else "nobody"
+
+
+def _show_others(description: Description, story: Story) -> None:
+    """Print what others have measured beside the author's figures; nothing where nobody else has."""
+    others, classes = description.others, require_classes(description.config.feature_classes)
+    if others.reports:
+        story.show(f"\nMeasured by {_measured_by(description.split is not None, others)}")
+        effects = [f"P({printable(name, 20)}) at {sign}1" for name, sign in zip(classes, "+-", strict=True)]
+        table = columns_table(["by", "rows"], ["correlation", *effects, "quality"])
+        if description.split is not None:
+            table.add_row("the author", *_headline_cells(description.split, classes))
+        for one in others.reports:
+            note = {True: "", False: ", of other weights", None: ", of unknown weights"}[one.same_weights]
+            if one.report.base_model != description.config.base_model_name_or_path:
+                note += f", on {printable(one.report.base_model, 40)}"
+            if one.split is not None:
+                table.add_row(printable(one.source, 80) + note, *_headline_cells(one.split, classes))
+        story.show(table)
+        story.show("Nobody has checked these figures; to measure them: gradiend-hub evaluate.")
+    for entry in others.results:
+        by = f", added by {printable(entry.by, 40)}" if entry.by else ""
+        place = f" in pull request {entry.pull_request}" if entry.pull_request is not None else ""
+        story.show(f"{printable(entry.dataset.id)} {printable(entry.dataset.task_id)}: {entry.value:g}{by}{place}")
+    for problem in others.problems:
+        story.warn(problem)
+
+
+def _headline_cells(split: SplitReport, classes: Sequence[str]) -> list[str]:
+    found = Headline.of(split, classes)
+    return [
+        "–" if found.rows is None else f"{found.rows:,}",
+        *("–" if value is None else f"{value:.3f}" for value in (found.correlation, *(e.value for e in found.effects))),
+        "–" if found.quality is None else f"{found.quality[1]:.2%} ({printable(set_label(found.quality[0]), 30)})",
+    ]

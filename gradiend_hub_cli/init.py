@@ -28,8 +28,6 @@ from .learning import InitOptions
 from .quiet import quiet
 from .yaml_files import parse_yaml
 
-__all__ = ["write_feature"]
-
 FEW_ROWS = 100
 """Training rows of a class below which a direction is seldom found."""
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from .command import command
-from .console import Story
 from .groups import app, data_app
 from .options import Branch, DataOverrides, Overrides, Private, PullRequest
 
@@ -31,12 +30,9 @@ class DemoOptions:
     ] = 0.4
 
 
-@command(app, "demo", story=True)
-def demo(story: Story, options: DemoOptions) -> dict[str, Any]:
+@command(app, "demo:run_demo", story=True)
+def demo(options: DemoOptions) -> None:
     """See everything once: learn a direction from a small real model, measure, publish, apply and merge it."""
-    from .demo import run_demo
-
-    return run_demo(options, story)
 
 
 @dataclass(frozen=True)
@@ -53,25 +49,20 @@ class InitOptions:
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, if it exists.")] = False
 
 
-@command(app, "init")
+@command(app, "init:write_feature")
 def init(
-    story: Story,
     options: InitOptions,
     file: Annotated[Path, typer.Argument(metavar="[FILE.yaml]", help="File to write.")] = Path("feature.yaml"),
-) -> dict[str, Any]:
+) -> None:
     """Write a commented YAML file for a feature of your own, for `gradiend-hub train`.
 
     What no option says is asked: the model, the words, the text. The words are tried with the model's tokenizer, and
     the rows that the text has are counted.
     """
-    from .init import write_feature
-
-    return write_feature(file, options, story)
 
 
-@command(app, "train", story=True)
+@command(app, "train:run_recipe", story=True)
 def train(
-    story: Story,
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE.yaml", help="What to learn from what; see examples/train.yaml.")
     ],
@@ -80,27 +71,18 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained, its time and memory, and stop.")
     ] = False,
-) -> dict[str, Any]:
+) -> None:
     """Learn the direction that a YAML file describes, measure and save it; push it if the file says so."""
-    from .train import predict_recipe, run_recipe
-
-    if dry_run:
-        return predict_recipe(recipe, overrides or [], story)
-    return run_recipe(recipe, overrides or [], resume, story)
 
 
-@command(app, "suite", story=True)
+@command(app, "suite:run_suite", story=True)
 def suite(
-    story: Story,
     recipe: Annotated[
         Path, typer.Argument(metavar="SUITE.yaml", help="Classes, pairs and data; see examples/suite.yaml.")
     ],
     overrides: Overrides = None,
-) -> dict[str, Any]:
+) -> None:
     """Learn many directions between many classes from one stream of gradients; the same command goes on."""
-    from .suite import run_suite
-
-    return run_suite(recipe, overrides or [], story)
 
 
 DataConfig = Annotated[
@@ -108,47 +90,34 @@ DataConfig = Annotated[
 ]
 
 
-@command(data_app, "data", story=True)
+@command(data_app, "data:build_data", story=True)
 def build(
-    story: Story,
     config: DataConfig,
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for the rows, neutral text and card.")],
     overrides: DataOverrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of an earlier build.")] = False,
     repo_id: Annotated[str | None, typer.Option("--push-to", help="Publish as this data set, in one commit.")] = None,
     private: Private = False,
-) -> dict[str, Any]:
+) -> None:
     """Turn text into rows with a slot; every text that is left out is counted."""
-    from .data import build_data
-
-    return build_data(config, out, overrides or [], overwrite, (repo_id, private), story)
 
 
-@command(data_app, "data")
+@command(data_app, "data:push_data")
 def push_(
-    story: Story,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `data build` wrote.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made if there is none.")],
     private: Private = False,
     revision: Branch = None,
     create_pr: PullRequest = False,
     message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Upload feature data",
-) -> dict[str, Any]:
+) -> None:
     """Publish a data set that was built, in one commit. To repeat a push that failed is safe."""
-    from .data import push_data
-
-    options = {"private": private or None, "revision": revision, "create_pr": create_pr, "commit_message": message}
-    return push_data(folder, repo_id, options, story)
 
 
-@command(data_app, "data")
+@command(data_app, "data:show_fillers")
 def words(
-    story: Story,
     config: DataConfig,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or id of a base model.")],
     overrides: DataOverrides = None,
-) -> dict[str, Any]:
+) -> None:
     """Show how a model's tokenizer writes the words of the classes, and what that means for a direction."""
-    from .data import show_fillers
-
-    return show_fillers(config, model, overrides or [], story)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from .command import command
-from .console import Story
 from .groups import app
 from .options import Allowing, Base, Direction, Directions, Dtype, Overwrite, Private, Related, Revision, Unverified
 
 
-@command(app, "info")
+@command(app, "info:show_directions")
 def info(
-    story: Story,
     directions: Annotated[
         list[str], typer.Argument(metavar="DIRECTION...", help="Folders or ids; several are shown side by side.")
     ],
@@ -25,11 +23,8 @@ def info(
         typer.Option("--base", help="Folder or id of a model: would they fit it? Exit status 1 if one does not."),
     ] = None,
     revision: Revision = None,
-) -> dict[str, Any]:
+) -> None:
     """Show what a direction is and what was measured of it; of several, side by side. No model is loaded."""
-    from .info import show_directions
-
-    return show_directions(directions, revision, base, story)
 
 
 @dataclass(frozen=True)
@@ -53,16 +48,12 @@ class SearchOptions:
     limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 20
 
 
-@command(app, "search")
+@command(app, "search:show_search")
 def search(
-    story: Story,
     options: SearchOptions,
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Part of the repository's id.")] = None,
-) -> dict[str, Any]:
+) -> None:
     """Find directions that others have published. One small file of each is read; no model is loaded."""
-    from .search import show_search
-
-    return show_search(text, asdict(options), story)
 
 
 @dataclass(frozen=True)
@@ -84,21 +75,17 @@ class ApplyOptions(Allowing):
     revision: Revision = None
 
 
-@command(app, "apply")
+@command(app, "apply:show_texts")
 def apply(
-    story: Story,
     direction: Direction,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="With [MASK] where the word is to be guessed.")],
     options: ApplyOptions,
-) -> dict[str, Any]:
+) -> None:
     """Show what the model says at several strengths, side by side.
 
     A masked model guesses the word at [MASK]. A causal one guesses it, too, from the text before it, and completes that
     text; without [MASK] it completes the whole text.
     """
-    from .apply import show_texts
-
-    return show_texts(direction, texts, options, story)
 
 
 @dataclass(frozen=True)
@@ -119,23 +106,17 @@ class ExploreOptions(Allowing):
     allow_unverified_base: Unverified = False
 
 
-@command(app, "explore", story=True)
-def explore(story: Story, directions: Directions, options: ExploreOptions) -> dict[str, Any]:
+@command(app, "explore:explore_directions", story=True)
+def explore(directions: Directions, options: ExploreOptions) -> None:
     """Open a page with a slider for each direction, on which the model answers at the chosen strengths and at 0."""
-    from .explore import explore_directions
-
-    return explore_directions(directions, options, story)
 
 
-@command(app, "audit")
-def audit(story: Story, direction: Direction, revision: Revision = None) -> dict[str, Any]:
+@command(app, "audit:show_audit")
+def audit(direction: Direction, revision: Revision = None) -> None:
     """Look for what is harmful, impossible or suspicious in a direction's files; exit status 1 if there is anything.
 
     No model is loaded, and nothing is measured.
     """
-    from .audit import show_audit
-
-    return show_audit(direction, revision, story)
 
 
 @dataclass(frozen=True)
@@ -151,16 +132,13 @@ class VerifyOptions:
     revision: Revision = None
 
 
-@command(app, "verify")
-def verify(story: Story, direction: Direction, options: VerifyOptions) -> dict[str, Any]:
+@command(app, "verify:show_verification")
+def verify(direction: Direction, options: VerifyOptions) -> None:
     """Measure a direction's self-test again and compare; exit status 1 if anything differs or is impossible.
 
     The self-test shows that files, base model and libraries are those of the author. It says nothing of the report, whose
     figures are the author's word; to measure them on data of your own, use evaluate.
     """
-    from .verify import show_verification
-
-    return show_verification(direction, options, story)
 
 
 @dataclass(frozen=True)
@@ -221,12 +199,9 @@ class EvaluateOptions(Allowing):
     revision: Revision = None
 
 
-@command(app, "evaluate", story=True)
-def evaluate(story: Story, direction: Direction, options: EvaluateOptions) -> dict[str, Any]:
+@command(app, "evaluate:run_evaluation", story=True)
+def evaluate(direction: Direction, options: EvaluateOptions) -> None:
     """Measure somebody's direction again, on your own base model and data, and compare with what is claimed."""
-    from .evaluate import run_evaluation
-
-    return run_evaluation(direction, options, story)
 
 
 @dataclass(frozen=True)
@@ -249,9 +224,6 @@ class CompareOptions:
     overwrite: Overwrite = False
 
 
-@command(app, "compare", story=True)
-def compare(story: Story, directions: Directions, options: CompareOptions) -> dict[str, Any]:
+@command(app, "compare:compare_directions", story=True)
+def compare(directions: Directions, options: CompareOptions) -> None:
     """Show what directions share and what one does to another, from the artifacts alone."""
-    from .compare import compare_directions
-
-    return compare_directions(directions, options, story)

@@ -29,8 +29,6 @@ from .quiet import quiet
 from .sharing import MergeOptions
 from .tables import beyond_band, folder_size, megabytes, pairs_table, strength_text
 
-__all__ = ["merge_into"]
-
 
 def merge_into(out: Path, direction: str, options: MergeOptions, story: Story) -> dict[str, Any]:
     """Merge a direction into its base model, write the model with its card, and print the receipt.

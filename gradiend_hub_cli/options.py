@@ -8,25 +8,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-__all__ = [
-    "Allowing",
-    "Base",
-    "Branch",
-    "Direction",
-    "Directions",
-    "Dtype",
-    "Overrides",
-    "Overwrite",
-    "Private",
-    "PullRequest",
-    "Related",
-    "Revision",
-    "Unverified",
-    "number",
-    "numbers",
-    "require_out",
-]
-
 
 def number(text: str) -> float:
     """Read a finite number from the command line."""

@@ -1,21 +1,27 @@
-"""`push`: a saved direction, or a merged model, on the Hub."""
+"""`push` and `collection`: saved directions, and merged models, on the Hub."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
 
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.hub.publish import publish_folder
-from gradiend_hub.hub.rewritten import is_rewritten, publish_rewritten
-from gradiend_hub.hub.several import directions_in, publish_directions
+from gradiend_hub.hub.collections import add_to_collection
+from gradiend_hub.hub.publish import (
+    directions_in,
+    is_rewritten,
+    publish_directions,
+    publish_folder,
+    publish_rewritten,
+)
 
 from .console import Story, on_interrupt
 from .quiet import quiet
-
-__all__ = ["directions_in", "published", "push_direction", "push_directions"]
+from .sharing import PushOptions
 
 
 def push_direction(folder: Path, repo_id: str, options: dict[str, Any], story: Story) -> dict[str, Any]:
@@ -42,16 +48,17 @@ def published(folder: Path, repo_id: str, commit: CommitInfo, story: Story) -> d
     return {"folder": folder, "repo_id": repo_id, **told}
 
 
-def push_directions(
-    folder: Path, repo_id: str, collection: str | None, options: dict[str, Any], story: Story
-) -> dict[str, Any]:
-    """Publish all directions of a folder, and print where they are; see `publish_directions`.
+def push_any(folder: Path, repo_id: str, options: PushOptions, collection: str | None, story: Story) -> dict[str, Any]:
+    """Publish a direction, a merged model, or all directions of a folder, and print where they are.
 
     Raises:
         ConfigError: an option is of a single direction.
         HubPushError: one could not be pushed; the message says which were.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = asdict(options) | {"private": options.private or None}
+    if collection is None and not directions_in(folder):
+        return push_direction(folder, repo_id, given, story)
+    given = {name: value for name, value in given.items() if value is not None}
     if "subfolder" in given:
         raise ConfigError("--subfolder is of one direction; the folders of these are called by their names.")
     kept = on_interrupt("What was pushed is published. To run the command again is safe.")
@@ -65,3 +72,18 @@ def push_directions(
         "collection": collection,
         "directions": {place: commit.oid for place, commit in done.items()},
     }
+
+
+def extend_collection(
+    collection: str, repo_ids: Sequence[str], note: str | None, private: bool, story: Story
+) -> dict[str, Any]:
+    """Add repositories to a collection of the Hub, and print where it is.
+
+    Raises:
+        ConfigError: an id is none.
+        HubPushError: the Hub refuses, or cannot be reached.
+    """
+    with quiet(story), story.step("Add", told=False):
+        found = add_to_collection(collection, repo_ids, note=note, private=private)
+    story.show(f"{len(found.added)} added, {len(found.present)} there already: {found.url}", soft_wrap=True)
+    return asdict(found)

@@ -10,8 +10,6 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from .console import Story
 
-__all__ = ["quiet"]
-
 
 @contextmanager
 def quiet(story: Story) -> Iterator[None]:

@@ -15,8 +15,6 @@ from gradiend_hub.errors import ConfigError, first_line
 
 from .yaml_files import read_yaml
 
-__all__ = ["Recipe", "check_sections", "read_recipe", "training_arguments"]
-
 _MEASURED = {"parameters", "has_bias", "strength_unit", "strength", "safe_band", "break_point"}
 _DIRECTION = {
     f.name
@@ -60,7 +58,7 @@ class Recipe:
     args: dict[str, Any] = field(default_factory=dict)
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: Path, overrides: Sequence[str] | None = None) -> Recipe:
     """Read a recipe and replace values by `KEY=VALUE` with dots in the key.
 
     Raises:

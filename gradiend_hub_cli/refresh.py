@@ -10,11 +10,9 @@ from gradiend_hub.printable import listed
 from .console import Story
 from .quiet import quiet
 
-__all__ = ["refresh_published"]
-
 
 def refresh_published(
-    repo_id: str, revision: str | None, *, create_pr: bool, overwrite: bool, story: Story
+    repo_id: str, revision: str | None, create_pr: bool, overwrite: bool, story: Story
 ) -> dict[str, Any]:
     """Render and commit the card, and print whose measurements it shows.
 

@@ -11,20 +11,19 @@ from gradiend_hub.hub.search import FoundDirection, search_directions
 from gradiend_hub.printable import printable
 
 from .console import Story
+from .looking import SearchOptions
 from .quiet import quiet
 from .tables import columns_table, megabytes
 
-__all__ = ["show_search"]
 
-
-def show_search(text: str | None, options: dict[str, Any], story: Story) -> dict[str, Any]:
+def show_search(text: str | None, options: SearchOptions, story: Story) -> dict[str, Any]:
     """Print what a search of the Hub has found.
 
     Raises:
         GradiendError: an option is out of range, or the Hub cannot be searched.
     """
     with quiet(story), story.step("Search", told=False):
-        found = search_directions(text, **options)
+        found = search_directions(text, **asdict(options))
     if not found:
         story.show("No direction was found. Ask for less, or leave out --base, --feature or the figures.")
     else:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from .command import command
-from .console import Story
 from .groups import app, collection_app
 from .options import (
     Allowing,
@@ -41,18 +40,14 @@ class CombineOptions:
     overwrite: Overwrite = False
 
 
-@command(app, "compare")
+@command(app, "compare:combine_directions")
 def combine(
-    story: Story,
     parts: Annotated[
         list[str], typer.Argument(metavar="DIRECTION=STRENGTH...", help="What to add; without a number, at strength 1.")
     ],
     options: CombineOptions,
-) -> dict[str, Any]:
+) -> None:
     """Add directions to a new one, and show what its parts do to each other before anything is applied."""
-    from .compare import combine_directions
-
-    return combine_directions(parts, options, story)
 
 
 @dataclass(frozen=True)
@@ -89,17 +84,13 @@ class MergeOptions(Allowing):
     revision: Revision = None
 
 
-@command(app, "merge")
+@command(app, "merge:merge_into")
 def merge(
-    story: Story,
     direction: Direction,
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for the model.")],
     options: MergeOptions,
-) -> dict[str, Any]:
+) -> None:
     """Write the rewritten model as a plain transformers checkpoint with its tokenizer."""
-    from .merge import merge_into
-
-    return merge_into(out, direction, options, story)
 
 
 @dataclass(frozen=True)
@@ -125,22 +116,17 @@ class ExportOptions:
     revision: Revision = None
 
 
-@command(app, "export")
+@command(app, "export:export_direction")
 def export(
-    story: Story,
     direction: Direction,
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for what is written.")],
     options: ExportOptions,
-) -> dict[str, Any]:
+) -> None:
     """Write a direction in a form that others read without this package: for PEFT, vLLM, llama.cpp, or as a task vector."""
-    from .export import export_direction
-
-    return export_direction(out, direction, options, story)
 
 
-@command(app, "importing")
+@command(app, "importing:import_direction")
 def import_(
-    story: Story,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What the package gradiend (0.2) has saved.")],
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New folder for the direction.")],
     base: Annotated[str, typer.Option("--base", help="Folder or id of the base model that it was trained on.")],
@@ -151,11 +137,8 @@ def import_(
         ),
     ] = None,
     dtype: Dtype = None,
-) -> dict[str, Any]:
+) -> None:
     """Read a direction that the package gradiend has saved, and write it as one of ours."""
-    from .importing import import_direction
-
-    return import_direction(folder, out, base, classes, dtype, story)
 
 
 @dataclass(frozen=True)
@@ -184,9 +167,8 @@ class PushOptions:
     ] = False
 
 
-@command(app, "push")
+@command(app, "push:push_any")
 def push(
-    story: Story,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A saved direction, a merged model, or a suite.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made if there is none.")],
     options: PushOptions,
@@ -196,38 +178,27 @@ def push(
             help="Of a suite: a repository for each, REPO_ID-NAME, in this collection; else one with subfolders."
         ),
     ] = None,
-) -> dict[str, Any]:
+) -> None:
     """Publish a saved direction, a merged model, or each direction of a suite, in one commit each.
 
     To repeat a push that failed is safe.
     """
-    from .push import directions_in, push_direction, push_directions
-
-    given = asdict(options) | {"private": options.private or None}
-    if collection is not None or directions_in(folder):
-        return push_directions(folder, repo_id, collection, given, story)
-    return push_direction(folder, repo_id, given, story)
 
 
-@command(app, "refresh")
+@command(app, "refresh:refresh_published")
 def refresh(
-    story: Story,
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME of a published direction.")],
     revision: Annotated[str | None, typer.Option(help="Branch, if not main.")] = None,
     create_pr: PullRequest = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a card that was written or changed by hand.")
     ] = False,
-) -> dict[str, Any]:
+) -> None:
     """Show on the card of a published direction what others have measured, once their reports are merged."""
-    from .refresh import refresh_published
-
-    return refresh_published(repo_id, revision, create_pr=create_pr, overwrite=overwrite, story=story)
 
 
-@command(collection_app, "collection")
+@command(collection_app, "push:extend_collection")
 def add(
-    story: Story,
     collection: Annotated[
         str,
         typer.Argument(metavar="COLLECTION", help="Slug of a collection, or a title; made if there is none."),
@@ -235,8 +206,5 @@ def add(
     repo_ids: Annotated[list[str], typer.Argument(metavar="REPO_ID...", help="Ids on the Hub.")],
     note: Annotated[str | None, typer.Option(help="What to say beside each of them.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new collection private.")] = False,
-) -> dict[str, Any]:
+) -> None:
     """Add directions to a collection of the Hub; what it has already stays as it is."""
-    from .collection import extend_collection
-
-    return extend_collection(collection, repo_ids, note, private, story)

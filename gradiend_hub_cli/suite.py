@@ -22,8 +22,6 @@ from .quiet import quiet
 from .recipes import check_sections, training_arguments
 from .yaml_files import read_yaml
 
-__all__ = ["run_suite"]
-
 
 @dataclass(frozen=True)
 class SuiteRecipe:
@@ -57,33 +55,31 @@ class SuiteRecipe:
     args: dict[str, Any] = field(default_factory=dict)
 
 
-def run_suite(path: Path, overrides: Sequence[str], story: Story) -> dict[str, Any]:
+def run_suite(recipe: Path, overrides: Sequence[str] | None, story: Story) -> dict[str, Any]:
     """Learn, measure and compare every direction of a suite. What is saved already is not learned again.
 
     Raises:
         GradiendError: something in the file cannot work; most of it is found before anything is learned.
     """
-    recipe = _read(path, overrides)
-    folder = Path(recipe.args.setdefault("output_dir", f"out/{path.stem}"))
+    read = _read(recipe, overrides)
+    folder = Path(read.args.setdefault("output_dir", f"out/{recipe.stem}"))
     require_writable(folder)
     with quiet(story):
         with story.step("Load") as step:
             usual = {"train_dataset": "train", "eval_dataset": "validation", "test_dataset": "test"}
             usual |= {"neutral_dataset": "train", "neutral_train_dataset": "train"}
             data = {
-                name: list(load_rows(getattr(recipe, name), split, name))
+                name: list(load_rows(getattr(read, name), split, name))
                 for name, split in usual.items()
-                if getattr(recipe, name) is not None
+                if getattr(read, name) is not None
             }
             step.outcome = f"{len(data['train_dataset']):,} training rows"
-        if isinstance(recipe.model, str):
-            found = _of_base(recipe, recipe.model, folder, data, story)
+        if isinstance(read.model, str):
+            found = _of_base(read, read.model, folder, data, story)
         else:
-            bases = {
-                name: _of_base(recipe, model, folder / name, data, story) for name, model in _named(recipe).items()
-            }
+            bases = {name: _of_base(read, model, folder / name, data, story) for name, model in _named(read).items()}
             found = {"bases": bases}
-    for place in [folder] if isinstance(recipe.model, str) else [folder / name for name in found["bases"]]:
+    for place in [folder] if isinstance(read.model, str) else [folder / name for name in found["bases"]]:
         story.show(f"\n{place / 'README.md'}\n{place / 'suite.html'}", soft_wrap=True)
     return {"folder": folder, **found}
 
@@ -126,7 +122,7 @@ def _of_base(recipe: SuiteRecipe, model: str, folder: Path, data: dict[str, list
     return found
 
 
-def _read(path: Path, overrides: Sequence[str]) -> SuiteRecipe:
+def _read(path: Path, overrides: Sequence[str] | None) -> SuiteRecipe:
     content = read_yaml(path, overrides, "examples/suite.yaml")
     check_keys(content, {f.name for f in fields(SuiteRecipe)}, "")
     check_sections(path, content)

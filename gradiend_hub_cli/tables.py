@@ -12,17 +12,6 @@ from gradiend_hub.artifact.fields import DirectionFields
 from gradiend_hub.evaluation import SplitReport, StrengthPoint
 from gradiend_hub.evaluation.damage import set_label
 
-__all__ = [
-    "beyond_band",
-    "columns_table",
-    "curve_table",
-    "encoder_line",
-    "folder_size",
-    "megabytes",
-    "pairs_table",
-    "strength_text",
-]
-
 
 def strength_text(strength: float) -> str:
     """`-1`, `0`, `+0.5`, `-1.09`; below 0.1 two digits that are not 0."""

@@ -30,16 +30,9 @@ from .quiet import quiet
 from .recipes import Recipe, read_recipe, training_arguments
 from .tables import curve_table, encoder_line
 
-__all__ = ["predict_recipe", "run_recipe"]
 
-
-def predict_recipe(path: Path, overrides: Sequence[str], story: Story) -> dict[str, Any]:
-    """Print what a recipe would train and what that would cost. Nothing is learned, written or published.
-
-    Raises:
-        GradiendError: something in the recipe cannot work.
-    """
-    recipe = read_recipe(path, overrides)
+def _predict(recipe: Recipe, story: Story) -> dict[str, Any]:
+    """Print what a recipe would train and what that would cost. Nothing is learned, written or published."""
     with quiet(story), tempfile.TemporaryDirectory() as unused:
         recipe.args.update(output_dir=unused, push_to_hub=False)
         with story.step("Load") as step:
@@ -58,28 +51,32 @@ def predict_recipe(path: Path, overrides: Sequence[str], story: Story) -> dict[s
     }
 
 
-def run_recipe(path: Path, overrides: Sequence[str], resume: bool, story: Story) -> dict[str, Any]:
-    """Train, measure, save and, if the recipe says so, push.
+def run_recipe(
+    recipe: Path, overrides: Sequence[str] | None, resume: bool, dry_run: bool, story: Story
+) -> dict[str, Any]:
+    """Train, measure, save and, if the recipe says so, push; or only foresee what that would cost.
 
     Raises:
         GradiendError: something in the recipe cannot work; most of it is found before the training starts.
         Interrupted: Ctrl-C, with what is kept and the command that goes on.
     """
-    recipe = read_recipe(path, overrides)
-    folder = Path(recipe.args.setdefault("output_dir", f"out/{path.stem}"))
-    command = shlex.join([*program(), "train", str(path), *(part for o in overrides for part in ("--set", o))])
-    _check_output(folder, resume, bool(recipe.args.get("overwrite_output_dir")), command)
+    read = read_recipe(recipe, overrides)
+    if dry_run:
+        return _predict(read, story)
+    folder = Path(read.args.setdefault("output_dir", f"out/{recipe.stem}"))
+    command = shlex.join([*program(), "train", str(recipe), *(part for o in overrides or () for part in ("--set", o))])
+    _check_output(folder, resume, bool(read.args.get("overwrite_output_dir")), command)
     with quiet(story):
         with story.step("Load") as step:
-            recipe = _with_rows(recipe)
-            trainer = _loaded(recipe)
+            read = _with_rows(read)
+            trainer = _loaded(read)
             step.outcome = f"{len(trainer.train_dataset):,} training rows; {trainer.report.scope}"
         with _resumable(folder, command), story.step("Learn") as step:
             follow(trainer, story, keep_log=True)
             trainer.train(resume_from_checkpoint=resume)
             step.outcome = f"{trainer.state.global_step} steps"
         with _kept(trainer):
-            _measure(trainer, recipe.test_dataset is not None, story)
+            _measure(trainer, read.test_dataset is not None, story)
     with quiet(story):  # again, because with push_to_hub the training ends with progress bars switched on
         url = _publish(trainer, story)
     return _show(trainer, url, story)

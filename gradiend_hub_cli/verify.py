@@ -19,8 +19,6 @@ from .looking import VerifyOptions
 from .quiet import quiet
 from .tables import columns_table
 
-__all__ = ["show_verification"]
-
 
 def show_verification(direction: str, options: VerifyOptions, story: Story) -> dict[str, Any]:
     """Print the table of what is claimed and what was found. The exit code is 1 if anything differs or is impossible.

@@ -12,8 +12,6 @@ import yaml
 from gradiend_hub.data.text_files import read_text
 from gradiend_hub.errors import ConfigError
 
-__all__ = ["parse_yaml", "read_yaml"]
-
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `1e-3` as a text and `no` as false; here they are what everybody means, as in YAML 1.2."""
@@ -38,7 +36,7 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def read_yaml(path: Path, overrides: Sequence[str], example: str) -> dict[str, Any]:
+def read_yaml(path: Path, overrides: Sequence[str] | None, example: str) -> dict[str, Any]:
     """The keys and values of a file, some replaced by `KEY=VALUE` with dots in the key.
 
     Raises:
@@ -52,7 +50,7 @@ def read_yaml(path: Path, overrides: Sequence[str], example: str) -> dict[str, A
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values as in {example}, found {type(content).__name__}.")
-    for override in overrides:
+    for override in overrides or ():
         _override(content, override)
     return content
 

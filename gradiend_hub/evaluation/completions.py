@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -11,8 +12,6 @@ from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Answer, Objective, evaluating
 
 from .records import Completion
-
-__all__ = ["complete", "complete_text"]
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 OUTPUTS = 5
@@ -31,12 +30,7 @@ def complete(
     prompts = objective.prompts(rows)
     if not prompts:
         return []
-    base = model.get_base_model()
-    hints = [word for words in (model.active_peft_config.fillers or {}).values() for word in words]
-    said: dict[str, list[Answer]] = {}
-    for strength in strengths:
-        with model.strength_at(strength), evaluating(base), torch.inference_mode():
-            said[str(float(strength))] = objective.complete(base, prompts, top=OUTPUTS, tokens=NEW_TOKENS, hints=hints)
+    said = {str(float(strength)): ask(model, objective, prompts, strength) for strength in strengths}
     return [
         Completion(str(prompt), {s: _kept(answers[i]) for s, answers in said.items()}, objective.picture(prompt))
         for i, prompt in enumerate(prompts)
@@ -47,10 +41,23 @@ def complete_text(
     model: GradiendModel, objective: Objective, text: str, strength: float
 ) -> list[list[str | float]] | str:
     """Return what the model says to one input at a strength, as a report has it."""
+    return _kept(ask(model, objective, [text], strength)[0])
+
+
+def ask(
+    model: GradiendModel,
+    objective: Objective,
+    prompts: Sequence[Any],
+    strength: float,
+    *,
+    top: int = OUTPUTS,
+    tokens: int = NEW_TOKENS,
+) -> list[Answer]:
+    """Return what the model says to some inputs at a strength: likeliest outputs, or continuations of so many tokens."""
     base = model.get_base_model()
     hints = [word for words in (model.active_peft_config.fillers or {}).values() for word in words]
     with model.strength_at(strength), evaluating(base), torch.inference_mode():
-        return _kept(objective.complete(base, [text], top=OUTPUTS, tokens=NEW_TOKENS, hints=hints)[0])
+        return objective.complete(base, prompts, top=top, tokens=tokens, hints=hints)
 
 
 def _kept(answer: Answer) -> list[list[str | float]] | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 import pytest
@@ -24,6 +26,7 @@ from typer.testing import CliRunner
 import gradiend_hub_cli.command as command
 from gradiend_hub import GradiendModel
 from gradiend_hub.hub.resolve import resolve_folder
+from gradiend_hub_cli import groups, tables
 from gradiend_hub_cli.console import Story
 from gradiend_hub_cli.options import number
 from tests.hub_server import HubServer
@@ -61,19 +64,35 @@ class Options:
         (["x", "--colour", "red", "--options", "y"], "No such option"),
     ],
 )
-def test_a_dataclass_stands_for_its_options(arguments: list[str], expected: Options | str) -> None:
+def test_a_dataclass_stands_for_its_options(
+    arguments: list[str], expected: Options | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app, got = typer.Typer(), []
 
-    @command.command(app, "tables")
-    def paint(story: Story, what: Annotated[str, typer.Argument()], options: Options) -> dict[str, Any]:
+    def paint(what: str, options: Options, story: Story) -> dict[str, Any]:
         got.append((what, options))
         return {}
+
+    monkeypatch.setattr(tables, "paint", paint, raising=False)
+
+    @command.command(app, "tables:paint")
+    def declared(what: Annotated[str, typer.Argument()], options: Options) -> None:
+        """Paint."""
 
     result = CliRunner().invoke(app, arguments)
     if isinstance(expected, Options):
         assert result.exit_code == 0 and got == [("x", expected)]
     else:
         assert result.exit_code == 2 and not got and expected in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("group", [groups.app, groups.data_app, groups.collection_app])
+def test_what_is_declared_is_what_the_work_takes(group: typer.Typer) -> None:
+    assert group.registered_commands
+    for registered in group.registered_commands:
+        run: Any = registered.callback
+        work = resolve_name(f"gradiend_hub_cli.{run.work}")
+        assert {*inspect.signature(work).parameters} == {*inspect.signature(run.__wrapped__).parameters, "story"}
 
 
 class TestJson:
