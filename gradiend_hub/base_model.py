@@ -25,19 +25,6 @@ from gradiend_hub.artifact.fingerprint import require_same_base
 from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, ConfigError, first_line
 from gradiend_hub.objectives import fitting_objectives, objective_class
 
-__all__ = [
-    "base_commit",
-    "base_name",
-    "check_base_model",
-    "described",
-    "load_base_model",
-    "load_recorded_base",
-    "load_whole",
-    "original_parameters",
-    "require_plain",
-    "skeleton",
-]
-
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
 

@@ -16,8 +16,6 @@ from gradiend_hub.errors import ArtifactError
 from gradiend_hub.gradients import Entries, Tangent, directional_derivatives
 from gradiend_hub.objectives import Example, Objective, examples_of
 
-__all__ = ["encode_rows", "encoder_tensors", "preactivations", "reading_sign"]
-
 
 def preactivations(
     model: nn.Module,

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from .errors import ConfigError, first_line
 
-__all__ = ["new_file_mode", "require_empty", "require_writable", "written_beside"]
-
 
 def require_empty(folder: Path, instead: str) -> None:
     """Raise `ConfigError` if there is something at `folder`, or nothing can be written there.

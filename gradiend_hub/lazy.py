@@ -10,8 +10,6 @@ from typing import Any
 
 from .errors import MissingLibraryError
 
-__all__ = ["attach", "require"]
-
 EXTRAS = {
     "ahocorasick_rs": "data",
     "gguf": "gguf",

@@ -8,8 +8,6 @@ from html import escape
 
 from .printable import printable
 
-__all__ = ["Cell", "lines", "number", "safe", "table"]
-
 
 class Cell(str):
     """A cell of a table as HTML, where another text is shown as it is."""

@@ -12,17 +12,6 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-__all__ = [
-    "escaped_json",
-    "is_legible",
-    "is_printable",
-    "legible",
-    "legible_json",
-    "listed",
-    "printable",
-    "spelled_out",
-]
-
 LONGEST = 200
 """Characters of a text that are shown, unless the caller knows better."""
 

@@ -14,8 +14,6 @@ from transformers.utils.logging import is_progress_bar_enabled
 
 from gradiend_hub.printable import printable
 
-__all__ = ["Listener", "counted", "listening", "progress", "shown", "tell", "tick"]
-
 T = TypeVar("T")
 Listener = Callable[[str, int, "int | None"], None]
 """Gets the name of a phase, how much of it is done, and how much there is in all, if that is known."""

@@ -13,8 +13,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["import_after"]
-
 
 def import_after(library: str, module: str) -> None:
     """Import a module as soon as a library has been imported, by anybody; at once, if it has been already."""

@@ -23,8 +23,6 @@ from .errors import ConfigError, GradiendError
 if TYPE_CHECKING:
     from gradiend_hub.hub.resolve import ResolvedRepo
 
-__all__ = ["MergedDirection", "StoredModel"]
-
 _PUSH = "gradiend_hub.cards.rewritten:push_rewritten"
 """Publishes a merged model with its card; a name, since cards are built upon models."""
 
@@ -158,7 +156,7 @@ class StoredModel(EditedModel):
         """Merge as `EditedModel.merge_and_unload`, and let the plain model that is returned be published with its parents.
 
         Its `push_to_hub(repo_id)` publishes it with its tokenizer and a card that names its parents, if one direction was
-        merged; the arguments are those of `gradiend_hub.hub.rewritten.publish_rewritten`.
+        merged; the arguments are those of `gradiend_hub.hub.publish.publish_rewritten`.
         """
         if strength is not None:
             self.set_strength(strength)

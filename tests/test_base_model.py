@@ -12,9 +12,9 @@ from huggingface_hub import HfApi
 from transformers import AutoModel, AutoModelForMaskedLM, BertForMaskedLM
 
 from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.names import hub_id, shown_name
 from gradiend_hub.base_model import base_commit, base_name, load_base_model, load_recorded_base
 from gradiend_hub.errors import BaseModelError
-from gradiend_hub.hub.names import hub_id, shown_name
 from tests.models import build
 
 

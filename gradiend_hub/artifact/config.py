@@ -23,7 +23,7 @@ from peft.utils.peft_types import PeftType, TaskType
 
 from gradiend_hub.errors import ArtifactError, ConfigError
 
-from .fields import DirectionFields, Name, Revision, read_fields, require_classes
+from .fields import DirectionFields, Name, Revision, read_fields
 from .files import (
     BASE_FILE,
     CONFIG_FILE,
@@ -37,8 +37,6 @@ from .files import (
 )
 from .names import hub_id
 from .validation import NAME, Limit, at_most, is_number
-
-__all__ = ["GRADIEND", "GradiendConfig", "require_classes"]
 
 logger = logging.getLogger(__name__)
 

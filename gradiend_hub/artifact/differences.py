@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
-from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, ConfigError, first_line
+from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, ConfigError
 
 from .direction import Direction, ParameterDirection
 from .fingerprint import Fingerprint, sample_positions
-from .tensor_files import DTYPES, StoredTensor, TensorFile, checkpoint_files
-
-__all__ = ["read_difference", "read_task_vector"]
+from .tensor_files import DTYPES, StoredTensor, TensorFile, checkpoint_files, checkpoint_folder
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +75,7 @@ def read_difference(
 ) -> Direction:
     """As `Direction.from_checkpoints`, which has the arguments and errors."""
     stored, found = (
-        _tensors(checkpoint_files(_folder(name, revision, hub)), exclude)
+        _tensors(checkpoint_files(checkpoint_folder(str(name), revision, ["model*.safetensors*"], **hub)), exclude)
         for name, revision in zip((base, tuned), revisions, strict=True)
     )
     pairs = _pairs(stored, found)
@@ -112,18 +108,6 @@ def read_task_vector(file: str | Path, *, density: float | None, rank: int | Non
 
 
 # ------------------------------------------------------------------------------------------------------------- the files
-
-
-def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path:
-    """The folder of a checkpoint; from the Hub, its safetensors files."""
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=["model*.safetensors*"], **hub))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BaseModelError(
-            f"The checkpoint {str(name)!r} is neither a folder nor to be had from the Hub: {first_line(error)}"
-        ) from error
 
 
 def _tensors(paths: Sequence[Path], exclude: Sequence[str]) -> dict[str, _Stored]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
@@ -136,20 +137,16 @@ def is_damaged(path: Path) -> bool:
     The cache calls a file by the digest in the Hub's listing, and links to it: sha256 of a large file, and what git calls a
     small one. A file that has no such name (on a disk without links) is not looked at.
     """
-    if not path.is_symlink():
-        return False
-    expected = path.readlink().name
-    size = path.stat().st_size
+    expected = path.readlink().name if path.is_symlink() else ""
     if re.fullmatch("[0-9a-f]{64}", expected):
-        digest = hashlib.sha256()
-    elif re.fullmatch("[0-9a-f]{40}", expected):
-        digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    else:
-        return False
+        return file_sha256(path) != expected
+    return re.fullmatch("[0-9a-f]{40}", expected) is not None and git_hash(path.read_bytes()) != expected
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file's bytes."""
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest() != expected
+        return sha_fileobj(file).hex()
 
 
 def require_within(path: Path, folder: Path) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["largest"]
-
 
 def largest(scores: Mapping[str, Callable[[], Tensor]], count: int) -> dict[str, Tensor]:
     """Find the largest scores of all names: their places in order, int64, by name; without names that have none.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gradiend_hub.printable import is_printable
-
-__all__ = ["hub_id", "is_revision", "shown_name"]
 
 LONGEST = 96
 """Characters of a repository id; a file system refuses to look up names that are much longer."""
@@ -35,3 +33,9 @@ def is_revision(name: str) -> bool:
 def shown_name(name: str | None) -> str:
     """The public name of a model: its Hub id, or the last part of a local path."""
     return hub_id(name) or Path(name or "unknown").name
+
+
+def is_inside(subfolder: str) -> bool:
+    """Tell whether this is a plain relative path of folders, as a repository has them."""
+    parts = PurePosixPath(subfolder).parts
+    return bool(parts) and "/".join(parts) == subfolder and not subfolder.startswith("/") and ".." not in parts

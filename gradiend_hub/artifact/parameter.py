@@ -16,8 +16,6 @@ from .fields import matrix_shape
 from .low_rank import Factors, Form
 from .storage import check_indices, index_dtype, peak
 
-__all__ = ["Importance", "ParameterDirection", "Values", "combine", "matched_names", "sum_sparse"]
-
 BLOCK = 1 << 20
 """Elements that are widened to fp64 at a time."""
 

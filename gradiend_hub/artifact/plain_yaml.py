@@ -8,8 +8,6 @@ import yaml
 
 from gradiend_hub.errors import first_line
 
-__all__ = ["parse_yaml"]
-
 MOST_YAML: Final = 100_000
 """Values that are read."""
 

@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
-from .config import GradiendConfig, require_classes
+from .config import GradiendConfig
+from .fields import require_classes
 from .files import (
     ASSETS_FOLDER,
     BASE_FILE,
@@ -38,11 +39,10 @@ from .files import (
     SUMMARY_FILE,
     WEIGHTS_FILE,
     figures,
+    file_sha256,
     own_file,
 )
 from .validation import NAME, parse_json, read_as, read_json, read_text
-
-__all__ = ["STRENGTHS", "TOLERANCES", "Probes", "content_digests", "renew_digests", "take_along"]
 
 STRENGTHS = (-1.0, 0.0, 1.0)
 MOST_ROWS = 256
@@ -181,11 +181,7 @@ def _digest_bytes(path: Path) -> str:
     """Digest what cannot be read otherwise; not of a file without end."""
     if (size := path.stat().st_size) > MOST_DAMAGED_BYTES:
         return f"not read, {size:,} bytes"
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(path)
 
 
 def _digest_tensors(path: Path) -> str:

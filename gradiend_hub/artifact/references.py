@@ -25,8 +25,6 @@ from .files import MOST_REFERENCES_BYTES, REFERENCES_FILE, own_file
 from .storage import index_dtype, write
 from .validation import Limit, at_least, read_as
 
-__all__ = ["References"]
-
 MOST_CONTROLS = 64
 
 _Shape = Annotated[list[Annotated[int, at_least(1)]], Limit("at most 8 sizes", lambda shape: len(shape) <= 8)]
@@ -57,18 +55,6 @@ class References:
     controls: tuple[Direction, ...] = ()
     gradient: Direction | None = None
     gradient_scale: float | None = None
-
-    def gradient_of(self, direction: Direction, decoder_sign: int) -> Direction | None:
-        """The plain gradient of the direction that these references belong to; `None` if it is not known."""
-        if self.gradient is not None:
-            return self.gradient
-        if self.gradient_scale is None:
-            return None
-        parts = {
-            name: ParameterDirection(part.shape, part.decoder, indices=part.indices)
-            for name, part in direction.parameters.items()
-        }
-        return Direction(parts) * (decoder_sign * self.gradient_scale)
 
     def save(self, folder: Path) -> None:
         """Write the file, whole or not at all."""

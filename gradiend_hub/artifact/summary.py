@@ -13,8 +13,6 @@ from gradiend_hub.errors import ArtifactError
 from .files import SCHEMA_VERSION, SUMMARY_FILE
 from .validation import NAME, Limit, at_least, one_of, read_as, read_json
 
-__all__ = ["MOST_SUMMARY_BYTES", "Summary"]
-
 logger = logging.getLogger(__name__)
 
 MOST_SUMMARY_BYTES: Final = 4096

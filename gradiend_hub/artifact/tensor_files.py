@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gradiend_hub.errors import BaseModelError
-
-__all__ = ["StoredTensor", "TensorFile", "checkpoint_files", "listed_tensors", "read_values", "write_values"]
+from gradiend_hub.errors import BaseModelError, first_line
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -102,6 +102,29 @@ def listed_tensors(header: bytes) -> list[StoredTensor]:
         for name, spec in fields.items()
     ]
     return sorted(found, key=lambda tensor: tensor.start)
+
+
+def checkpoint_folder(name: str, revision: str | None, wanted: list[str], **hub: Any) -> Path:
+    """The folder of a checkpoint; from the Hub, with the files that match the patterns `wanted`.
+
+    Args:
+        name: Folder or repository id.
+        revision: Commit, branch or tag of the repository.
+        wanted: Patterns of the files to download.
+        **hub: Of `snapshot_download`.
+
+    Raises:
+        BaseModelError: It is neither a folder nor on the Hub.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, **hub))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BaseModelError(
+            f"The checkpoint {name!r} is neither a folder nor to be had from the Hub: {first_line(error)} Name another "
+            "folder or id (gradiend-hub: --base)."
+        ) from error
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

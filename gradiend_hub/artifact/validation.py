@@ -28,25 +28,6 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.printable import is_legible, is_printable, printable
 
-__all__ = [
-    "FILLED",
-    "NAME",
-    "POSITIVE",
-    "SHARE",
-    "Limit",
-    "at_least",
-    "at_most",
-    "check",
-    "check_fields",
-    "check_keys",
-    "is_number",
-    "one_of",
-    "parse_json",
-    "read_as",
-    "read_json",
-    "read_text",
-]
-
 T = TypeVar("T")
 
 LARGEST_INTEGER = 2**63 - 1
@@ -100,6 +81,7 @@ NAME = Limit(
     lambda text: len(text) <= LONGEST_NAME and is_printable(text),
 )
 POSITIVE = Limit("a number > 0", lambda number: number > 0)
+TWO = Limit("a list of two", lambda values: len(values) == 2)
 SHARE = Limit("a number in (0, 1]", lambda number: 0 < number <= 1)
 
 

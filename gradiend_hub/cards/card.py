@@ -24,24 +24,22 @@ from gradiend_hub.artifact.files import (
     WEIGHTS_FILE,
     own_file,
 )
+from gradiend_hub.artifact.names import shown_name
 from gradiend_hub.artifact.validation import read_text
 from gradiend_hub.evaluation import GenerationReport, Report, SplitReport, StrengthPoint
 from gradiend_hub.evaluation.damage import NEUTRAL, OWN, set_label
 from gradiend_hub.evaluation.measure import compared_strengths
 from gradiend_hub.evaluation.measurements import Headline, Measurements, find_measurements
-from gradiend_hub.hub.names import shown_name
 from gradiend_hub.hub.published import is_generated
 from gradiend_hub.hub.resolve import ResolvedRepo
 from gradiend_hub.objectives import OBJECTIVES, Objective
 from gradiend_hub.plots import FIGURES
 from gradiend_hub.plots.style import shown_split
+from gradiend_hub.plots.text import NOT_MEASURED, number, percent, with_interval
 
 from .caveats import caveats
 from .filling import fill, names_of, save_card
-from .markdown import NOT_MEASURED, number, percent, with_interval
 from .metadata import metadata_of, task_of
-
-__all__ = ["card_state", "render_card", "write_card"]
 
 BENCHMARKS = ("StereoSet", "CrowS-Pairs", "WinoBias", "WinoGender", "SEAT")
 """Benchmarks that the card names even where nobody has run them."""

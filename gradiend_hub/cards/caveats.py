@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from gradiend_hub.evaluation import EncoderReport, Report, SplitReport
 from gradiend_hub.evaluation.damage import set_label
 from gradiend_hub.evaluation.shift import SMALL_CHANGE, shifts
+from gradiend_hub.plots.text import number, percent, signed
 
-from .markdown import cell, number, percent, signed
-
-__all__ = ["caveats"]
+from .markdown import cell
 
 WIDE_INTERVAL = 0.05
 TOLD_APART = 0.9

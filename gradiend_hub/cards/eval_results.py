@@ -10,10 +10,8 @@ import yaml
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import EVAL_RESULTS_FOLDER
+from gradiend_hub.artifact.names import hub_id
 from gradiend_hub.evaluation import BenchmarkResult, Report
-from gradiend_hub.hub.names import hub_id
-
-__all__ = ["write_eval_results"]
 
 _SOURCE: Final = re.compile(r"(?P<id>[^:@\s]+/[^:@\s]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w.-]+))?")
 """A data set of the Hub, as a benchmark names its source."""

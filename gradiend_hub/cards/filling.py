@@ -12,15 +12,14 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import CARD_FILE
+from gradiend_hub.artifact.names import hub_id, shown_name
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.evaluation import SplitReport
 from gradiend_hub.evaluation.shift import shifts
-from gradiend_hub.hub.names import hub_id, shown_name
 from gradiend_hub.hub.published import BASE_PLACE, REPO_PLACE, is_generated, marked
+from gradiend_hub.plots.text import NOT_MEASURED, with_interval
 
-from .markdown import FILTERS, NOT_MEASURED, with_interval
-
-__all__ = ["fill", "names_of", "save_card"]
+from .markdown import FILTERS
 
 
 def save_card(folder: Path, card: ModelCard) -> Path:

@@ -7,10 +7,8 @@ import re
 import shlex
 from typing import Final
 
-from gradiend_hub.plots.text import NOT_MEASURED, number, percent, plain, signed, with_interval
+from gradiend_hub.plots.text import number, percent, plain, signed, with_interval
 from gradiend_hub.printable import spelled_out
-
-__all__ = ["FILTERS", "NOT_MEASURED", "cell", "fenced", "number", "percent", "quoted", "signed", "with_interval"]
 
 _SPECIAL: Final = {ord(c): f"&#{ord(c)};" for c in "&<>|[]*_`~\\:@$"}
 

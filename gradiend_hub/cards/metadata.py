@@ -9,15 +9,19 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import HUB_TAGS
+from gradiend_hub.artifact.names import hub_id
 from gradiend_hub.evaluation import Report, SplitReport
-from gradiend_hub.hub.names import hub_id
 from gradiend_hub.objectives import OBJECTIVES
-
-from .widget import widget
-
-__all__ = ["feature_tags", "metadata_of", "task_of"]
+from gradiend_hub.plots.style import shown_split
 
 _LONGEST_TAG = 60
+
+_MOST_EXAMPLES = 3
+"""Examples of the widget."""
+
+_SCORED = frozenset({"fill-mask", "text-classification"})
+_WRITTEN = frozenset({"text-generation", "text2text-generation"})
+"""Tasks whose widget shows an output that a card brings along. That of images needs addresses of pictures."""
 
 
 def metadata_of(config: GradiendConfig, report: Report | None) -> ModelCardData:
@@ -47,7 +51,7 @@ def metadata_of(config: GradiendConfig, report: Report | None) -> ModelCardData:
         ],
         model_name=known.get("model_name", "-".join(config.feature_classes or ["direction"])) if results else None,
         eval_results=results or None,
-        widget=widget(config, report, task_of(config)),
+        widget=_widget(config, report, task_of(config)),
         **extra,
     )
 
@@ -99,3 +103,31 @@ def task_of(config: GradiendConfig) -> str | None:
     """The Hub's name of what a model of the direction's objective does; `None` for an objective that is not known here."""
     objective = OBJECTIVES.get(config.objective or "")
     return objective.task if objective else None
+
+
+def _widget(config: GradiendConfig, report: Report | None, task: str | None) -> list[dict[str, Any]] | None:
+    """Return the metadata field `widget`: a few texts with the model's answer at strength +1; `None` where there are none.
+
+    Args:
+        config: Of the direction.
+        report: What was measured, with `completions`.
+        task: The Hub's name of what the model does.
+    """
+    if task not in _SCORED | _WRITTEN or report is None or not report.splits:
+        return None
+    _, split = shown_split(report)
+    said = {c.text: c.by_strength.get("1.0") for c in split.completions if c.text.isprintable()}
+    answers = {text: _output(of, task) for text, of in said.items() if of}
+    shown = [(text, output) for text, output in answers.items() if output is not None]
+    first = (config.feature_classes or ["the first class"])[0]
+    return [
+        {"text": text, "example_title": f"{first} at +1, example {i}", "output": output}
+        for i, (text, output) in enumerate(shown[:_MOST_EXAMPLES], 1)
+    ] or None
+
+
+def _output(said: str | list[list[str | float]], task: str) -> Any:
+    """Return an answer as the task's widget shows it; `None` for a text where it shows scores."""
+    if task in _WRITTEN:
+        return {"text": " ".join(said.split()) if isinstance(said, str) else str(said[0][0])}
+    return None if isinstance(said, str) else [{"label": str(name), "score": float(chance)} for name, chance in said]

@@ -35,8 +35,6 @@ from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
 
 from .card import render_card
 
-__all__ = ["RefreshedCard", "refresh_card", "with_measurements"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -6,15 +6,13 @@ from pathlib import Path
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import ASSETS_FOLDER, HTML_FILE
+from gradiend_hub.artifact.names import shown_name
 from gradiend_hub.evaluation import Report
-from gradiend_hub.hub.names import shown_name
 from gradiend_hub.plots import can_draw, save_html, save_plots
 
 from .card import write_card
 from .eval_results import write_eval_results
 from .summary import summarize
-
-__all__ = ["render_artifact"]
 
 
 def render_artifact(folder: str | Path, config: GradiendConfig, report: Report | None) -> None:

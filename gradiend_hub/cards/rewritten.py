@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ from huggingface_hub import CommitInfo, ModelCard, ModelCardData
 from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import REWRITTEN_TAGS
-from gradiend_hub.errors import HubPushError
+from gradiend_hub.artifact.names import hub_id
 from gradiend_hub.evaluation import Report
-from gradiend_hub.hub.in_memory import removed_when_sent
-from gradiend_hub.hub.names import hub_id
-from gradiend_hub.hub.push import refusal
-from gradiend_hub.hub.rewritten import publish_rewritten
+from gradiend_hub.hub.in_memory import push_written
+from gradiend_hub.hub.publish import publish_rewritten
 from gradiend_hub.model import load_processing_class
 from gradiend_hub.objectives import OBJECTIVES
 from gradiend_hub.plots.style import shown_split
@@ -24,8 +21,6 @@ from gradiend_hub.stored_model import MergedDirection
 
 from .filling import fill, names_of, save_card
 from .metadata import feature_tags, task_of
-
-__all__ = ["push_rewritten", "render_rewritten_card", "write_rewritten_card"]
 
 
 def write_rewritten_card(folder: str | Path, config: GradiendConfig, **options: Any) -> Path:
@@ -114,10 +109,8 @@ def push_rewritten(model: Any, merged: MergedDirection, repo_id: str, **options:
         HubPushError: nothing was committed. The message names the folder that holds the model.
     """
     saving = {name: options.pop(name) for name in ("max_shard_size",) if name in options}
-    if reason := refusal(repo_id):
-        raise HubPushError(f"Could not push to {repo_id}: {reason}.\nNothing was written or sent.")
-    folder = Path(tempfile.mkdtemp(prefix="gradiend-"))
-    with removed_when_sent(folder):
+
+    def write(folder: Path) -> Path:
         model.save_pretrained(folder, **saving)
         processing_class = merged.processing_class or load_processing_class(model, merged.config, merged.hub)
         processing_class.save_pretrained(folder)
@@ -131,4 +124,6 @@ def push_rewritten(model: Any, merged: MergedDirection, repo_id: str, **options:
             dtype=str(model.dtype).removeprefix("torch."),
             report=Report.find(merged.folder) if merged.folder else None,
         )
-        return publish_rewritten(folder, repo_id, **options)
+        return folder
+
+    return push_written(write, repo_id, publish=publish_rewritten, **options)

@@ -7,17 +7,15 @@ from pathlib import Path
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.fields import require_classes
 from gradiend_hub.artifact.files import WEIGHTS_FILE
+from gradiend_hub.artifact.names import hub_id
 from gradiend_hub.artifact.summary import Summary
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.control import above_control
 from gradiend_hub.evaluation.measurements import find_measurements
 from gradiend_hub.evaluation.shift import shifts
-from gradiend_hub.hub.names import hub_id
 from gradiend_hub.hub.resolve import ResolvedRepo
 from gradiend_hub.objectives import OBJECTIVES
 from gradiend_hub.plots.style import shown_split
-
-__all__ = ["summarize"]
 
 
 def summarize(folder: str | Path, config: GradiendConfig, report: Report | None) -> Summary:

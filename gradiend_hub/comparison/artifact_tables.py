@@ -17,8 +17,6 @@ from .similarity import Sides, similarity
 from .tables import Matrix, Profile
 from .vectors import Frame, Of, Vectors, products
 
-__all__ = ["ArtifactTables", "edits"]
-
 
 @dataclass(frozen=True)
 class ArtifactTables:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,12 @@ from gradiend_hub import notebook
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError
 
+from .tables import Written
 from .vectors import Array, Frame, Vectors, products
 
-__all__ = ["Drift", "Mixture", "changed", "decompose"]
 
-
-class _Shown:
+class _Shown(Written):
     """A small record of named numbers."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record as JSON values; what is not known is `None`."""
-        fields: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
-        return {name: _plain(value) for name, value in fields.items()}
-
-    def to_json(self) -> str:
-        """The record as a JSON object."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
     def to_pandas(self) -> Any:
         """A data frame with a row for each direction."""
@@ -47,12 +36,6 @@ class _Shown:
         rows = [(name, [notebook.number(column.get(name)) for column in columns.values()]) for name in names]
         single = [f"{name}: {value:g}" for name, value in fields.items() if name not in columns and value is not None]
         return notebook.table(type(self).__name__, ["", *columns], rows) + notebook.lines(single)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,12 @@ from scipy.spatial.distance import squareform
 from gradiend_hub import notebook
 from gradiend_hub.errors import ConfigError
 
-from .tables import Matrix
+from .tables import Matrix, Written
 from .vectors import Array
-
-__all__ = ["Clusters", "average_linkage"]
 
 
 @dataclass(frozen=True, eq=False)
-class Clusters:
+class Clusters(Written):
     """A hierarchy of directions by average linkage of the distance 1 − similarity.
 
     Attributes:
@@ -68,11 +65,7 @@ class Clusters:
     def to_dict(self) -> dict[str, Any]:
         """Tree and order as JSON values."""
         ordered = [self.names[number] for number in self.order]
-        return {"measure": self.measure, "names": list(self.names), "order": ordered, "tree": self.tree.tolist()}
-
-    def to_json(self) -> str:
-        """Tree and order as a JSON object."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+        return super().to_dict() | {"order": ordered}
 
 
 def average_linkage(table: Matrix, *, absolute: bool = False) -> Clusters:

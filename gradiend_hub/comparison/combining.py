@@ -20,23 +20,21 @@ from gradiend_hub.artifact.config import GradiendConfig, check_strength
 from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import BASE_FILE, ENCODER_FILE, PROBES_FILE, REFERENCES_FILE
 from gradiend_hub.artifact.fingerprint import Fingerprint
+from gradiend_hub.artifact.names import hub_id, shown_name
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.report import Parent
-from gradiend_hub.hub.names import hub_id, shown_name
 
 from .members import Member
-from .tables import Matrix
+from .tables import Matrix, Written
 from .vectors import Array, Vectors, products
-
-__all__ = ["Combination", "ConflictReport", "combined", "conflicts", "projected"]
 
 _RENDER = "gradiend_hub.cards:render_artifact"
 """Writes the card; a name, since cards are built upon comparisons."""
 
 
 @dataclass(frozen=True, eq=False)
-class ConflictReport:
+class ConflictReport(Written):
     """Effects of the parts of a combination on each other, to first order; nothing was applied to find out.
 
     Attributes:
@@ -65,26 +63,6 @@ class ConflictReport:
     metric: str | None = None
     cost: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values; what is not known is `None`."""
-        numbers = {name: value if math.isfinite(value) else None for name, value in self.total.items()}
-        return {
-            "weights": dict(self.weights),
-            "effects": self.effects.to_dict(),
-            "total": numbers,
-            "cosine": self.cosine.to_dict(),
-            "cancellation": self.cancellation,
-            "damage": dict(self.damage),
-            "damage_method": self.damage_method,
-            "metric": self.metric,
-            "cost": dict(self.cost),
-            "notes": list(self.notes),
-        }
-
-    def to_json(self) -> str:
-        """The report as a JSON object."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
         damage = self.damage["sum"]

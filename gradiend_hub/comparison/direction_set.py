@@ -32,8 +32,6 @@ from .similarity import MEASURES, Sides
 from .tables import Matrix, Profile
 from .vectors import Array, Frame, Of, Vectors, largest, products
 
-__all__ = ["DirectionSet"]
-
 HELD_BYTES = 3 * 2**28
 """Bytes of decoders that are kept in memory; those of larger sets are read anew whenever they are compared."""
 

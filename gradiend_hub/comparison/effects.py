@@ -29,8 +29,6 @@ from .members import Member
 from .tables import Matrix
 from .vectors import Array
 
-__all__ = ["Agreement", "agreement", "log_odds", "measure_effects"]
-
 
 @dataclass(frozen=True)
 class Agreement:

@@ -23,8 +23,6 @@ from gradiend_hub.scope import PackedParameter, parameters_of
 from .tables import Matrix
 from .vectors import Array
 
-__all__ = ["CrossEncodings", "Encoder", "encode_all"]
-
 _JOINED = 2**18
 """Most entries of whole parameters that are one product."""
 

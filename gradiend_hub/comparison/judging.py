@@ -13,8 +13,6 @@ from .members import Member
 from .similarity import Sides, similarity
 from .vectors import Array, Frame, Vectors, products
 
-__all__ = ["Judged", "controls_of", "judged_effects", "judged_similarity"]
-
 QUANTILE = 0.95
 """Share of the coin directions' values that stay below the null."""
 

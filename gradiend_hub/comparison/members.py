@@ -12,15 +12,13 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import CONFIG_FILE, WEIGHTS_FILE
 from gradiend_hub.artifact.fingerprint import DTYPES, BaseModelRelation
+from gradiend_hub.artifact.names import hub_id, shown_name
 from gradiend_hub.artifact.references import References
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError
 from gradiend_hub.evaluation import Report
-from gradiend_hub.hub.names import hub_id, shown_name
 from gradiend_hub.hub.resolve import resolve_folder
 
 from .vectors import Shape
-
-__all__ = ["Member", "named_sources", "read_member", "require_one_base"]
 
 
 @dataclass(frozen=True, eq=False)

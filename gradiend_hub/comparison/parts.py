@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.scope import BLOCK
 
-__all__ = ["parts_of"]
-
 _COMPONENTS = (  # the first that fits
     ("norm", r"norm|\bln_|\.ln\b"),
     ("attention query", r"\bq_proj|\bq_lin|\.query\b|query_proj|\.q\."),

@@ -32,8 +32,6 @@ from gradiend_hub.solvers import Shard, SplitMeans
 from .members import Member
 from .references import references_of
 
-__all__ = ["Records", "SetRows", "measured_references"]
-
 Records = Mapping[str, Iterable[Mapping[str, Any]]]
 """Records by the name of the direction whose feature they are of."""
 

@@ -20,8 +20,6 @@ from gradiend_hub.artifact.storage import index_dtype
 
 from .vectors import Array, Entries, Frame, Vectors, largest, products, values_of
 
-__all__ = ["MEASURES", "Measure", "Sides", "similarity"]
-
 Measure = Literal["cosine", "overlap", "mass_overlap", "spearman", "fisher_cosine"]
 MEASURES: tuple[str, ...] = ("cosine", "overlap", "mass_overlap", "spearman", "fisher_cosine")
 

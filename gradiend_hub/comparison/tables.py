@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +20,6 @@ from .vectors import Array
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-__all__ = ["Cell", "Matrix", "Profile", "mean_and_spread"]
 
 _PLOT = "gradiend_hub.plots.comparison:{}"
 """Draws a table; a name, since figures are built upon comparisons."""
@@ -44,8 +42,32 @@ class Cell(NamedTuple):
     ceiling: float | None = None
 
 
+class Written:
+    """A dataclass of named results that becomes JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values; what is not known is `None`."""
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(self)}  # type: ignore[arg-type]
+
+    def to_json(self) -> str:
+        """Return it as a JSON object; what is not known is null."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Written):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return _number(value) if isinstance(value, float) else value
+
+
 @dataclass(frozen=True, eq=False)
-class Matrix:
+class Matrix(Written):
     """A number for each row and column.
 
     Attributes:
@@ -84,22 +106,6 @@ class Matrix:
         part = getattr(self, which)
         empty = np.full(self.values.shape, np.nan)
         return pandas.DataFrame(empty if part is None else part, list(self.rows), list(self.columns))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The table as JSON values; what is not known is `None`."""
-        parts = {name: getattr(self, name) for name in ("values", "null", "ceiling")}
-        lists = {n: None if p is None else [[_number(v) for v in row] for row in p] for n, p in parts.items()}
-        return {
-            "measure": self.measure,
-            "rows": list(self.rows),
-            "columns": list(self.columns),
-            **lists,
-            "notes": list(self.notes),
-        }
-
-    def to_json(self) -> str:
-        """The table as a JSON object; what is not known is null."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
     def reordered(self, rows: Sequence[int], columns: Sequence[int] | None = None) -> Matrix:
         """The same table with rows (and columns; default: likewise) in another order."""
@@ -151,7 +157,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Profile:
+class Profile(Written):
     """One table for each part of the model.
 
     Attributes:
@@ -172,14 +178,6 @@ class Profile:
         import pandas
 
         return pandas.DataFrame({part: table.to_pandas().stack() for part, table in self.tables.items()})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The tables as JSON values."""
-        return {"by": self.by, "tables": {part: table.to_dict() for part, table in self.tables.items()}}
-
-    def to_json(self) -> str:
-        """The tables as a JSON object."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
     def plot(self, **options: Any) -> Figure:
         """A line for each pair over the parts; options as of `gradiend_hub.plots.comparison.plot_profile`."""

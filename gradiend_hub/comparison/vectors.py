@@ -19,8 +19,6 @@ from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.parameter import matched_names
 from gradiend_hub.errors import ConfigError
 
-__all__ = ["Array", "Entries", "Frame", "Of", "Vectors", "largest", "products", "values_of"]
-
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Places: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 Shape: TypeAlias = tuple[int, ...]

@@ -8,24 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
-__all__ = ["Casing", "begins_sentence", "capitalised", "case_of", "listed_words"]
+from .row import Row
 
 Case = Callable[[str], str]
-
-
-class Slot(Protocol):
-    """The words of a row, and their classes."""
-
-    @property
-    def factual(self) -> str: ...
-    @property
-    def alternative(self) -> str: ...
-    @property
-    def factual_class(self) -> str: ...
-    @property
-    def alternative_class(self) -> str: ...
 
 
 def begins_sentence(before: str) -> bool:
@@ -68,7 +54,7 @@ class Casing:
         spellings = self._spellings.get(word.lower(), {word.lower()})
         return word if len(spellings) > 1 else next(iter(spellings))
 
-    def of_row(self, row: Slot, before: str = "-") -> Case:
+    def of_row(self, row: Row, before: str = "-") -> Case:
         """Return the function that writes listed words in the case of a row's words.
 
         The factual word decides, because it stood in the text. Where it is spelled as it is listed ("I", a German noun) or

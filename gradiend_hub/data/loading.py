@@ -29,8 +29,6 @@ from gradiend_hub.errors import ConfigError, DataError, GradiendError, first_lin
 
 from .text_files import HEAD, OPENERS, encoding_of, separator_of
 
-__all__ = ["Source", "file_kind", "is_named", "is_path", "load_data", "load_rows", "reading", "require_path"]
-
 KINDS = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 """The reader of `datasets` for each ending."""
 

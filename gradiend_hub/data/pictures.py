@@ -23,8 +23,6 @@ import numpy as np
 from gradiend_hub.errors import DataError, first_line
 from gradiend_hub.lazy import require
 
-__all__ = ["MOST_PIXELS", "Picture"]
-
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are decoded; of several frames, the first."""
 

@@ -10,8 +10,6 @@ from gradiend_hub.errors import DataError
 
 from .row import COLUMNS, Row
 
-__all__ = ["Chat", "PreferenceRow", "read_completion", "read_prompt", "shared_beginning"]
-
 CHOSEN, REJECTED = "chosen", "rejected"
 
 ANSWERS = "assistant"

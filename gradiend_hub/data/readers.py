@@ -23,8 +23,6 @@ from .row import COLUMNS
 from .rows import require_distinct
 from .splits import SPLIT_NAMES, Leaks, divided_anew, find_leaks
 
-__all__ = ["ReadData", "read_feature_data"]
-
 Record = Mapping[str, Any]
 Part = tuple[str, str, datasets.Dataset]
 """Name of the configuration or file, split, records."""

@@ -12,8 +12,6 @@ import numpy as np
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
 
-__all__ = ["COLUMNS", "CounterfactualRow", "LabelRow", "Row", "TextRow"]
-
 COLUMNS = ("masked", "factual", "alternative", "factual_class", "alternative_class")
 """Columns of a record that becomes a `TextRow`."""
 

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HEAD", "OPENERS", "encoding_of", "read_text", "separator_of"]
-
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 HEAD = 2**16
 """Bytes of a file that are looked at."""

@@ -24,8 +24,6 @@ from .claims import check_summary
 from .plausibility import count_figures, implausible
 from .report import Report
 
-__all__ = ["Audit", "Finding", "audit"]
-
 Level = Literal["refused", "impossible", "suspicious"]
 
 HANDFUL = 16

@@ -41,8 +41,6 @@ from .published import Check, compared, measured_on_rows
 from .records import Completion
 from .report import Report
 
-__all__ = ["check_summary", "measured_again"]
-
 _SUMMARIZE: Final = "gradiend_hub.cards.summary:summarize"
 """Makes a summary; a name, since cards are built upon what is measured."""
 

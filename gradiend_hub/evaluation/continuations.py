@@ -8,20 +8,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Annotated
 
-from gradiend_hub.artifact.validation import Limit
-
-__all__ = [
-    "Continuation",
-    "GenerationFigures",
-    "GenerationPoint",
-    "GenerationReport",
-    "Texts",
-    "class_word_share",
-    "distinct",
-    "faults",
-    "figures",
-    "longest_repeat",
-]
+from gradiend_hub.artifact.validation import TWO
 
 NLL_RISE = 1.0
 """Nats per token by which the base model may find continuations less likely than its own greedy ones, which are its
@@ -39,7 +26,6 @@ LEAST_NGRAMS = 32
 """N-grams of which a share says something."""
 
 _WORDS = re.compile(r"\w+(?:['’]\w+)*")
-_INTERVAL = Limit("a list of two", lambda values: len(values) == 2)
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ class GenerationPoint:
     prompts: int
     edited: GenerationFigures
     own: GenerationFigures
-    nll_rise: Annotated[list[float], _INTERVAL] | None = None
+    nll_rise: Annotated[list[float], TWO] | None = None
     faults: list[str] = field(default_factory=list)
 
     @property

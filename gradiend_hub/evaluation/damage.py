@@ -11,17 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from gradiend_hub.artifact.validation import Limit
-
-__all__ = ["GENERATION", "NEUTRAL", "OWN", "Damage", "set_label", "worst"]
+from gradiend_hub.artifact.validation import TWO
 
 NEUTRAL, OWN = "neutral", "own"
 """Names of the sets that every evaluation has if there is text for them."""
 
 GENERATION = "generation"
 """What limits a strength at which continuations are not sound."""
-
-_INTERVAL = Limit("a list of two", lambda values: len(values) == 2)
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Damage:
     collateral_quality: float | None = None
     collateral_quality_low: float | None = None
     collateral_kl: float | None = None
-    intervals: dict[str, Annotated[list[float], _INTERVAL]] = field(default_factory=dict)
+    intervals: dict[str, Annotated[list[float], TWO]] = field(default_factory=dict)
 
     def counted(self, name: str) -> tuple[float, float]:
         """Return the quality that counts on a set of this name, and its lower end."""

@@ -14,8 +14,6 @@ from gradiend_hub.objectives import Objective, Sample, batched, evaluating
 from .intervals import Numbers, groups_of, share_interval
 from .records import Decisions
 
-__all__ = ["decide"]
-
 
 def decide(
     model: GradiendModel, objective: Objective, rows: Sequence[Row], strengths: Sequence[float], *, batch_size: int = 64

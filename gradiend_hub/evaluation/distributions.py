@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Distributions", "Rest"]
-
 SMALL_REST = 1e-2
 """Share of the rest below which 1 − (all others) has too few digits, so that the rest is summed itself."""
 

@@ -35,8 +35,6 @@ from .intervals import (
 )
 from .records import EncoderReport, Encoding, OutputReport
 
-__all__ = ["encoder_report", "measure_encoder"]
-
 SAMPLES = 120
 """Encoded slots of each kind that a report lists."""
 

@@ -28,8 +28,6 @@ from .continuations import (
 from .intervals import Array, mean_interval, spread
 from .part import NotFiniteError
 
-__all__ = ["GenerationProbe", "beginnings", "measure_generation"]
-
 NEW_TOKENS = 32
 BATCH_SIZE = 16
 SAMPLES = 4

@@ -20,8 +20,6 @@ from gradiend_hub.printable import printable
 from .records import Estimate
 from .report import Report, SplitReport
 
-__all__ = ["Headline", "Measurement", "Measurements", "ResultEntry", "find_measurements"]
-
 MOST_FILES: Final = 20
 """Reports, and files of results, that are read."""
 _MOST_LOOKED_AT: Final = 3 * MOST_FILES

@@ -14,8 +14,6 @@ from .damage import OWN
 from .intervals import spread
 from .part import Item
 
-__all__ = ["OwnText"]
-
 _SOME = 16
 """Rows from which the number of outputs of a row is estimated."""
 

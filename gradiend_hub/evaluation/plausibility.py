@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from statistics import stdev
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.fields import DirectionFields
@@ -19,8 +20,6 @@ from gradiend_hub.errors import ArtifactError
 from .curve import BREAK_QUALITY
 from .records import EncoderReport, StrengthPoint
 from .report import Report, SplitReport
-
-__all__ = ["count_figures", "implausible", "require_supported_strength", "supports"]
 
 _WIDEST_BAND = 64.0
 """Strengths beyond this are on no curve that was ever measured."""
@@ -229,13 +228,8 @@ def _of_encodings(encoder: EncoderReport, classes: Sequence[str]) -> Iterator[st
             continue
         found = sum(values) / len(values)
         every = len(values) == encoder.rows.get(name)  # and otherwise they were drawn from all
-        if abs(found - mean) > (1e-3 if every else 0.02 + 5 * max(std, _std(values)) / math.sqrt(len(values))):
+        if abs(found - mean) > (1e-3 if every else 0.02 + 5 * max(std, stdev(values)) / math.sqrt(len(values))):
             yield f"the mean of {name} is {mean:.3f}, but that of its {len(values)} published points {found:.3f}."
-
-
-def _std(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
 
 
 def _of_point(point: StrengthPoint, classes: Sequence[str]) -> Iterator[str]:

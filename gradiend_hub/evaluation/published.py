@@ -23,8 +23,6 @@ from .probe import StrengthProbe
 from .records import EncoderReport, Encoding, OutputReport, StrengthPoint
 from .report import Report, SplitReport
 
-__all__ = ["Check", "compared", "figures_of", "measured_on_rows", "unmeasured"]
-
 _SLACK: Final = 0.02
 """Difference of a mean over some rows from that over all, on top of their own error."""
 _WIDTHS: Final = 2.5

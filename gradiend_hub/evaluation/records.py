@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
-from gradiend_hub.artifact.validation import NAME, Limit, at_most
+from gradiend_hub.artifact.validation import NAME, TWO, Limit, at_most
 
 from .damage import NEUTRAL, Damage, worst
 
@@ -23,7 +23,6 @@ _PICTURE = Limit(
     f"a picture as data:image/png;base64, of at most {MOST_PICTURE} letters",
     lambda uri: len(uri) <= MOST_PICTURE and uri.startswith("data:image/png;base64,"),
 )
-TWO = Limit("a list of two", lambda values: len(values) == 2)
 Name = Annotated[str, NAME]
 Interval = Annotated[list[float], TWO]
 """[lower, upper] end of a 95 % interval."""

@@ -8,20 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from gradiend_hub.artifact.names import shown_name
 from gradiend_hub.base_model import base_commit, base_name
 from gradiend_hub.data import Row, require_classes, rows_digest
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import make_objective
 
 from .benchmarks import Benchmark, HarnessTask, side_effects
 from .edit import edit_account
 from .measure import EvaluationSettings, compared_strengths, evaluate_direction
 from .report import Report
-
-__all__ = ["reevaluate"]
 
 SPLIT = "test"
 """Where a report holds what was measured with a unit that was chosen on other rows."""
@@ -60,11 +57,11 @@ def reevaluate(
     config, base = model.active_peft_config, model.get_base_model()
     classes = require_classes(config.feature_classes)
     tokenizer = tokenizer or model.tokenizer
-    objective = make_objective(base, tokenizer, name=config.objective, options=config.objective_options)
+    objective = model.make_objective(tokenizer)
     counts = Counter(row.factual_class for row in rows)
     report = Report(
         feature_classes=list(classes),
-        base_model=_public(base_name(base) or config.base_model_name_or_path or "unknown"),
+        base_model=shown_name(base_name(base) or config.base_model_name_or_path),
         base_revision=base_commit(base),
         data={
             "test_rows": {name: counts[name] for name in classes},
@@ -88,8 +85,3 @@ def _timed(report: Report, phase: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     report.seconds[phase] = time.perf_counter() - start
-
-
-def _public(name: str) -> str:
-    """A Hub id as it is; of a local path only the last part, since a report may be published."""
-    return Path(name).resolve().name if Path(name).exists() else name

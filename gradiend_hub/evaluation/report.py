@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from gradiend_hub.artifact.files import MOST_REPORT_BYTES, REPORT_FILE, SCHEMA_VERSION, own_file
-from gradiend_hub.artifact.validation import at_most, is_number, read_as, read_json
+from gradiend_hub.artifact.validation import TWO, at_most, is_number, read_as, read_json
 from gradiend_hub.errors import ArtifactError, SchemaVersionError
 from gradiend_hub.printable import legible_json, printable
 
 from .continuations import GenerationReport
 from .records import (
     MOST_POINTS,
-    TWO,
     Completion,
     Decisions,
     EncoderReport,

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["LEAST_NLL", "preferred", "relative_quality"]
-
-
 LEAST_NLL = 1.0
 """Nats that a rise of the NLL is related to at least. A classifier that is nearly always sure has an NLL near 0, of which
 any rise is a multiple; for language models, whose NLL is larger, this changes nothing."""

@@ -19,7 +19,7 @@ from gradiend_hub.data import Row, read_rows, require_classes
 from gradiend_hub.encoding import reading_sign
 from gradiend_hub.errors import ArtifactError, DataError
 from gradiend_hub.model import GradiendModel
-from gradiend_hub.objectives import Objective, make_objective
+from gradiend_hub.objectives import Objective
 from gradiend_hub.printable import legible_json, printable
 from gradiend_hub.scope import packed_parameters
 
@@ -28,8 +28,6 @@ from .plausibility import count_figures, implausible
 from .probe import StrengthProbe
 from .published import Check, compared, figures_of, unmeasured
 from .report import Report
-
-__all__ = ["Check", "Verification", "verify", "write_probes"]
 
 ROWS_PER_CLASS = 4
 
@@ -163,7 +161,7 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
     probes = Probes.load(folder)
     # never what the self-test asks for; that the decoder is stored in the type of the config was checked in loading it
     tolerance = max(TOLERANCES[_dtype(base)], TOLERANCES[config.dtype])
-    objective = make_objective(base, model.tokenizer, name=config.objective, options=config.objective_options)
+    objective = model.make_objective()
     try:
         rows = read_rows(
             probes.rows, require_classes(config.feature_classes), read=objective.read, what="the self-test"

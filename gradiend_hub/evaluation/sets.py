@@ -15,8 +15,6 @@ from gradiend_hub.objectives import Objective, Prompt, QualityItem, evaluating
 from .damage import GENERATION, NEUTRAL, OWN
 from .generation import GenerationProbe, beginnings
 
-__all__ = ["CHAT", "check_names", "continued", "damage_items"]
-
 CHAT = "chat"
 """Name of the set of prompts that is measured for every model with a chat template, unless a user gives one of that name."""
 

@@ -11,8 +11,6 @@ from .damage import set_label
 
 LEARNED = {True: "learned", False: "not learned", None: "not known whether it was learned"}
 
-__all__ = ["LEARNED", "report_html", "split_html"]
-
 
 def report_html(report: Any) -> str:
     """Return what a `Report` says, as HTML: the verdict, and each split's encoder and strength curve."""

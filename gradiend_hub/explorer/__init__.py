@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from .asking import Explorer, Shown, Word
-from .page import build_page, launch_options
+from .page import build_page, launch_options, require_gradio
 from .space import push_space, space_files
-from .stubs import require_gradio
 
 __all__ = ["Explorer", "Shown", "Word", "build_page", "launch_options", "push_space", "require_gradio", "space_files"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,11 +27,8 @@ from gradiend_hub.objectives import (
     Objective,
     Sample,
     TextObjective,
-    make_objective,
 )
 from gradiend_hub.objectives.labels import LabelObjective
-
-__all__ = ["Explorer", "Shown", "Word", "dose"]
 
 SLOT = "[MASK]"
 MOST_WORDS = 100
@@ -40,6 +38,7 @@ MANY_TOKENS = 3.5
 FEW_LETTERS = 1.5
 """Letters a token below which it is, too: the tokenizer spells. In its own language it takes two or more."""
 LEAST_WORDS = 3
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,7 @@ class Explorer:
     def __init__(self, model: GradiendModel, reports: Mapping[str, Report | None] | None = None) -> None:
         self.model, self.reports = model, dict(reports or {})
         self.configs: dict[str, GradiendConfig] = dict(model.peft_config)
-        first = next(iter(self.configs.values()))
-        self.objective: Objective = make_objective(
-            model.get_base_model(), model.tokenizer, name=first.objective, options=first.objective_options
-        )
+        self.objective: Objective = model.make_objective()
         self._lock = threading.Lock()
 
     @classmethod
@@ -216,7 +212,7 @@ class Explorer:
         if not text.strip():
             raise DataError("There is no text: write a sentence.")
         text = text.replace(SLOT, "").strip()
-        spans = _words(text)
+        spans = [word.span() for word in _WORD.finditer(text)]
         if len(spans) > MOST_WORDS:
             raise DataError(f"The text has {len(spans)} words; at most {MOST_WORDS} are read at a time. Shorten it.")
         samples: list[Sample | None] = []
@@ -328,15 +324,3 @@ def _names(directions: Sequence[str | Path]) -> list[str]:
             name, number = f"{plain}-{number}", number + 1
         names.append(name)
     return names
-
-
-def _words(text: str) -> list[tuple[int, int]]:
-    """First character and end of each word of a text."""
-    spans, start = [], None
-    for place, letter in enumerate(f"{text} "):
-        if letter.isalnum() or (start is not None and letter in "'’-" and text[place + 1 : place + 2].isalnum()):
-            start = place if start is None else start
-        elif start is not None:
-            spans.append((start, place))
-            start = None
-    return spans

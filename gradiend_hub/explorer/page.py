@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from gradiend_hub.errors import GradiendError
+from gradiend_hub.lazy import require
 
 from . import view
 from .asking import Explorer
-from .stubs import require_gradio
-
-__all__ = ["build_page", "launch_options"]
 
 logger = logging.getLogger(__name__)
+
+
+def require_gradio() -> Any:
+    """Import gradio.
+
+    Raises:
+        MissingLibraryError: It is not installed.
+    """
+    return require("gradio", "The explorer")
 
 
 def build_page(explorer: Explorer) -> Any:

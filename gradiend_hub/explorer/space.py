@@ -12,13 +12,11 @@ import yaml
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
+from gradiend_hub.artifact.names import hub_id
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.hub.names import hub_id
 from gradiend_hub.hub.publish import publish_folder
 from gradiend_hub.hub.published import marked
 from gradiend_hub.hub.resolve import resolve_folder
-
-__all__ = ["push_space", "space_files"]
 
 _APP = '''"""The explorer of gradiend_hub for some directions."""
 

@@ -9,8 +9,6 @@ from gradiend_hub.notebook import safe
 
 from .asking import Shown, Word, dose
 
-__all__ = ["CSS", "HEAD", "answers", "curve", "notice", "words"]
-
 CSS = """
 .gh {font-size: 1rem; line-height: 1.5}
 .gh .two {display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem}

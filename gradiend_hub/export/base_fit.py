@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
 
 from gradiend_hub.adapter.sites import SiteMap, resolve_names
 from gradiend_hub.artifact.config import GradiendConfig
@@ -34,11 +35,11 @@ from gradiend_hub.base_model import skeleton
 from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, first_line
 from gradiend_hub.hub.remote_tensors import RemoteTensorFile
 
-__all__ = ["BaseFit", "base_fit"]
-
 REMOTE_TENSORS = 16
 """Tensors of a base model on the Hub that are looked at, and `REMOTE_VALUES` of each."""
 REMOTE_VALUES = 8
+
+_Tensors = TensorFile | RemoteTensorFile
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def base_fit(folder: Path, base: str, **hub: Any) -> BaseFit:
     if fingerprint is None or not identifies(fingerprint):
         why = "Its parameters have the names and shapes, but the direction has no sampled weights to compare with."
         return BaseFit(base, False, "unknown", why)
-    places = _spellings(names, sites, str(getattr(model, "base_model_prefix", "") or ""))
+    places = {name: stored for stored, spelled in spellings(model, sites, names).items() for name in spelled}
     known, found = _values(fingerprint, places, *_files(base, config, hub))
     if not known:
         why = "Its files keep none of the touched parameters under the name and type that they have in the model."
@@ -111,29 +112,21 @@ def base_fit(folder: Path, base: str, **hub: Any) -> BaseFit:
     return BaseFit(base, fits, match.relation.value, why)
 
 
-class _Tensors(Protocol):
-    """A file of tensors, on disk or on the Hub."""
-
-    tensors: list[StoredTensor]
-
-    def values_at(self, tensor: StoredTensor, positions: torch.Tensor) -> torch.Tensor:
-        """Values at flat positions."""
-
-
 def _has_shape(config: GradiendConfig, name: str, parameter: torch.Tensor) -> bool:
     return list((config.parameters or {})[name]["shape"]) == list(parameter.shape)
 
 
-def _spellings(names: Mapping[str, str], sites: SiteMap, prefix: str) -> dict[str, str]:
-    """Name that a tensor may have in a file → parameter of the direction."""
+def spellings(model: nn.Module, sites: SiteMap, names: Mapping[str, str]) -> dict[str, list[str]]:
+    """Parameter of a direction → names that it may have in a file: all tied ones, with and without the prefix."""
+    prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
     aliases: dict[int, list[str]] = {}
     for name, parameter in sites.parameters.items():
         aliases.setdefault(id(parameter), []).append(name)
-    found: dict[str, str] = {}
-    for stored, name in names.items():
-        for alias in aliases[id(sites.parameters[name])]:
-            found |= dict.fromkeys((alias, f"{prefix}.{alias}", alias.removeprefix(f"{prefix}.")), stored)
-    return found
+    tied = {stored: aliases[id(sites.parameters[name])] for stored, name in names.items()}
+    return {
+        stored: [*dict.fromkeys(n for name in same for n in (name, prefix + name, name.removeprefix(prefix)))]
+        for stored, same in tied.items()
+    }
 
 
 def _files(base: str, config: GradiendConfig, hub: Mapping[str, Any]) -> tuple[list[_Tensors], bool]:

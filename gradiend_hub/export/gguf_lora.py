@@ -22,13 +22,11 @@ from torch import Tensor, nn
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import GGUF_FILE
+from gradiend_hub.artifact.names import shown_name
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.hub.names import shown_name
 from gradiend_hub.lazy import require
 
 from .lora import AdapterExport, Matrices, as_loras
-
-__all__ = ["gguf_names", "gguf_tensors", "to_gguf_lora"]
 
 ARCHITECTURES = {
     "gemma2": ("gemma2", False),

@@ -38,8 +38,6 @@ from gradiend_hub.errors import (
 )
 from gradiend_hub.objectives.registry import objective_name
 
-__all__ = ["import_gradiend", "read_gradiend_folder"]
-
 logger = logging.getLogger(__name__)
 
 CONFIG, CONTEXT, TRAINING = "config.json", "gradiend_context.json", "training.json"

@@ -34,20 +34,6 @@ from gradiend_hub.artifact.storage import KEY_PREFIX, write
 from gradiend_hub.errors import ConfigError, EditError
 from gradiend_hub.folders import written_beside
 
-__all__ = [
-    "AdapterExport",
-    "Loras",
-    "as_loras",
-    "common_fields",
-    "is_odd",
-    "left_out_of_lora",
-    "require_finite",
-    "to_lora",
-    "vllm_rank",
-    "write_adapter",
-    "write_loras",
-]
-
 DEFAULT_RANK = 8
 """Rank of what is not low-rank already."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from gradiend_hub.adapter.arithmetic import Changes, Part, counted, delta_pieces, rounded, sum_dtype
@@ -27,11 +25,18 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.fingerprint import require_same_base, sample_positions
 from gradiend_hub.artifact.low_rank import Form
-from gradiend_hub.artifact.tensor_files import StoredTensor, TensorFile, checkpoint_files, read_values, write_values
+from gradiend_hub.artifact.tensor_files import (
+    StoredTensor,
+    TensorFile,
+    checkpoint_files,
+    checkpoint_folder,
+    read_values,
+    write_values,
+)
 from gradiend_hub.base_model import skeleton
-from gradiend_hub.errors import BaseModelError, ConfigError, EditError, GradiendError, first_line
+from gradiend_hub.errors import BaseModelError, ConfigError, EditError, GradiendError
 
-__all__ = ["merge_files"]
+from .base_fit import spellings
 
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 """Files of the base that go along: configuration and tokenizer."""
@@ -137,17 +142,8 @@ def merge_files(
 def _downloaded(config: GradiendConfig, base: str | Path | None, hub: Mapping[str, Any]) -> Path:
     """The folder of the base model; from the Hub, its safetensors files, configuration and tokenizer."""
     path = str(base) if base is not None else config.base_model_name_or_path or ""
-    if Path(path).is_dir():
-        return Path(path)
     revision = config.revision if path == config.base_model_name_or_path else None
-    wanted = [*COPIED, "model*.safetensors"]
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted, **hub))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BaseModelError(
-            f"The base model {path!r} is neither a folder nor to be had from the Hub: {first_line(error)} Name it with "
-            "--base, or `base`."
-        ) from error
+    return checkpoint_folder(path, revision, [*COPIED, "model*.safetensors"], **hub)
 
 
 def _places(direction: Direction, model: nn.Module, files: Sequence[TensorFile]) -> dict[str, str]:
@@ -158,15 +154,10 @@ def _places(direction: Direction, model: nn.Module, files: Sequence[TensorFile])
     """
     sites = SiteMap(model)
     tensors = {tensor.name: tensor for file in files for tensor in file.tensors}
-    prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
-    aliases: dict[int, list[str]] = {}
-    for name, parameter in sites.parameters.items():
-        aliases.setdefault(id(parameter), []).append(name)
     places: dict[str, str] = {}
-    for stored, found in resolve_names(model, direction.parameters, sites.parameters).items():
-        names = aliases[id(sites.parameters[found])]
-        candidates = dict.fromkeys(n for name in names for n in (name, prefix + name, name.removeprefix(prefix)))
-        here = [name for name in candidates if name in tensors]
+    names = resolve_names(model, direction.parameters, sites.parameters)
+    for stored, spelled in spellings(model, sites, names).items():
+        here = [name for name in spelled if name in tensors]
         shape = direction.parameters[stored].shape
         if not here or any(tensors[name].shape != shape for name in here):
             state = f"has another shape there, {list(tensors[here[0]].shape)}" if here else "is not there"

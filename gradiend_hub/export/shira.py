@@ -23,8 +23,6 @@ from gradiend_hub.folders import written_beside
 
 from .lora import AdapterExport, common_fields, is_odd, left_out_of_lora, require_finite, write_adapter
 
-__all__ = ["to_shira"]
-
 
 def to_shira(
     direction: Direction, config: GradiendConfig, base_model: nn.Module, folder: str | Path, *, strength: float = 1.0

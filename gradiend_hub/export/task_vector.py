@@ -18,8 +18,6 @@ from gradiend_hub.folders import written_beside
 
 from .lora import is_odd, require_finite
 
-__all__ = ["TASK_VECTOR_FILE", "TaskVectorExport", "to_task_vector"]
-
 TASK_VECTOR_FILE = "task_vector.safetensors"
 
 

@@ -17,8 +17,6 @@ from gradiend_hub.printable import is_printable, printable
 from .patience import bounded
 from .retry import FAILURES, summary, with_retries
 
-__all__ = ["ExtendedCollection", "add_to_collection"]
-
 _SLUG: Final = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}")
 _LONGEST_NOTE: Final = 500
 """Characters of a note that the Hub takes."""

@@ -12,11 +12,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from .names import hub_id
+from gradiend_hub.artifact.names import hub_id
+
 from .patience import bounded
 from .retry import FAILURES
-
-__all__ = ["Contribution", "Contributions"]
 
 _MOST_REQUESTS: Final = 50
 """Pull requests that are looked at, the newest first."""

@@ -28,7 +28,6 @@ from gradiend_hub.artifact.files import (
     MOST_PROBES_BYTES,
     MOST_REPORT_BYTES,
     PROBES_FILE,
-    REPORT_FILE,
     REPORTS_FOLDER,
     SUMMARY_FILE,
     WEIGHTS_FILE,
@@ -39,8 +38,6 @@ from gradiend_hub.artifact.summary import Summary
 from gradiend_hub.artifact.validation import parse_json, read_json, read_text
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.printable import listed
-
-__all__ = ["UPLOADED", "LocalFile", "chosen_files", "matches", "require_publishable"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +52,8 @@ consists of. Of any other one in the folder, nobody knows what is in it."""
 NOT_UPLOADED: Final = (".*", "*/.*", "checkpoint-*/*")
 """Never pushed: hidden files but `.eval_results`, and the checkpoints of a training run."""
 
-_READ_REPORT: Final = "gradiend_hub.evaluation.report:Report.load"
-"""Reads a report; a name, since reports are built upon this package."""
+_READ_REPORT: Final = "gradiend_hub.evaluation.report:Report.find"
+"""Reads the report in a folder; a name, since reports are built upon this package."""
 
 
 @dataclass(frozen=True)
@@ -155,18 +152,9 @@ def require_publishable(folder: Path, patterns: tuple[str, ...], allow_unmeasure
 
 
 def _is_measured(folder: Path) -> bool:
-    path = own_file(folder, REPORT_FILE)
-    if path is None:
-        return False
-    try:
-        report = read_json(path, MOST_REPORT_BYTES)
-    except ValueError as error:
-        raise ArtifactError(f"{REPORT_FILE} cannot be read: {error}") from error
-    if not (isinstance(report, dict) and "schema_version" in report and isinstance(report.get("splits"), dict)):
-        raise ArtifactError(f"{REPORT_FILE} is no report: it has no schema_version or no splits")
-    if report["splits"]:
-        resolve_name(_READ_REPORT)(path)  # as everybody is going to read it
-    return bool(report["splits"])
+    """Read the report as everybody is going to read it, and tell whether it says anything."""
+    report = resolve_name(_READ_REPORT)(folder)
+    return report is not None and bool(report.splits)
 
 
 def _check_probes(folder: Path) -> None:

@@ -12,8 +12,6 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from gradiend_hub.printable import printable
 
-__all__ = ["one_line"]
-
 _TICK_SECONDS = 0.5
 
 

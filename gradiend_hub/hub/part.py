@@ -19,16 +19,14 @@ from gradiend_hub.artifact.files import (
     PROBES_FILE,
     SUMMARY_FILE,
 )
+from gradiend_hub.artifact.names import hub_id, is_inside
 from gradiend_hub.artifact.validation import parse_json
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.printable import listed
 
 from .local_files import LocalFile, chosen_files, matches, require_publishable
-from .names import hub_id, is_inside
 from .published import merged_card, published_card, published_config, renewed_probes
 from .pushed import Memory
-
-__all__ = ["Part"]
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,6 @@ from typing import Any, Final, TypeVar
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-__all__ = ["PushApi", "SilentHubError", "bounded", "in_time"]
-
 CONNECT_SECONDS: Final = 10.0
 SILENT_SECONDS = max(30.0, float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
 """How long the Hub may send nothing while it is waited for; HF_HUB_DOWNLOAD_TIMEOUT makes it longer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo
@@ -15,11 +14,9 @@ from .local_files import LocalFile
 from .patience import PushApi
 from .push import Push, refusal
 
-__all__ = ["ReportProposal"]
 
-
-class ReportProposal:
-    """A pull request to be opened with a report that is yet to be measured.
+class ReportProposal(Push):
+    """A pull request to be opened with a report that is yet to be measured, to a repository that exists.
 
     Args:
         report: where the report is going to be; its name is also its name in the folder `reports` of the repository.
@@ -28,16 +25,20 @@ class ReportProposal:
     """
 
     def __init__(self, report: str | Path, repo_id: str, *, token: str | bool | None = None) -> None:
-        report = Path(report)
-        self._push = _ReportPush(
+        self.report = Path(report)
+        self.name = f"{REPORTS_FOLDER}/{self.report.name}"
+        super().__init__(
             PushApi(token=token),
             [],  # it adds a file that is not there
             repo_id,
-            message=f"Add the report {report.name}",
+            message=f"Add the report {self.report.name}",
             description=f"Once it is merged, `gradiend-hub refresh {repo_id}` shows it on the card.",
             create_pr=True,
-            report=report,
         )
+
+    @property
+    def files(self) -> list[LocalFile]:
+        return [LocalFile(self.report, self.name)]
 
     def check(self) -> None:
         """Find out, before anything is measured, whether the pull request can be opened.
@@ -46,33 +47,6 @@ class ReportProposal:
             HubPushError: offline, no such repository, no direction in it, it has a report of this name already, or this
                 one is larger than what is read.
         """
-        self._push.check()
-
-    def send(self) -> CommitInfo:
-        """Open the pull request. Failures that may pass are retried, and it is never opened twice.
-
-        Raises:
-            HubPushError: it was not opened; the message has the command that does it later.
-        """
-        self._push.check()
-        return self._push.run()
-
-
-@dataclass
-class _ReportPush(Push):
-    """A pull request with a single file, to a repository that exists."""
-
-    report: Path = Path()
-
-    @property
-    def name(self) -> str:
-        return f"{REPORTS_FOLDER}/{self.report.name}"
-
-    @property
-    def files(self) -> list[LocalFile]:
-        return [LocalFile(self.report, self.name)]
-
-    def check(self) -> None:
         if refused := refusal(self.repo_id):
             raise self._failure(refused, "Nothing was sent.")
         if self.report.is_file() and (size := self.report.stat().st_size) > MOST_REPORT_BYTES:
@@ -86,7 +60,13 @@ class _ReportPush(Push):
         if self.name in found:
             raise self._failure(f"it has a {self.name} already; choose another name", "Nothing was sent.")
 
-    def run(self) -> CommitInfo:
+    def send(self) -> CommitInfo:
+        """Open the pull request. Failures that may pass are retried, and it is never opened twice.
+
+        Raises:
+            HubPushError: it was not opened; the message has the command that does it later.
+        """
+        self.check()
         return self._committed()
 
     def _failure(self, why: str, state: str) -> HubPushError:

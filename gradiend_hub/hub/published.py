@@ -17,19 +17,6 @@ from huggingface_hub import ModelCard
 from gradiend_hub.artifact.files import CARD_FILE, CONFIG_FILE
 from gradiend_hub.artifact.plain_yaml import parse_yaml
 
-__all__ = [
-    "BASE_PLACE",
-    "REPO_PLACE",
-    "is_generated",
-    "keep_origin",
-    "marked",
-    "merged_card",
-    "published_card",
-    "published_config",
-    "renewed_probes",
-    "with_origin",
-]
-
 REPO_PLACE: Final = "REPO_ID_OR_FOLDER"
 """Stands in a generated card for the repository until the push."""
 

@@ -29,8 +29,6 @@ from .part import Part
 from .patience import bounded
 from .retry import FAILURES, is_silent, is_transient, reason, with_retries
 
-__all__ = ["Push", "push_options", "refusal"]
-
 logger = logging.getLogger(__name__)
 
 _DEFAULT_BRANCH: Final = "main"
@@ -239,8 +237,7 @@ class Push:
     def _landed(self, known_pull_requests: set[str]) -> CommitInfo | None:
         """The commit that holds our files, however the attempt that made it seemed to end."""
         self.parent, names = self._head_and_names(self.branch)
-        for part in self.parts:
-            part.respect(names, self._read)
+        self._follow(names)
         if not self.stale and self._is_published(self.parent):
             logger.info(f"{self.repo_id} has these files at commit {self.parent}.")
             return self._commit_info(self.parent)
@@ -249,6 +246,11 @@ class Push:
             if not names & {*self.stale} and self._is_published(commit):
                 return self._commit_info(commit, pull_request=ref)
         return None
+
+    def _follow(self, names: set[str]) -> None:
+        """Make the files ready to follow the commit `parent`, which has files of these names."""
+        for part in self.parts:
+            part.respect(names, self._read)
 
     def _commit(self) -> CommitInfo:
         return self.api.create_commit(

@@ -13,8 +13,6 @@ from huggingface_hub.utils.sha import git_hash
 
 from gradiend_hub.artifact.validation import read_json
 
-__all__ = ["Memory"]
-
 logger = logging.getLogger(__name__)
 
 _FILE: Final = Path(".cache", "gradiend_hub", "pushed.json")

@@ -15,8 +15,6 @@ from gradiend_hub.errors import BaseModelError
 from .patience import bounded
 from .retry import FAILURES, summary, with_retries
 
-__all__ = ["RemoteTensorFile"]
-
 _MOST_HEADER: Final = 2**25
 """Largest header that is read, in bytes."""
 _READERS: Final = 8

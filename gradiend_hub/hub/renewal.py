@@ -14,8 +14,6 @@ from .local_files import LocalFile
 from .patience import PushApi
 from .push import Push, refusal
 
-__all__ = ["renew_files"]
-
 
 def renew_files(
     repo_id: str,
@@ -82,19 +80,11 @@ class _Renewal(Push):
         self.repo_id = self._try(lambda: self.api.repo_info(self.repo_id).id)
         return self._committed()
 
-    def _landed(self, known_pull_requests: set[str]) -> CommitInfo | None:
-        self.parent, _ = self._head_and_names(self.branch)
-        if self.parent != self.made_of:
+    def _follow(self, names: set[str]) -> None:
+        if self.parent is not None and self.parent != self.made_of:
             contents = self.make(self.repo_id, self.parent)
             self.made = [LocalFile(Path(name), name, content) for name, content in contents.items()]
             self.made_of = self.parent
-        if self._is_published(self.parent):
-            return self._commit_info(self.parent)
-        for ref in sorted(self._pull_requests() - known_pull_requests):
-            commit, _ = self._head_and_names(ref)
-            if self._is_published(commit):
-                return self._commit_info(commit, pull_request=ref)
-        return None
 
     def _failure(self, why: str, state: str) -> HubPushError:
         return HubPushError(

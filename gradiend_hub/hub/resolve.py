@@ -40,15 +40,13 @@ from gradiend_hub.artifact.files import (
     WEIGHTS_FILE,
     is_damaged,
 )
+from gradiend_hub.artifact.names import is_inside, is_revision
 from gradiend_hub.errors import ArtifactError, ArtifactNotFoundError
 
-from .names import is_inside, is_revision
 from .one_line import one_line
 from .patience import bounded, in_time
 from .retry import FAILURES, disk_error, summary, with_retries
 from .sizes import VECTOR_FILES, listed_sizes, most_bytes, require_config_size, require_sizes
-
-__all__ = ["APPLIED", "ResolvedRepo", "other_files", "resolve_folder"]
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,6 @@ from gradiend_hub.errors import ArtifactError, ConfigError, HubSearchError
 from .patience import bounded
 from .retry import FAILURES, summary, with_retries
 
-__all__ = ["FoundDirection", "Order", "search_directions"]
-
 Order = Literal["downloads", "likes", "last_modified", "created_at", "effect", "damage"]
 
 _MEASURED = ("effect", "damage")

@@ -37,16 +37,6 @@ from gradiend_hub.errors import ArtifactError
 from .patience import bounded
 from .retry import FAILURES
 
-__all__ = [
-    "VECTOR_FILES",
-    "listed_sizes",
-    "most_bytes",
-    "most_tensor_bytes",
-    "require_config_size",
-    "require_listed_sizes",
-    "require_sizes",
-]
-
 _MOST_BY_NAME: Final[Mapping[str, int]] = {
     CONFIG_FILE: MOST_BYTES,
     REPORT_FILE: MOST_REPORT_BYTES,

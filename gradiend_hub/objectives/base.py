@@ -35,8 +35,6 @@ from .samples import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Objective"]
-
 
 class Objective(ABC):
     """Turns rows into batches with labelled positions, and reads a model's outputs there.

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from .samples import Batch
 
-__all__ = ["batched", "by_length", "padded", "padded_tokens"]
-
 FEW = 8
 """Items of a batch whose padding is not worth another batch."""
 

@@ -21,8 +21,6 @@ from .prompts import CHAT_PROMPTS, FITTED_PROMPTS, Prompt, read_prompt
 from .samples import IGNORED, Answer, Sample
 from .slots import TextObjective
 
-__all__ = ["CausalLMObjective"]
-
 
 class CausalLMObjective(TextObjective):
     """The slot is predicted from the text before it; what follows the slot is not read.

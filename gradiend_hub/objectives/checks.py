@@ -16,8 +16,6 @@ from gradiend_hub.scope import packed_parameters
 
 from .logits import evaluating, vocabulary_logits
 
-__all__ = ["Behaviour", "behaviour_of", "longest_input", "most_tokens"]
-
 SHORT, LONG = 5, 9
 """Tokens of the two rows that a model is tried on."""
 

@@ -18,8 +18,6 @@ from .causal_lm import CausalLMObjective
 from .filling import Encoded, Filled
 from .samples import Answer, Example, Sample, output_nll
 
-__all__ = ["ClozeObjective"]
-
 ALL = "all"
 RIGHT = 2
 BATCH_SIZE = 32

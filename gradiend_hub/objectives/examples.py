@@ -12,8 +12,6 @@ from gradiend_hub.errors import DataError
 from .base import Objective
 from .samples import Example
 
-__all__ = ["examples_of", "neutral_examples", "other_examples", "require_readable"]
-
 
 def examples_of(objective: Objective, rows: Sequence[Row], *, what: str = "dataset") -> list[Example]:
     """Make an example of every row; if some cannot be, one error names the first and counts them all."""

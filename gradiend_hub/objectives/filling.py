@@ -14,8 +14,6 @@ from typing import Any
 from gradiend_hub.artifact.files import SLOT
 from gradiend_hub.errors import DataError
 
-__all__ = ["Encoded", "Filled", "SlotFiller"]
-
 
 @dataclass(frozen=True)
 class Encoded:

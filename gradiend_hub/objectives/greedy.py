@@ -10,8 +10,6 @@ from transformers import GenerationConfig
 
 from .samples import Sample
 
-__all__ = ["continuation", "greedy"]
-
 
 def greedy(
     model: Any, prompts: Sequence[Sequence[int]], *, tokens: int, pad: int, batch_size: int = 32, apart: bool = False

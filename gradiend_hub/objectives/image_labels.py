@@ -19,8 +19,6 @@ from gradiend_hub.errors import BaseModelError, DataError, first_line
 from .labels import ConceptMixin, LabelObjective
 from .samples import Batch
 
-__all__ = ["ImageClassificationObjective", "ImageConceptObjective"]
-
 SHOWN_SIDE = 96
 """Pixels of the longer side of an image that card and report show."""
 

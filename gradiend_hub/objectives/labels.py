@@ -26,8 +26,6 @@ from gradiend_hub.errors import BaseModelError, DataError
 from .base import Objective
 from .samples import Answer, Batch, Example, Sample
 
-__all__ = ["ConceptMixin", "LabelObjective", "Labelled"]
-
 PROMPTS_PER_CLASS = 3
 
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from .samples import Batch
 
-__all__ = ["evaluating", "position_logits", "vocabulary_logits"]
-
 
 def position_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return logits at the positions of a batch: [B, S, V] in fp32. The head sees these positions only."""

@@ -15,8 +15,6 @@ from .filling import Encoded, Filled
 from .samples import Sample
 from .slots import TextObjective
 
-__all__ = ["MaskedLMObjective"]
-
 
 class MaskedLMObjective(TextObjective):
     """The slot holds one mask token for each token of its filler.

@@ -20,8 +20,6 @@ from .logits import evaluating
 from .prompts import Prompt
 from .samples import Answer, Example, Reading, Sample
 
-__all__ = ["NeutralPrompt", "PreferenceObjective", "own_replies"]
-
 logger = logging.getLogger(__name__)
 
 MOST_LEFT_OUT = 0.01

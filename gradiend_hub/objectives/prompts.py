@@ -8,8 +8,6 @@ from typing import Any
 
 from gradiend_hub.errors import DataError
 
-__all__ = ["CHAT_PROMPTS", "FITTED_PROMPTS", "Prompt", "read_prompt"]
-
 CHAT_PROMPTS = (
     "Explain how a bicycle works.",
     "Write three sentences about the sea.",

@@ -20,15 +20,6 @@ from .seq2seq import Seq2SeqObjective
 from .text_labels import TextClassificationObjective, TextConceptObjective
 from .token_labels import TokenClassificationObjective
 
-__all__ = [
-    "OBJECTIVES",
-    "fitting_objectives",
-    "make_objective",
-    "objective_class",
-    "objective_name",
-    "register_objective",
-]
-
 OBJECTIVES: dict[str, type[Objective]] = {}
 """Known objectives by name."""
 

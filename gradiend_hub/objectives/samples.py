@@ -10,19 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "IGNORED",
-    "Answer",
-    "Batch",
-    "Example",
-    "PairBatch",
-    "QualityItem",
-    "Reading",
-    "Sample",
-    "output_nll",
-    "same_inputs",
-]
-
 IGNORED = -100
 """Label of a position that is not read."""
 

@@ -17,8 +17,6 @@ from .filling import Encoded, Filled
 from .samples import Batch, Sample
 from .slots import TextObjective
 
-__all__ = ["Seq2SeqObjective"]
-
 
 class Seq2SeqObjective(TextObjective):
     """The slot is filled by the decoder: behind a sentinel (T5, mT5, UMT5), or where it writes the text again (BART, mBART).

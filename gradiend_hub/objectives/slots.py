@@ -22,8 +22,6 @@ from .logits import position_logits
 from .samples import IGNORED, Answer, Batch, Example, Reading, Sample
 from .tokenized import TokenizedObjective
 
-__all__ = ["MASKED_SHARE", "TextObjective"]
-
 MASKED_SHARE = 0.15
 """Share of a neutral text's tokens that are hidden together when its quality is read."""
 

@@ -20,8 +20,6 @@ from .logits import evaluating
 from .samples import Batch
 from .tokenized import TokenizedObjective
 
-__all__ = ["TextClassificationObjective", "TextConceptObjective"]
-
 MOST_SHOWN = 160
 """Most characters of a text that card and report show with its decisions."""
 

@@ -19,8 +19,6 @@ from .labels import log_softmax
 from .samples import Batch
 from .text_labels import TextClassificationObjective
 
-__all__ = ["TokenClassificationObjective", "Word"]
-
 _MARKED = re.compile(r"(?<!\S)\[([^\s\]]+)\]")
 """The word of a text that a user marks; punctuation behind it is a word of its own."""
 

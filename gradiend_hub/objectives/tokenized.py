@@ -8,8 +8,6 @@ from transformers import AutoTokenizer
 
 from .base import Objective
 
-__all__ = ["TokenizedObjective"]
-
 
 class TokenizedObjective(Objective):
     """An objective of texts.

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_map", "plot_matrix", "plot_profile", "plot_venn"]
-
 ANNOTATED = 16
 """Most rows or columns of a heatmap whose numbers are written."""
 

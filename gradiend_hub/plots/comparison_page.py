@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 
 from gradiend_hub.comparison import DirectionSet
 from gradiend_hub.comparison.tables import Cell, Matrix
 
 from .comparison import plot_map, plot_matrix
+from .html import hashed, source, template
 from .style import quiet_glyphs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["Section", "render_comparison", "sections_of"]
 
 _DPI = 110
 
@@ -102,10 +98,7 @@ def _section(title: str, table: Matrix, groups: Mapping[str, Sequence[str]] | No
 
 def render_comparison(title: str, sections: Sequence[Section], lead: str = "") -> str:
     """The page as HTML."""
-    style = _source("comparison.css")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    style = source("comparison.css")
     filled = [
         {
             "title": section.title,
@@ -116,9 +109,8 @@ def render_comparison(title: str, sections: Sequence[Section], lead: str = "") -
         }
         for section in sections
     ]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    page: str = environment.from_string(_source("comparison.html.jinja")).render(
-        title=title, lead=lead, sections=filled, style=style, style_hash=digest
+    page: str = template("comparison.html.jinja").render(
+        title=title, lead=lead, sections=filled, style=style, style_hash=hashed(style)
     )
     return page
 
@@ -144,7 +136,3 @@ def _png(figure: Figure) -> str:
     with quiet_glyphs():
         figure.savefig(pixels, dpi=_DPI, format="png")
     return base64.b64encode(pixels.getvalue()).decode()
-
-
-def _source(name: str) -> str:
-    return files("gradiend_hub.plots").joinpath("page").joinpath(name).read_text("utf-8")

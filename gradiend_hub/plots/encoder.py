@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["beeswarm", "plot_encodings", "plot_outputs"]
-
 KINDS = {"neutral": "neutral text", "other": "other tokens"}
 """Names of the two kinds of slots that belong to no class."""
 

@@ -31,23 +31,13 @@ from .style import quiet_glyphs, shown_split
 from .svg import Drawing, drawn_inline
 from .text import number, percent
 
-__all__ = ["render_html", "save_html"]
-
 HARDEST = 12
 
 
-def save_html(
-    report: Report,
-    folder: str | Path,
-    *,
-    base: str = "its base model",
-    safe_band: Sequence[float] | None = None,
-    objective: str | None = None,
-) -> Path:
-    """Write `report.html` into a folder; arguments as of `render_html`."""
+def save_html(report: Report, folder: str | Path, **options: Any) -> Path:
+    """Write `report.html` into a folder; options as of `render_html`."""
     path = Path(folder, HTML_FILE)
-    page = render_html(report, base=base, safe_band=safe_band, objective=objective)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(render_html(report, **options), encoding="utf-8")
     return path
 
 
@@ -73,7 +63,7 @@ def render_html(
     samples = split.encoder.encodings if split.encoder else []
     completions = [_completion(completion) for completion in split.completions]
     curve = _Curve.of(report, split, safe_band) if split.curve else None
-    style, script = _source("report.css"), _source("report.js")
+    style, script = source("report.css"), source("report.js")
     kind = OBJECTIVES.get(objective or "", Objective)
     data = {
         "samples": [{"text": s.text, "output": s.output, "kind": s.kind, "h": s.h} for s in samples],
@@ -84,7 +74,7 @@ def render_html(
             {"key": "down", "name": f"P({second}) on {first} rows", "look": "second"},
         ],
     }
-    page: str = _template().render(
+    page: str = template("report.html.jinja").render(
         report=report,
         first=first,
         second=second,
@@ -105,8 +95,8 @@ def render_html(
         data=_embedded(data),
         style=style,
         script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
+        style_hash=hashed(style),
+        script_hash=hashed(script),
     )
     return page
 
@@ -150,22 +140,23 @@ def _points(split: SplitReport, first: str, second: str, places: Sequence[float]
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Return a template of the folder `page`; what it writes is escaped."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
-    environment.filters |= {"number": number, "percent": percent}
-    environment.filters["strength"] = strength_name
-    environment.filters["ends"] = _ends
-    return environment.from_string(_source("report.html.jinja"))
+    environment.filters |= {"number": number, "percent": percent, "strength": strength_name, "ends": _ends}
+    return environment.from_string(source(name))
 
 
 @cache
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """Return the text of a file of the folder `page`."""
     return files("gradiend_hub.plots").joinpath("page").joinpath(name).read_text("utf-8")
 
 
-def _hash(text: str) -> str:
+def hashed(text: str) -> str:
+    """Return the hash by which a page's security policy knows a style or script."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["pictured", "plot_pictures"]
-
 STRENGTHS = (-1.0, 0.0, 1.0)
 MOST_LABELS = 3
 """Labels that are shown at each strength."""

@@ -24,8 +24,6 @@ from .training import plot_layers, plot_training
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES", "can_draw", "save_plots"]
-
 logger = logging.getLogger(__name__)
 
 FIGURES = ("strength", "pictures", "encodings", "fillers", "training", "layers")

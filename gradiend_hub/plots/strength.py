@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_strength"]
-
 _DASHES = (":", "-.", (0, (1, 4)), (0, (6, 2, 1, 2)))
 """Of the damage sets."""
 

@@ -20,22 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "FIRST",
-    "NEUTRAL",
-    "OTHER",
-    "SECOND",
-    "SUBTLE",
-    "Look",
-    "figure",
-    "label",
-    "legend",
-    "look_of",
-    "quiet_glyphs",
-    "shown_split",
-    "tidy",
-]
-
 LONGEST_LABEL = 40
 """Characters of a name that a figure shows."""
 

@@ -11,8 +11,6 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SAMPLES", "Drawing", "drawn_inline"]
-
 SAMPLES: Final = "samples"
 """Begins the `gid` of a line whose points are kept slots, `samples 3 5 8`: their numbers in the report."""
 

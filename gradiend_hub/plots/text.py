@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["NOT_MEASURED", "number", "percent", "plain", "signed", "with_interval"]
-
 NOT_MEASURED = "not measured"
 
 

@@ -13,8 +13,6 @@ from .style import FIRST, NEUTRAL, SECOND, figure, label, legend, tidy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_layers", "plot_training"]
-
 
 def plot_training(report: Report) -> Figure:
     """The solver's loss at every logged step, and the encoder's figures where they were evaluated on the way.

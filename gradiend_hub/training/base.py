@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from gradiend_hub.artifact.config import GradiendConfig
+from gradiend_hub.artifact.names import hub_id
 from gradiend_hub.base_model import base_commit, base_name, load_base_model
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.hub.names import hub_id
 from gradiend_hub.objectives import objective_class
 from gradiend_hub.scope import refuse_peft_model
 

@@ -12,12 +12,12 @@ from typing import Any
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.files import LORA_FOLDER, REFERENCES_FILE
+from gradiend_hub.artifact.names import shown_name
 from gradiend_hub.artifact.references import References
 from gradiend_hub.cards import render_artifact
 from gradiend_hub.data import require_classes, rows_digest
 from gradiend_hub.evaluation import Report, edit_account
 from gradiend_hub.evaluation.selftest import write_probes
-from gradiend_hub.hub.names import shown_name
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.scope import base_parameters
 from gradiend_hub.solvers import SeedReport

@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.adapter.receipt import EditReceipt
 from gradiend_hub.artifact.files import CARD_FILE, WEIGHTS_FILE
-from gradiend_hub.artifact.names import is_revision
+from gradiend_hub.artifact.names import hub_id, is_revision
 from gradiend_hub.cards import filling
 from gradiend_hub.cards.card import render_card, write_card
 from gradiend_hub.cards.caveats import caveats
@@ -26,7 +26,6 @@ from gradiend_hub.cards.rewritten import render_rewritten_card, write_rewritten_
 from gradiend_hub.errors import ArtifactError
 from gradiend_hub.evaluation import Completion, EncoderReport, Report, SplitReport, StrengthPoint
 from gradiend_hub.evaluation.selftest import verify
-from gradiend_hub.hub.names import hub_id
 from gradiend_hub.printable import legible, spelled_out
 from tests.adapter.support import config_for, random_direction
 from tests.conftest import ROOT

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from gradiend_hub import GradiendModel
+from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.artifact.files import REFERENCES_FILE
 from gradiend_hub.artifact.references import References
+from gradiend_hub.comparison.members import Member
 from gradiend_hub.evaluation import Report
 from gradiend_hub.gradients import GradientReader, read_pair
 from gradiend_hub.solvers import Contrasts, Shard, Sketching, SketchSolver, SplitMeans
@@ -109,6 +111,17 @@ def test_too_few_batches_have_no_contrasts() -> None:
     assert means.contrasts() is None
 
 
+def gradient_of(trainer: Any, references: References) -> Direction | None:
+    """The plain gradient that the references of a trained direction stand for."""
+    config = trainer.gradiend_config
+    found = Member("it", trainer.direction, config, references=references).gradient
+    if found is None:
+        return None
+    direction, factor = found
+    parts = direction.parameters.items()
+    return Direction({n: ParameterDirection(p.shape, p.decoder, indices=p.indices) for n, p in parts}) * factor
+
+
 def test_an_artifact_has_its_references(closed: Any) -> None:
     folder = Path(closed.args.output_dir)
     references, report = References.find(folder), Report.load(folder).references
@@ -118,7 +131,7 @@ def test_an_artifact_has_its_references(closed: Any) -> None:
     assert len(report.control["cosine"]) == 2 and {"overlap 1000", "spearman"} <= report.control.keys()
     # a closed form's decoder is the class-mean gradient itself, so that a factor says it all
     assert references.gradient is None and references.gradient_scale is not None
-    gradient = references.gradient_of(closed.direction, closed.gradiend_config.decoder_sign)
+    gradient = gradient_of(closed, references)
     plain = closed.scope.split(closed.model.split_means.contrasts().mean)
     found = torch.cat([part.decoder for part in gradient.parameters.values()])
     exact = torch.cat([plain[name] for name in gradient.parameters])
@@ -162,7 +175,7 @@ def test_the_gradient_raises_the_first_class(
         masked_path, tmp_path / "out", pronouns, source=source, target=target, max_steps=8, scope=["*.layer.3.*"]
     )
     references = References.find(tmp_path / "out")
-    gradient = references.gradient_of(trainer.direction, trainer.gradiend_config.decoder_sign)
+    gradient = gradient_of(trainer, references)
     if target != "diff":
         assert gradient is None and trainer.report.references.gradient_cosine is None
         return

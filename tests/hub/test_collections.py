@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from gradiend_hub.errors import ConfigError, HubPushError
 from gradiend_hub.hub import resolve_folder
 from gradiend_hub.hub.collections import add_to_collection
-from gradiend_hub.hub.several import publish_directions
+from gradiend_hub.hub.publish import publish_directions
 from gradiend_hub_cli import app
 from tests.hub_server import HubServer
 from tests.hub_server.process import TOKENS

@@ -150,6 +150,7 @@ def with_text(name: str, text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(text, encoding="utf-8") and None
 
 
+NOTHING_MEASURED = '{"schema_version": 1, "splits": {}, "feature_classes": ["a", "b"], "base_model": "base"}'
 LORA = '{"peft_type": "LORA", "r": 8, "target_modules": ["query"]}'
 
 
@@ -165,9 +166,9 @@ LORA = '{"peft_type": "LORA", "r": 8, "target_modules": ["query"]}'
         (with_text("adapter_config.json", "[" * 100_000), "adapter_config.json cannot be read"),
         (without("README.md"), "has no card"),
         (without("gradiend_report.json"), "unmeasured"),
-        (with_text("gradiend_report.json", '{"schema_version": 1, "splits": {}}'), "unmeasured"),
-        (with_text("gradiend_report.json", "{"), "gradiend_report.json cannot be read"),
-        (with_text("gradiend_report.json", "[]"), "gradiend_report.json is no report"),
+        (with_text("gradiend_report.json", NOTHING_MEASURED), "unmeasured"),
+        (with_text("gradiend_report.json", "{"), "gradiend_report.json is missing or not a report of this library"),
+        (with_text("gradiend_report.json", "[]"), "gradiend_report.json is missing or not a report of this library"),
         (with_text("gradiend_report.json", '{"schema_version": 1, "splits": {"test": {}}}'), "no such field"),
         (with_text("gradiend_report.json", '{"schema_version": 1, "schema_version": 1}'), "has the key .* twice"),
         (with_text("gradiend_probes.jsonl", '{"a": 1}\n{'), "gradiend_probes.jsonl cannot be read, line 2"),

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.cards import write_rewritten_card
 from gradiend_hub.errors import HubPushError
-from gradiend_hub.hub.rewritten import is_rewritten, publish_rewritten
+from gradiend_hub.hub.publish import is_rewritten, publish_rewritten
 from gradiend_hub_cli import app
 from tests.adapter.support import config_for, random_direction
 from tests.hub_server import HubServer

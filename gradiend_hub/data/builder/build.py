@@ -32,8 +32,6 @@ from .scan import Accept, Scan
 from .spec import FeatureDataConfig
 from .spool import Spool
 
-__all__ = ["FeatureDatasetBuilder"]
-
 logger = logging.getLogger(__name__)
 
 _CHUNK = 10_000

@@ -26,8 +26,6 @@ from gradiend_hub.hub.published import marked, published_card
 
 from .spec import FeatureDataConfig
 
-__all__ = ["CONFIG_FILE", "FeatureData", "check_folder", "push_saved", "remove_build"]
-
 CONFIG_FILE = "build.json"
 """The configuration of a set beside its rows; as JSON it is YAML, too, and so the command line can build from it."""
 

@@ -16,8 +16,6 @@ from gradiend_hub.errors import ConfigError
 
 from .language import language_code
 
-__all__ = ["ClassSpec", "FeatureDataConfig", "NeutralSpec", "TextFilters", "read_words"]
-
 Natural = Annotated[int, at_least(0)]
 Positive = Annotated[int, at_least(1)]
 

@@ -13,8 +13,6 @@ from gradiend_hub.lazy import require
 
 from .scoring import BenchmarkRun, unwrapped
 
-__all__ = ["HarnessTask"]
-
 BATCH = 16
 """Requests that the harness runs at a time."""
 BOOTSTRAP = 1000

@@ -23,24 +23,19 @@ from .winogender import read_winogender, winogender
 
 T = TypeVar("T")
 
-BENCHMARKS: dict[str, tuple[Callable[..., BenchmarkRun], tuple[str, ...]]] = {
-    "stereoset": (stereoset, ("dev.json or Hub id",)),
-    "crows-pairs": (crows_pairs, ("CSV file or Hub id",)),
-    "winobias": (winobias, ("pro-stereotypical file or Hub id:config", "anti-stereotypical file or Hub id:config")),
-    "winogender": (winogender, ("templates.tsv", "occupations-stats.tsv")),
-    "seat": (association_test, ("JSON file",)),
-    "weat": (association_test, ("JSON file",)),
+BENCHMARKS: dict[str, tuple[Callable[..., BenchmarkRun], Callable[..., object], tuple[str, ...]]] = {
+    "stereoset": (stereoset, read_stereoset, ("dev.json or Hub id",)),
+    "crows-pairs": (crows_pairs, read_crows_pairs, ("CSV file or Hub id",)),
+    "winobias": (
+        winobias,
+        read_winobias,
+        ("pro-stereotypical file or Hub id:config", "anti-stereotypical file or Hub id:config"),
+    ),
+    "winogender": (winogender, read_winogender, ("templates.tsv", "occupations-stats.tsv")),
+    "seat": (association_test, read_sets, ("JSON file",)),
+    "weat": (association_test, read_sets, ("JSON file",)),
 }
-"""Function of each benchmark, and what data it reads."""
-
-_READERS: dict[str, Callable[..., object]] = {
-    "stereoset": read_stereoset,
-    "crows-pairs": read_crows_pairs,
-    "winobias": read_winobias,
-    "winogender": read_winogender,
-    "seat": read_sets,
-    "weat": read_sets,
-}
+"""Function of each benchmark, the one that reads its data, and what data these are."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class Benchmark:
             nearest = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(BENCHMARKS)}."
             raise ConfigError(f"There is no benchmark {given!r}: {hint}")
-        wanted = BENCHMARKS[name][1]
+        wanted = BENCHMARKS[name][2]
         sources = tuple(source for source in (part.strip() for part in listed.split(",")) if source)
         if len(sources) != len(wanted):
             usage = ",".join(f"<{part}>" for part in wanted)
@@ -81,7 +76,7 @@ class Benchmark:
         Raises:
             DataError: the sources are missing, or not the benchmark's data.
         """
-        self._on_data(lambda: _READERS[self.name](*self.sources))
+        self._on_data(lambda: BENCHMARKS[self.name][1](*self.sources))
 
     def run(self, model: Any, tokenizer: Any, *, strength: float = 0.0) -> BenchmarkRun:
         """Score a model as it is; `strength` is only noted in the result.
@@ -93,7 +88,7 @@ class Benchmark:
 
     def _on_data(self, work: Callable[[], T]) -> T:
         """Return what `work` returns; an error names the benchmark whose data are unusable."""
-        for source, kind in zip(self.sources, BENCHMARKS[self.name][1], strict=True):
+        for source, kind in zip(self.sources, BENCHMARKS[self.name][2], strict=True):
             if not Path(source).exists() and (
                 "Hub id" not in kind or is_path(source) or source.endswith((".dev", ".test"))
             ):
@@ -106,7 +101,7 @@ class Benchmark:
             first = first_line(error)
             raise DataError(
                 f"Benchmark {self.name}: {' and '.join(map(repr, self.sources))} cannot be read as "
-                f"{' and '.join(BENCHMARKS[self.name][1])} ({type(error).__name__}: {first})."
+                f"{' and '.join(BENCHMARKS[self.name][2])} ({type(error).__name__}: {first})."
             ) from error
 
 
