@@ -86,8 +86,15 @@ class Source:
 
 def is_named(source: Any) -> bool:
     """Return whether a source is to be opened: a path or id, a mapping with `path`, or a data frame."""
-    frame = type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "to_dict")
-    return isinstance(source, (str, Path)) or (isinstance(source, Mapping) and "path" in source) or frame
+    return _is_place(source) or _is_frame(source)
+
+
+def _is_place(source: Any) -> bool:
+    return isinstance(source, (str, Path)) or (isinstance(source, Mapping) and "path" in source)
+
+
+def _is_frame(source: Any) -> bool:
+    return type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "to_dict")
 
 
 def load_rows(source: Any, split: str, what: str) -> Any:
@@ -102,7 +109,7 @@ def load_rows(source: Any, split: str, what: str) -> Any:
         ConfigError: the source is none of these.
         DataError: there is no such data set, configuration or split, or it has no rows.
     """
-    named = isinstance(source, (str, Path)) or (isinstance(source, Mapping) and "path" in source)
+    named = _is_place(source)
     where = repr(str(Source.parse(source, what).path)) if named else "the data set"
     data = load_data(source, what)
     if isinstance(data, Mapping):
@@ -134,7 +141,7 @@ def load_data(
         if isinstance(source, Mapping) and source and all(isinstance(part, _TABLES) for part in source.values()):
             return source
         return _open(Source.parse(source, what), what, streaming, lenient, token)
-    if type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "to_dict"):
+    if _is_frame(source):
         return datasets.Dataset.from_pandas(source, preserve_index=False)
     if isinstance(source, (*_TABLES, *_SPLITS)) or (isinstance(source, Iterable) and not isinstance(source, bytes)):
         return source

@@ -160,7 +160,7 @@ def read_neutral(
     items: list[Any] = []
     for number, record in enumerate(dataset):
         try:
-            items.append((read or _text)(record))
+            items.append((read or neutral_text)(record))
         except DataError as error:
             raise DataError(f"{what}, row {number}: {error}") from error
     if not items:
@@ -168,7 +168,8 @@ def read_neutral(
     return items
 
 
-def _text(record: Mapping[str, Any]) -> str:
+def neutral_text(record: Mapping[str, Any]) -> str:
+    """Return the text of a record without the feature. Raises `DataError` if the column `text` holds none."""
     text = record.get("text")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"expected a non-empty text in column 'text', found {text!r}.")

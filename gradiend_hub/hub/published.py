@@ -97,13 +97,12 @@ def published_card(
     mark = _MARK.search(card)
     if mark is None or not is_generated(card):
         return card
-    origin, _, at = (mark[2] or REPO_PLACE).partition("@")
-    former = re.escape(origin)
+    former = re.escape((mark[2] or REPO_PLACE).partition("@")[0])
     named = f'{repo_id}", subfolder="{subfolder}' if subfolder else repo_id
     card = re.sub(rf'(?<="){former}(", subfolder="[^"]*)?(?=")', lambda _: named, card)
     card = re.sub(rf"(?<=apply ){former}(?= )", lambda _: repo_id, card)
-    if at and origin != repo_id and _ORIGIN not in card:
-        card = _with_line(card, _origin_line(origin, at))
+    if _ORIGIN not in card:
+        card = _with_origin_of(mark, card, repo_id)
     if base_id is not None:
         found = ModelCard(card.replace(BASE_PLACE, base_id), ignore_metadata_errors=True)
         found.data["base_model"], found.data["base_model_relation"] = base_id, "adapter"
@@ -114,18 +113,17 @@ def published_card(
 
 def with_origin(card: str, former: str, repo_id: str) -> str:
     """A card that was rendered anew for a repository, with what a former one says of where the direction is from."""
-    mark, line = _MARK.search(former), re.search(rf"^> {_ORIGIN} .*$", former, re.MULTILINE)
-    origin, _, at = (mark[2] or "" if mark else "").partition("@")
-    if line is not None:
-        card = _with_line(card, line[0])
-    elif at and origin != repo_id:
-        card = _with_line(card, _origin_line(origin, at))
-    return marked(card)
+    line = re.search(rf"^> {_ORIGIN} .*$", former, re.MULTILINE)
+    return marked(_with_line(card, line[0]) if line else _with_origin_of(_MARK.search(former), card, repo_id))
 
 
-def _origin_line(origin: str, commit: str) -> str:
+def _with_origin_of(mark: re.Match[str] | None, card: str, repo_id: str) -> str:
+    """A card that says which other repository, if any, it was downloaded from, as its mark tells."""
+    origin, _, commit = (mark[2] or "" if mark else "").partition("@")
+    if not commit or origin == repo_id:
+        return card
     place = f"[{origin}](https://huggingface.co/{origin}) at commit `{commit[:12]}`"
-    return f"> {_ORIGIN} {place}; its author measured it."
+    return _with_line(card, f"> {_ORIGIN} {place}; its author measured it.")
 
 
 def _with_line(card: str, line: str) -> str:

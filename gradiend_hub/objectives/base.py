@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradiend_hub.data import Row, class_fillers
+from gradiend_hub.data.rows import neutral_text
 from gradiend_hub.errors import ConfigError, DataError
 
 from .prompts import Prompt
@@ -219,10 +220,7 @@ class Objective(ABC):
 
     def read_neutral(self, record: Mapping[str, Any]) -> Any:
         """Make an item without the feature of a record: by default a text in the column `text`."""
-        text = record.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"expected a non-empty text in column 'text', found {text!r}.")
-        return text
+        return neutral_text(record)
 
     @abstractmethod
     def neutral_example(self, item: Any, rng: random.Random) -> Example | None:

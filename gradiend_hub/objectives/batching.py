@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .samples import Batch
+
+T = TypeVar("T")
 
 FEW = 8
 """Items of a batch whose padding is not worth another batch."""
@@ -78,3 +81,9 @@ def by_length(batch: Batch, read: Callable[[Batch], Tensor]) -> Tensor:
         parts.append(read(Batch(inputs, part.positions, part.labels, part.samples)))
     order = torch.tensor([i for chosen in rows.values() for i in chosen], device=parts[0].device)
     return torch.cat(parts)[order.argsort()]
+
+
+def by_turns(groups: Collection[Sequence[T]]) -> list[T]:
+    """Return the first item of each group, then the second ones, and so on."""
+    turns = range(max(map(len, groups), default=0))
+    return [group[turn] for turn in turns for group in groups if turn < len(group)]

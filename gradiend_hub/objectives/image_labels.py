@@ -43,6 +43,7 @@ class ImageClassificationObjective(LabelObjective):
     task = "image-classification"
     asks = "IMAGE.png"
     auto_class = AutoModelForImageClassification
+    heads = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
     column = "image"
 
@@ -51,16 +52,6 @@ class ImageClassificationObjective(LabelObjective):
     ) -> None:
         super().__init__(processor, labels=labels, name_or_path=name_or_path)
         self.channels = channels
-
-    @classmethod
-    def fits(cls, architecture: str, config: Any) -> bool:
-        """Return whether a class has a head that labels images."""
-        known = {
-            name
-            for names in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
-            for name in ([names] if isinstance(names, str) else names)
-        }
-        return architecture in known or architecture.endswith("ForImageClassification")
 
     @classmethod
     def traits(cls, model: nn.Module, processor: Any, max_length: int | None) -> dict[str, Any]:

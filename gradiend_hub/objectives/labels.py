@@ -24,6 +24,7 @@ from gradiend_hub.data import CounterfactualRow, LabelRow
 from gradiend_hub.errors import BaseModelError, DataError
 
 from .base import Objective
+from .batching import by_turns
 from .samples import Answer, Batch, Example, Sample
 
 PROMPTS_PER_CLASS = 3
@@ -53,9 +54,18 @@ class LabelObjective(Objective):
     column: ClassVar[str]
     """Column of the input."""
 
+    heads: ClassVar[Mapping[str, Any]]
+    """transformers' names of the model classes that `auto_class` loads, by model type: one, or several."""
+
     def __init__(self, processor: Any, *, labels: Sequence[str], name_or_path: str = "the base model") -> None:
         super().__init__(processor, name_or_path=name_or_path)
         self.labels = tuple(labels)
+
+    @classmethod
+    def fits(cls, architecture: str, config: Any) -> bool:
+        """Return whether a class has the head: transformers knows it, or it is called as those are."""
+        known = {name for names in cls.heads.values() for name in ([names] if isinstance(names, str) else names)}
+        return architecture in known or architecture.endswith(cls.auto_class.__name__.removeprefix("AutoModel"))
 
     @classmethod
     def traits(cls, model: nn.Module, processor: Any, max_length: int | None) -> dict[str, Any]:
@@ -138,10 +148,7 @@ class LabelObjective(Objective):
         some = ", ".join(self.labels[:12]) + (", …" if len(self.labels) > 12 else "")
         if isinstance(value, (list, tuple)):
             raise DataError(f"{column!r} holds several labels, {value!r:.80}: expected one of {some}.")
-        try:
-            number = -1 if isinstance(value, (bool, str)) else operator.index(value)
-        except TypeError:
-            number = -1
+        number = place_of(value)
         if 0 <= number < len(self.labels):
             return self.labels[number]
         raise DataError(
@@ -246,8 +253,7 @@ class LabelObjective(Objective):
             group = groups.setdefault(row.factual_class, [])
             if len(group) < PROMPTS_PER_CLASS and row.input not in group and self.shown(row.input):
                 group.append(row.input)
-        turns = range(max(map(len, groups.values()), default=0))
-        return [group[turn] for turn in turns for group in groups.values() if turn < len(group)]
+        return by_turns(groups.values())
 
     def shown(self, value: Any) -> bool:
         """Return whether an input is short enough to be shown."""
@@ -341,6 +347,14 @@ def label_names(config: Any, model: str) -> tuple[str, ...]:
             f"{model} has {len(names)} labels, of which some have one name: {names[:12]}. Rename them."
         )
     return names
+
+
+def place_of(value: Any) -> int:
+    """Return the place that an integer of any kind names; −1 for whatever else."""
+    try:
+        return -1 if isinstance(value, (bool, str)) else operator.index(value)
+    except TypeError:
+        return -1
 
 
 def log_softmax(logits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from gradiend_hub.data.casing import Casing, capitalised
 from gradiend_hub.data.row import COLUMNS
 from gradiend_hub.errors import DataError
 
-from .batching import by_length, padded, padded_tokens
+from .batching import by_length, by_turns, padded, padded_tokens
 from .checks import Behaviour, behaviour_of, most_tokens
 from .filling import Encoded, Filled, SlotFiller
 from .logits import position_logits
@@ -260,8 +260,7 @@ class TextObjective(SlotFiller, TokenizedObjective):
             if short and before not in seen and len(group) < PROMPTS_PER_CLASS:
                 seen.add(before)
                 group.append(self.prompt(row))
-        turns = range(max(map(len, groups.values()), default=0))
-        return [group[turn] for turn in turns for group in groups.values() if turn < len(group)]
+        return by_turns(groups.values())
 
     def prompt(self, row: TextRow) -> str:
         """Return what a person would ask the model with, to see what it makes of the row: the text with its slot."""

@@ -40,14 +40,9 @@ class TextClassificationObjective(TokenizedObjective, LabelObjective):
     task = "text-classification"
     asks = "TEXT"
     auto_class = AutoModelForSequenceClassification
+    heads = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
     column = "text"
-
-    @classmethod
-    def fits(cls, architecture: str, config: Any) -> bool:
-        """Return whether a class has a head that labels whole texts."""
-        known = architecture in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
-        return known or architecture.endswith("ForSequenceClassification")
 
     @classmethod
     def traits(cls, model: nn.Module, processor: Any, max_length: int | None) -> dict[str, Any]:

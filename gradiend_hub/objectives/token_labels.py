@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 from gradiend_hub.errors import BaseModelError, DataError
 
 from .batching import by_length
-from .labels import log_softmax
+from .labels import log_softmax, place_of
 from .samples import Batch
 from .text_labels import TextClassificationObjective
 
@@ -51,15 +50,10 @@ class TokenClassificationObjective(TextClassificationObjective):
     task = "token-classification"
     asks = "'TEXT WITH ONE [WORD] MARKED'"
     auto_class = AutoModelForTokenClassification
+    heads = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
     columns: ClassVar[tuple[str, ...]] = ("tokens", "index", "label")
     column = "tokens"
     read_name = "the label of the word"
-
-    @classmethod
-    def fits(cls, architecture: str, config: Any) -> bool:
-        """Return whether a class has a head that labels every token."""
-        known = architecture in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()
-        return known or architecture.endswith("ForTokenClassification")
 
     @classmethod
     def traits(cls, model: nn.Module, processor: Any, max_length: int | None) -> dict[str, Any]:
@@ -89,10 +83,7 @@ class TokenClassificationObjective(TextClassificationObjective):
             raise DataError(f"'tokens' must be a list of the text's words, found {tokens!r:.80}.")
         if faulty := [word for word in tokens if not isinstance(word, str) or not word.strip()]:
             raise DataError(f"'tokens' must hold non-empty words, found {faulty[0]!r:.80}.")
-        try:
-            number = -1 if isinstance(index, (bool, str)) else operator.index(index)  # type: ignore[arg-type]
-        except TypeError:
-            number = -1
+        number = place_of(index)
         if not 0 <= number < len(tokens):
             raise DataError(f"'index' must be the number of a word, from 0 to {len(tokens) - 1}, found {index!r:.80}.")
         return Word(tuple(tokens), number)

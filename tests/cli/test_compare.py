@@ -15,7 +15,7 @@ from gradiend_hub.base_model import load_base_model
 from gradiend_hub.comparison import DirectionSet
 from gradiend_hub.errors import BaseModelMismatchError
 from gradiend_hub.training import DirectionSuite
-from gradiend_hub_cli.app import app
+from gradiend_hub_cli import app
 from tests.training.support import arguments
 from tests.training.test_suite import FRAMES, rows
 

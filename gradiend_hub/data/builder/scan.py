@@ -257,9 +257,9 @@ class Scan:
         words = [self.config.key(word) for spec in specs for word in spec.words]
         if len(set(words)) < len(words) or not all(spec.words for spec in specs):
             found["a word that several classes claim"] = _unclaimed
-        found["only in longer tokens (s/he, it.com)"] = _alone
+        found["only in longer tokens (s/he, it.com)"] = _without(GLUE, inside_token)
         if not filters.contractions:
-            found["only in contractions or compounds"] = _complete
+            found["only in contractions or compounds"] = _without(JOINTS, goes_on)
         if needed:
             found["too few words before the slot"] = lambda text, slots: [
                 hit for hit in slots if len(text[: hit[0]].split(None, needed)) >= needed
@@ -276,19 +276,15 @@ def _unclaimed(text: str, slots: list[Hit]) -> list[Hit]:
     return [hit for hit in slots if claims[hit[0], hit[1]] == 1]
 
 
-def _alone(text: str, slots: list[Hit]) -> list[Hit]:
-    return [
-        hit
-        for hit in slots
-        if (text[hit[1] : hit[1] + 1] not in GLUE and text[hit[0] - 1 : hit[0]] not in GLUE)  # nearly always
-        or not inside_token(text, hit[0], hit[1])
-    ]
+def _without(marks: frozenset[str], unusable: Callable[[str, int, int], bool]) -> _Usable:
+    """Return a filter of words that are unusable in their text, which can only be where one of the marks touches them."""
 
+    def usable(text: str, slots: list[Hit]) -> list[Hit]:
+        return [
+            hit
+            for hit in slots
+            if (text[hit[1] : hit[1] + 1] not in marks and text[hit[0] - 1 : hit[0]] not in marks)  # nearly always
+            or not unusable(text, hit[0], hit[1])
+        ]
 
-def _complete(text: str, slots: list[Hit]) -> list[Hit]:
-    return [
-        hit
-        for hit in slots
-        if (text[hit[1] : hit[1] + 1] not in JOINTS and text[hit[0] - 1 : hit[0]] not in JOINTS)  # nearly always
-        or not goes_on(text, hit[0], hit[1])
-    ]
+    return usable

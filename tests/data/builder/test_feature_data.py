@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from gradiend_hub.data import FeatureData, FeatureDataConfig, FeatureDatasetBuilder, NeutralSpec, TextFilters
 from gradiend_hub.errors import ConfigError, HubPushError
 from gradiend_hub.hub import retry
-from gradiend_hub_cli.app import app
+from gradiend_hub_cli import app
 from tests.data.builder.test_build import PRONOUNS, texts
 
 NEUTRAL = [f"Nobody {number} was seen in the old house on the long road today." for number in range(80)]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from gradiend_hub.data import FeatureDataConfig
 from gradiend_hub.data.builder.sources import read_source
 from gradiend_hub.errors import ConfigError, DataError
-from gradiend_hub_cli.app import app
+from gradiend_hub_cli import app
 from tests.data.builder.test_build import PRONOUNS, built, texts
 
 LINES = "\n".join(texts(2000)).encode()
