@@ -154,15 +154,9 @@ def content_digests(folder: Path) -> dict[str, str]:
     config = GradiendConfig.from_pretrained(str(folder)).to_dict()
     said = {name: v for name, v in config.items() if not (v is None and name in _LATER_FIELDS)}
     digests[CONFIG_FILE] = _digest_json({name: v for name, v in said.items() if name not in _FREE_FIELDS})
-    for name, digest in (
-        (WEIGHTS_FILE, _digest_tensors),
-        (ENCODER_FILE, _digest_tensors),
-        (BASE_FILE, _digest_tensors),
-        (REFERENCES_FILE, _digest_tensors),
-        (REPORT_FILE, _digest_report),
-    ):
+    for name in (WEIGHTS_FILE, ENCODER_FILE, BASE_FILE, REFERENCES_FILE, REPORT_FILE):
         if path := own_file(folder, name):
-            digests[name] = digest(path)
+            digests[name] = _digest_file(path)
     return digests
 
 
@@ -170,10 +164,10 @@ def _digest_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _digest_report(path: Path) -> str:
+def _digest_file(path: Path) -> str:
     try:
-        return _digest_json(read_json(path, MOST_REPORT_BYTES))
-    except ValueError:
+        return _digest_json(read_json(path, MOST_REPORT_BYTES)) if path.name == REPORT_FILE else _digest_tensors(path)
+    except (SafetensorError, ValueError):
         return _digest_bytes(path)
 
 
@@ -185,13 +179,6 @@ def _digest_bytes(path: Path) -> str:
 
 
 def _digest_tensors(path: Path) -> str:
-    try:
-        return _digest_content(path)
-    except SafetensorError:
-        return _digest_bytes(path)
-
-
-def _digest_content(path: Path) -> str:
     digest = hashlib.sha256()
     with safe_open(str(path), framework="pt") as file:
         for name in sorted(file.keys()):

@@ -47,11 +47,11 @@ def judged_similarity(
     """
     notes = [_without(members)] if any(m.references is None for m in members) else []
     key = f"{measure} {top_k}" if measure.endswith("overlap") else measure
-    halves = [None if m.report is None or m.report.references is None else m.report.references for m in members]
-    own = np.array([np.nan if h is None else h.split_half.get(key, np.nan) for h in halves])
+    own = np.array([m.split_half.get(key, np.nan) for m in members])
     ceiling = np.sqrt(np.outer(own.clip(min=0), own.clip(min=0))) if names is None else np.full((len(own),) * 2, np.nan)
     if measure == "spearman":
-        values = [[abs(v) for v in h.control.get(key, [])] if h is not None else [] for h in halves]
+        measured = [None if m.report is None else m.report.references for m in members]
+        values = [[abs(v) for v in m.control.get(key, [])] if m is not None else [] for m in measured]
         return Judged(_pooled(values), ceiling, tuple(notes))
     controls, owners = controls_of(members)
     if not controls or measure == "fisher_cosine":
@@ -85,12 +85,7 @@ def judged_effects(
         reached = np.abs(products(gradients, coins))  # of a unit edit, [gradients, coins]
         of_feature = _of_others(reached, owners, known)
         null = norms[:, None] * np.array([_quantile(values) for values in of_feature])[None, :]
-    halves = [
-        np.nan
-        if m.report is None or m.report.references is None
-        else m.report.references.split_half.get("cosine", np.nan)
-        for m in members
-    ]
+    halves = [m.split_half.get("cosine", np.nan) for m in members]
     own = np.array([effects[i, j] / norms[i] * halves[i] if norms[i] else np.nan for j, i in enumerate(known)])
     return Judged(null, norms[:, None] * own[None, :], tuple(notes))
 

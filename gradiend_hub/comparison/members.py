@@ -69,6 +69,11 @@ class Member:
         return None if scale is None else (self.direction, self.sign * scale)
 
     @property
+    def split_half(self) -> dict[str, float]:
+        """By measure, how alike it is learned from two halves of the rows; empty where that was not measured."""
+        return {} if self.report is None or self.report.references is None else self.report.references.split_half
+
+    @property
     def is_damage_aware(self) -> bool:
         """Return whether the decoder is a gradient divided by the Fisher information."""
         return self.report is not None and self.report.training.get("decoder") == "damage_aware"

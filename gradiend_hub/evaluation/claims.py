@@ -106,12 +106,9 @@ def _of_edit(model: GradiendModel, report: Report, tolerance: float) -> Iterator
     found = {layer.layer: layer for layer in layers}
     for claimed in report.layers:
         mine = found.get(claimed.layer)
-        for name in ("share", "relative_norm"):
+        for name, most in (("share", tolerance), ("relative_norm", tolerance), ("tensors", 0), ("entries", 0)):
             value = math.nan if mine is None else getattr(mine, name)
-            yield compared(f"{name.replace('_', ' ')} of {claimed.layer}", getattr(claimed, name), value, tolerance)
-        for name in ("tensors", "entries"):
-            value = math.nan if mine is None else getattr(mine, name)
-            yield compared(f"{name} of {claimed.layer}", getattr(claimed, name), value, 0)
+            yield compared(f"{name.replace('_', ' ')} of {claimed.layer}", getattr(claimed, name), value, most)
     for dtype, loss in report.dtype_loss.items():
         yield compared(f"lost to {dtype}", loss, losses.get(dtype, math.nan), tolerance)
 

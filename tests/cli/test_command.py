@@ -271,7 +271,7 @@ def test_a_warning_is_one_line_and_told_once(run: Run, trained: Trained, monkeyp
     assert printed(result)["measured"] == "test"
 
 
-@pytest.mark.parametrize("module", ["info.resolve_folder", "apply.make_objective", "verify.resolve_folder"])
+@pytest.mark.parametrize("module", ["info.resolve_folder", "apply.compared_strengths", "verify.resolve_folder"])
 def test_ctrl_c_ends_with_130(run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     def interrupted(*arguments: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
