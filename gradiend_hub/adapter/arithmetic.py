@@ -20,8 +20,6 @@ from gradiend_hub.artifact.low_rank import Block, Factors, Form
 from gradiend_hub.artifact.parameter import ParameterDirection, combine, sum_sparse
 from gradiend_hub.artifact.storage import index_dtype
 
-__all__ = ["Changes", "Originals", "Part", "changes", "edited", "sum_dtype", "total_delta", "union"]
-
 BLOCK = 1 << 17
 """Elements of a dense sum that are written at a time; small enough for the cache, so that no temporary tensor is large."""
 

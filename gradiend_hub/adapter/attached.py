@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from gradiend_hub.artifact.config import GradiendConfig, check_strength
 
-__all__ = ["AttachedDirection"]
-
 
 @dataclass(eq=False)
 class AttachedDirection:

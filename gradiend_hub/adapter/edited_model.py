@@ -27,8 +27,6 @@ from .tuner import GradiendTuner
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["EditedModel"]
-
 _MOST_NORM = 1e4
 """‖Δ‖/‖W‖ beyond which a direction that was loaded is not applied: no measured band reaches that far."""
 

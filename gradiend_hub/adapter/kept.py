@@ -10,8 +10,6 @@ from torch import nn
 
 from .arithmetic import Part, edited
 
-__all__ = ["KeptEdit"]
-
 WHOLE = 1024
 """Elements up to which a tensor is compared whole; of a larger one, an element of every row is."""
 SAMPLES = 256

@@ -29,8 +29,6 @@ from .sites import Site
 from .slot import ForwardHooks, Slot
 from .values import AdapterValues
 
-__all__ = ["VALUE_NAMES", "GradiendLayer", "gradiend_layers"]
-
 VALUE_NAMES = ("gradiend_weight", "gradiend_bias", "gradiend_indices")
 WIDTHS = (
     ("in_features", "out_features"),

@@ -24,8 +24,6 @@ from gradiend_hub.errors import ConfigError
 
 from .state import AdapterState
 
-__all__ = ["ask_the_tuner", "refuse_loading_by_transformers"]
-
 OWN_LOADER = "5.20"
 """Release of transformers from which on its own `load_adapter` finds the values."""
 

@@ -22,8 +22,6 @@ from .layer import GradiendLayer
 from .sites import Site
 from .slot import ForwardHooks
 
-__all__ = ["QuantizedGradiendLayer", "make_layer", "quantized_layers", "refuse_quantized"]
-
 logger = logging.getLogger(__name__)
 
 

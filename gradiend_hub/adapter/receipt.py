@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from .arithmetic import Changes
 from .layer import GradiendLayer
 
-__all__ = ["EditReceipt", "receipt_from", "receipt_of"]
-
 
 @dataclass(frozen=True)
 class EditReceipt:

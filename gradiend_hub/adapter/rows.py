@@ -19,8 +19,6 @@ from transformers.utils import ModelOutput
 
 from gradiend_hub.errors import ConfigError, EditError
 
-__all__ = ["GroupedCache", "Groups", "by_row", "numbers_by_row", "run_groups"]
-
 ALTERNATIVE = "Run the rows of each strength by themselves, with `set_strength`."
 CACHES = ("past_key_values", "cache_params", "cache")
 ROWS = ("input_ids", "inputs_embeds", "pixel_values", "inputs")

@@ -27,8 +27,6 @@ from .rows import ROWS, numbers_by_row
 from .side_path import NoRowsError, SidePath
 from .tuner import GradiendTuner
 
-__all__ = ["Schedule", "SteppedStrengths", "generate_by"]
-
 READ = ("input_ids", "decoder_input_ids", "inputs_embeds", "decoder_inputs_embeds")
 
 Schedule = Callable[[int, torch.Tensor], Any]

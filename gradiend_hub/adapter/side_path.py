@@ -22,8 +22,6 @@ from .layer import GradiendLayer
 from .sites import is_linear
 from .tuner import GradiendTuner
 
-__all__ = ["NoRowsError", "SidePath"]
-
 
 class NoRowsError(Exception):
     """A layer got an input that has no part for each row of the batch; never shown to a user."""

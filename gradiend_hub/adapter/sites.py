@@ -23,8 +23,6 @@ from gradiend_hub.artifact.storage import SIDECAR
 from gradiend_hub.errors import BaseModelError, BaseModelMismatchError, EditError
 from gradiend_hub.scope import adapter_prefixes, packed_parameters, plain_name
 
-__all__ = ["Site", "SiteMap", "check_shapes", "is_linear", "refuse_offloaded", "refuse_sharded", "resolve_names"]
-
 
 @dataclass(frozen=True)
 class Site:

@@ -23,8 +23,6 @@ from gradiend_hub.errors import EditError
 
 from .sites import Site
 
-__all__ = ["ForwardHooks", "Slot"]
-
 _LOCK = threading.RLock()
 CHECKPOINT = "_gradient_checkpointing_func"
 """Attribute in which transformers keeps the checkpointing function of a layer."""

@@ -17,8 +17,6 @@ from gradiend_hub.errors import ArtifactError, BaseModelMismatchError
 
 from .layer import VALUE_NAMES, GradiendLayer, gradiend_layers
 
-__all__ = ["AdapterState"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -27,8 +27,6 @@ from .sites import Site, SiteMap, check_shapes, refuse_offloaded, refuse_sharded
 from .slot import ForwardHooks
 from .state import AdapterState
 
-__all__ = ["GradiendTuner", "check_name"]
-
 
 class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
     """PEFT's tuner for feature directions: one `GradiendLayer` for every parameter, as a child of its owner."""

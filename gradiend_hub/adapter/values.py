@@ -22,8 +22,6 @@ from .arithmetic import Part, sum_dtype, total_delta
 from .attached import AttachedDirection
 from .sites import Site
 
-__all__ = ["AdapterValues"]
-
 
 class AdapterValues(ABC):
     """The part of a side-car that keeps the adapters' values. `GradiendLayer` describes the attributes."""

@@ -20,8 +20,6 @@ from gradiend_hub.errors import BaseModelMismatchError
 
 from .files import BASE_FILE
 
-__all__ = ["BaseMatch", "BaseModelRelation", "Fingerprint", "identifies", "require_same_base"]
-
 SAMPLES = 64
 """Values that are kept of each tensor."""
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from .fields import matrix_shape
 
-__all__ = ["Factors", "Form", "is_rank"]
-
 BLOCK = {"cpu": 1 << 17}
 """Elements of a product that are formed at a time, by device: on a CPU, what stays in the cache."""
 LARGE_BLOCK = 1 << 24

@@ -25,17 +25,6 @@ from .fields import stored_size
 from .files import BASE_FILE, ENCODER_FILE, WEIGHTS_FILE, own_file, require_file
 from .fingerprint import SAMPLES, Fingerprint
 
-__all__ = [
-    "StoredForm",
-    "StoredVectors",
-    "Vectors",
-    "check_indices",
-    "index_dtype",
-    "peak",
-    "read_fingerprint",
-    "write",
-]
-
 SIDECAR = "rewrite_"
 """First part of the name of the module that carries one parameter's direction; free of the prefix `gradiend_`."""
 

@@ -22,8 +22,6 @@ from .frozen import frozen
 from .pairs import require_finite
 from .products import Reads, catching_products
 
-__all__ = ["FactorReader", "UnseenReads", "read_factors", "stacks"]
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")

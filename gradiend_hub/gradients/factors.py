@@ -21,8 +21,6 @@ from transformers.pytorch_utils import Conv1D
 from gradiend_hub.errors import BaseModelError
 from gradiend_hub.scope import packed_parameters
 
-__all__ = ["Outer", "by_token", "catching", "caught", "factors_of", "has_factors", "wide"]
-
 
 @dataclass(frozen=True)
 class Outer:

@@ -21,8 +21,6 @@ from torch.utils._pytree import tree_leaves
 
 from .factors import Outer, by_token, caught
 
-__all__ = ["Deliver", "Picked", "Reads", "catching_products"]
-
 
 class Picked(NamedTuple):
     """Which tokens of a layer's input a product is of: their numbers [n], of how many. None are known if it is empty."""

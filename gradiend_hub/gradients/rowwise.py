@@ -29,8 +29,6 @@ from .factors import Outer, catching, factors_of, has_factors
 from .frozen import frozen
 from .products import Picked, Reads, catching_products
 
-__all__ = ["Entries", "RowReader", "Tangent", "dense_tangent", "load_formulas"]
-
 
 @dataclass(frozen=True, eq=False)
 class Entries:

@@ -15,8 +15,6 @@ from .memory import memory_advised
 from .pairs import GradientReader
 from .store import GradientStore
 
-__all__ = ["PairRows", "PairStream", "StoredPairs", "neutral_source", "share_skipped"]
-
 
 def neutral_source(source: str) -> str:
     """Neutral slots are filled with their own token on both sides, so "diff" would be zero: its factual part is read."""

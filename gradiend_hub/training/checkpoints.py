@@ -22,16 +22,6 @@ from gradiend_hub.gradients.store import differences
 from .run import TrainingRun
 from .streams import store_key
 
-__all__ = [
-    "find_checkpoint",
-    "remove_checkpoints",
-    "require_same_training",
-    "require_space",
-    "require_unused",
-    "training_key",
-    "write_state",
-]
-
 logger = logging.getLogger(__name__)
 
 KEY_FILE = "gradiend_training.json"

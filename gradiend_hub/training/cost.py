@@ -38,8 +38,6 @@ from .run import COMPARED_ROWS, COMPARED_TOKENS, TrainingRun
 from .solutions import as_direction, tangents_of
 from .streams import Learn, row_sampler, store_key
 
-__all__ = ["predicted", "seconds_of_the_rest"]
-
 UNIT_READINGS, PLAIN_READINGS = 12, 8
 """Readings of all rows and texts that an evaluation costs, encodings included: where it chooses the strength unit,
 and where it uses it. Both vary by a half with the data."""

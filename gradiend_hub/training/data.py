@@ -22,21 +22,6 @@ from .args import GradiendTrainingArguments
 from .batches import TransitionDataset
 from .decoders import AUTO, LEARNED
 
-__all__ = [
-    "CALIBRATION_ROWS",
-    "USUAL_SPLITS",
-    "Datasets",
-    "MeasuredRows",
-    "Rows",
-    "TrainingData",
-    "columns_of",
-    "decided",
-    "read_damage_sets",
-    "read_measured",
-    "records",
-    "without",
-]
-
 CALIBRATION_ROWS = 128
 """Training rows from which orientation and gain of a solution are read."""
 

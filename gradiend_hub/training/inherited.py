@@ -16,8 +16,6 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from gradiend_hub.errors import ConfigError
 
-__all__ = ["HONOURED", "REFUSED", "WITHOUT_EFFECT", "DirectionTrainer", "check_inherited"]
-
 logger = logging.getLogger(__name__)
 
 HONOURED = frozenset(

@@ -12,8 +12,6 @@ from gradiend_hub.data import Row
 from gradiend_hub.evaluation.intervals import groups_of, spread
 from gradiend_hub.solvers import Convergence, convergence
 
-__all__ = ["MOST_ROWS", "judged_by"]
-
 FEW_GROUPS = 16
 """Fewer prompts or templates than this do not count as so many rows where they occur with both classes."""
 

@@ -35,8 +35,6 @@ from .judging import judged_by
 from .publishing import PublishingTrainer
 from .run import Reading, TrainingRun
 
-__all__ = ["MeasuringTrainer", "require_metric"]
-
 logger = logging.getLogger(__name__)
 
 _FIGURES = ("correlation", "accuracy", "auc", "runtime")

@@ -28,8 +28,6 @@ from .inherited import DirectionTrainer
 from .run import TrainingRun
 from .saving import save_artifact, save_direction
 
-__all__ = ["PublishingTrainer"]
-
 logger = logging.getLogger(__name__)
 
 

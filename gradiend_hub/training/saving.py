@@ -26,8 +26,6 @@ from .args import GradiendTrainingArguments
 from .decoders import LEARNED
 from .run import TrainingRun
 
-__all__ = ["new_report", "save_artifact", "save_direction", "seed_records"]
-
 _ARGUMENT = {"rows_per_gradient": "per_device_train_batch_size", "epochs": "num_train_epochs"}
 """Training arguments whose name in the report is another one."""
 

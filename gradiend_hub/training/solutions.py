@@ -9,8 +9,6 @@ from gradiend_hub.gradients import Entries, Scope, Tangent
 from gradiend_hub.scope import PackedParameter
 from gradiend_hub.solvers import ByParameter, Solution, Vector
 
-__all__ = ["as_direction", "tangents_of"]
-
 
 def as_direction(solution: Solution, scope: Scope) -> Direction:
     """Divide a solution by parameter, and add the fingerprint of the base model that the scope belongs to."""

@@ -33,8 +33,6 @@ from gradiend_hub.solvers import SketchSolver
 from .batches import TransitionBatchSampler
 from .run import TrainingRun
 
-__all__ = ["FactorStream", "Learn", "RowBatches", "pair_stream", "row_sampler", "store_key"]
-
 Learn = Callable[[Sequence[int]], Tensor | None]
 """Learns from a batch of rows of one label; returns the solver's losses, or `None` if no row of it is usable."""
 

@@ -29,8 +29,6 @@ from .args import GradiendTrainingArguments
 from .suite_rows import Pair, Record, SharedBatch, SharedRows, pairs_of
 from .trainer import GradiendTrainer
 
-__all__ = ["DirectionSuite"]
-
 logger = logging.getLogger(__name__)
 
 SUITE_FILE, STATE_FILE = "gradiend_suite.json", "suite_state.safetensors"

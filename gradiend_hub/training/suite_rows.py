@@ -14,8 +14,6 @@ import numpy as np
 from gradiend_hub.data.splits import assign
 from gradiend_hub.errors import ConfigError, DataError
 
-__all__ = ["Pair", "SharedBatch", "SharedRows", "pairs_of", "redrawn"]
-
 Record = Mapping[str, Any]
 
 
