@@ -30,16 +30,7 @@ __all__ = [
     "__version__",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "artifact.config": ["GradiendConfig"],
-        "artifact.direction": ["Direction"],
-        "errors": ["GradiendError"],
-        "model": ["GradiendModel"],
-        "training": ["GradiendTrainer", "GradiendTrainingArguments"],
-    },
-)
+__getattr__, __dir__ = attach(__name__, __file__)
 
 # In two steps: when a configuration is what imports PEFT, the adapter can be imported only after it.
 import_after("peft", "gradiend_hub.artifact.config")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,14 +24,17 @@ EXTRAS = {
 """Extra of pyproject.toml that brings a library."""
 
 
-def attach(package: str, modules: Mapping[str, Iterable[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's `__getattr__` and `__dir__`, which import a name when it is used, as those of huggingface_hub.
 
     Args:
         package: its `__name__`.
-        modules: module of the package → public names that it has.
+        file: its `__file__`. The imports there that type checkers follow (`if TYPE_CHECKING:`) say where each name is.
     """
-    places = {name: module for module, names in modules.items() for name in names}
+    parsed = ast.parse(Path(file).read_text(encoding="utf-8"))
+    blocks = [node.body for node in parsed.body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
+    places = {name.name: node.module for node in imports for name in node.names}
 
     def get(name: str) -> Any:
         if name not in places:

@@ -54,15 +54,4 @@ __all__ = [
 ]
 
 # building needs `datasets` and a matcher; training and evaluation need neither
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "builder.build": ["FeatureDatasetBuilder"],
-        "builder.feature_data": ["FeatureData"],
-        "builder.neutral": ["other_words"],
-        "builder.spec": ["ClassSpec", "FeatureDataConfig", "NeutralSpec", "TextFilters"],
-        "pictures": ["Picture"],
-        "readers": ["read_feature_data"],
-        "splits": ["divided_anew", "find_leaks", "row_groups", "without_leaks"],
-    },
-)
+__getattr__, __dir__ = attach(__name__, __file__)

@@ -74,30 +74,4 @@ __all__ = [
 ]
 
 # a report is read without torch and scipy
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "calibration": ["Search", "calibrate", "equalising_strength"],
-        "completions": ["complete"],
-        "continuations": ["Continuation", "GenerationFigures", "GenerationPoint", "GenerationReport"],
-        "control": ["above_control", "control_curves", "random_direction"],
-        "curve": ["BREAK_QUALITY", "CURVE", "QUALITY_FLOOR", "break_point", "measure_curve", "safe_band"],
-        "edit": ["edit_account"],
-        "encoder": ["encoder_report", "measure_encoder"],
-        "generation": ["GenerationProbe", "beginnings", "measure_generation"],
-        "measure": ["EvaluationSettings", "Goal", "evaluate_direction"],
-        "part": ["NotFiniteError"],
-        "probe": ["StrengthProbe"],
-        "reevaluation": ["reevaluate"],
-        "records": [
-            "Completion",
-            "Decisions",
-            "EncoderReport",
-            "Encoding",
-            "OutputReport",
-            "StrengthPoint",
-            "flat_encoder",
-        ],
-        "report": ["BenchmarkResult", "LayerShare", "Report", "SplitReport"],
-    },
-)
+__getattr__, __dir__ = attach(__name__, __file__)

@@ -75,11 +75,14 @@ def bounded_interval(mean: float, error: float, freedom: int, low: float = 0.0, 
     if error <= 0 or not 0 < share < 1:
         return [mean, mean]
     square = float(stdtrit(freedom, (1 + LEVEL) / 2)) ** 2 * error**2 / (share * (1 - share))
-    centre, reach = (
-        (share + square / 2) / (1 + square),
-        math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square),
-    )
-    return [low + (high - low) * max(0.0, centre - reach), low + (high - low) * min(1.0, centre + reach)]
+    return [low + (high - low) * end for end in _wilson(share, square)]
+
+
+def _wilson(share: float, square: float) -> list[float]:
+    """Wilson's interval of a share of n values for the quantile z; `square` is z² / n."""
+    centre = (share + square / 2) / (1 + square)
+    reach = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return [max(0.0, centre - reach), min(1.0, centre + reach)]
 
 
 def share_interval(hits: Array, groups: Numbers | None = None) -> list[float]:
@@ -94,10 +97,7 @@ def share_interval(hits: Array, groups: Numbers | None = None) -> list[float]:
     error, freedom = mean_error(hits, groups)
     if groups is not None:
         number = share * (1 - share) / error**2 + 1 if error else min(freedom + 1.0, number)
-    z = float(norm.ppf((1 + LEVEL) / 2))
-    centre = (share + z * z / (2 * number)) / (1 + z * z / number)
-    reach = z * math.sqrt(share * (1 - share) / number + (z / (2 * number)) ** 2) / (1 + z * z / number)
-    return [max(0.0, centre - reach), min(1.0, centre + reach)]
+    return _wilson(share, float(norm.ppf((1 + LEVEL) / 2)) ** 2 / number)
 
 
 def correlation_interval(x: Array, y: Array, groups: Numbers | None = None, *, seed: int = 0) -> list[float]:

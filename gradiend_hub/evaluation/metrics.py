@@ -25,7 +25,7 @@ import torch
 from gradiend_hub.errors import DataError
 
 from .encoder import encoder_report
-from .scores import preferred, relative_quality
+from .scores import CROWS_PAIRS, preferred, relative_quality
 
 __all__ = ["EncoderCorrelation", "LanguageModelingScore", "ProbabilityShift", "StereotypeScore"]
 
@@ -33,11 +33,6 @@ _GRADIEND = """@article{gradiend,
   title  = {GRADIEND: Feature Learning within Neural Networks Exemplified through Biases},
   author = {Drechsel, Jonathan and Herbold, Steffen},
   journal = {arXiv preprint arXiv:2502.01406}, year = {2025}}"""
-
-_PAIRS = """@inproceedings{nangia2020crows,
-  title = {CrowS-Pairs: A Challenge Dataset for Measuring Social Biases in Masked Language Models},
-  author = {Nangia, Nikita and Vania, Clara and Bhalerao, Rasika and Bowman, Samuel R.},
-  booktitle = {EMNLP}, year = {2020}}"""
 
 
 class _FloatMetric(evaluate.Metric, ABC):  # type: ignore[misc]
@@ -135,7 +130,7 @@ class StereotypeScore(_FloatMetric):
         "neither (CrowS-Pairs, WinoBias, and SS of StereoSet)."
     )
     inputs = "predictions: log-likelihoods of the stereotyping sentences. references: of the other ones."
-    citation_text = _PAIRS
+    citation_text = CROWS_PAIRS
 
     def figures(self, predictions: Any, references: Any) -> dict[str, float]:
         hits, decided = preferred(predictions, references)

@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+CROWS_PAIRS = """@inproceedings{nangia2020crows,
+  title = {CrowS-Pairs: A Challenge Dataset for Measuring Social Biases in Masked Language Models},
+  author = {Nangia, Nikita and Vania, Clara and Bhalerao, Rasika and Bowman, Samuel R.},
+  booktitle = {EMNLP}, year = {2020}}"""
+
 LEAST_NLL = 1.0
 """Nats that a rise of the NLL is related to at least. A classifier that is nearly always sure has an NLL near 0, of which
 any rise is a multiple; for language models, whose NLL is larger, this changes nothing."""

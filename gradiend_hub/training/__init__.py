@@ -13,7 +13,4 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectionSuite", "GradiendTrainer", "GradiendTrainingArguments"]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {"args": ["GradiendTrainingArguments"], "suite": ["DirectionSuite"], "trainer": ["GradiendTrainer"]},
-)
+__getattr__, __dir__ = attach(__name__, __file__)

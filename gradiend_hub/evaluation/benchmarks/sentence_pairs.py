@@ -15,14 +15,9 @@ from gradiend_hub.data.text_files import read_text
 from gradiend_hub.errors import DataError
 from gradiend_hub.evaluation.intervals import share_interval
 from gradiend_hub.evaluation.report import BenchmarkResult
-from gradiend_hub.evaluation.scores import preferred
+from gradiend_hub.evaluation.scores import CROWS_PAIRS, preferred
 
 from .scoring import BenchmarkRun, SentenceScorer, Span, describe_source, read_table, require_columns
-
-CROWS_PAIRS = """@inproceedings{nangia2020crows,
-  title = {CrowS-Pairs: A Challenge Dataset for Measuring Social Biases in Masked Language Models},
-  author = {Nangia, Nikita and Vania, Clara and Bhalerao, Rasika and Bowman, Samuel R.},
-  booktitle = {EMNLP}, year = {2020}}"""
 
 WINOBIAS = """@inproceedings{zhao2018gender,
   title = {Gender Bias in Coreference Resolution: Evaluation and Debiasing Methods},
