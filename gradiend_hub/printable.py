@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -48,6 +48,13 @@ def listed(texts: Iterable[object], most: int = 12) -> str:
     every = list(texts)
     shown = ", ".join(printable(text, 80) for text in islice(every, most))
     return shown if len(every) <= most else f"{shown}, … ({len(every):,} in all)"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as text, a line for each row: the first column to the left, all others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
 def spelled_out(text: str, *, lines: bool = False) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gradiend_hub.errors import ConfigError
+from gradiend_hub.printable import aligned
 
 _LAST_BLOCK = 9999
 BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
@@ -306,13 +307,7 @@ class Scope:
         if outside:
             add("other", *outside)
         add("total", len(self.parameters), self.size)
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(
-                [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
-            )
-            for line in lines
-        )
+        return aligned(lines)
 
 
 def names_of(parameters: Iterable[str], limit: int = 3) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradiend_hub import notebook
 from gradiend_hub.errors import ConfigError
-from gradiend_hub.printable import printable
+from gradiend_hub.printable import aligned, printable
 
 from .vectors import Array
 
@@ -139,12 +139,10 @@ class Matrix(Written):
     def __str__(self) -> str:
         judged = any(part is not None and np.isfinite(part).any() for part in (self.null, self.ceiling))
         cells = [[self._text(self[row, column], judged=judged) for column in self.columns] for row in self.rows]
-        rows, columns = ([printable(name, 80) for name in names] for names in (self.rows, self.columns))
-        longest = max(map(len, rows), default=0)
-        widths = [max(len(c), 5, *(len(row[j]) for row in cells)) for j, c in enumerate(columns)] if cells else []
-        lines = [printable(self.measure), *([_JUDGED] if judged else [])]
-        for name, row in (("", columns), *zip(rows, cells, strict=True)):
-            lines.append(f"{name:<{longest}}" + "".join(f"  {v:>{w}}" for v, w in zip(row, widths, strict=False)))
+        names = [printable(name, 80) for name in self.rows]
+        head = ["", *(f"{printable(name, 80):>5}" for name in self.columns)]
+        table = aligned([head, *([name, *row] for name, row in zip(names, cells, strict=True))])
+        lines = [printable(self.measure), *([_JUDGED] if judged else []), table]
         return "\n".join([*lines, *(printable(note, 1000) for note in self.notes)])
 
     @staticmethod

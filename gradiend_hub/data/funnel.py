@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gradiend_hub.printable import aligned
+
 
 @dataclass
 class Funnel:
@@ -41,7 +43,4 @@ class Funnel:
         return table
 
     def __str__(self) -> str:
-        rows = self.rows()
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [f"{n:<{widths[0]}}  {k:>{widths[1]}}  {d:>{widths[2]}}".rstrip() for n, k, d in rows]
-        return "\n".join([*lines, *([str(self.neutral)] if self.neutral else [])])
+        return "\n".join([aligned(self.rows()), *([str(self.neutral)] if self.neutral else [])])
