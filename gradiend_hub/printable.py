@@ -50,6 +50,11 @@ def listed(texts: Iterable[object], most: int = 12) -> str:
     return shown if len(every) <= most else f"{shown}, … ({len(every):,} in all)"
 
 
+def dose(strength: float) -> str:
+    """Return a strength for people, with its sign, but 0 without one: `-1`, `0`, `+0.5`."""
+    return f"{strength:+g}" if strength else "0"
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Return a table as text, a line for each row: the first column to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -15,7 +15,7 @@ from gradiend_hub.data.casing import Casing
 from gradiend_hub.errors import DataError, EditError
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective
-from gradiend_hub.printable import printable
+from gradiend_hub.printable import dose, printable
 
 from .encoder import encoder_report
 from .plausibility import count_figures
@@ -166,7 +166,7 @@ def _of_curve(
     whole = _whole(encoder)
     held = Counter(row.factual_class for row in rows)
     for point in points:
-        place = f"{point.strength:+g}" if point.strength else "0"
+        place = dose(point.strength)
         try:
             found = probe.measure(point.strength)
         except EditError as error:

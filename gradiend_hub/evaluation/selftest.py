@@ -20,7 +20,7 @@ from gradiend_hub.encoding import reading_sign
 from gradiend_hub.errors import ArtifactError, DataError
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective
-from gradiend_hub.printable import legible_json, printable
+from gradiend_hub.printable import dose, legible_json, printable
 from gradiend_hub.scope import packed_parameters
 
 from .claims import check_summary, measured_again
@@ -226,11 +226,11 @@ def _of_values(
         for row, value, found in zip(rows, probes.encodings, encodings, strict=bool(probes.encodings))
     ]
     for strength, by_class in probes.probability.items():
-        dose = f"{float(strength):+g}" if float(strength) else "0"
+        at = dose(float(strength))
         for of, wanted in by_class.items():
             for name, value in wanted.items():
                 found = probability[str(float(strength))].get(of, {}).get(name, math.nan)
-                checks.append(compared(f"P({name}) on {of} rows at {dose}", value, found, tolerance))
+                checks.append(compared(f"P({name}) on {of} rows at {at}", value, found, tolerance))
     return checks
 
 

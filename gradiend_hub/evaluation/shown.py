@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradiend_hub.notebook import lines, number, table
+from gradiend_hub.printable import dose
 
 from .damage import set_label
 
@@ -36,5 +37,5 @@ def split_html(split: Any, classes: Sequence[str] | None = None, name: str = "")
         worst = point.worst(bound=False)
         values = (point.reading(first, second).value, point.reading(second, first).value, worst and worst[1])
         cells = [*map(number, values), set_label(worst[0]) if worst else ""]
-        rows.append((f"{point.strength:+g}" if point.strength else "0", cells))
+        rows.append((dose(point.strength), cells))
     return table(f"{name} split: {said}" if name else said, head, rows) + lines(split.missing)

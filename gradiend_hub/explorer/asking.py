@@ -29,6 +29,7 @@ from gradiend_hub.objectives import (
     TextObjective,
 )
 from gradiend_hub.objectives.labels import LabelObjective
+from gradiend_hub.printable import dose
 
 SLOT = "[MASK]"
 MOST_WORDS = 100
@@ -307,11 +308,6 @@ class Explorer:
                 for ids in found:
                     total[of] += math.exp(sum(float(log_probs[i, token]) for i, token in enumerate(ids)))
         return total
-
-
-def dose(strength: float) -> str:
-    """Write a strength for people: with its sign, but 0 without one."""
-    return f"{strength:+g}" if strength else "0"
 
 
 def _names(directions: Sequence[str | Path]) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from gradiend_hub.evaluation import Report, SplitReport
 from gradiend_hub.notebook import safe
+from gradiend_hub.printable import dose
 
-from .asking import Shown, Word, dose
+from .asking import Shown, Word
 
 CSS = """
 .gh {font-size: 1rem; line-height: 1.5}
