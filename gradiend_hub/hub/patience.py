@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
@@ -96,14 +97,13 @@ def in_time(transfer: Callable[[], _T], size: Callable[[], int], verb: str = "ta
         SilentHubError: it took longer.
         BaseException: what the transfer raised.
     """
-    results: list[_T] = []
-    errors: list[BaseException] = []
+    result: Future[_T] = Future()
 
     def work() -> None:
         try:
-            results.append(transfer())
+            result.set_result(transfer())
         except BaseException as error:  # raised in the thread that waits
-            errors.append(error)
+            result.set_exception(error)
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
@@ -122,9 +122,7 @@ def in_time(transfer: Callable[[], _T], size: Callable[[], int], verb: str = "ta
             f"the storage of the Hub has not {verb} {count:,} bytes within "
             f"{patience + count / SLOWEST_BYTES_PER_SECOND:.0f} s; HF_HUB_DOWNLOAD_TIMEOUT=SECONDS makes that longer"
         )
-    if errors:
-        raise errors[0]
-    return results[0]
+    return result.result()
 
 
 def _abort() -> None:
