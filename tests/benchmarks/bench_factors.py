@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.base_model import load_base_model
@@ -28,6 +28,7 @@ from gradiend_hub.gradients import (
     read_factors,
     read_pair,
     select_parameters,
+    stacks,
 )
 from gradiend_hub.gradients.frozen import frozen
 from gradiend_hub.gradients.kronecker import COLUMNS
@@ -64,6 +65,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         elif not (quick and name == "minilm"):
             lines += against_bare(name, path, quick)
             lines += passes(name, path)
+    lines += experts(quick)
     lines += [measured(size, quick) for size in (BUILT_QUICK if quick else BUILT)]
     return lines + [on_paper(size) for size in SIZES]
 
@@ -130,6 +132,59 @@ def against_bare(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
              model=name, ours=each["factors"], other=each["vectors"], note="closed_form with and without a rank"),
     ]  # fmt: skip
     return lines + encodings(name, base, objective, batches, quick)
+
+
+def experts(quick: bool) -> list[dict[str, Any]]:
+    """A step of a mixture with random weights: one forward pass, one gradient, 8 rows of 24 tokens."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 2}
+    config = MixtralConfig(vocab_size=1000, num_hidden_layers=4, num_local_experts=16, num_experts_per_tok=2, **shape)
+    base = MixtralForCausalLM(config).eval()
+    scope, ids = Scope.dense(select_parameters(base)), torch.randint(0, 1000, (8, 24))
+    shapes = {n: tuple(p.shape) for n, p in scope.parameters.items()}
+    solver = SketchSolver(Sketching(shapes, RANK, stacked=stacks(base, scope)), scope.size)
+    sums = solver.room()
+
+    def loss() -> Tensor:
+        return output_nll(base(input_ids=ids).logits.log_softmax(-1).flatten(0, 1), ids.flatten()).sum()
+
+    def passes() -> None:
+        with frozen(base):
+            handle = base.get_input_embeddings().register_forward_hook(lambda _m, _i, out: out.requires_grad_(True))
+            total = loss()
+            handle.remove()
+            total.backward()  # type: ignore[no-untyped-call]
+
+    def by_factors() -> None:
+        with FactorReader(base, scope) as reader:
+            reader.read(reader.forward(loss), sink(solver, sums[0]))
+
+    def by_gradients() -> None:
+        with frozen(base):
+            for name, gradient in gradients_of(scope, loss).items():
+                solver.sketching.add(sums[0], name, gradient)
+
+    times = interleaved({"bare": passes, "factors": by_factors, "gradients": by_gradients}, 3 if quick else 9)
+    each = {n: f"{1e3 * seconds:.0f} ms" for n, seconds in times.medians.items()}
+    size = sum(p.numel() for p in base.parameters())
+    note = f"{size / 1e6:.0f} M parameters, 16 experts in each of 4 layers, random weights"
+    sketches, whole = 4 * solver.sketching.size / 2**20, 4 * scope.size / 2**20
+    return [
+        line("step of a mixture by factors / bare forward and one input-gradient pass", times.ratios["factors"], "×",
+             model="Mixtral", ours=each["factors"], other=each["bare"], note=note),
+        line("step of a mixture by factors / by gradients that are sketched", times.medians["factors"]
+             / times.medians["gradients"], "×", "< 1", model="Mixtral", ours=each["factors"], other=each["gradients"],
+             note=note),
+        line("sketches of a mixture / a whole gradient", sketches / whole, "×", model="Mixtral",
+             ours=f"{sketches:.0f} MiB", other=f"{whole:.0f} MiB", note=note),
+    ]  # fmt: skip
+
+
+def gradients_of(scope: Scope, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """Gradients of all parameters of a scope, by autograd."""
+    for parameter in scope.parameters.values():
+        parameter.requires_grad_(True)
+    return dict(zip(scope.parameters, torch.autograd.grad(loss(), list(scope.parameters.values())), strict=True))
 
 
 def sink(solver: SketchSolver, into: Tensor) -> Callable[..., None]:
