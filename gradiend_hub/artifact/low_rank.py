@@ -81,8 +81,9 @@ class Factors:
 
     def flat(self, rank: int | None = None) -> Tensor:
         """Both factors as one vector, as `Form` lays them out; filled up with zeros to a larger rank."""
-        more = 0 if rank is None else rank - self.rank
-        b, a = torch.nn.functional.pad(self.b, (0, more)), torch.nn.functional.pad(self.a, (0, 0, 0, more))
+        more, b, a = 0 if rank is None else rank - self.rank, self.b, self.a
+        if more:
+            b, a = torch.nn.functional.pad(b, (0, more)), torch.nn.functional.pad(a, (0, 0, 0, more))
         return torch.cat([b.reshape(-1), a.reshape(-1)])
 
     def to(self, *args: Any) -> Factors:
@@ -155,7 +156,9 @@ class Factors:
         """The most that an entry of b·a can be, in absolute value; NaN or infinite if a factor is."""
         if not self.rank:
             return 0.0
-        return float((self.b.norm(dim=-1).amax(-1) * self.a.norm(dim=-2).amax(-1)).max())
+        # not `norm(dim=-2)`, which goes down one column after the other and takes 15 times as long
+        columns = self.a.square().sum(-2).amax(-1).sqrt()
+        return float((self.b.norm(dim=-1).amax(-1) * columns).max())
 
     def to_rank(self, rank: int) -> Factors:
         """The nearest matrix of at most this rank (singular values, largest first); itself if its rank is no larger."""
