@@ -24,8 +24,6 @@ from .factor_reader import FactorReader, stacks
 from .factors import Outer
 from .fisher import sampled_losses
 
-__all__ = ["COLUMNS", "Curvature", "KroneckerFactors", "kronecker_factors"]
-
 COLUMNS = 64
 """Columns of the sketch of a side that is longer."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoModelForMaskedLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from gradiend_hub.errors import BaseModelError, DataError
+from gradiend_hub.errors import BaseModelError
 
 from .checks import Behaviour
 from .filling import Encoded, Filled
@@ -56,12 +56,7 @@ class MaskedLMObjective(TextObjective):
     def slot(self, masked: str, filled: Filled, longest: int) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
         """Put a mask in the place of each token of the word."""
         ids, positions = filled.encoded.ids, tuple(range(filled.start, filled.stop))
-        length = len(ids) - len(positions) + longest
-        if length > self.max_length:
-            raise DataError(
-                f"The row has {length} tokens and its slot is token {filled.start}, but {self.name_or_path} reads "
-                f"{self.max_length}: truncation could cut the slot off. Shorten the text around the slot: {masked[:80]!r}."
-            )
+        self.require_room(masked, filled, len(ids) - len(positions) + longest)
         mask = self.tokenizer.mask_token_id
         return {"input_ids": tuple(mask if i in positions else token for i, token in enumerate(ids))}, positions
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from gradiend_hub.errors import BaseModelError, DataError
+from gradiend_hub.errors import BaseModelError
 
 from .batching import padded
 from .checks import most_tokens
@@ -81,12 +81,7 @@ class Seq2SeqObjective(TextObjective):
     def slot(self, masked: str, filled: Filled, longest: int) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
         """Leave the word out of the encoder's text, and read it in the decoder."""
         inputs, positions, _ = self._spans(filled.encoded, [(filled.start, filled.stop)])
-        size = max(map(len, inputs.values())) - len(filled.word) + longest
-        if size > self.max_length:
-            raise DataError(
-                f"The row has {size} tokens and its slot is token {filled.start}, but {self.name_or_path} reads "
-                f"{self.max_length}: truncation could cut the slot off. Shorten the text around the slot: {masked[:80]!r}."
-            )
+        self.require_room(masked, filled, max(map(len, inputs.values())) - len(filled.word) + longest)
         return inputs, positions
 
     def _spans(

@@ -102,6 +102,14 @@ class TextObjective(SlotFiller, TokenizedObjective):
             longest: Tokens of the longest word that is read in this text.
         """
 
+    def require_room(self, masked: str, filled: Filled, size: int) -> None:
+        """Raise `DataError` if a row has more tokens than the model reads."""
+        if size > self.max_length:
+            raise DataError(
+                f"The row has {size} tokens and its slot is token {filled.start}, but {self.name_or_path} reads "
+                f"{self.max_length}: truncation could cut the slot off. Shorten the text around the slot: {masked[:80]!r}."
+            )
+
     def spelling(self, row: TextRow, classes: Mapping[str, Sequence[str]]) -> Callable[[str], str]:
         """Return what writes words in the case of the row's own: small letters, a capital, or all capitals."""
         return Casing(classes).of_row(row, row.input.partition(SLOT)[0])

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from .shard import Shard
 
-__all__ = ["Contrasts", "SplitMeans"]
-
 
 class Contrasts(NamedTuple):
     """Statistics of the four means of `SplitMeans`, each [n] and in one unit, that of a mean gradient.

@@ -21,10 +21,6 @@ from gradiend_hub.evaluation.part import NotFiniteError
 from gradiend_hub.gradients import KroneckerFactors
 from gradiend_hub.solvers import ByParameter, Solution
 
-__all__ = [
-    "Choice", "Damping", "Edits", "Outcome", "best_edits", "common_effect", "estimate", "outcome", "preconditioned",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Damping:

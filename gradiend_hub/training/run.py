@@ -58,8 +58,6 @@ from .judging import MOST_ROWS, judged_by
 from .natural import NATURAL, ODD, PLAIN, Edits, Outcome, best_edits, common_effect, estimate, preconditioned
 from .solutions import as_direction, tangents_of
 
-__all__ = ["Finished", "Reading", "TrainingRun"]
-
 FEWEST_ROWS = 16
 """Fewest validation rows from which orientation and gain of a solution are read; with fewer, training rows are.
 
