@@ -33,7 +33,8 @@ from gradiend_hub.gradients import (
 from gradiend_hub.gradients.frozen import frozen
 from gradiend_hub.gradients.kronecker import COLUMNS
 from gradiend_hub.objectives import Objective, PairBatch, examples_of, make_objective, output_nll
-from gradiend_hub.solvers import ClosedFormSolver, Sketching, SketchSolver
+from gradiend_hub.solvers import ClosedFormSolver, Shard, Sketching, SketchSolver
+from gradiend_hub.solvers.split_means import SplitMeans
 from gradiend_hub.training.batches import TransitionDataset
 
 from .bench_learner import DATA
@@ -53,7 +54,7 @@ SIZES: dict[str, dict[str, int]] = {  # width, feed-forward width, layers, heads
 }
 """Llama-shaped models; the last two are those of Llama 3."""
 
-BUILT, BUILT_QUICK = ("10M", "40M", "135M", "500M"), ("10M",)
+BUILT, BUILT_QUICK = ("10M", "40M", "135M", "500M", "1B"), ("10M",)
 
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
@@ -66,16 +67,23 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             lines += against_bare(name, path, quick)
             lines += passes(name, path)
     lines += experts(quick)
-    lines += [measured(size, quick) for size in (BUILT_QUICK if quick else BUILT)]
+    if not quick and MODELS["causal"].exists():
+        lines += against_bare("135M, random weights", MODELS["causal"], quick, "135M")
+    lines += [measured(size) for size in (BUILT_QUICK if quick else BUILT)]
     return lines + [on_paper(size) for size in SIZES]
 
 
 # -------------------------------------------------------------------------------------------------------------- time
 
 
-def batches_of(path: Path, count: int, rows: int = 16) -> tuple[nn.Module, Objective, list[PairBatch]]:
-    """A base model and batches of training rows of about the same length, as training makes them."""
-    base = load_base_model(path).float().eval()
+def batches_of(
+    path: Path, count: int, rows: int = 16, size: str | None = None
+) -> tuple[nn.Module, Objective, list[PairBatch]]:
+    """A base model and batches of training rows of about the same length, as training makes them.
+
+    With a `size`, the model is built with random weights, and only the tokenizer is that of `path`.
+    """
+    base = load_base_model(path).float().eval() if size is None else LlamaForCausalLM(config_of(size)).eval()
     objective = make_objective(base, AutoTokenizer.from_pretrained(path))
     given = read_jsonl(EXAMPLES / "data" / "pronouns" / "train.jsonl")
     chosen = random.Random(0).sample(given, count * rows)
@@ -94,9 +102,9 @@ def bare(base: nn.Module, objective: Objective, batch: PairBatch, gradients: int
         loss.backward(retain_graph=number + 1 < len(losses))
 
 
-def against_bare(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
-    """A step, and an encoding by one pass, beside the passes that they need."""
-    base, objective, batches = batches_of(path, 2)
+def against_bare(name: str, path: Path, quick: bool, size: str | None = None) -> list[dict[str, Any]]:
+    """A step, and (unless a size is given) an encoding by one pass, beside the passes that they need."""
+    base, objective, batches = batches_of(path, 2, size=size)
     scope = Scope.dense(select_parameters(base))
     shapes = {n: tuple(p.shape) for n, p in scope.parameters.items()}
     solver = SketchSolver(Sketching(shapes, RANK), scope.size)
@@ -108,30 +116,41 @@ def against_bare(name: str, path: Path, quick: bool) -> list[dict[str, Any]]:
             for batch in batches:
                 bare(base, objective, batch)
 
-    def by_factors() -> None:
+    halves = SketchSolver(solver.sketching, scope.size)  # learns the same, either half of the rows, and two controls
+    halves.split_means = SplitMeans(Shard(solver.sketching.size), 1 << 16)
+    rows = iter(range(1 << 16))
+
+    def by_factors(solver: SketchSolver) -> None:
         with FactorReader(base, scope) as reader:
             reader._watched = True  # a training looks for unseen reads once
             for batch in batches:
                 sums.zero_()
                 sinks = {"alternative": sink(solver, sums[0]), "diff": sink(solver, sums[1])}
                 read_factors(reader, objective, batch, sinks)
-                solver.take(sums, 1.0, len(batch))
+                solver.take(sums, 1.0, len(batch), [next(rows) for _ in range(len(batch))])
 
     def by_vectors() -> None:
         with GradientReader(base, scope, reuse=True) as reader:
             for batch in batches:
                 dense.observe(*read_pair(reader, objective, batch), 1.0)
 
-    works = {"bare": bare_passes, "factors": by_factors, "vectors": by_vectors}
-    times = interleaved(works, 5 if quick else 15)
+    works = {
+        "bare": bare_passes,
+        "factors": lambda: by_factors(solver),
+        "controls": lambda: by_factors(halves),
+        "vectors": by_vectors,
+    }
+    times = interleaved(works, 5 if quick or size else 15)
     each = {n: f"{1e3 * seconds / len(batches):.0f} ms" for n, seconds in times.medians.items()}
     lines = [
         line("step by factors, rank 8 / bare forward and two input-gradient passes", times.ratios["factors"], "×", "≤ 1.10",
              model=name, ours=each["factors"], other=each["bare"], note="sketches of s and t, 16 rows"),
+        line("step by factors with halves and two controls / without", times.medians["controls"] / times.medians["factors"],
+             "×", "≤ 1.1", model=name, ours=each["controls"], other=each["factors"], note="five directions of one stream"),
         line("step by factors / step by whole vectors", times.medians["factors"] / times.medians["vectors"], "×", "< 1",
              model=name, ours=each["factors"], other=each["vectors"], note="closed_form with and without a rank"),
     ]  # fmt: skip
-    return lines + encodings(name, base, objective, batches, quick)
+    return lines if size else lines + encodings(name, base, objective, batches, quick)
 
 
 def experts(quick: bool) -> list[dict[str, Any]]:
@@ -330,10 +349,10 @@ def on_paper(size: str) -> dict[str, Any]:
                 note=f"{base / 1e9:.3g} G parameters; {named}; by shape")  # fmt: skip
 
 
-def measured(size: str, quick: bool) -> dict[str, Any]:
+def measured(size: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Peak growth of two steps over base and activations, beside the bytes of the sketches."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config_of(size)).eval()
+    model = LlamaForCausalLM(config_of(size)).to(dtype).eval()
     scope = scope_of(model)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1, 8000, (8, 24), generator=generator)
@@ -359,9 +378,10 @@ def measured(size: str, quick: bool) -> dict[str, Any]:
                 solver.take(sums, 1.0, len(ids))
         return solver
 
+    # of a training of the weights: with the inputs of layers, which passes of input gradients alone would not keep
+    activations = max(peak_growth(loss), peak_growth(passes))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    activations = peak_growth(passes)
     growth = peak_growth(learn)
     parts = state_bytes(scope)
     state = (parts["sketches"] + parts["batch"] + parts["random"]) / 2**20
@@ -370,5 +390,5 @@ def measured(size: str, quick: bool) -> dict[str, Any]:
     return line(
         "peak growth of learning / activations + sketches", growth / (activations + state), "×", "≤ 1.25", model=size,
         ours=f"{growth:,.0f} MiB", other=f"{activations:,.0f} + {state:,.0f} MiB",
-        note=f"random weights, base {base:,.0f} MiB; a whole gradient is {whole:,.0f} MiB",
+        note=f"{str(dtype).removeprefix('torch.')}, base {base:,.0f} MiB; a whole gradient is {whole:,.0f} MiB",
     )  # fmt: skip
