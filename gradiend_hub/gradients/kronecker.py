@@ -65,6 +65,10 @@ class Curvature:
         within = self.vectors.T @ right
         return within.mT @ (self.values[:, None] * within) + self.rest * (right.mT @ right)
 
+    def solve_diagonal(self, right: Tensor, damping: float) -> Tensor:
+        """The same with the diagonal of C alone."""
+        return right.double() / (self.diagonal + damping * self.mean).clamp(min=1e-38)[:, None]
+
 
 class _Side:
     """Running sums behind a `Curvature`: C·Ω, or C itself where it is no larger, and its diagonal."""

@@ -80,11 +80,10 @@ class GradiendTrainingArguments(TrainingArguments):  # type: ignore[misc]
             more effect at the same damage), or "natural" (divided by its Kronecker factors, which keeps a low rank). Both
             learn from `GradiendTrainer(neutral_train_dataset=…)`, or, without it, from every other sentence of
             `neutral_dataset`, which no evaluation reads then. Their dampings are chosen on the validation rows: those of
-            "natural" for each sign by itself, with the plain decoder among the candidates; all of its edit is in matrices,
-            so that a LoRA holds it whole. So is whether they keep a bias; without one, the edit at −s is minus that at s,
-            and one LoRA holds both. "auto", the default, is "natural" where it can be learned and chosen: with the closed
-            form, all coordinates, 16 validation rows and 100 neutral sentences (or 50 in `neutral_train_dataset`).
-            Elsewhere it is "solver".
+            "natural" for each sign by itself, with the plain decoder and the factors' diagonals among the candidates. So is
+            whether they keep a bias; without one, the edit at −s is minus that at s, and one LoRA holds both. "auto", the
+            default, is "natural" where it can be learned and chosen: with the closed form, all coordinates, 16 validation
+            rows and 100 neutral sentences (or 50 in `neutral_train_dataset`). Elsewhere it is "solver".
         rank: largest rank of each matrix of the direction. It is stored by factors then, in about rank/width of the bytes.
             The closed form learns it by sketches, in one pass and in that much memory, and never forms a gradient; what
             other solvers have learned is cut to it in the end. Default: 8 for a natural decoder, none for others.

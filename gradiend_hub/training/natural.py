@@ -26,13 +26,18 @@ from gradiend_hub.solvers import ByParameter, Solution
 class Damping:
     """Dampings in units of the mean diagonals of S and A; infinite: the side is left as it is.
 
+    A vector, such as a bias, has a side of outputs alone. Where only inputs are damped, it gets nothing: all of the edit is
+    in matrices then, which is the best there is on the bundled masked model, and a LoRA holds it whole.
+
     Attributes:
         outputs, inputs: λ_S and λ_A.
+        diagonal: take the diagonals of S and A alone.
         rank: to which M is cut before; `None`: as it is.
     """
 
     outputs: float = math.inf
     inputs: float = math.inf
+    diagonal: bool = False
     rank: int | None = None
 
     @property
@@ -40,7 +45,7 @@ class Damping:
         """Name what sets it apart from others, whose damage the factors rate otherwise; empty for both sides alike."""
         outputs, inputs = math.isinf(self.outputs), math.isinf(self.inputs)
         side = "" if outputs == inputs else "inputs" if outputs else "outputs"
-        return side + "rank" * (self.rank is not None)
+        return side + "diagonal" * self.diagonal + "rank" * (self.rank is not None)
 
     @property
     def is_plain(self) -> bool:
@@ -48,55 +53,47 @@ class Damping:
         return math.isinf(self.outputs) and math.isinf(self.inputs)
 
     def __str__(self) -> str:
-        name = "plain" if self.is_plain else f"{self.outputs:g}/{self.inputs:g}"
-        return name + ("" if self.rank is None else f", rank {self.rank}")
+        if self.is_plain:
+            return "plain" + ("" if self.rank is None else f", rank {self.rank}")
+        kind = "diagonal " if self.diagonal else ""
+        return f"{kind}{self.outputs:g}/{self.inputs:g}" + ("" if self.rank is None else f", rank {self.rank}")
 
 
 def preconditioned(vector: ByParameter, factors: KroneckerFactors, damping: Damping) -> ByParameter:
-    """Divide a decoder by damped Kronecker factors, and rescale it so that its norm stays.
-
-    Vectors, such as biases, get nothing where there are matrices: they bear so little that they limit the dose of all. So a
-    LoRA holds the whole edit of linear layers. Without any matrix they are divided by their Fisher information.
-    """
-    norm = vector.norm()
-    if damping.rank is not None:
-        vector = vector.to_rank(damping.rank)
-    if damping.is_plain:
-        return vector
-    of_matrices = any(isinstance(part, Factors) for part in vector.parts.values())
-    parts = dict[str, Tensor | Factors]()
-    for name, part in vector.parts.items():
-        if isinstance(part, Factors):
-            parts[name] = _matrix(name, part, factors, damping)
-        else:
-            parts[name] = part * 0.0 if of_matrices else _vector(name, part, factors, damping)
+    """Divide a decoder by damped Kronecker factors, and rescale it so that its norm stays."""
+    parts = {name: _part(name, part, factors, damping) for name, part in vector.parts.items()}
     found = ByParameter(parts)
-    return found * (norm / max(found.norm(), 1e-38))
+    return found * (vector.norm() / max(found.norm(), 1e-38))
 
 
-def _matrix(name: str, part: Factors, factors: KroneckerFactors, damping: Damping) -> Factors:
+def _part(name: str, part: Tensor | Factors, factors: KroneckerFactors, damping: Damping) -> Tensor | Factors:
     outputs, inputs = damping.outputs, damping.inputs
-    if name not in factors.outputs:  # both sides are known by their product alone
-        mean = float(factors.diagonals.get(name, _typical_fisher(factors)).mean())
-        return part * (1 / max(mean * math.prod(1 + of for of in (outputs, inputs) if of < math.inf), 1e-38))
-    b, a = part.b.double(), part.a.double().mT
-    if outputs < math.inf:
-        b = factors.outputs[name].solve(b, outputs)
-    if inputs < math.inf:
-        a = factors.inputs[name].solve(a, inputs)
-    return Factors(b.float(), a.mT.float().contiguous())
-
-
-def _vector(name: str, part: Tensor, factors: KroneckerFactors, damping: Damping) -> Tensor:
-    fisher = factors.diagonals.get(name, _typical_fisher(factors))
-    damped = fisher + min(damping.outputs, damping.inputs) * fisher.mean()
-    return (part.double() / damped.clamp(min=1e-38)).float()
-
-
-def _typical_fisher(factors: KroneckerFactors) -> Tensor:
-    """Return the median of the mean Fisher information of vectors, [1], for what text does not use."""
-    means = [values.mean() for values in factors.diagonals.values()]
-    return torch.stack(means).median().view(1) if means else torch.ones(1, dtype=torch.float64)
+    if isinstance(part, Factors) and damping.rank is not None:
+        part = part.to_rank(damping.rank)
+    if damping.is_plain:
+        return part
+    if isinstance(part, Factors) and name in factors.outputs:
+        b, a = part.b.double(), part.a.double().mT
+        for curvature, side in ((factors.outputs[name], "b"), (factors.inputs[name], "a")):
+            value = outputs if side == "b" else inputs
+            if math.isinf(value):
+                continue
+            solve = curvature.solve_diagonal if damping.diagonal else curvature.solve
+            if side == "b":
+                b = solve(b, value)
+            else:
+                a = solve(a, value)
+        return Factors(b.float(), a.mT.float().contiguous())
+    if math.isinf(outputs) and not isinstance(part, Factors):
+        return part * 0.0
+    fisher = factors.diagonals.get(name)
+    if fisher is None:  # text does not use it: as the others
+        means = [values.mean() for values in factors.diagonals.values()]
+        fisher = torch.stack(means).median().view(1) if means else torch.ones(1, dtype=torch.float64)
+    mean, own = float(fisher.mean()), 0.0 if math.isinf(inputs) else inputs
+    if isinstance(part, Factors):  # of which no factors are known
+        return part * (1 / max(mean * (1 + own), 1e-38))
+    return (part.double() / ((fisher + outputs * mean) * (1 + own)).clamp(min=1e-38)).float()
 
 
 # ------------------------------------------------------------------------------------------------------- what is compared
@@ -201,7 +198,7 @@ def best_edits(
     """Choose each sign's decoder by measurement, the plain one among the candidates.
 
     First both sides are damped alike, less and less as long as that is better for a sign. Then each side is left as it is,
-    and M is cut to rank 1, with the damping that was best.
+    M is cut to rank 1, and the diagonals are tried, with the damping that was best.
 
     Args:
         measure: without it, `UNMEASURED` is the damping.
@@ -255,6 +252,7 @@ def best_edits(
         signs = (1, -1) if common else (sign,)
         for other in (Damping(inputs=value), Damping(outputs=value), Damping(value, value, rank=1)):
             tried(other, *signs)
+        tried(Damping(value, value, diagonal=True), *signs)
     chosen = {sign: best(sign) for sign in (1, -1)}
     both = Edits(
         preconditioned(edits.plus, factors, chosen[1]) * found[1][chosen[1]].dose,

@@ -348,17 +348,9 @@ class TrainingRun:
         return found
 
     def _measure(self, edits: Edits, starts: Mapping[int, float | None], solution: Solution) -> dict[int, Outcome]:
-        """Estimate what edits do on some validation rows, each sign at about the largest dose that it bears.
-
-        Where the first sign's dose was not the one to begin with, the other's is expected to be as far from it.
-        """
-        found, off = dict[int, Outcome](), 1.0
+        """Estimate what edits do on some validation rows, each sign at about the largest dose that it bears."""
         with self._probing(edits.solution(solution, self.config), self.scope) as probe:
-            for sign, start in starts.items():
-                expected = next((one.dose for one in found.values()), None) if start is None else off * start
-                found[sign] = one = estimate(probe, sign, self.args.quality_floor, expected)
-                off = 1.0 if start is None else one.dose / start
-        return found
+            return {sign: estimate(probe, sign, self.args.quality_floor, start) for sign, start in starts.items()}
 
     def effect(self, solution: Solution, scope: Scope, start: float | None = None) -> float:
         """Measure a solution's effect on some validation rows at about the largest dose that every damage set bears.

@@ -124,3 +124,5 @@ def test_solving(damping: float) -> None:
     curvature = Curvature(values, vectors, 0.0, mean, matrix.diagonal())
     damped = matrix + damping * mean * torch.eye(8, dtype=torch.float64)
     torch.testing.assert_close(curvature.solve(right, damping), torch.linalg.solve(damped, right))
+    plain_solution = right / damped.diagonal()[:, None]
+    torch.testing.assert_close(curvature.solve_diagonal(right, damping), plain_solution)

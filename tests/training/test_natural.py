@@ -81,37 +81,36 @@ def test_the_formula(outputs: float, inputs: float) -> None:
     assert float(similarity) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "damping", [Damping(2.0, 3.0), Damping(inputs=3.0), Damping(outputs=3.0), Damping(1.0, 1.0, 1)]
-)
-def test_all_of_an_edit_is_in_matrices(damping: Damping) -> None:
-    """Vectors bear so little that they would limit the dose of all."""
-    given = vector(10)
+def test_a_bias_is_as_a_column_of_a_matrix_whose_input_is_one() -> None:
+    """Vectors and matrices stay in proportion where outputs are damped."""
+    given, damping = vector(10), Damping(2.0, 3.0)
     found = preconditioned(given, FACTORS, damping)
-    assert not found.parts["vector"].any() and found.parts["matrix"].dense().any()  # type: ignore[union-attr, operator]
-    assert found.norm() == pytest.approx(given.norm())
-    assert torch.equal(whole(preconditioned(given, FACTORS, Damping())), whole(given))
+    plain = given.parts["vector"].double() / ((F + 2.0 * F.mean()) * (1 + 3.0))  # type: ignore[union-attr]
+    matrix = given.parts["matrix"].dense().double()  # type: ignore[operator]
+    matrix = torch.linalg.solve(S + 2.0 * S.diagonal().mean() * torch.eye(ROWS), matrix)
+    matrix = torch.linalg.solve(A + 3.0 * A.diagonal().mean() * torch.eye(COLUMNS), matrix.T).T
+    scale = float(found.parts["matrix"].dense().double().norm() / matrix.norm())  # type: ignore[operator]
+    torch.testing.assert_close(found.parts["vector"].double(), scale * plain, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
 
 
-def test_without_matrices_vectors_are_divided_by_their_information() -> None:
-    """Of a vector that no text uses, the typical information is taken."""
-    values = random(LENGTH, seed=3)
-    found = preconditioned(ByParameter({"vector": values, "unused": values}), FACTORS, Damping(2.0, 3.0)).parts
-    torch.testing.assert_close(_unit(found["vector"]), _unit(values.double() / (F + 2.0 * F.mean())))
-    torch.testing.assert_close(_unit(found["unused"]), _unit(values.double()))
+def test_where_only_inputs_are_damped_all_of_the_edit_is_in_matrices() -> None:
+    """A vector has no inputs."""
+    found = preconditioned(vector(10), FACTORS, Damping(inputs=3.0)).parts
+    assert not found["vector"].any() and found["matrix"].dense().any()  # type: ignore[union-attr, operator]
 
 
-def _unit(of: Tensor | Factors) -> Tensor:
-    assert isinstance(of, Tensor)
-    return of.double() / of.double().norm()
-
-
-def test_a_rank() -> None:
+def test_diagonals_and_ranks() -> None:
     given = vector(10)
-    cut = preconditioned(given, FACTORS, Damping(1.0, 1.0, rank=1))
-    assert all(part.rank == 1 for part in cut.parts.values() if isinstance(part, Factors))
-    before = preconditioned(given.to_rank(1), FACTORS, Damping(1.0, 1.0))
-    torch.testing.assert_close(whole(cut) / cut.norm(), whole(before) / before.norm())
+    found = preconditioned(given, FACTORS, Damping(1.0, 1.0, diagonal=True)).parts["matrix"]
+    matrix = given.parts["matrix"].dense().double()  # type: ignore[operator]
+    rows, columns = (d + d.mean() for d in (S.diagonal(), A.diagonal()))
+    expected = matrix / rows[:, None] / columns
+    assert isinstance(found, Factors)
+    similarity = torch.cosine_similarity(found.dense().double().flatten(), expected.flatten(), dim=0)
+    assert float(similarity) == pytest.approx(1, abs=1e-5)
+    cut = preconditioned(given, FACTORS, Damping(1.0, 1.0, rank=1)).parts["matrix"]
+    assert isinstance(cut, Factors) and cut.rank == 1
+    assert torch.equal(whole(preconditioned(given, FACTORS, Damping())), whole(given))
 
 
 @pytest.mark.parametrize("target", ["diff", "factual", "alternative"])
@@ -169,7 +168,11 @@ def test_each_sign_gets_what_is_best_for_it(common: bool) -> None:
 def _candidates() -> list[Damping]:
     values = (10.0, 1.0, 0.1, math.inf)
     some = [Damping(a, b) for a in values for b in values]
-    return [*some, *(Damping(v, v, rank=1) for v in values)]
+    return [
+        *some,
+        *(Damping(v, v, rank=1) for v in values),
+        *(Damping(v, v, diagonal=True) for v in values[:3]),
+    ]
 
 
 def test_the_plain_decoder_stays_where_nothing_is_better() -> None:
@@ -207,7 +210,7 @@ def test_what_is_known_is_not_measured_again_and_doses_begin_where_damage_is_exp
 def test_a_kind_whose_damage_is_misjudged_for_a_sign_is_corrected_for_the_other() -> None:
     """Each kind has a right dose, as a ratio to what follows from second-order damage; others do not inherit the error."""
     edits = Edits(vector(40), vector(50))
-    right = {"": 1.0, "inputs": 9.0, "outputs": 0.25, "rank": 0.5}
+    right = {"": 1.0, "inputs": 9.0, "outputs": 0.25, "rank": 0.5, "diagonal": 2.0}
     kinds = {whole(getattr(edits.preconditioned(FACTORS, d), of)).double().sum().item(): d.kind
              for d in _candidates() for of in ("plus", "minus")}  # fmt: skip
     asked: list[tuple[str, int, float]] = []
