@@ -171,17 +171,16 @@ def described(config: GradiendConfig, direction: Direction, model: nn.Module) ->
 
     mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
     known = config.base_model_name_or_path is not None
-    fields: dict[str, Any] = {
-        "parameters": direction.spec(),
-        "has_bias": direction.has_bias,
-        "base_model_name_or_path": config.base_model_name_or_path if known else base_name(model),
-        "revision": config.revision if known else base_commit(model),
-        "auto_mapping": config.auto_mapping or mapping,
-        "gradiend_version": config.gradiend_version or version("gradiend_hub"),
-        "transformers_version": config.transformers_version or transformers.__version__,
-        "inference_mode": True,
-    }
-    return config.replaced(**fields)
+    return config.replaced(
+        parameters=direction.spec(),
+        has_bias=direction.has_bias,
+        base_model_name_or_path=config.base_model_name_or_path if known else base_name(model),
+        revision=config.revision if known else base_commit(model),
+        auto_mapping=config.auto_mapping or mapping,
+        gradiend_version=config.gradiend_version or version("gradiend_hub"),
+        transformers_version=config.transformers_version or transformers.__version__,
+        inference_mode=True,
+    )
 
 
 def require_plain(base_model: nn.Module) -> None:

@@ -239,7 +239,7 @@ class GradiendModel(StoredModel):
         If the new direction cannot be loaded, or not be applied at that strength, the old one stays. One that was not
         active is replaced by one that is not.
         """
-        self._require_loaded(adapter_name)
+        self.base_model.require_loaded(adapter_name)
         active = list(self.active_adapters)
         strength = self._attached[adapter_name].strength if strength is None else strength
         check_strength(strength)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -44,23 +44,22 @@ class _Phase:
 
 
 @contextmanager
-def shown(show: bool) -> Iterator[None]:
+def _within(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def shown(show: bool) -> AbstractContextManager[None]:
     """Within the block, bars and what is told are shown or not (`TrainingArguments.disable_tqdm`)."""
-    token = _shown.set(show and _shown.get())
-    try:
-        yield
-    finally:
-        _shown.reset(token)
+    return _within(_shown, show and _shown.get())
 
 
-@contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def listening(listener: Listener) -> AbstractContextManager[None]:
     """Within the block, `listener` gets the counts of all phases, and no bars are drawn."""
-    token = _listener.set(listener)
-    try:
-        yield
-    finally:
-        _listener.reset(token)
+    return _within(_listener, listener)
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
@@ -71,13 +70,10 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    phase = _Phase(what, total)
-    try:
+    with closing(_Phase(what, total)) as phase:
         for item in items:
             yield item
             phase.advance(1)
-    finally:
-        phase.close()
 
 
 @contextmanager
@@ -87,13 +83,8 @@ def counted(what: str, total: int | None = None) -> Iterator[None]:
     Args:
         total: number of ticks to expect, if it is known.
     """
-    phase = _Phase(what, total)
-    token = _phase.set(phase)
-    try:
+    with closing(_Phase(what, total)) as phase, _within(_phase, phase):
         yield
-    finally:
-        _phase.reset(token)
-        phase.close()
 
 
 def tick(count: int = 1) -> None:

@@ -73,14 +73,11 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a model by its own names, in its own order, tied ones once; adapters are not left out."""
-    found: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()
+    found: dict[nn.Parameter, str] = {}
     for prefix, module in model.named_modules():
         for leaf, parameter in own_parameters(module).items():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                found[f"{prefix}.{leaf}" if prefix else leaf] = parameter
-    return found
+            found.setdefault(parameter, f"{prefix}.{leaf}" if prefix else leaf)
+    return {name: parameter for parameter, name in found.items()}
 
 
 def parameters_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:

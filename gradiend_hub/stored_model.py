@@ -128,7 +128,7 @@ class StoredModel(EditedModel):
             places = {adapter_name or self._only_active(): folder}
         else:
             places = {name: folder if name == "default" else folder / name for name in selected_adapters}
-        self._require_loaded(*places)
+        self.base_model.require_loaded(*places)
         for name, place in places.items() if is_main_process else ():
             self._save(name, place)
 
@@ -197,7 +197,7 @@ class StoredModel(EditedModel):
         from .export import to_lora
 
         name = adapter_name or self._only_active()
-        self._require_loaded(name)
+        self.base_model.require_loaded(name)
         parts = self._direction(name), self.peft_config[name], self.get_base_model()
         return to_lora(*parts, folder, rank=rank, strength=strength)
 

@@ -95,7 +95,8 @@ def delta_pieces(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> Itera
         yield slice(0, numel), total_delta(parts, numel, dtype)[1]
         return
     first = next(iter(products.values()), None)
-    places = list(first.blocks() if first is not None else _flat_pieces(numel))
+    flat = (slice(start, min(start + BLOCK, numel)) for start in range(0, numel, BLOCK))
+    places = list(first.blocks()) if first is not None else [Block(0, slice(0), piece) for piece in flat]
     # one piece of memory for all products: fresh memory is slow memory
     room = max((place.flat.stop - place.flat.start for place in places), default=0) if first is not None else 0
     rooms = {number: factors.b.new_empty(room) for number, factors in products.items()}
@@ -111,10 +112,6 @@ def delta_pieces(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> Itera
             total = delta if total is None else total + delta
         assert total is not None
         yield place.flat, total
-
-
-def _flat_pieces(numel: int) -> Iterator[Block]:
-    return (Block(0, slice(0), slice(start, min(start + BLOCK, numel))) for start in range(0, numel, BLOCK))
 
 
 def rounded(values: torch.Tensor, delta: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -103,7 +103,7 @@ class EditedModel(PeftModel):  # type: ignore[misc]
                 f"set_strength: no direction is named or active; loaded are {list(self.peft_config)}. Name one: "
                 "set_strength({name: strength})."
             )
-        self._require_loaded(*wanted)
+        self.base_model.require_loaded(*wanted)
         active = list(self.active_adapters)
         with self._all_or_nothing():
             for name, value in wanted.items():
@@ -257,7 +257,7 @@ class EditedModel(PeftModel):  # type: ignore[misc]
     ) -> Any:
         if self._adapters_disabled:
             raise ConfigError("schedule: the directions are disabled. Leave it out, or the block that disables them.")
-        self._require_loaded()
+        self.base_model.require_loaded()
         current, loaded, base = self.strengths, list(self.peft_config), self.get_base_model()
         with (
             _ROWS_LOCK,
@@ -273,7 +273,7 @@ class EditedModel(PeftModel):  # type: ignore[misc]
             raise ConfigError(
                 "strengths: the directions are disabled. Leave `strengths` out, or the block that disables them."
             )
-        self._require_loaded()
+        self.base_model.require_loaded()
         groups = by_row(strengths, self.strengths, list(self.peft_config), args, inputs)
         with _ROWS_LOCK, self._all_or_nothing(for_good=False):
             names = list(dict.fromkeys([*self.active_adapters, *(n for of in groups.strengths for n in of)]))
@@ -303,7 +303,7 @@ class EditedModel(PeftModel):  # type: ignore[misc]
                 "GradiendTrainer, or a fresh adapter with peft.get_peft_model(model, GradiendConfig(...))."
             )
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        self._require_loaded(*names)
+        self.base_model.require_loaded(*names)
         with self._all_or_nothing():
             self._set_active(names)
             self._check_effect()
@@ -362,7 +362,7 @@ class EditedModel(PeftModel):  # type: ignore[misc]
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove a direction; if it was the only active one, no direction is active afterwards."""
-        self._require_loaded(adapter_name)
+        self.base_model.require_loaded(adapter_name)
         if len(self.peft_config) == 1:
             raise ConfigError(
                 f"{adapter_name!r} is the only direction; `unload()` gives the base model back without it."
@@ -382,13 +382,6 @@ class EditedModel(PeftModel):  # type: ignore[misc]
         """Add the direction `Σ weight_i · Δ_i`, each at its current strength (`GradiendTuner.add_weighted_adapter`)."""
         direction = self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type)
         self._directions[adapter_name] = direction
-
-    def _require_loaded(self, *names: str) -> None:
-        if not self.base_model.layers:
-            raise ConfigError("The directions of this model were unloaded: it is the plain model now. Load one anew.")
-        for name in names:
-            if name not in self.peft_config:
-                raise ConfigError(f"There is no direction {name!r} in this model; loaded are {list(self.peft_config)}.")
 
     def _only_active(self) -> str:
         if len(self.active_adapters) != 1:

@@ -42,7 +42,8 @@ class KeptEdit:
             self.forget()
             return edited(base, parts)
         made_of: list[object] = [(part.c_w, part.c_b) for part in parts]
-        made_of += map(_mark, tensors)
+        # each object, torch's count of its changes, and where its values are
+        made_of += [(id(t), t._version, t.data_ptr(), t.dtype) for t in tensors]
         if made_of != self._made_of or any(tensor() is None for tensor in self._tensors):
             self.forget()
             # Kept from the second time on: what changes in every forward takes no memory.
@@ -67,11 +68,6 @@ def _is_traceable(tensor: torch.Tensor) -> bool:
         and not tensor.is_inference()
         and tensor.is_contiguous()
     )
-
-
-def _mark(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Number of the object, torch's count of its changes, and where its values are."""
-    return id(tensor), tensor._version, tensor.data_ptr(), tensor.dtype
 
 
 def _sample(tensor: torch.Tensor) -> torch.Tensor | None:

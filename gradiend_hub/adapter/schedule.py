@@ -162,19 +162,11 @@ class SteppedStrengths:
                 self._set_strength(dict.fromkeys(strengths, 0.0))
             self._side = self._stack.enter_context(SidePath(self._tuner, strengths))
         else:
-            self._set_strength(_one_for_all(strengths))
-
-
-def _one_for_all(strengths: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The strength by name that all rows have.
-
-    Raises:
-        EditError: If rows differ.
-    """
-    for name, values in strengths.items():
-        if len(set(values)) > 1:
-            raise EditError(
-                f"schedule: rows with different strengths {sorted(set(values))[:4]} need a direction that runs beside the "
-                f"weights, and {name!r} does not (it is not low-rank). Return one number for all rows, or learn with rank=8."
-            )
-    return {name: values[0] for name, values in strengths.items()}
+            for name, values in strengths.items():
+                if len(set(values)) > 1:
+                    raise EditError(
+                        f"schedule: rows with different strengths {sorted(set(values))[:4]} need a direction that runs "
+                        f"beside the weights, and {name!r} does not (it is not low-rank). Return one number for all rows, "
+                        "or learn with rank=8."
+                    )
+            self._set_strength({name: values[0] for name, values in strengths.items()})

@@ -18,6 +18,9 @@ from torch.func import functional_call
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.artifact.parameter import ParameterDirection
+
 from .layer import GradiendLayer
 from .sites import is_linear
 from .tuner import GradiendTuner
@@ -79,7 +82,7 @@ class SidePath:
             layers = [layer for layer in self._owners[module] if name in layer.adapters]
             for kind, coefficients in enumerate((of_weight, of_bias)):
                 vectors = {
-                    layer.site.leaf: _Vector(layer, name, found)
+                    layer.site.leaf: _vector(layer, name, found)
                     for layer in layers
                     if (found := layer.values(name)[kind]) is not None
                 }
@@ -98,26 +101,18 @@ class SidePath:
         return output if extra is None else (output.to(extra.dtype) + extra).to(output.dtype)
 
 
-class _Vector:
-    """One vector of an adapter on one parameter."""
-
-    def __init__(self, layer: GradiendLayer, name: str, values: Tensor) -> None:
-        self.values, self.form, self.shape = values, layer.forms[name], layer.shape
-        self.indices = layer.values(name)[2]
-
-    def dense(self) -> Tensor:
-        """A bias or a norm's weight, which are short."""
-        if self.indices is None:
-            return self.values.view(self.shape)
-        zeros = torch.zeros(self.shape.numel(), device=self.values.device, dtype=self.values.dtype)
-        return zeros.index_copy(0, self.indices.long(), self.values).view(self.shape)
+def _vector(layer: GradiendLayer, name: str, values: Tensor) -> ParameterDirection:
+    """One vector of an adapter on one parameter, as a decoder."""
+    form = layer.forms[name]
+    decoder = values if form is None else form.factors(values)
+    return ParameterDirection(tuple(layer.shape), decoder, indices=layer.values(name)[2])
 
 
-def _unit(module: nn.Module, x: Tensor, vectors: dict[str, _Vector]) -> Tensor:
+def _unit(module: nn.Module, x: Tensor, vectors: dict[str, ParameterDirection]) -> Tensor:
     """Addition of the edit of strength 1 to the output of a layer, fp32."""
     x = x.float()
     if not is_linear(module):  # a norm: its output is linear in weight and bias, but for a constant
-        edit = {leaf: vector.dense() for leaf, vector in vectors.items()}
+        edit = {leaf: vector.dense(vector.decoder) for leaf, vector in vectors.items()}
         edit = {
             leaf: edit.get(leaf, torch.zeros_like(p, dtype=x.dtype))
             for leaf, p in module.named_parameters(recurse=False)
@@ -125,13 +120,12 @@ def _unit(module: nn.Module, x: Tensor, vectors: dict[str, _Vector]) -> Tensor:
         zeros = {leaf: torch.zeros_like(value) for leaf, value in edit.items()}
         changed: Tensor = functional_call(module, edit, (x,)) - functional_call(module, zeros, (x,))
         return changed
-    bias = vectors["bias"].dense() if "bias" in vectors else None
+    bias = vectors["bias"].dense(vectors["bias"].decoder) if "bias" in vectors else None
     if "weight" not in vectors:
         assert bias is not None
         return bias.expand(*x.shape[:-1], -1)
-    form = vectors["weight"].form
-    assert form is not None
-    factors = form.factors(vectors["weight"].values)
+    factors = vectors["weight"].decoder
+    assert isinstance(factors, Factors)
     if isinstance(module, Conv1D):
         return linear(linear(x, factors.b.T), factors.a.T, bias)
     return linear(linear(x, factors.a), factors.b, bias)

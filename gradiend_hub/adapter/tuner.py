@@ -180,7 +180,7 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         if adapter_names:
-            self._require_known(adapter_names)
+            self.require_loaded(*adapter_names)
         if merge:
             refuse_quantized(self.model)
             refuse_sharded(self.model)
@@ -214,7 +214,7 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         Raises:
             EditError: If it cannot be merged, or the type of the weights swallows all of it.
         """
-        self._require_known(adapter_names or [])
+        self.require_loaded(*(adapter_names or ()))
         refuse_quantized(self.model)
         refuse_sharded(self.model)
         before = [layer.merged_adapters for layer in self.layers]
@@ -249,11 +249,14 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         """Tell whether any weight differs from the base model's; stops looking at the first one that does."""
         return any(layer.has_effect() for layer in self.layers)
 
-    def _require_known(self, names: list[str]) -> None:
+    def require_loaded(self, *names: str) -> None:
+        """Raise `ConfigError` where one of these directions is not in the model, or all of them were unloaded."""
         if not self.layers:
             raise ConfigError("The directions of this model were unloaded: it is the plain model now. Load one anew.")
         if unknown := [name for name in names if name not in self.peft_config]:
-            raise ConfigError(f"There is no adapter {unknown[0]!r}; loaded are {list(self.peft_config)}.")
+            raise ConfigError(
+                f"There is no direction {unknown[0]!r} in this model; loaded are {list(self.peft_config)}."
+            )
 
     def merge_exactly(self, adapter_names: list[str]) -> None:
         """Make these the merged adapters on all layers, and no others. Nothing is written if one of them cannot be."""
@@ -290,7 +293,7 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
             ConfigError: If there is no such adapter, or one of the numbers is not finite.
             EditError: If the edit is beyond the numbers of a parameter's type, or the parameter was replaced or changed.
         """
-        self._require_known([adapter_name])
+        self.require_loaded(adapter_name)
         attached, layers = self.attached[adapter_name], self._layers_of(adapter_name)
         former = attached.state
         attached.set(strength, feature_factor)

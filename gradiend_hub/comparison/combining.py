@@ -232,11 +232,8 @@ def _damage(members: Sequence[Member], weights: Array, effects: Matrix) -> tuple
     each = [damage_at(member, float(weight)) for member, weight in zip(members, weights, strict=True)]
     unknown = [member.name for member, damage in zip(members, each, strict=True) if damage is None]
     if unknown:
-        return (
-            [*each, None],
-            "independent",
-            [f"Expected damage is unknown: no curve of {', '.join(unknown)} has its strength."],
-        )
+        note = f"Expected damage is unknown: no curve of {', '.join(unknown)} has its strength."
+        return [*each, None], "independent", [note]
     sizes = np.sqrt(np.clip(np.array(each, dtype=float), 0, None))
     inside = [effects.columns.index(m.name) for m in members if m.name in effects.columns]
     if len(inside) < len(members) or not all(member.is_damage_aware for member in members):
@@ -273,12 +270,8 @@ def described_sum(
     config.origin = None
     classes = config.feature_classes
     config.feature_classes = classes[::-1] if classes and next(iter(weights.values())) < 0 else classes
-    config.parameters, config.has_bias, config.dtype, config.density = (
-        direction.spec(),
-        direction.has_bias,
-        "float32",
-        1.0,
-    )
+    config.parameters, config.has_bias = direction.spec(), direction.has_bias
+    config.dtype, config.density = "float32", 1.0
     config.decoder_sign, config.strength_unit, config.strength, config.feature_factor = 1, 1.0, 1.0, 1.0
     config.safe_band = config.break_point = None
     parents = [

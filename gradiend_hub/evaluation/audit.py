@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -106,15 +106,15 @@ class _Look:
             direction = self._read(lambda: Direction.stream(self.folder, config).check())
             yield from self._of_base(config, direction)
             yield from (Finding("impossible", claim) for claim in implausible(config, self.report))
-            yield from self._of_claims(config)
+            yield from _suspicious(self._of_claims(config))
             for check in self._read(lambda: check_summary(self.folder, config, self.report)) or ():
                 if not check.passed:
                     said = f"{check.name} says {printable(check.claimed)}, but it is {printable(check.found)}."
                     yield Finding("impossible", said)
             if direction is not None:
-                yield from (Finding("suspicious", text) for text in _of_edit(config, direction))
+                yield from _suspicious(_of_edit(config, direction))
             yield from self._of_self_test(config)
-        yield from self._of_files()
+        yield from _suspicious(self._of_files())
         yield from self._refused
 
     def _read(self, action: Callable[[], _T]) -> _T | None:
@@ -143,28 +143,24 @@ class _Look:
         if not wanted.isidentifier() or not hasattr(transformers, wanted):
             yield Finding("suspicious", f"The class of the base model, {wanted!r}, is none of transformers.")
 
-    def _of_claims(self, config: GradiendConfig) -> Iterator[Finding]:
+    def _of_claims(self, config: GradiendConfig) -> Iterator[str]:
         report = self.report
         if report is None:
-            yield Finding(
-                "suspicious", "There is no report that can be read, so nothing is known about effect and damage."
-            )
+            yield "There is no report that can be read, so nothing is known about effect and damage."
             return
         if count_figures(report) and not report.data.get("train_sha256") and not report.examples:
-            yield Finding("suspicious", "Figures are claimed, but nothing is said of the data (digest, examples).")
+            yield "Figures are claimed, but nothing is said of the data (digest, examples)."
         if report.usage:
-            yield Finding("suspicious", "The report shows the output of code (“usage”); nobody has run it here.")
+            yield "The report shows the output of code (“usage”); nobody has run it here."
         for name, split in report.splits.items():
             if split.curve and not split.control:
-                yield Finding(
-                    "suspicious", f"{name}: an effect is claimed, but no random direction beside it (control)."
-                )
+                yield f"{name}: an effect is claimed, but no random direction beside it (control)."
             if split.encoder is not None and not split.encoder.encodings:
-                yield Finding("suspicious", f"{name}: figures of the encoder are claimed, but no point is shown.")
+                yield f"{name}: figures of the encoder are claimed, but no point is shown."
             if any(p.quality is not None for p in split.curve) and not any(p.intervals for p in split.curve):
-                yield Finding("suspicious", f"{name}: the figures of the curve have no intervals.")
+                yield f"{name}: the figures of the curve have no intervals."
         if config.safe_band is not None and not any(split.curve for split in report.splits.values()):
-            yield Finding("suspicious", "A safe band is claimed, but no curve that it was read from.")
+            yield "A safe band is claimed, but no curve that it was read from."
 
     def _of_self_test(self, config: GradiendConfig) -> Iterator[Finding]:
         if not (self.folder / PROBES_FILE).exists():
@@ -176,15 +172,16 @@ class _Look:
             if digests.get(name) != digest:
                 yield Finding("impossible", f"{name} is not the file that the self-test was made with.")
 
-    def _of_files(self) -> Iterator[Finding]:
+    def _of_files(self) -> Iterator[str]:
         others = self._read(lambda: other_files(self.found, ARTIFACT_FILES)) or []
         if harmful := [name for name in others if Path(name).suffix in RUNS_CODE]:
-            yield Finding(
-                "suspicious",
-                f"Files that may run code when others load them lie beside it: {listed(harmful)}.",
-            )
+            yield f"Files that may run code when others load them lie beside it: {listed(harmful)}."
         if rest := [name for name in others if Path(name).suffix not in RUNS_CODE]:
-            yield Finding("suspicious", f"Files that are no part of a direction lie beside it: {listed(rest)}.")
+            yield f"Files that are no part of a direction lie beside it: {listed(rest)}."
+
+
+def _suspicious(texts: Iterable[str]) -> Iterator[Finding]:
+    return (Finding("suspicious", text) for text in texts)
 
 
 def _of_edit(config: GradiendConfig, direction: Direction) -> Iterator[str]:
@@ -196,12 +193,8 @@ def _of_edit(config: GradiendConfig, direction: Direction) -> Iterator[str]:
         delta = part.dense(part.delta(c_w, c_b))
         square = delta.double().square()
         total, entries = total + float(square.sum()), entries + int(delta.count_nonzero())
-        flat = square.flatten()
-        largest = (
-            torch.cat([largest, flat.topk(min(HANDFUL, flat.numel())).values])
-            .topk(min(HANDFUL, len(largest) + flat.numel()))
-            .values
-        )
+        known = torch.cat([largest, square.flatten()])
+        largest = known.topk(min(HANDFUL, len(known))).values
         if delta.ndim == 2 and delta.shape[0] >= VOCABULARY and delta.shape[0] > delta.shape[1]:
             by_row = square.sum(1)
             place = int(by_row.argmax())

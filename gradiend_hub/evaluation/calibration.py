@@ -46,10 +46,8 @@ class _Doses:
     """Doses ‖Δ‖ = 2^(k/8) · ‖W‖/256 by their k, measured at both signs as far as decisions need."""
 
     def __init__(self, probe: StrengthProbe, floor: float) -> None:
-        config = probe.model.active_peft_config
-        with probe.model.strength_at(1.0):
-            self._first = config.strength_unit / (256 * probe.model.receipt.relative_norm)
         self.probe, self.floor, self.tried = probe, floor, set[int]()
+        self._first = probe.dose_of(256)
         self.unsound: int | None = None
         """The lowest dose at which continuations were not sound."""
 

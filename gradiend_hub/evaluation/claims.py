@@ -35,7 +35,7 @@ from gradiend_hub.lazy import require
 from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import Objective, evaluating
 
-from .completions import complete_text
+from .completions import ask, kept
 from .edit import edit_account
 from .published import Check, compared, measured_on_rows
 from .records import Completion
@@ -132,11 +132,8 @@ def _of_lora(model: GradiendModel, report: Report, folder: Path, tolerance: floa
     signs = {f"{LORA_FOLDER}/{name}/{WEIGHTS_FILE}": sign for sign, name in LORA_SIGNS.items()}
     signs |= {f"{GGUF_FOLDER}/{name}.gguf": sign for sign, name in LORA_SIGNS.items()}
     for name in files:
-        sign = signs.get(name, 1)
-        of_gguf = name in GGUF_FILES
-        distance = (
-            _gguf_distance(loras, sign, folder / name, model) if of_gguf else _distance(loras, sign, folder / name)
-        )
+        place, sign, is_gguf = folder / name, signs.get(name, 1), name in GGUF_FILES
+        distance = _gguf_distance(loras, sign, place, model) if is_gguf else _distance(loras, sign, place)
         shown = "none of it" if math.isnan(distance) else f"differs by {distance:.1%}"
         yield Check(name, "the direction", "the direction" if distance <= tolerance else shown, distance <= tolerance)
 
@@ -194,7 +191,7 @@ def _of_completion(model: GradiendModel, objective: Objective, completion: Compl
     """Ask the model again what it writes. Guesses are compared with their probabilities, continuations as text."""
     checks = []
     for strength, wanted in completion.by_strength.items():
-        said = complete_text(model, objective, completion.text, float(strength))
+        said = kept(ask(model, objective, [completion.text], float(strength))[0])
         name = f"{completion.text} at {float(strength):+g}"
         if isinstance(wanted, str) or isinstance(said, str):
             checks.append(Check(name, str(wanted), str(said), wanted == said))

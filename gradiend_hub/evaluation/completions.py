@@ -32,16 +32,9 @@ def complete(
         return []
     said = {str(float(strength)): ask(model, objective, prompts, strength) for strength in strengths}
     return [
-        Completion(str(prompt), {s: _kept(answers[i]) for s, answers in said.items()}, objective.picture(prompt))
+        Completion(str(prompt), {s: kept(answers[i]) for s, answers in said.items()}, objective.picture(prompt))
         for i, prompt in enumerate(prompts)
     ]
-
-
-def complete_text(
-    model: GradiendModel, objective: Objective, text: str, strength: float
-) -> list[list[str | float]] | str:
-    """Return what the model says to one input at a strength, as a report has it."""
-    return _kept(ask(model, objective, [text], strength)[0])
 
 
 def ask(
@@ -60,7 +53,8 @@ def ask(
         return objective.complete(base, prompts, top=top, tokens=tokens, hints=hints)
 
 
-def _kept(answer: Answer) -> list[list[str | float]] | str:
+def kept(answer: Answer) -> list[list[str | float]] | str:
+    """Return what a model says as a report has it."""
     if answer.continuation is not None:
         return answer.continuation
     return [[name, round(chance, 4)] for name, chance in answer.outputs]

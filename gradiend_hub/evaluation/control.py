@@ -144,7 +144,7 @@ def control_curves(
         return []
     base, found = probe.measure(0.0), list(known[:draws])
     signs = sorted({math.copysign(1.0, strength) for strength in strengths if strength})
-    targets = {sign: _damage(probe, sign) for sign in signs}
+    targets = {sign: probe.damage(sign * probe.model.active_peft_config.strength_unit) for sign in signs}
     size = {sign: _FIRST_NORM if sign in targets else 1.0 for sign in (-1.0, 1.0)}
     for draw in range(draws):
         before = found[draw] if draw < len(found) else None
@@ -171,21 +171,13 @@ def control_curves(
     return found
 
 
-def _damage(probe: StrengthProbe, strength: float) -> float:
-    """Bound of the worst damage, as reading everything is expected to give it; infinite where there is NaN."""
-    try:
-        return probe.summary(strength * probe.model.active_peft_config.strength_unit).expected_damage
-    except NotFiniteError:
-        return math.inf
-
-
 def _norm_of_damage(probe: StrengthProbe, sign: float, wanted: float, first: float) -> float:
     """Find the norm, relative to the direction's, at which a random direction does about the wanted damage."""
     if wanted <= 0:
         return 1.0
     norm, low, high = first, (0.0, 0.0), (math.inf, math.inf)
     for _ in range(_NORMS):
-        damage = _damage(probe, sign * norm)
+        damage = probe.damage(sign * norm * probe.model.active_peft_config.strength_unit)
         if _ENOUGH[0] * wanted < damage < _ENOUGH[1] * wanted:
             break
         low, high = ((norm, damage), high) if damage < wanted else (low, (norm, damage))

@@ -55,16 +55,11 @@ def edit_account(model: GradiendModel) -> tuple[list[LayerShare], dict[str, floa
                 for kind, rounding in _ROUNDINGS.items():
                     lost[kind] += float((rounding(weight, delta) - delta).double().square().sum())
     total, known = (sum(getattr(layer, kind) for layer in sums.values()) for kind in ("delta", "of_known"))
-    layers = [
-        LayerShare(name, s.tensors, s.entries, s.delta / total if total else 0.0, _ratio(s.of_known, s.weight))
-        for name, s in sums.items()
-    ]
+    layers = []
+    for name, s in sums.items():
+        ratio = float((s.of_known / s.weight) ** 0.5) if s.weight else 0.0  # a ratio to nothing says nothing
+        layers.append(LayerShare(name, s.tensors, s.entries, s.delta / total if total else 0.0, ratio))
     return layers, {kind: min(1.0, square / known) if known else 0.0 for kind, square in lost.items()}
-
-
-def _ratio(delta: float, weight: float) -> float:
-    """‖Δ‖ / ‖W‖; 0 where W is zero, too (a ratio to nothing says nothing)."""
-    return float((delta / weight) ** 0.5) if weight else 0.0
 
 
 def _stored_in(dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,10 @@ def encoder_report(
     right = (x > 0) == (y > 0)
     sorted_right = np.concatenate([x * y >= TERNARY_THRESHOLD, abs(silent) < TERNARY_THRESHOLD])
     all_x, all_y = np.concatenate([x, silent]), np.concatenate([y, np.zeros(len(silent))])
+    held_out, known = None, {*map(key, trained_words or ())}
+    if words is not None and known and (new := np.array([word not in known for word in words])).any():
+        own: dict[str, Any] = {"words": [*compress(words, new)], "groups": None if groups is None else groups[new]}
+        held_out = encoder_report(h[new], labels[new], feature_classes, **own, casing=casing, seed=seed)
     return EncoderReport(
         correlation=_correlation(pearsonr, x, y) if both else None,
         accuracy=float(right.mean()),
@@ -109,7 +114,7 @@ def encoder_report(
         intervals={} if seed is None else _intervals(x, y, right, silent, feature_classes, groups, seed),
         null_correlation=chance_correlation(x, y, groups, seed=seed) if both and seed is not None else None,
         outputs={} if words is None else _by_word(x, y, words, feature_classes),
-        held_out=_held_out(h, labels, feature_classes, words, {*map(key, trained_words or ())}, casing, groups, seed),
+        held_out=held_out,
     )
 
 
@@ -151,26 +156,6 @@ def _by_word(x: Array, y: Array, words: Sequence[str], feature_classes: Sequence
             float(((x[own] > 0) == (y[own] > 0)).mean()),
         )
     return found
-
-
-def _held_out(
-    h: Tensor,
-    labels: Tensor,
-    feature_classes: Sequence[str],
-    words: Sequence[str] | None,
-    trained_words: Collection[str],
-    casing: Casing | None,
-    groups: Numbers | None,
-    seed: int | None,
-) -> EncoderReport | None:
-    if words is None or not trained_words:
-        return None
-    new = torch.tensor([word not in trained_words for word in words])
-    if not new.any():
-        return None
-    chosen = [word for word, is_new in zip(words, new, strict=True) if is_new]
-    own = None if groups is None else groups[new.numpy()]
-    return encoder_report(h[new], labels[new], feature_classes, words=chosen, casing=casing, groups=own, seed=seed)
 
 
 def measure_encoder(
@@ -225,12 +210,12 @@ def measure_encoder(
         seed=seed,
     )
     of_rows = [
-        Encoding(*_shown(objective, example), row.factual_class, value, _record(objective, row))
+        Encoding(*objective.describe(example.factual), row.factual_class, value, _record(objective, row))
         for row, example, value in zip(rows, examples, h.tolist(), strict=True)
     ]
     kinds = [[encoding for encoding in of_rows if encoding.kind == name] for name in classes]
     kinds += [
-        [Encoding(*_shown(objective, e), kind, value) for e, value in zip(part, found.tolist(), strict=True)]
+        [Encoding(*objective.describe(e.factual), kind, value) for e, value in zip(part, found.tolist(), strict=True)]
         for part, found, kind in ((quiet, neutral, "neutral"), (others, other, "other"))
     ]
     return replace(report, reads="input", encodings=[e for kind in kinds for e in spread(kind, SAMPLES)])
@@ -241,8 +226,3 @@ def _record(objective: Objective, row: Row) -> dict[str, Any] | None:
     record = objective.record(row)
     small = len(json.dumps(record, ensure_ascii=False)) <= MOST_ROW
     return record if small and legible_json(record) == record else None
-
-
-def _shown(objective: Objective, example: Example) -> tuple[str, str]:
-    """Return the input of an example as text, and its factual output."""
-    return objective.describe(example.factual)

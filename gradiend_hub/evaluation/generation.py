@@ -85,6 +85,13 @@ class GenerationProbe:
         written, own = self._at(strength), self._at(0.0)
         return [self._point(strength, kind, written[kind], own[kind]) for kind in self.prompts]
 
+    def is_sound(self, strength: float) -> bool:
+        """Tell whether continuations at a strength are sound for every kind of prompt; where a likelihood is NaN, not."""
+        try:
+            return all(point.sound for point in self.measure(strength))
+        except NotFiniteError:
+            return False
+
     def report(self, strengths: Sequence[float]) -> GenerationReport:
         """Measure some strengths, with a few samples of each kind of prompt."""
         points = [point for strength in strengths for point in self.measure(strength)]

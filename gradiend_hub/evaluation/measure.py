@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +26,6 @@ from .decisions import decide
 from .encoder import measure_encoder
 from .generation import GenerationProbe
 from .lora import measure_lora
-from .part import NotFiniteError
 from .probe import OWN_TOKENS, SCORED_TOKENS, StrengthProbe
 from .records import EncoderReport, Interval
 from .report import SplitReport
@@ -120,14 +119,14 @@ def evaluate_direction(
     writing = continued(model, objective, rows, texts, sets) if settings.generation else None
     search = Search([], [])
     if choose_unit_for:
+        sound = writing.is_sound if writing else None
         with counted("searching the strength unit"):
-            search = calibrate(
-                probe, floor=settings.floor, controls=settings.controls, seed=settings.seed, sound=_soundness(writing)
-            )
+            search = calibrate(probe, floor=settings.floor, controls=settings.controls, seed=settings.seed, sound=sound)
     measured = _curve(probe, settings, search, choose_unit_for)
     limits = _limited(probe, settings, search, measured, writing, choose_unit_for)
     broken = break_point(measured.points, measured.not_finite)
     control = _controlled(probe, settings, search, measured, control_norms)
+    compared = compared_strengths(config)
     return SplitReport(
         encoder,
         measured.points,
@@ -137,11 +136,11 @@ def evaluate_direction(
         control_norms=[drawn.norms for drawn in control],
         break_point=broken,
         completions=complete(model, objective, rows, sorted({*STRENGTHS, config.strength})),
-        decisions=decide(model, objective, rows, compared_strengths(config), batch_size=settings.batch_size),
+        decisions=decide(model, objective, rows, compared, batch_size=settings.batch_size),
         missing=_missing(model, rows, probe, measured, broken, choose_unit_for),
         unit_limit=search.limited_by,
         band_limits=limits,
-        generation=writing.report(_written_at(config)) if writing else None,
+        generation=writing.report(sorted({*compared, *(config.safe_band or ())})) if writing else None,
         lora=measure_lora(probe) if choose_unit_for else None,
     )
 
@@ -160,25 +159,6 @@ def _controlled(
     return control
 
 
-def _soundness(writing: GenerationProbe | None) -> Callable[[float], bool] | None:
-    """Return what tells whether continuations at a strength are sound; `None` where there are none."""
-    if writing is None:
-        return None
-
-    def sound(strength: float) -> bool:
-        try:
-            return all(point.sound for point in writing.measure(strength))
-        except NotFiniteError:
-            return False
-
-    return sound
-
-
-def _written_at(config: GradiendConfig) -> list[float]:
-    """Strengths at which continuations are reported: 0, ±1, the recommended one and the ends of the safe band."""
-    return sorted({*compared_strengths(config), *(config.safe_band or ())})
-
-
 def _limited(
     probe: StrengthProbe,
     settings: EvaluationSettings,
@@ -189,14 +169,14 @@ def _limited(
 ) -> list[str | None] | None:
     """Return what is not safe beyond each end of the safe band; with a goal, draw the ends in to where continuations are
     sound."""
-    ends, sound = band_ends(measured.points, floor=settings.floor), _soundness(writing)
+    ends = band_ends(measured.points, floor=settings.floor)
     if ends is None or goal is None:
         return None if ends is None else [name for _, name in ends]
     config = probe.model.active_peft_config
     limits, band = [name for _, name in ends], [end for end, _ in ends]
     for side, end in enumerate(band):
         inner = sorted((p.strength for p in measured.points if 0 < p.strength / (end or 1) <= 1), key=abs)
-        while sound is not None and inner and not sound(inner[-1]):
+        while writing and inner and not writing.is_sound(inner[-1]):
             inner.pop()
             limits[side] = GENERATION
         band[side] = inner[-1] if inner else 0.0
@@ -222,8 +202,9 @@ def _curve(probe: StrengthProbe, settings: EvaluationSettings, search: Search, g
     """Measure the strength curve; with a goal, write what it shows into the config."""
     config = probe.model.active_peft_config
     adaptive = settings.strengths is None and (goal is not None or config.break_point is None)
-    grid = {*_grid(config, refined=not adaptive)} if settings.strengths is None else {*settings.strengths}
-    grid |= {p.strength for p in search.points}
+    grid = {*(CURVE if settings.strengths is None else settings.strengths), *(p.strength for p in search.points)}
+    if settings.strengths is None and not adaptive:
+        grid |= {s for s in (*(config.safe_band or ()), *(config.break_point or ())) if s is not None}
     exact = {-1.0, 0.0, 1.0, config.strength}
     if config.strength != 1:
         grid.add(config.strength)
@@ -245,11 +226,6 @@ def _curve(probe: StrengthProbe, settings: EvaluationSettings, search: Search, g
 def compared_strengths(config: GradiendConfig) -> list[float]:
     """Strengths at which a model is shown before and after: 0, ±1, and the recommended one."""
     return sorted({-1.0, 0.0, 1.0, config.strength})
-
-
-def _grid(config: GradiendConfig, *, refined: bool) -> list[float]:
-    known = [*(config.safe_band or []), *(config.break_point or [])] if refined else []
-    return sorted({*CURVE, *(strength for strength in known if strength is not None)})
 
 
 def _missing(

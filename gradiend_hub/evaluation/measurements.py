@@ -217,18 +217,14 @@ def _add(
     if there is not None and not there.leads_here(report.direction):
         measurements.problems.append(f"{where} is a report of {printable(report.direction or 'no named direction')}.")
         return
-    if problems := _impossible(report, config):
+    from .plausibility import implausible  # needs torch, which a direction without others' reports does not
+
+    # the base model may be another one than the author's, and the curve shorter than his
+    named: dict[str, Any] = {"base_model_name_or_path": report.base_model, "revision": report.base_revision}
+    if problems := implausible(replace(config, safe_band=None, break_point=None, **named), report):
         measurements.problems.append(f"{where} is not credible: {printable(problems[0])}")
         return
     revision, same = report.direction_revision, None
     if there is not None and revision:
         same = True if revision == there.commit else there.same_file(WEIGHTS_FILE, revision)
     measurements.reports.append(Measurement(report, file.name, file.by, file.pull_request, same))
-
-
-def _impossible(report: Report, config: DirectionFields) -> list[str]:
-    """Claims that cannot be; the base model may be another one than the author's, and the curve shorter than his."""
-    from .plausibility import implausible  # needs torch, which a direction without others' reports does not
-
-    named: dict[str, Any] = {"base_model_name_or_path": report.base_model, "revision": report.base_revision}
-    return implausible(replace(config, safe_band=None, break_point=None, **named), report)

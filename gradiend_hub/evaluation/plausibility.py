@@ -143,9 +143,7 @@ def _of_report(config: DirectionFields, report: Report) -> Iterator[str]:
     for phase, seconds in report.seconds.items():
         if seconds < 0:
             yield f"The phase {phase!r} took {seconds:g} seconds."
-    claimed = _of_band(config, report)
-    if claimed:
-        yield claimed
+    yield from _of_band(config, report)
 
 
 def _public(name: str | None) -> str | None:
@@ -153,19 +151,19 @@ def _public(name: str | None) -> str | None:
     return hub_id(name) if name is not None and "/" in name else None
 
 
-def _of_band(config: DirectionFields, report: Report) -> str | None:
+def _of_band(config: DirectionFields, report: Report) -> Iterator[str]:
     """Compare the safe band with the curves."""
     curves = [[*split.curve, *split.search] for split in report.splits.values()]
     if all(p.quality is None for curve in curves for p in curve):
-        return None  # without neutral items nothing contradicts the band
+        return  # without neutral items nothing contradicts the band
     for end in config.safe_band or ():
         if end and abs(end) <= _WIDEST_BAND and curves and not any(supports(curve, end) for curve in curves):
             reach = max((abs(p.strength) for curve in curves for p in curve if p.strength * end > 0), default=0.0)
-            return (
+            yield (
                 f"The safe band reaches to {end:g}, but no measured curve supports that: on this side curves reach to "
                 f"{reach:g}, or the quality falls below {BREAK_QUALITY:g} before."
             )
-    return None
+            return
 
 
 def _of_split(split: SplitReport, classes: Sequence[str]) -> Iterator[str]:
@@ -176,11 +174,10 @@ def _of_split(split: SplitReport, classes: Sequence[str]) -> Iterator[str]:
     strengths = [p.strength for p in split.curve]
     if strengths != sorted(set(strengths)):
         yield "the strengths of the curve are not in order, or one is there twice."
+    # on counterfactual pairs, the classes' probabilities are of two inputs
+    of_one = all(decided.flipped is None for decided in split.decisions)
     for point in [*split.curve, *split.search, *(p for drawn in split.control for p in drawn)]:
-        yield from (f"at strength {point.strength:g}, {problem}" for problem in _of_point(point, classes))
-        # on counterfactual pairs, the classes' probabilities are of two inputs
-        if not any(decided.flipped is not None for decided in split.decisions):
-            yield from (f"at strength {point.strength:g}, {problem}" for problem in _of_sums(point))
+        yield from (f"at strength {point.strength:g}, {problem}" for problem in _of_point(point, classes, of_one))
     for decided in split.decisions:
         shares: dict[str, float | None] = {f"accuracy on {name}": share for name, share in decided.accuracy.items()}
         shares |= {"changed decisions": decided.changed, "flipped decisions": decided.flipped}
@@ -232,22 +229,18 @@ def _of_encodings(encoder: EncoderReport, classes: Sequence[str]) -> Iterator[st
             yield f"the mean of {name} is {mean:.3f}, but that of its {len(values)} published points {found:.3f}."
 
 
-def _of_point(point: StrengthPoint, classes: Sequence[str]) -> Iterator[str]:
+def _of_point(point: StrengthPoint, classes: Sequence[str], of_one_input: bool) -> Iterator[str]:
     for of, by_class in point.probability.items():
         if of not in classes or set(by_class) - {*classes}:
             yield f"there are probabilities of other classes than {list(classes)}."
         yield from _outside({f"P({name}) on {of} rows": p for name, p in by_class.items()}, 0, 1)
+        if of_one_input and sum(by_class.values()) > 1 + 1e-3:
+            yield f"the classes' probabilities on {of} rows add up to more than 1."
     yield from _outside({"accuracy": point.accuracy}, 0, 1)
     yield from _outside({"quality": point.quality, "NLL": point.nll, "KL": point.kl}, -_SLACK, math.inf)
     for name, interval in point.intervals.items():
         if interval[0] > interval[1]:
             yield f"the interval of {name} is upside down."
-
-
-def _of_sums(point: StrengthPoint) -> Iterator[str]:
-    for of, by_class in point.probability.items():
-        if sum(by_class.values()) > 1 + 1e-3:
-            yield f"the classes' probabilities on {of} rows add up to more than 1."
 
 
 def _outside(figures: Mapping[str, float | None], low: float, high: float) -> Iterator[str]:

@@ -119,12 +119,8 @@ class StrengthProbe:
         share = self._own.share([item.number for item in rows])
         filled = [self._own.added(items, quality, share) for items, quality in parts]
         labels = sum(len(item.sample.labels) for _, part in filled for of in part.values() for item in of)
-        compared = (
-            labels
-            + len(rows)
-            + sum(len(item.readings[0].sample.labels) for part, _ in filled for item in part if item.own)
-        )
-        kept = min(1.0, KL_VALUES / (2 * self.objective.width * max(compared, 1)))
+        own = sum(len(item.readings[0].sample.labels) for part, _ in filled for item in part if item.own)
+        kept = min(1.0, KL_VALUES / (2 * self.objective.width * max(labels + len(rows) + own, 1)))
         self.parts = [
             Part(
                 self.objective,
@@ -268,6 +264,18 @@ class StrengthProbe:
                     del self._read[key]
                     raise
         tick()
+
+    def damage(self, dose: float) -> float:
+        """Bound of the worst damage, as reading everything is expected to give it; infinite where there is NaN."""
+        try:
+            return self.summary(dose).expected_damage
+        except NotFiniteError:
+            return math.inf
+
+    def dose_of(self, part: int) -> float:
+        """The dose at which ‖Δ‖ = ‖W‖/`part`."""
+        with self.model.strength_at(1.0):
+            return float(self.model.active_peft_config.strength_unit / (part * self.model.receipt.relative_norm))
 
     def effect(self, up: StrengthPoint, down: StrengthPoint) -> float:
         """P(c₊) on rows of c₋ at a positive strength plus P(c₋) on rows of c₊ at the negative one, of those with rows."""

@@ -103,12 +103,10 @@ def _of_values(
     for kind in dict.fromkeys(e.kind for e in held):
         own = [(abs(e.h - h), e, h) for e, h in zip(held, found, strict=True) if e.kind == kind]
         off, worst, h = max(own, key=lambda one: one[0])
-        said = (
-            "the same"
-            if off <= tolerance
-            else f"{h:+.4f} at {printable(worst.text, 80)} [{printable(worst.output, 40)}]"
-        )
-        claimed = "as published" if off <= tolerance else f"{worst.h:+.4f}"
+        claimed, said = "as published", "the same"
+        if off > tolerance:
+            claimed = f"{worst.h:+.4f}"
+            said = f"{h:+.4f} at {printable(worst.text, 80)} [{printable(worst.output, 40)}]"
         yield Check(f"h of {len(own)} rows of {kind}, {split}", claimed, said, off <= tolerance, len(own))
 
 
@@ -200,19 +198,19 @@ def _may_be(
 
 def unmeasured(report: Report) -> list[str]:
     """Say which figures of a report no reader can measure without more than it holds, how many they are, and why."""
+    parts = [pair for split in report.splits.values() for pair in _unmeasured_of(split)]
+    parts += [
+        ("benchmarks: on their own data; gradiend-hub evaluate --bench measures them", report.side_effects),
+        ("time and energy: of the author's machine", [report.seconds, report.energy_kwh]),
+        (
+            "the training's log, and of runs that were compared: of the author's training",
+            [report.history, report.seeds],
+        ),
+        ("what similarities to other directions are judged by: of the author's training rows", report.references),
+    ]
     found: Counter[str] = Counter()
-    for split in report.splits.values():
-        for reason, part in _unmeasured_of(split):
-            found[reason] += count_figures(part)
-    runs = "benchmarks: on their own data; gradiend-hub evaluate --bench measures them"
-    found[runs] += count_figures(report.side_effects)
-    found["time and energy: of the author's machine"] += count_figures([report.seconds, report.energy_kwh])
-    found["the training's log, and of runs that were compared: of the author's training"] += count_figures(
-        [report.history, report.seeds]
-    )
-    found["what similarities to other directions are judged by: of the author's training rows"] += count_figures(
-        report.references
-    )
+    for reason, part in parts:
+        found[reason] += count_figures(part)
     return [f"{count:,} figures of {reason}." for reason, count in found.items() if count]
 
 
@@ -223,13 +221,9 @@ def _unmeasured_of(split: SplitReport) -> Iterator[tuple[str, Any]]:
         lost = [e for e in encoder.encodings if e.kind in classes and e.row is None]
         yield "rows that the report does not hold (of an earlier version, or too large)", lost
         others = [replace(e, row=None) for e in encoder.encodings if e.kind not in classes]
-        quiet = [
-            encoder.neutral_abs_mean,
-            encoder.correlation_with_neutral,
-            encoder.ternary_accuracy,
-            encoder.other_abs_mean,
-        ]
-        yield "tokens within texts, of which only the author knows how they were cut", [others, quiet]
+        quiet = [encoder.neutral_abs_mean, encoder.other_abs_mean]
+        with_quiet = [encoder.correlation_with_neutral, encoder.ternary_accuracy]
+        yield "tokens within texts, of which only the author knows how they were cut", [others, quiet, with_quiet]
         yield "words that no training row had, which only the author knows", encoder.held_out
         if not _whole(encoder):
             figures = [encoder.correlation, encoder.accuracy, encoder.auc, encoder.spearman]
@@ -247,8 +241,3 @@ def _unmeasured_of(split: SplitReport) -> Iterator[tuple[str, Any]]:
         yield "continuations that the report does not hold", split.generation.points
     if split.lora is not None:
         yield "the LoRA's effect and quality, on rows and texts of the author", [split.lora.effect, split.lora.quality]
-
-
-def figures_of(checks: Sequence[Check]) -> int:
-    """Count the figures that checks stand for."""
-    return sum(check.figures for check in checks)

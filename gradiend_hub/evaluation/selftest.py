@@ -26,7 +26,7 @@ from gradiend_hub.scope import packed_parameters
 from .claims import check_summary, measured_again
 from .plausibility import count_figures, implausible
 from .probe import StrengthProbe
-from .published import Check, compared, figures_of, unmeasured
+from .published import Check, compared, unmeasured
 from .report import Report
 
 ROWS_PER_CLASS = 4
@@ -180,7 +180,7 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
         [*checks, *check_summary(folder, config, report, base=False), *measured],
         tolerance,
         figures=0 if report is None else count_figures(report),
-        measured=figures_of(measured),
+        measured=sum(check.figures for check in measured),
         rows=len(rows),
         implausible=implausible(config, report),
         unmeasured=unmeasured(report) if full and report is not None else [],

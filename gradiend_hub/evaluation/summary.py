@@ -360,18 +360,10 @@ class Summary:
         plain = damage.get(NEUTRAL)
         if plain is not None:
             intervals |= {name: plain.intervals[name] for name in ("nll", "quality", "kl")}
+        names = ("nll", "accuracy", "quality", "quality_low", "kl")
+        figures = {name: getattr(plain, name, None) for name in names}  # None without neutral text
         return StrengthPoint(
-            strength,
-            chances,
-            nll=plain.nll if plain else None,
-            accuracy=plain.accuracy if plain else None,
-            quality=plain.quality if plain else None,
-            quality_low=plain.quality_low if plain else None,
-            kl=plain.kl if plain else None,
-            intervals=intervals,
-            readings=readings,
-            damage=damage,
-            slot=slot,
+            strength, chances, **figures, intervals=intervals, readings=readings, damage=damage, slot=slot
         )
 
     def _damage(self, of_set: str) -> Damage:

@@ -23,13 +23,14 @@ from .shard import Shard
 _DAMPING = 0.1
 
 
-def regression(counts: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+def regression(counts: Tensor, levels: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Least squares of class means m₊, m₋ and 0 on h: coefficients of both means in the weight, and in the bias; [2] each.
 
     Args:
         counts: vectors of label +1, −1 and 0; [3], fp64.
-        levels: h of each; [3], fp64.
+        levels: h of each, [3], fp64; default: ±`LEVEL` and 0.
     """
+    levels = counts.new_tensor([LEVEL, -LEVEL, 0.0]) if levels is None else levels
     shares = counts / counts.sum().clamp(min=1)
     mean = shares @ levels
     spread = shares @ (levels - mean).square()
@@ -54,11 +55,11 @@ class ClassMeans(nn.Module):
         if which < 2:
             self.means[which].lerp_(vector, 1 / float(self.counts[which]))
 
-    def fit(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+    def fit(self, levels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Least squares of the vectors on h, weight and bias of all coordinates: [n] each. Rows of label 0 count as zeros.
 
         Args:
-            levels: h of a row of label +1, −1 and 0; [3], fp64.
+            levels: h of a row of label +1, −1 and 0, as of `regression`.
         """
         factors, offsets = regression(self.counts, levels)
         weight, bias = factors.to(self.means) @ self.means, offsets.to(self.means) @ self.means
@@ -114,5 +115,4 @@ class ClosedFormSolver(Solver):
         direction = difference / (variance + _DAMPING)
         (product,) = self.shard.sum(direction.dot(difference))
         encoder = direction * (2 * math.atanh(LEVEL) / float(product.clamp(min=1e-38)))
-        levels = torch.tensor([LEVEL, -LEVEL, 0.0], dtype=torch.float64, device=encoder.device)
-        return [Solution(self.shard.whole(encoder), 0.0, *self.target_means.fit(levels))]
+        return [Solution(self.shard.whole(encoder), 0.0, *self.target_means.fit())]

@@ -268,7 +268,6 @@ class SketchSolver(Solver):
         means = sums / counts[:2].repeat(2).clamp(min=1).to(sums)[:, None]
         encoder = self.sketching.read(means[0] - means[1])
         encoder = encoder * (2 * math.atanh(LEVEL) / max(encoder.norm() ** 2, 1e-38))
-        levels = torch.tensor([LEVEL, -LEVEL, 0.0], dtype=torch.float64, device=counts.device)
-        factors, offsets = regression(counts, levels)
+        factors, offsets = regression(counts)
         decoder, bias = (self.sketching.read(c.to(means) @ means[2:]) for c in (factors, offsets))
         return [Solution(encoder, 0.0, decoder, bias)]

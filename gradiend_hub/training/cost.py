@@ -29,7 +29,6 @@ from gradiend_hub.gradients import (
 from gradiend_hub.gradients.kronecker import COLUMNS
 from gradiend_hub.gradients.memory import activation_bytes
 from gradiend_hub.gradients.store import KEY_FILE
-from gradiend_hub.model import GradiendModel
 from gradiend_hub.objectives import PairBatch, batched
 from gradiend_hub.solvers import Solution
 
@@ -221,11 +220,8 @@ def _seconds_per_reading(
     direction = as_direction(Solution(nothing, 0.0, nothing, nothing), run.scope)
     some_rows, some_texts = spread(rows, _SOME_ROWS), spread(texts, _SOME_TEXTS)
     share = len(some_texts) / max(len(texts), 1)
-    model = GradiendModel.from_direction(
-        run.base_model, direction, run.config, processing_class=run.objective.processor
-    )
-    try:
-        seconds = []
+    seconds = []
+    with run.applied(direction) as model:
         for part_rows, part_texts in ((some_rows, some_texts), (some_rows, [])):
             some_tokens = max(1, round(share * run.args.quality_tokens))
             own = round(run.args.quality_tokens / 2 * len(some_rows) / max(len(rows), 1))
@@ -234,8 +230,6 @@ def _seconds_per_reading(
             start = time.perf_counter()
             probe.measure(0.0)
             seconds.append(time.perf_counter() - start)
-    finally:
-        model.unload()
     whole, of_rows = seconds
     of_texts = max(whole - of_rows, 0.0) / share if share else 0.0
     part = 1.0 if tokens is None else min(tokens / run.args.quality_tokens, 1.0)

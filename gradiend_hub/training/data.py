@@ -15,8 +15,9 @@ from gradiend_hub.data import Row, read_neutral, read_rows, require_classes, req
 from gradiend_hub.data.loading import is_named, load_rows
 from gradiend_hub.data.row import COLUMNS
 from gradiend_hub.errors import ConfigError, DataError
+from gradiend_hub.evaluation.intervals import spread
 from gradiend_hub.evaluation.sets import check_names
-from gradiend_hub.objectives import OBJECTIVES, Example, Objective, examples_of, other_examples, require_readable
+from gradiend_hub.objectives import OBJECTIVES, Objective, examples_of, other_examples, require_readable
 
 from .args import GradiendTrainingArguments
 from .batches import TransitionDataset
@@ -137,7 +138,8 @@ class TrainingData:
         fillers = config.fillers or objective.fillers(rows, classes)
         require_distinct(fillers)
         fillers = {name: list(fillers.get(name, ())) for name in classes}
-        identity = _identity_examples(objective, rows, fillers, args)
+        slots = spread(rows, args.identity_rows)
+        identity = other_examples(objective, slots, fillers, seed=args.row_seed)
         require_readable(objective, rows[:1], fillers, what="train_dataset")
 
         def measured(dataset: Any, what: str) -> list[Row]:
@@ -255,14 +257,6 @@ def read_measured(
     return rows
 
 
-def _identity_examples(
-    objective: Objective, rows: Sequence[Row], fillers: Mapping[str, Sequence[str]], args: GradiendTrainingArguments
-) -> list[Example]:
-    count = min(args.identity_rows, len(rows))
-    chosen = [rows[i * len(rows) // count] for i in range(count)]
-    return other_examples(objective, chosen, fillers, seed=args.row_seed)
-
-
 def records(dataset: Any, what: str, needed: int | None = None) -> Iterable[dict[str, Any]]:
     """Return the records of a data set, of one without a length as many as are needed.
 
@@ -280,14 +274,6 @@ def records(dataset: Any, what: str, needed: int | None = None) -> Iterable[dict
     stream: Iterator[dict[str, Any]] = iter(dataset)
     if isinstance(dataset, Sized):
         return islice(stream, len(dataset))  # a map-style data set of torch need not end its own iteration
-    return _of_stream(stream, what, needed)
-
-
-def _opened(dataset: Any, what: str) -> Any:
-    return load_rows(dataset, USUAL_SPLITS.get(what, "test"), what) if is_named(dataset) else dataset
-
-
-def _of_stream(stream: Iterator[dict[str, Any]], what: str, needed: int | None) -> list[dict[str, Any]]:
     found = list(islice(stream, min(needed or STREAM_LIMIT, STREAM_LIMIT)))
     if needed is None and len(found) == STREAM_LIMIT and next(stream, None) is not None:
         raise ConfigError(
@@ -295,6 +281,10 @@ def _of_stream(stream: Iterator[dict[str, Any]], what: str, needed: int | None) 
             f"many as you need, {what}=stream.take(COUNT), or for the training rows set max_steps."
         )
     return found
+
+
+def _opened(dataset: Any, what: str) -> Any:
+    return load_rows(dataset, USUAL_SPLITS.get(what, "test"), what) if is_named(dataset) else dataset
 
 
 def _next_step(dataset: Any) -> str:

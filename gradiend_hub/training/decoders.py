@@ -24,21 +24,6 @@ from gradiend_hub.solvers import (
     damage_aware,
     effect_shares,
 )
-from gradiend_hub.solvers.base import LEVEL
-
-__all__ = [
-    "AUTO",
-    "DECODERS",
-    "LEARNED",
-    "RANK",
-    "best_damped",
-    "chosen_damping",
-    "constant",
-    "cut_to_rank",
-    "numbers_at_rank",
-    "pruned",
-    "with_mean_decoder",
-]
 
 AUTO, LEARNED = "auto", ("damage_aware", "natural")
 """The decoder that data and arguments decide, and those that are learned from text."""
@@ -54,8 +39,7 @@ Kept = tuple[Solution, Scope]
 
 def with_mean_decoder(solution: Solution, target_means: ClassMeans) -> Solution:
     """Give a solution the decoder that predicts each class's mean target from its typical feature value, ±0.9."""
-    levels = torch.tensor([LEVEL, -LEVEL, 0.0], dtype=torch.float64, device=solution.encoder.device)
-    decoder, bias = target_means.fit(levels)
+    decoder, bias = target_means.fit()
     return replace(solution, decoder=decoder, decoder_bias=bias)
 
 

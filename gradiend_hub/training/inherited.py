@@ -7,7 +7,7 @@ silence: each field is honoured, or refused by name, or, where it could change n
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field
 from typing import Any, NoReturn
 
@@ -142,33 +142,29 @@ def _is_changed(f: Field[Any], value: Any) -> bool:
     return bool(getattr(value, "value", value) != getattr(default, "value", default))
 
 
+def _refused(method: str, instead: str) -> Callable[..., NoReturn]:
+    """A method that says what is used instead of it."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise ConfigError(f"GradiendTrainer has no {method}(): {instead}.")
+
+    return refuse
+
+
 class DirectionTrainer(Trainer):  # type: ignore[misc]
     """`Trainer` with every method that would act on the base model's outputs replaced by an error that says what does."""
 
-    def get_eval_dataloader(self, *_: Any, **__: Any) -> NoReturn:
-        _refuse("get_eval_dataloader", "evaluate() reads the rows itself, and predict(rows) encodes them")
-
-    def get_test_dataloader(self, *_: Any, **__: Any) -> NoReturn:
-        _refuse("get_test_dataloader", "predict(rows) encodes rows")
-
-    def evaluation_loop(self, *_: Any, **__: Any) -> NoReturn:
-        _refuse("evaluation_loop", "evaluate() measures rows, and predict(rows) encodes them")
-
-    def prediction_step(self, *_: Any, **__: Any) -> NoReturn:
-        _refuse("prediction_step", "predict(rows) encodes rows")
-
-    def compute_loss(self, *_: Any, **__: Any) -> NoReturn:
-        _refuse("compute_loss", "training_step() hands gradients to the solver and returns its loss")
-
-    def hyperparameter_search(self, *_: Any, **__: Any) -> NoReturn:
-        _refuse(
-            "hyperparameter_search",
-            "num_runs and learning_rates train several seeds and rates on one stream of gradients and keep the best",
-        )
+    get_eval_dataloader = _refused(
+        "get_eval_dataloader", "evaluate() reads the rows itself, and predict(rows) encodes them"
+    )
+    get_test_dataloader = _refused("get_test_dataloader", "predict(rows) encodes rows")
+    evaluation_loop = _refused("evaluation_loop", "evaluate() measures rows, and predict(rows) encodes them")
+    prediction_step = _refused("prediction_step", "predict(rows) encodes rows")
+    compute_loss = _refused("compute_loss", "training_step() hands gradients to the solver and returns its loss")
+    hyperparameter_search = _refused(
+        "hyperparameter_search",
+        "num_runs and learning_rates train several seeds and rates on one stream of gradients and keep the best",
+    )
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         """Nothing: the training step counts, as it knows the rows."""
-
-
-def _refuse(method: str, instead: str) -> NoReturn:
-    raise ConfigError(f"GradiendTrainer has no {method}(): {instead}.")

@@ -24,7 +24,6 @@ from gradiend_hub.evaluation import (
     evaluate_direction,
     flat_encoder,
 )
-from gradiend_hub.model import GradiendModel
 from gradiend_hub.progress import shown
 from gradiend_hub.scope import Scope
 from gradiend_hub.solvers import Convergence
@@ -73,14 +72,10 @@ def named_sets(run: TrainingRun, given: Any, neutral: Any, what: str, *, own: bo
         ConfigError: there is no such set.
         DataError: a row is unusable.
     """
-    texts = (
-        run.data.texts
-        if neutral is None
-        else without(
-            read_neutral(records(neutral, "neutral_dataset"), run.objective.read_neutral, what="neutral_dataset"),
-            run.data.fisher_texts,
-        )
-    )
+    texts = run.data.texts
+    if neutral is not None:
+        read = read_neutral(records(neutral, "neutral_dataset"), run.objective.read_neutral, what="neutral_dataset")
+        texts = without(read, run.data.fisher_texts)
     if own or isinstance(given, str):
         found = {name: rows for name, rows in run.data.eval_sets.items() if own or name == given}
         if not found:
@@ -119,8 +114,7 @@ def measure(
         tokens=args.quality_tokens,
         own_tokens=args.quality_tokens // 2,
     )
-    model = GradiendModel.from_direction(run.base_model, direction, config, processing_class=run.objective.processor)
-    try:
+    with run.applied(direction) as model:
         split = evaluate_direction(
             model,
             run.objective,
@@ -136,8 +130,6 @@ def measure(
         found = model.active_peft_config
         config.strength_unit, config.strength = found.strength_unit, found.strength
         config.safe_band, config.break_point = found.safe_band, found.break_point
-    finally:
-        model.unload()
     return split
 
 
@@ -246,24 +238,15 @@ class MeasuringTrainer(PublishingTrainer):
             h, labels = self._run.encode(read.solution, rows)
         return flat_encoder(encoder_report(h, labels, self._classes))
 
-    def _control_norms(self) -> list[list[float]]:
-        """Norms of the random directions on the split that the strength unit was chosen on."""
-        return next((split.control_norms for split in self.report.splits.values() if split.search), [])
-
     def _measure(self, measured: MeasuredRows, choose_unit: bool, name: str) -> dict[str, float]:
         start, direction, run = time.perf_counter(), self.direction, self._run
         h = self._h if measured.rows is run.data.eval_rows else None
         if name == "test" and not any(measured.rows is rows for rows in run.data.eval_sets.values()):
             h, labels = run.encode_by(*encoder_tensors(direction), measured.rows)
             self._judge(judged_by(h, labels, measured.rows, of="test rows"))
-        split = self.report.splits[name] = measure(
-            run,
-            direction,
-            measured,
-            choose_unit=choose_unit,
-            encoded=h,
-            control_norms=() if choose_unit else self._control_norms(),
-        )
+        norms = next((of.control_norms for of in self.report.splits.values() if of.search and not choose_unit), [])
+        split = measure(run, direction, measured, choose_unit=choose_unit, encoded=h, control_norms=norms)
+        self.report.splits[name] = split
         if choose_unit:
             sets = sorted(split.curve[0].damage) if split.curve else []
             self.report.settings = {

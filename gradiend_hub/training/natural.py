@@ -17,7 +17,6 @@ from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import EditError
 from gradiend_hub.evaluation import StrengthProbe
-from gradiend_hub.evaluation.part import NotFiniteError
 from gradiend_hub.gradients import KroneckerFactors
 from gradiend_hub.solvers import ByParameter, Solution
 
@@ -73,17 +72,14 @@ def _part(name: str, part: Tensor | Factors, factors: KroneckerFactors, damping:
     if damping.is_plain:
         return part
     if isinstance(part, Factors) and name in factors.outputs:
-        b, a = part.b.double(), part.a.double().mT
-        for curvature, side in ((factors.outputs[name], "b"), (factors.inputs[name], "a")):
-            value = outputs if side == "b" else inputs
-            if math.isinf(value):
-                continue
+        sides = []
+        for values, curvature, value in (
+            (part.b.double(), factors.outputs[name], outputs),
+            (part.a.double().mT, factors.inputs[name], inputs),
+        ):
             solve = curvature.solve_diagonal if damping.diagonal else curvature.solve
-            if side == "b":
-                b = solve(b, value)
-            else:
-                a = solve(a, value)
-        return Factors(b.float(), a.mT.float().contiguous())
+            sides.append(values if math.isinf(value) else solve(values, value))
+        return Factors(sides[0].float(), sides[1].mT.float().contiguous())
     if math.isinf(outputs) and not isinstance(part, Factors):
         return part * 0.0
     fisher = factors.diagonals.get(name)
@@ -279,10 +275,10 @@ def outcome(probe: StrengthProbe, sign: int, floor: float, start: float | None =
     Raises:
         EditError: even the smallest dose damages the model.
     """
-    dose, allowed = start or _first_dose(probe), 1 - floor
+    dose, allowed = start or probe.dose_of(64), 1 - floor
     low, high = 0.0, math.inf
     for _ in range(_MOST_DOSES):
-        damage = _damage(probe, sign * dose)
+        damage = probe.damage(sign * dose)
         low, high = (dose, high) if damage <= allowed else (low, dose)
         if (low and high / low < _CLOSE) or _NEAR * allowed <= damage <= allowed:
             break
@@ -303,11 +299,11 @@ def estimate(probe: StrengthProbe, sign: int, floor: float, start: float | None 
     Raises:
         EditError: even the smallest dose damages the model.
     """
-    dose, allowed = start or _first_dose(probe), 1 - floor
+    dose, allowed = start or probe.dose_of(64), 1 - floor
     before, read = _log_odds(_effect(probe, sign, 0.0)), dict[float, float]()  # rise of the log-odds by dose
     low, high, ratio = 0.0, math.inf, 1.0
     for _ in range(_MOST_DOSES):
-        damage = _damage(probe, sign * dose)
+        damage = probe.damage(sign * dose)
         low, high = (dose, high) if damage <= allowed else (low, dose)
         if damage < math.inf:
             read[dose] = _log_odds(_effect(probe, sign, dose)) - before
@@ -340,7 +336,7 @@ def common_effect(probe: StrengthProbe, floor: float, start: float | None = None
         EditError: even the smallest dose damages the model.
     """
     dose = outcome(probe, 1, floor, start).dose
-    if _damage(probe, -dose) > 1 - floor:
+    if probe.damage(-dose) > 1 - floor:
         dose = min(dose, outcome(probe, -1, floor, dose).dose)
     return probe.effect(probe.measure_dose(dose), probe.measure_dose(-dose))
 
@@ -358,19 +354,6 @@ def _log_odds(share: float) -> float:
 
 def _no_dose(probe: StrengthProbe, dose: float, floor: float) -> EditError:
     return EditError(
-        f"Even an edit of {dose / _first_dose(probe):.2g} ‖W‖/64 lowers the quality under {floor:.1%} of the base model's. "
+        f"Even an edit of {dose / probe.dose_of(64):.2g} ‖W‖/64 lowers the quality under {floor:.1%} of the base model's. "
         "Train longer, use more data, or lower the floor."
     )
-
-
-def _first_dose(probe: StrengthProbe) -> float:
-    with probe.model.strength_at(1.0):
-        return float(probe.model.active_peft_config.strength_unit / (64 * probe.model.receipt.relative_norm))
-
-
-def _damage(probe: StrengthProbe, dose: float) -> float:
-    """The largest damage, as reading everything is expected to bound it; infinite where there is NaN."""
-    try:
-        return float(probe.summary(dose).expected_damage)
-    except NotFiniteError:
-        return math.inf

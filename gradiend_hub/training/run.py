@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +14,10 @@ from torch import Tensor, nn
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
-from gradiend_hub.artifact.references import References
-from gradiend_hub.comparison.references import references_of
 from gradiend_hub.data import Row
 from gradiend_hub.encoding import preactivations, reading_sign
 from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.intervals import spread
-from gradiend_hub.evaluation.report import ReferenceReport
 from gradiend_hub.evaluation.sets import REPLY_TOKENS, damage_items
 from gradiend_hub.gradients import (
     FactorReader,
@@ -39,7 +35,6 @@ from gradiend_hub.progress import counted
 from gradiend_hub.solvers import (
     ByParameter,
     ClassMeans,
-    Contrasts,
     Convergence,
     SeedReport,
     Solution,
@@ -284,14 +279,6 @@ class TrainingRun:
         h = read.h if every_row and not judged.faults else None
         return Finished(solution, scope, effects | by_bias, judged, weights, h)
 
-    def references(
-        self, direction: Direction, contrasts: Contrasts | None, weights: Tensor | None
-    ) -> tuple[References | None, ReferenceReport | None]:
-        """Learn what a finished direction is compared with later; nothing where the rows were too few for two halves."""
-        if contrasts is None:
-            return None, None
-        return references_of(contrasts, direction, self.scope, self.config, weights)
-
     @cached_property
     def spared(self) -> tuple[Sequence[Any], list[Row], list[Sample]]:
         """Texts that decoders are to spare: neutral ones, rows with their own text, and a chat model's replies."""
@@ -362,22 +349,26 @@ class TrainingRun:
             return common_effect(probe, self.args.quality_floor, start)
 
     @contextmanager
-    def _probing(self, solution: Solution, scope: Scope) -> Iterator[StrengthProbe]:
-        """Put a solution on the base model, to be measured on some validation rows and on all damage sets."""
-        model = GradiendModel.from_direction(self.base_model, as_direction(solution, scope), copy.deepcopy(self.config))
+    def applied(self, direction: Direction) -> Iterator[GradiendModel]:
+        """Put a direction on the base model for as long as the block runs, at strength 0 first."""
+        processor = self.objective.processor
+        model = GradiendModel.from_direction(self.base_model, direction, self.config, processing_class=processor)
         try:
-            yield self._probe(model)
+            yield model
         finally:
             model.unload()
 
-    def _probe(self, model: GradiendModel) -> StrengthProbe:
-        if not self._probes:  # the base model's replies and figures are the same for all
-            others = damage_items(model, self.objective, self.data.damage_sets, seed=self.args.seed)
-            tokens = self.args.quality_tokens
-            sets = {"tokens": tokens, "own": tokens // 2, "others": others, "seed": self.args.seed}
-            probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, **sets)
-            self._probes.append(probe.subset(COMPARED_ROWS, COMPARED_TOKENS))
-        return self._probes[0].aside(model)
+    @contextmanager
+    def _probing(self, solution: Solution, scope: Scope) -> Iterator[StrengthProbe]:
+        """Put a solution on the base model, to be measured on some validation rows and on all damage sets."""
+        with self.applied(as_direction(solution, scope)) as model:
+            if not self._probes:  # the base model's replies and figures are the same for all
+                others = damage_items(model, self.objective, self.data.damage_sets, seed=self.args.seed)
+                tokens = self.args.quality_tokens
+                sets = {"tokens": tokens, "own": tokens // 2, "others": others, "seed": self.args.seed}
+                probe = StrengthProbe(model, self.objective, self.data.eval_rows, self.data.texts, **sets)
+                self._probes.append(probe.subset(COMPARED_ROWS, COMPARED_TOKENS))
+            yield self._probes[0].aside(model)
 
     @cached_property
     def _probes(self) -> list[StrengthProbe]:

@@ -18,7 +18,6 @@ from gradiend_hub.cards import render_artifact
 from gradiend_hub.data import require_classes, rows_digest
 from gradiend_hub.evaluation import Report, edit_account
 from gradiend_hub.evaluation.selftest import write_probes
-from gradiend_hub.model import GradiendModel
 from gradiend_hub.scope import base_parameters
 from gradiend_hub.solvers import SeedReport
 
@@ -96,11 +95,6 @@ def seed_records(found: SeedReport, classes: Sequence[str]) -> list[dict[str, An
     ]
 
 
-def _model(run: TrainingRun, direction: Direction) -> GradiendModel:
-    processor = run.objective.processor
-    return GradiendModel.from_direction(run.base_model, direction, run.config, processing_class=processor)
-
-
 def save_direction(
     folder: Path, run: TrainingRun, direction: Direction, report: Report, references: References | None = None
 ) -> None:
@@ -108,11 +102,8 @@ def save_direction(
     folder.mkdir(parents=True, exist_ok=True)
     report.save(folder)
     _save_references(folder, references)
-    model = _model(run, direction)
-    try:
+    with run.applied(direction) as model:
         model.save_pretrained(folder)
-    finally:
-        model.unload()
 
 
 def save_artifact(
@@ -120,8 +111,7 @@ def save_artifact(
 ) -> None:
     """Write the direction, its probes, the report and what is rendered from it."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = _model(run, direction)
-    try:
+    with run.applied(direction) as model:
         config = model.active_peft_config
         if report.splits:
             report.layers, report.dtype_loss = edit_account(model)
@@ -133,8 +123,6 @@ def save_artifact(
         shutil.rmtree(folder / LORA_FOLDER, ignore_errors=True)  # of a former direction
         if report.lora is not None and report.lora.holds:
             model.to_lora(folder / LORA_FOLDER)
-    finally:
-        model.unload()
     render_artifact(folder, config, report)
 
 

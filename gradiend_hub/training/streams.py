@@ -102,9 +102,8 @@ class FactorStream:
         Raises:
             TrainingError: too many rows are unusable, a gradient is zero everywhere, or memory ran out.
         """
-        label, world = self.labels[rows[0]], distributed.get_world_size() if _is_shared() else 1
-        mine = rows[distributed.get_rank() :: world] if world > 1 else rows
-        loss = None
+        label, processes, loss = self.labels[rows[0]], self.solver.processes, None
+        mine = rows[processes.rank :: processes.world]
         if label == 0:
             loss = self.solver.take(self._sums, label, len(mine))
         elif mine:
@@ -112,7 +111,7 @@ class FactorStream:
             with memory_advised(self.reader, self.objective, batch, state_vectors=self.vectors):
                 if self.skipped.read(self.objective, batch, self.read) is not None:
                     loss = self.solver.take(self._sums, label, self.skipped.used, mine)
-        if world > 1:
+        if processes.world > 1:
             self._agree()
         return loss
 
@@ -136,10 +135,6 @@ class FactorStream:
         if bool(left_out):
             share_skipped(self.skipped)
             self._told = len(self.skipped.rows)
-
-
-def _is_shared() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
 
 
 def _stored(run: TrainingRun, folder: str) -> StoredPairs:

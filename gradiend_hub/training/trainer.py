@@ -19,6 +19,7 @@ from transformers.integrations import CodeCarbonCallback
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.artifact.references import References
+from gradiend_hub.comparison.references import references_of
 from gradiend_hub.data import require_classes
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.folders import require_writable
@@ -277,13 +278,8 @@ class GradiendTrainer(MeasuringTrainer):
 
     def dry_run(self) -> Estimate:
         """Predict time, memory and disk of the whole job from three batches. Nothing is learned, and nothing written."""
-        tensors = (
-            self.base_model.parameters(),
-            self.base_model.buffers(),
-            self.model.parameters(),
-            self.model.buffers(),
-        )
-        held = sum(t.nbytes for group in tensors for t in group if t.device.type == "cpu")
+        tensors = (t for module in (self.base_model, self.model) for t in (*module.parameters(), *module.buffers()))
+        held = sum(tensor.nbytes for tensor in tensors if tensor.device.type == "cpu")
         process = max(0, resident_bytes() - held)
         solver, where = self._new_solver(self.args), self.model.shard.where
         with self._reader() as reader, self._shown():
@@ -321,13 +317,12 @@ class GradiendTrainer(MeasuringTrainer):
         """As `Trainer.create_optimizer`, over the solver's parameters; for a solver that has none, one without effect."""
         if self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-            biases: list[nn.Parameter] = []
-            weights: list[nn.Parameter] = []
-            for name, parameter in self.model.named_parameters():
-                (biases if name.endswith("bias") else weights).append(parameter)
             groups = [
-                {"params": weights, "weight_decay": self.args.weight_decay},
-                {"params": biases, "weight_decay": 0.0},
+                {
+                    "params": [p for name, p in self.model.named_parameters() if name.endswith("bias") == is_bias],
+                    **decay,
+                }
+                for is_bias, decay in ((False, {"weight_decay": self.args.weight_decay}), (True, {"weight_decay": 0.0}))
             ]
             if not self.model.needs_optimizer:
                 kind, options, groups = torch.optim.SGD, {"lr": self.args.learning_rate}, [{"params": [torch.zeros(1)]}]
@@ -382,7 +377,9 @@ class GradiendTrainer(MeasuringTrainer):
             direction = self._direction = as_direction(found.solution, found.scope)
             self._h = found.h
             contrasts = self.accelerator.unwrap_model(self.model).contrasts()
-            self._references, self.report.references = self._run.references(direction, contrasts, found.weights)
+            if contrasts is not None:  # rows enough for two halves
+                made = references_of(contrasts, direction, self.scope, self.gradiend_config, found.weights)
+                self._references, self.report.references = made
         return self._direction
 
     def _best(self) -> Reading:

@@ -50,7 +50,7 @@ def crows_pairs(
     """
     pairs, kinds = read_crows_pairs(source, split=split)
     scorer = SentenceScorer(model, tokenizer, batch_size=batch_size)
-    spans = [_shared(*pair) for pair in pairs] if scorer.masked else None
+    spans = [_spans(*pair, shared=True) for pair in pairs] if scorer.masked else None
     rows = _compare(scorer, pairs, kinds, spans)
     return _run("CrowS-Pairs", rows, strength, describe_source(source), CROWS_PAIRS)
 
@@ -81,7 +81,7 @@ def winobias(
     """
     pairs = read_winobias(pro, anti, split=split)
     scorer = SentenceScorer(model, tokenizer, batch_size=batch_size)
-    spans = [_changed(*pair) for pair in pairs] if scorer.masked else None
+    spans = [_spans(*pair, shared=False) for pair in pairs] if scorer.masked else None
     rows = _compare(scorer, pairs, [""] * len(pairs), spans)
     return _run("WinoBias", rows, strength, describe_source(pro, anti), WINOBIAS)
 
@@ -136,28 +136,13 @@ def _run(name: str, rows: list[dict[str, Any]], strength: float, source: str, ci
     return BenchmarkRun(BenchmarkResult(name, strength, scores, intervals, len(rows), source, citation), rows)
 
 
-def _words(text: str) -> list[Span]:
-    return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
-
-
-def _blocks(first: str, second: str) -> tuple[list[Span], list[Span], Sequence[tuple[str, int, int, int, int]]]:
-    spans = _words(first), _words(second)
-    words = [[text[a:b] for a, b in of] for text, of in zip((first, second), spans, strict=True)]
-    return *spans, SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes()
-
-
-def _shared(first: str, second: str) -> tuple[list[Span], list[Span]]:
-    """The words that both sentences have, in both."""
-    a, b, blocks = _blocks(first, second)
-    same = [block for block in blocks if block[0] == "equal"]
-    return [w for _, i, j, _, _ in same for w in a[i:j]], [w for _, _, _, i, j in same for w in b[i:j]]
-
-
-def _changed(first: str, second: str) -> tuple[list[Span], list[Span]]:
-    """The words by which two sentences differ."""
-    a, b, blocks = _blocks(first, second)
-    other = [block for block in blocks if block[0] != "equal"]
-    return [w for _, i, j, _, _ in other for w in a[i:j]], [w for _, _, _, i, j in other for w in b[i:j]]
+def _spans(first: str, second: str, *, shared: bool) -> tuple[list[Span], list[Span]]:
+    """The words that both sentences have, or those by which they differ, in both."""
+    a, b = ([match.span() for match in re.finditer(r"\w+|[^\w\s]", text)] for text in (first, second))
+    words = [[text[start:end] for start, end in spans] for text, spans in ((first, a), (second, b))]
+    blocks = SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes()
+    chosen = [block for block in blocks if (block[0] == "equal") == shared]
+    return [w for _, i, j, _, _ in chosen for w in a[i:j]], [w for _, _, _, i, j in chosen for w in b[i:j]]
 
 
 def _sentences(source: str | Path, split: str) -> list[str]:
