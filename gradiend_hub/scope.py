@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.errors import ConfigError
 from gradiend_hub.printable import aligned
 
@@ -268,8 +269,16 @@ class Scope:
         return tensors
 
     def keep(self, chosen: Mapping[str, Tensor]) -> Scope:
-        """The same scope with only the coordinates `chosen` (sorted flat indices); parameters without any are dropped."""
-        kept = {n: i for n, i in chosen.items() if len(i)}
+        """The same scope with only the coordinates `chosen`; parameters without any are dropped.
+
+        Args:
+            chosen: sorted places by parameter, among those of its coordinates that are kept.
+        """
+        kept = {}
+        for name, places in chosen.items():
+            if len(places):
+                flat = self.kept[name].to(places.device)[places] if name in self.kept else places
+                kept[name] = flat.to("cpu", index_dtype(self.parameters[name].numel()))
         return Scope({n: self.parameters[n] for n in self.parameters if n in kept}, kept)
 
     def summary(self) -> str:

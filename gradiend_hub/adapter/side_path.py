@@ -60,9 +60,7 @@ class SidePath:
     def fits(tuner: GradiendTuner, adapter_names: Sequence[str]) -> bool:
         """Tell whether every layer of these adapters has a side path, and at least one of them is low-rank."""
         layers = [layer for layer in tuner.layers if any(name in layer.adapters for name in adapter_names)]
-        low_rank = any(
-            layer.forms[name] is not None for layer in layers for name in adapter_names if name in layer.forms
-        )
+        low_rank = any(layer.forms.get(name) is not None for layer in layers for name in adapter_names)
         return low_rank and all(_has_side_path(layer, adapter_names) for layer in layers)
 
     def __enter__(self) -> SidePath:

@@ -159,16 +159,12 @@ class Direction:
 
     def __add__(self, other: Direction) -> Direction:
         """Sum of two decoders; sparse parts stay sparse, and low-rank ones low-rank. The sum has no encoder."""
-        names = dict.fromkeys([*self.parameters, *other.parameters])
-        parts = {}
-        for name in names:
-            mine, theirs = self.parameters.get(name), other.parameters.get(name)
-            if mine is None or theirs is None:
-                only = mine or theirs
-                assert only is not None
-                parts[name] = replace(only, encoder=None)
+        mine, theirs, parts = self.parameters, other.parameters, {}
+        for name in dict.fromkeys([*mine, *theirs]):
+            if name in mine and name in theirs:
+                parts[name] = mine[name].plus(name, theirs[name])
             else:
-                parts[name] = mine.plus(name, theirs)
+                parts[name] = replace((mine if name in mine else theirs)[name], encoder=None)
         return Direction(parts, fingerprint=self.fingerprint if self.fingerprint is not None else other.fingerprint)
 
     def to_sparse(

@@ -165,11 +165,9 @@ def figures(
     """
     cut = [tokens[: len(others)] for tokens, others in zip(written.tokens, other.tokens, strict=True)]
     longest = max(map(len, written.tokens))
-    parts = (
-        [written.tokens]
-        if lengths is None
-        else [[t[:n] for t in written.tokens if len(t) >= min(n, longest)] for n in lengths]
-    )
+    parts = [written.tokens]
+    if lengths is not None:
+        parts = [[t[:n] for t in written.tokens if len(t) >= min(n, longest)] for n in lengths]
     return GenerationFigures(
         nll=mean(written.nll),
         distinct={str(n): distinct(cut, n) for n in NGRAMS},

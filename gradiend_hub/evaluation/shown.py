@@ -25,11 +25,9 @@ def report_html(report: Any) -> str:
 def split_html(split: Any, classes: Sequence[str] | None = None, name: str = "") -> str:
     """Return a `SplitReport` as HTML: its encoder's figures, and what each strength changes."""
     encoder = split.encoder
-    said = (
-        "no encoder"
-        if encoder is None
-        else (f"encoder: correlation {number(encoder.correlation) or 'not measured'}, accuracy {encoder.accuracy:.3f}")
-    )
+    said = "no encoder"
+    if encoder is not None:
+        said = f"encoder: correlation {number(encoder.correlation) or 'not measured'}, accuracy {encoder.accuracy:.3f}"
     first, second = classes or next((list(p.probability) for p in split.curve if len(p.probability) == 2), ("", ""))
     head = ["strength", f"P({first}) on {second} rows", f"P({second}) on {first} rows", "quality", "lowest on"]
     rows = []

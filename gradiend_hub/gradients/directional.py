@@ -136,16 +136,14 @@ def _derivatives(model: nn.Module, objective: Objective, slots: Batch, given: Ma
         tangents = {name: tangent / scale for name, tangent in tangents.items()}
     # the fused attention kernels have no forward-mode formula; the math one is exact and slot batches are short
     with evaluating(model), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        dual = {n: forward_ad.make_dual(p, tangents[n].to(p.device, p.dtype)) for n, p in parameters.items()}
-        losses = functional_call(_SlotLoss(model, objective), _in_place(model, dual), (slots,))
+        names = actual_names(model)  # a LoRA may have wrapped modules
+        dual = {
+            f"model.{names[n]}": forward_ad.make_dual(p, tangents[n].to(p.device, p.dtype))
+            for n, p in parameters.items()
+        }
+        losses = functional_call(_SlotLoss(model, objective), dual, (slots,))
         derivative = forward_ad.unpack_dual(losses).tangent
     return torch.zeros(len(slots.labels)) if derivative is None else scale * derivative.float().cpu()
-
-
-def _in_place(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters under the names that they have within `_SlotLoss`, where a LoRA may have wrapped their modules."""
-    names = actual_names(model)
-    return {f"model.{names[name]}": parameter for name, parameter in parameters.items()}
 
 
 class _SlotLoss(nn.Module):
@@ -157,4 +155,4 @@ class _SlotLoss(nn.Module):
         self.objective = objective
 
     def forward(self, slots: Batch) -> Tensor:
-        return self.objective.nll(self.objective.log_probs(self.model, slots), slots.labels)
+        return self.objective.row_losses(self.model, slots)

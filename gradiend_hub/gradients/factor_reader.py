@@ -14,12 +14,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from gradiend_hub.errors import BaseModelError, ConfigError
-from gradiend_hub.objectives import Batch, Objective, PairBatch
-from gradiend_hub.scope import PackedParameter, Scope, names_of, own_parameters, packed_parameters
+from gradiend_hub.objectives import Objective, PairBatch
+from gradiend_hub.scope import Scope, names_of, own_parameters, packed_parameters
 
 from .factors import Outer, catching, factors_of, has_factors, wide
 from .frozen import frozen
-from .pairs import require_finite
+from .pairs import refuse_offloaded, require_finite
 from .products import Reads, catching_products
 
 logger = logging.getLogger(__name__)
@@ -120,13 +120,7 @@ class FactorReader:
         return {name for own in self._products.values() for name in own}
 
     def __enter__(self) -> FactorReader:
-        if offloaded := [
-            n for n, p in self.scope.parameters.items() if p.is_meta and not isinstance(p, PackedParameter)
-        ]:
-            raise ConfigError(
-                f"{len(offloaded)} parameters in scope are offloaded to disk or CPU and have no gradient here "
-                f"({names_of(offloaded)}). Choose a scope or a device_map that keeps them on a device."
-            )
+        refuse_offloaded(self.scope)
         self._stack = ExitStack()
         self._stack.enter_context(frozen(self.model))
         self._stack.enter_context(catching({**self._layers, **self._biases}, self._caught))
@@ -243,11 +237,7 @@ def read_factors(
     for side, slots, sign in (("factual", batch.factual, 1.0), ("alternative", batch.alternative, -1.0)):
         wanted = [(scale, sinks[name]) for name, scale in ((side, 1.0), ("diff", sign)) if name in sinks]
         if wanted:
-            rows = reader.forward(partial(_losses, reader, objective, slots))
+            rows = reader.forward(partial(objective.row_losses, reader.model, slots))
             require_finite(rows)
             for number, (scale, sink) in enumerate(wanted):
                 reader.read(scale * rows.sum(), sink, retain_graph=number + 1 < len(wanted))
-
-
-def _losses(reader: FactorReader, objective: Objective, slots: Batch) -> Tensor:
-    return objective.nll(objective.log_probs(reader.model, slots), slots.labels)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.objectives import Example, Objective, batched
 from gradiend_hub.progress import progress
@@ -72,11 +71,7 @@ def prune(
             f"density={density} keeps {count:,} coordinates, but only {useful:,} of {scope.size:,} in scope have any "
             f"gradient ({scope.summary()}). Lower the density, or choose a scope that the loss uses."
         )
-    chosen = top_k(scope.split(values), count)
-    for name, kept in scope.kept.items():  # positions among kept coordinates → positions in the parameter
-        chosen[name] = kept.to(chosen[name].device)[chosen[name]]
-    sizes = {name: parameter.numel() for name, parameter in scope.parameters.items()}
-    return scope.keep({name: indices.to("cpu", index_dtype(sizes[name])) for name, indices in chosen.items()})
+    return scope.keep(top_k(scope.split(values), count))
 
 
 def importance(

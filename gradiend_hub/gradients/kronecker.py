@@ -98,9 +98,8 @@ class _Side:
             values, vectors = torch.linalg.eigh((y + y.T) / 2)
             return Curvature(values.clamp(min=0), vectors, 0.0, float(diagonal.mean()), diagonal)
         omega = self.omega.double().cpu()
-        shift = 1e-10 * float(
-            y.norm()
-        )  # so that rounding leaves no negative values (Tropp et al. 2017, fixed-rank PSD)
+        # so that rounding leaves no negative values (Tropp et al. 2017, fixed-rank PSD)
+        shift = 1e-10 * float(y.norm())
         y = y + shift * omega
         core = omega.T @ y
         values, vectors = torch.linalg.eigh((core + core.T) / 2)

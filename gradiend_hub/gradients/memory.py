@@ -79,17 +79,14 @@ class Estimate:
         learning = self.activation_bytes + self.working_bytes + self.gradient_bytes
         return self.process_bytes + self.base_bytes + self.state_bytes + max(learning, self.later_bytes)
 
-    def _steps(self) -> str:
-        work = f"{self.steps:,} steps of {self.step_seconds:.3g} s"
-        if self.reads < self.steps:
-            work += f", {self.steps - self.reads:,} of them from the store, of {self.learn_seconds:.3g} s"
-        return work
-
     def __str__(self) -> str:
         phases = {"learning": self.learning_seconds, **self.later_seconds}
         lines = {"time": f"{_clock(self.seconds)} (a rough guess of what this machine needs)"}
         lines |= {f"  {name}": _clock(seconds) for name, seconds in phases.items()}
-        lines["  learning"] += f" ({self._steps()})"
+        work = f"{self.steps:,} steps of {self.step_seconds:.3g} s"
+        if self.reads < self.steps:
+            work += f", {self.steps - self.reads:,} of them from the store, of {self.learn_seconds:.3g} s"
+        lines["  learning"] += f" ({work})"
         lines |= {
             "peak memory": format_bytes(self.peak_bytes),
             "  libraries": format_bytes(self.process_bytes),

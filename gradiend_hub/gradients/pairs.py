@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from contextlib import ExitStack
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gradiend_hub.errors import ConfigError, TrainingError
-from gradiend_hub.objectives import Batch, Objective, PairBatch
+from gradiend_hub.objectives import Objective, PairBatch
 from gradiend_hub.scope import PackedParameter, Scope, names_of
 
 from .frozen import frozen
@@ -71,27 +72,21 @@ class GradientReader:
         return torch.zeros(self.scope.size, device=self.device)
 
     def __enter__(self) -> GradientReader:
-        if offloaded := [n for n, p in self.scope.parameters.items() if p.is_meta]:
-            raise ConfigError(
-                f"{len(offloaded)} parameters in scope are offloaded to disk or CPU and have no gradient here "
-                f"({names_of(offloaded)}). Choose a scope or a device_map that keeps them on a device."
-            )
-        self._frozen = frozen(self.model)
-        self._frozen.__enter__()
-        self._handles, self._direct = [], {}
+        refuse_offloaded(self.scope)
+        self._stack, self._direct = ExitStack(), {}
+        self._stack.enter_context(frozen(self.model))
         for name, where in self._slices.items():
             scoped = self.scope.parameters[name]
             scoped.requires_grad_(True)
             if name not in self.scope.kept and (scoped.dtype, scoped.device) == (torch.float32, self.device):
                 self._direct[name] = scoped
             else:
-                self._handles.append(scoped.register_post_accumulate_grad_hook(self._gatherer(name, where)))
+                hook = scoped.register_post_accumulate_grad_hook(self._gatherer(name, where))
+                self._stack.callback(hook.remove)
         return self
 
-    def __exit__(self, *failure: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._frozen.__exit__(*failure)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
         self._used.clear()
 
     def _gatherer(self, name: str, where: slice) -> Callable[[Tensor], None]:
@@ -138,6 +133,20 @@ class GradientReader:
         return vector
 
 
+def refuse_offloaded(scope: Scope) -> None:
+    """Refuse a scope with offloaded parameters, which have no gradient here.
+
+    Raises:
+        ConfigError: naming some of them.
+    """
+    parameters = scope.parameters.items()
+    if offloaded := [name for name, p in parameters if p.is_meta and not isinstance(p, PackedParameter)]:
+        raise ConfigError(
+            f"{len(offloaded)} parameters in scope are offloaded to disk or CPU and have no gradient here "
+            f"({names_of(offloaded)}). Choose a scope or a device_map that keeps them on a device."
+        )
+
+
 def refuse_packed(scope: Scope) -> None:
     """Refuse a scope with quantised weights, whose gradients are known by their factors alone.
 
@@ -157,11 +166,7 @@ def slot_losses(model: nn.Module, objective: Objective, batch: PairBatch, gradie
     if gradient == "diff":
         factual, alternative = objective.losses(model, batch)
         return factual - alternative
-    return _losses(model, objective, batch.factual if gradient == "factual" else batch.alternative)
-
-
-def _losses(model: nn.Module, objective: Objective, slots: Batch) -> Tensor:
-    return objective.nll(objective.log_probs(model, slots), slots.labels)
+    return objective.row_losses(model, batch.factual if gradient == "factual" else batch.alternative)
 
 
 def read_pair(
@@ -179,9 +184,7 @@ def read_pair(
         TrainingError: a loss or gradient that is not finite, or a gradient that is zero everywhere. `SkippedRows` leaves
             out single rows instead.
     """
-    gradients = _read_shared(reader, objective, batch, {source, target}) if batch.shared else {}
-    if not batch.shared:
-        gradients = _read_apart(reader, objective, batch, {source, target})
+    gradients = (_read_shared if batch.shared else _read_apart)(reader, objective, batch, {source, target})
     for name, vector in gradients.items():
         # half the time of a norm, and small gradients do not vanish in it as their squares do
         total = float(vector.sum())
@@ -223,7 +226,7 @@ def _read_apart(reader: GradientReader, objective: Objective, batch: PairBatch, 
     gradients: dict[str, Tensor] = {}
     for name, slots in sides.items():
         if name in wanted or "diff" in wanted:
-            losses = _losses(reader.model, objective, slots)
+            losses = objective.row_losses(reader.model, slots)
             require_finite(losses)
             gradients[name] = reader.read(losses.mean())
     if "diff" in wanted:

@@ -180,7 +180,7 @@ class RowReader:
 
     def _losses(self, objective: Objective, batch: Batch) -> Tensor:
         if self._watched:
-            return objective.nll(objective.log_probs(self.model, batch), batch.labels)
+            return objective.row_losses(self.model, batch)
         owned = [
             (module, self._parameters[name])
             for module, attributes in self._layers.items()
@@ -191,7 +191,7 @@ class RowReader:
             {parameter: name for name, parameter in self._parameters.items() if name not in self.own}, owned
         )
         with unseen.watching():
-            losses = objective.nll(objective.log_probs(self.model, batch), batch.labels)
+            losses = objective.row_losses(self.model, batch)
         never = {n for own in self._products.values() for n in own} - self._reads.known
         never -= {n for attributes in self._layers.values() for n in attributes.values()}
         if found := {*unseen.found} | self._reads.other | never:

@@ -323,6 +323,10 @@ class Objective(ABC):
         alternative = factual if batch.shared else self.log_probs(model, batch.alternative)
         return self.nll(factual, batch.factual.labels), self.nll(alternative, batch.alternative.labels)
 
+    def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return −log P of each row's output, [B]."""
+        return self.nll(self.log_probs(model, batch), batch.labels)
+
     def nll(self, log_probs: Tensor, labels: Tensor) -> Tensor:
         """Return −log P of each row's output, [B], of log-probabilities [B, S, V] at its positions and its labels [B, S]."""
         total = output_nll(log_probs, labels)

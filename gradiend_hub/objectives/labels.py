@@ -130,12 +130,7 @@ class LabelObjective(Objective):
     def record(self, row: Any) -> dict[str, Any]:
         """Return the record that `read` reads back."""
         classes = {"factual_class": row.factual_class, "alternative_class": row.alternative_class}
-        return {
-            **self.input_columns(row.input),
-            "label": row.factual,
-            "alternative": row.alternative,
-            **classes,
-        }
+        return {**self.input_columns(row.input), "label": row.factual, "alternative": row.alternative, **classes}
 
     def label(self, value: Any, column: str = "label") -> str:
         """Return the name of a label that a record gives by its name or number.
@@ -298,11 +293,9 @@ class ConceptMixin(LabelObjective):
     def record(self, row: CounterfactualRow) -> dict[str, Any]:
         """Return the record that `read` reads back."""
         classes = {"factual_class": row.factual_class, "alternative_class": row.alternative_class}
-        inputs = {
-            self.column: self.input_record(row.input),
-            "counterfactual": self.input_record(row.counterfactual),
-        }
-        return {**inputs, "label": row.shared_label, **classes}
+        inputs = {self.column: row.input, "counterfactual": row.counterfactual}
+        found = {name: self.input_record(value) for name, value in inputs.items()}
+        return {**found, "label": row.shared_label, **classes}
 
     def other_example(self, row: Any, rng: random.Random, avoid: Sequence[str] = ()) -> Example | None:
         """Return nothing: another label of the same input would say the same of the concept, with the other sign."""

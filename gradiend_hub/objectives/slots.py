@@ -241,12 +241,9 @@ class TextObjective(SlotFiller, TokenizedObjective):
         """Return the text with `[MASK]` at the first slot, and the word."""
         ids, position = list(sample.inputs["input_ids"]), sample.positions[0]
         here = position if self.reads_right_context else position + 1
-        decode = self.tokenizer.decode
-        before = decode(ids[:here], skip_special_tokens=True)
-        after = (
-            decode(ids[position + len(sample.labels) :], skip_special_tokens=True) if self.reads_right_context else ""
-        )
-        return f"{before} {SLOT} {after}".strip(), decode(list(sample.labels)).strip()
+        behind = ids[position + len(sample.labels) :] if self.reads_right_context else []
+        before, after = (self.tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:here], behind))
+        return f"{before} {SLOT} {after}".strip(), self.tokenizer.decode(list(sample.labels)).strip()
 
     def show(self, row: TextRow) -> str:
         """Return the text with the factual word in brackets."""

@@ -72,9 +72,8 @@ class AutoencoderSolver(Solver):
         def initial(stream: int) -> Tensor:
             values = torch.empty(self.num_runs, self.shard.length)
             for row, seed, rate in zip(values, self.seeds, self.rates, strict=True):
-                whole = (
-                    row if self.shard.world == 1 else torch.empty(size)
-                )  # the same values in any number of processes
+                # the same values in any number of processes
+                whole = row if self.shard.world == 1 else torch.empty(size)
                 whole.normal_(generator=torch.Generator().manual_seed(2 * seed + stream)).mul_(0.1 / rate)
                 if whole is not row:
                     row.copy_(whole[self.shard.where])

@@ -149,9 +149,8 @@ def _later_bytes(reader: GradientReader | FactorReader, run: TrainingRun) -> int
         return finished
     read = _distribution_bytes(run, max(len(rows) + tokens // 2 + tokens * bool(texts) for rows, texts in measured))
     # alike lengths are read together, so that a batch has a part of the texts
-    logits = (
-        min(size, math.ceil(max(len(texts) for _, texts in measured) / 4) or 1) * run.objective.width * _labels(run)
-    )
+    together = min(size, math.ceil(max(len(texts) for _, texts in measured) / 4) or 1)
+    logits = together * run.objective.width * _labels(run)
     return int(max(finished, 4 * MEASURING_VECTORS * run.numbers + read + 4 * AT_WORK * min(LOGITS, logits)))
 
 
@@ -189,9 +188,8 @@ def seconds_of_the_rest(run: TrainingRun, steps: int) -> dict[str, float]:
         found["choosing the decoder"] = readings * seconds
     times = {"steps": steps // max(int(args.eval_steps or 1), 1), "epoch": math.ceil(steps / steps_an_epoch)}
     if data.eval_sets:
-        found["between the steps"] = (
-            times.get(str(getattr(args.eval_strategy, "value", args.eval_strategy)), 0) * encoding
-        )
+        strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+        found["between the steps"] = times.get(strategy, 0) * encoding
         found["evaluating"] = UNIT_READINGS * _seconds_per_reading(run, data.eval_rows, data.texts)
     for rows in list(data.eval_sets.values())[1:]:
         found["evaluating"] += PLAIN_READINGS * _seconds_per_reading(run, rows, data.texts)

@@ -293,6 +293,5 @@ def _next_step(dataset: Any) -> str:
         return "It is missing."
     if isinstance(dataset, Mapping):
         return f"This is a dictionary with the keys {list(dataset)}: give one of its data sets."
-    return (
-        "" if isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__") else f"Found {type(dataset).__name__}."
-    )
+    is_iterable = isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")
+    return "" if is_iterable else f"Found {type(dataset).__name__}."

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gradiend_hub.artifact.fields import matrix_shape
 from gradiend_hub.artifact.low_rank import Factors
-from gradiend_hub.artifact.storage import index_dtype
 from gradiend_hub.gradients import Scope
 from gradiend_hub.gradients.importance import top_k
 from gradiend_hub.solvers import (
@@ -55,11 +54,7 @@ def pruned(solution: Solution, scope: Scope, shares: Tensor, density: float) -> 
     chosen = top_k(scope.split(shares), max(1, round(density * scope.size)))
     starts = {name: where.start for name, where in scope.slices().items()}
     flat = torch.cat([starts[name] + positions for name, positions in chosen.items()])
-    for name, kept in scope.kept.items():
-        chosen[name] = kept.to(chosen[name].device)[chosen[name]]
-    sizes = {name: parameter.numel() for name, parameter in scope.parameters.items()}
-    indices = {name: positions.to("cpu", index_dtype(sizes[name])) for name, positions in chosen.items()}
-    return solution.mapped(lambda vector: vector[flat]), scope.keep(indices)
+    return solution.mapped(lambda vector: vector[flat]), scope.keep(chosen)
 
 
 def numbers_at_rank(shape: tuple[int, ...], rank: int, stacked: bool = False) -> int:

@@ -318,9 +318,9 @@ class TrainingRun:
             tried[ODD] = replace(solution, decoder=decoder)
         expected = {kind: choice.rivals[kind].effect for kind in tried}
         near = [kind for kind in tried if expected[kind] >= CLEARLY * max(expected.values())]
-        both = (
-            {k: self.effect(tried[k], self.scope, choice.rivals[k].dose) for k in near} if len(near) > 1 else expected
-        )
+        both = expected
+        if len(near) > 1:
+            both = {kind: self.effect(tried[kind], self.scope, choice.rivals[kind].dose) for kind in near}
         by_bias = {kind: _sum(outcomes) for kind, (_, outcomes) in plain.items()}
         return tried[max(both, key=both.__getitem__)], choice.effects | expected | both | by_bias
 

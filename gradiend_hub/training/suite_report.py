@@ -100,10 +100,7 @@ def _readme(figures: Mapping[str, Mapping[str, Any]], page: bool) -> str:
     ]
     for name, one in figures.items():
         numbers = " | ".join(cell(one[key]) for key in ("correlation", "effect_up", "effect_down", "split_half_cosine"))
-        lines.append(
-            f"| [{name}]({name}) | {' / '.join(one['classes'])} | {learned[one['learned']]} | {numbers} |".replace(
-                "\n", " "
-            )
-        )
+        row = f"| [{name}]({name}) | {' / '.join(one['classes'])} | {learned[one['learned']]} | {numbers} |"
+        lines.append(row.replace("\n", " "))
     lines += ["", f"How they compare: `{PAGE_FILE}`." if page else f"How they compare: `{TABLES_FILE}`.", ""]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from torch import Tensor
 from gradiend_hub import GradiendConfig
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.errors import EditError
+from gradiend_hub.evaluation import StrengthProbe
 from gradiend_hub.evaluation.part import NotFiniteError
 from gradiend_hub.gradients import Curvature, KroneckerFactors
 from gradiend_hub.solvers import ByParameter, Solution
@@ -285,6 +286,8 @@ class Probe:
         effect = lambda _sign: SimpleNamespace(mean=abs(dose))  # noqa: E731
         scale = self.scale * (self.minus if dose < 0 else 1.0)
         return SimpleNamespace(expected_damage=scale * dose**2, effect=effect)
+
+    damage, dose_of = StrengthProbe.damage, StrengthProbe.dose_of
 
     def measure_dose(self, dose: float) -> float:
         return dose

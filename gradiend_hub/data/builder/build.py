@@ -117,9 +117,8 @@ class FeatureDatasetBuilder:
             if counts[group]:
                 continue
             spec = self.config.classes[name]
-            asked = ", ".join(
-                map(repr, [*spec.words[:5], *spec.lemmas[:5], *(f"{k}={v}" for k, v in spec.tags.items())])
-            )
+            marks = [*spec.words[:5], *spec.lemmas[:5], *(f"{k}={v}" for k, v in spec.tags.items())]
+            asked = ", ".join(map(repr, marks))
             if scan.lost[group]:
                 hint = f"Its words occur in {scan.lost[group]} texts, but every one was filtered:\n{scan.funnel}"
             else:
@@ -140,9 +139,8 @@ class FeatureDatasetBuilder:
         counts = np.bincount(splits * count + classes, minlength=len(order) * count).reshape(-1, count)
         if counts.all():
             return
-        found = {
-            split: dict(zip(self._names, of.tolist(), strict=True)) for split, of in zip(order, counts, strict=True)
-        }
+        by_class = [dict(zip(self._names, of, strict=True)) for of in counts.tolist()]
+        found = dict(zip(order, by_class, strict=True))
         raise DataError(
             f"Every split needs rows of every class, found {found}. Ask for fewer splits, give more data, or choose another "
             f"split_by. What became of all texts:\n{funnel}"

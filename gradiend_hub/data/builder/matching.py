@@ -47,11 +47,10 @@ class Matcher:
         self._every_text = bool(excluded) or any(not spec.words for spec in specs)
         self._by_grammar = {group for group, spec in enumerate(specs) if spec.needs_spacy}
         flags = 0 if config.case_sensitive else re.IGNORECASE
-        self._around = (
-            [(re.compile(rf"(?:{spec.before})\Z", flags), re.compile(spec.after, flags)) for spec in specs]
-            if any(spec.before or spec.after for spec in specs)
-            else []
-        )
+        self._around: list[tuple[re.Pattern[str], re.Pattern[str]]] = []
+        if any(spec.before or spec.after for spec in specs):
+            around = [(rf"(?:{spec.before})\Z", spec.after) for spec in specs]
+            self._around = [(re.compile(before, flags), re.compile(after, flags)) for before, after in around]
         self._neutral = neutral is not None
 
     def find(self, texts: Sequence[str]) -> dict[int, list[Hit]]:

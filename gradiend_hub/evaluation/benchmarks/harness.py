@@ -91,12 +91,8 @@ def _result(name: str, found: dict[str, Any], strength: float, version: str) -> 
     for task, figures in found["results"].items():
         for key, value in figures.items():
             metric, _, filtered = key.partition(",")
-            if (
-                metric.endswith("_stderr")
-                or isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not filtered
-            ):
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if metric.endswith("_stderr") or not filtered or not is_number:
                 continue
             label = " ".join([*([] if task == name else [task]), metric, *([] if filtered == "none" else [filtered])])
             scores[label] = float(value)
