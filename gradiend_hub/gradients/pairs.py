@@ -230,12 +230,8 @@ def _read_apart(reader: GradientReader, objective: Objective, batch: PairBatch, 
             require_finite(losses)
             gradients[name] = reader.read(losses.mean())
     if "diff" in wanted:
-        spare = "factual" not in wanted
-        gradients["diff"] = (
-            gradients["factual"].sub_(gradients["alternative"])
-            if spare
-            else gradients["factual"] - gradients["alternative"]
-        )
+        subtract = torch.sub if "factual" in wanted else Tensor.sub_  # in place where it is not wanted itself
+        gradients["diff"] = subtract(gradients["factual"], gradients["alternative"])
     return {name: gradients[name] for name in sorted(wanted)}
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -240,7 +240,8 @@ class RowReader:
         parameters = {attribute: self._parameters[name].detach().float() for attribute, name in attributes.items()}
         tangents = {attribute: self._vector(name, delta) for attribute, name in attributes.items()}
         load_formulas()
-        change: Tensor = jvp(partial(_output, module, x.float()), (parameters,), (tangents,))[1]
+        inputs = (x.float(),)
+        change: Tensor = jvp(lambda given: functional_call(module, given, inputs), (parameters,), (tangents,))[1]
         if change.shape != delta.shape:
             raise NotByRowError(tuple(attributes.values()))
         return change * delta
@@ -270,7 +271,3 @@ class RowReader:
         flat = right.flatten(0, 1)
         seen = torch.sparse.mm(w, flat.T).T if w.is_sparse else flat @ w.view(part.rows, -1).T
         return (left.flatten(0, 1) * seen).sum(-1).view(left.shape[:2])
-
-
-def _output(module: nn.Module, x: Tensor, parameters: dict[str, Tensor]) -> Any:
-    return functional_call(module, parameters, (x,))

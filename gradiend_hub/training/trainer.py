@@ -317,12 +317,13 @@ class GradiendTrainer(MeasuringTrainer):
         """As `Trainer.create_optimizer`, over the solver's parameters; for a solver that has none, one without effect."""
         if self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            biases: list[nn.Parameter] = []
+            weights: list[nn.Parameter] = []
+            for name, parameter in self.model.named_parameters():
+                (biases if name.endswith("bias") else weights).append(parameter)
             groups = [
-                {
-                    "params": [p for name, p in self.model.named_parameters() if name.endswith("bias") == is_bias],
-                    **decay,
-                }
-                for is_bias, decay in ((False, {"weight_decay": self.args.weight_decay}), (True, {"weight_decay": 0.0}))
+                {"params": weights, "weight_decay": self.args.weight_decay},
+                {"params": biases, "weight_decay": 0.0},
             ]
             if not self.model.needs_optimizer:
                 kind, options, groups = torch.optim.SGD, {"lr": self.args.learning_rate}, [{"params": [torch.zeros(1)]}]
@@ -377,6 +378,7 @@ class GradiendTrainer(MeasuringTrainer):
             direction = self._direction = as_direction(found.solution, found.scope)
             self._h = found.h
             contrasts = self.accelerator.unwrap_model(self.model).contrasts()
+            self._references = self.report.references = None
             if contrasts is not None:  # rows enough for two halves
                 made = references_of(contrasts, direction, self.scope, self.gradiend_config, found.weights)
                 self._references, self.report.references = made
