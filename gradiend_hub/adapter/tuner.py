@@ -71,15 +71,18 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
         check_name(adapter_name)
         self._check_new_adapter_config(config)
         sites = SiteMap(model)
-        if config.parameters is None:
-            config.parameters = self._scope(config, sites)
+        if config.parameters is None:  # of a fresh adapter, which is dense
+            selected = select_parameters(self.model, scope=config.scope, exclude=config.exclude, layers=config.layers)
+            config.parameters = {name: {"shape": list(p.shape), "entries": None} for name, p in selected.items()}
         names = resolve_names(model, config.parameters, sites.parameters)
         specs = {found: config.parameters[stored] for stored, found in names.items()}
         check_shapes(model, sites.parameters, specs)
         if hasattr(model, "hf_device_map"):  # a model that is empty as a whole, without a map, may be filled later
             refuse_offloaded({name: sites.parameters[name] for name in specs if name not in sites.quantized})
         if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-            self._freeze_base(model)
+            self._frozen = tuple(p for p in model.parameters() if p.requires_grad)  # thawed when adapters are unloaded
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
         self.layers = list(gradiend_layers(model))
         self._forget(adapter_name)  # of a former tuner on the same model
         known = {(id(layer.site.owner), layer.site.leaf): layer for layer in self.layers}
@@ -94,11 +97,6 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
             layer._active_adapter = list(self.active_adapters)
             layer.watch()
         self.targeted_parameter_names = list(dict.fromkeys([*self.targeted_parameter_names, *specs]))
-
-    def _scope(self, config: GradiendConfig, sites: SiteMap) -> dict[str, dict[str, Any]]:
-        """Parameters of a fresh adapter, dense."""
-        selected = select_parameters(self.model, scope=config.scope, exclude=config.exclude, layers=config.layers)
-        return {name: {"shape": list(parameter.shape), "entries": None} for name, parameter in selected.items()}
 
     def _sidecar(
         self, site: Site, known: Mapping[tuple[int, str], GradiendLayer], hooks: ForwardHooks
@@ -120,12 +118,6 @@ class GradiendTuner(AdapterState, BaseTuner):  # type: ignore[misc]
             if not layer.adapters:
                 layer.detach()
                 self.layers.remove(layer)
-
-    def _freeze_base(self, model: nn.Module) -> None:
-        """Freeze the base model as PEFT does, and remember what has to be thawed when the adapters are unloaded."""
-        self._frozen = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
-        for parameter in self._frozen:
-            parameter.requires_grad_(False)
 
     def fill(self, adapter_name: str, direction: Direction, peaks: Mapping[str, tuple[float, float]]) -> None:
         """Give an attached adapter its values.

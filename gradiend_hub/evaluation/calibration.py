@@ -166,10 +166,6 @@ class _Doses:
         while self.more(k) and k in self.tried:
             pass
 
-    def by_effect(self) -> list[int]:
-        """The safe ones, that of the best effect first."""
-        return sorted(filter(self.safe, self.tried), key=self.effect, reverse=True)
-
 
 def calibrate(
     probe: StrengthProbe,
@@ -205,7 +201,8 @@ def calibrate(
         if sound is not None and not _sound_at(doses, best, sound):
             doses.unsound = _lowest_unsound(doses, best, sound)
             best = doses.settled()
-        for k in [best, *(k for k in doses.by_effect() if k != best)]:
+        by_effect = sorted(filter(doses.safe, doses.tried), key=doses.effect, reverse=True)
+        for k in [best, *(k for k in by_effect if k != best)]:
             doses.finish(k)
             if not doses.safe(k):
                 continue

@@ -52,12 +52,9 @@ class Rest:
         """Return which labels are left out."""
         return torch.isin(labels, self._ids)
 
-    def log_share(self, log_probs: Tensor) -> Tensor:
+    def log_share(self, log_probs: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Return the log of the rest's share at each position, log(1 − Σ p of what is left out): [positions], fp64."""
-        return self._log_share(log_probs, self._of(log_probs))
-
-    def _log_share(self, log_probs: Tensor, left_out: Tensor) -> Tensor:
-        share = 1 - left_out.exp().sum(-1)
+        share = 1 - (self._of(log_probs) if left_out is None else left_out).exp().sum(-1)
         found = share.clamp(min=SMALL_REST).log()
         small = (share < SMALL_REST).nonzero().squeeze(1)
         if len(small):
@@ -77,7 +74,7 @@ class Rest:
         probs, after = base.probs[:, ids].double(), self._of(log_probs)
         before = self._of(base.log_probs).masked_fill(probs == 0, -torch.inf)
         terms = (probs * (before - after)).masked_fill(probs == 0, 0.0).sum(-1)
-        was, now = self._log_share(base.probs.log(), before), self._log_share(log_probs, after)
+        was, now = self.log_share(base.probs.log(), before), self.log_share(log_probs, after)
         found = (whole - terms) / was.exp() - was + now
         small = (was.exp() < SMALL_REST).nonzero().squeeze(1)
         if len(small):

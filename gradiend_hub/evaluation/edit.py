@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -62,12 +63,9 @@ def edit_account(model: GradiendModel) -> tuple[list[LayerShare], dict[str, floa
     return layers, {kind: min(1.0, square / known) if known else 0.0 for kind, square in lost.items()}
 
 
-def _stored_in(dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
-    def achieved(weight: Tensor, delta: Tensor) -> Tensor:
-        stored = weight.to(dtype)
-        return rounded(stored, delta).float() - stored.float()
-
-    return achieved
+def _stored_in(dtype: torch.dtype, weight: Tensor, delta: Tensor) -> Tensor:
+    stored = weight.to(dtype)
+    return rounded(stored, delta).float() - stored.float()
 
 
 def _int8(weight: Tensor, delta: Tensor) -> Tensor:
@@ -78,4 +76,8 @@ def _int8(weight: Tensor, delta: Tensor) -> Tensor:
     return ((stored + delta / scale).round().clamp(-127, 127) - stored) * scale
 
 
-_ROUNDINGS = {"float16": _stored_in(torch.float16), "bfloat16": _stored_in(torch.bfloat16), "int8": _int8}
+_ROUNDINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "float16": partial(_stored_in, torch.float16),
+    "bfloat16": partial(_stored_in, torch.bfloat16),
+    "int8": _int8,
+}

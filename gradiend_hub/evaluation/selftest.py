@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,9 @@ def verify(model: GradiendModel, folder: str | Path, *, full: bool = False) -> V
         found = "the same" if mine == probes.samples_sha256 else "others"
         checks.append(Check("tokens of the rows", "as the author's", found, mine == probes.samples_sha256))
     checks += _of_values(probes, model, objective, rows, tolerance)
-    report = _readable_report(folder)
+    report = None
+    with suppress(ArtifactError):  # one that cannot be read: its digest says so
+        report = Report.find(folder)
     measured = measured_again(model, objective, report, folder, tolerance) if full and report is not None else []
     return Verification(
         [*checks, *check_summary(folder, config, report, base=False), *measured],
@@ -232,11 +235,3 @@ def _of_values(
                 found = probability[str(float(strength))].get(of, {}).get(name, math.nan)
                 checks.append(compared(f"P({name}) on {of} rows at {at}", value, found, tolerance))
     return checks
-
-
-def _readable_report(folder: Path) -> Report | None:
-    """The report of an artifact; `None` if there is none, or none that can be read: its digest says so."""
-    try:
-        return Report.find(folder)
-    except ArtifactError:
-        return None

@@ -60,23 +60,18 @@ def damage_items(
     given = dict(sets)
     if CHAT not in given and (prompts := objective.chat_prompts()):
         given[CHAT] = prompts
-    found = {}
+    found, base = {}, model.get_base_model()
     for name, items in given.items():
         prompts = [item for item in items if isinstance(item, Prompt)]
         texts = [item for item in items if not isinstance(item, Prompt)]
         found[name] = objective.quality_items(texts, labels=SET_TOKENS, draws=4, seed=seed) if texts else []
-        found[name] += _replies(model, objective, list(dict.fromkeys(prompts)), len(texts)) if prompts else []
+        if prompts:
+            with model.strength_at(0.0), evaluating(base), torch.inference_mode():
+                samples = objective.generate(base, list(dict.fromkeys(prompts)), tokens=REPLY_TOKENS)
+            found[name] += [QualityItem(len(texts) + i, sample) for i, sample in enumerate(samples) if sample.labels]
         if not any(item.sample.labels for item in found[name]):
             raise DataError(f"The damage set {name!r} has nothing that could be scored: {len(items)} items.")
     return found
-
-
-def _replies(model: GradiendModel, objective: Objective, prompts: Sequence[Prompt], first: int) -> list[QualityItem]:
-    """Let the base model answer prompts, and return its replies; `first` is the number of the first one."""
-    base = model.get_base_model()
-    with model.strength_at(0.0), evaluating(base), torch.inference_mode():
-        samples = objective.generate(base, prompts, tokens=REPLY_TOKENS)
-    return [QualityItem(first + number, sample) for number, sample in enumerate(samples) if sample.labels]
 
 
 def continued(

@@ -155,11 +155,6 @@ class Figure:
         """95 % interval of the mean of values in [0, 1], which stays in there."""
         return bounded_interval(self.mean, self.error, self.freedom)
 
-    @property
-    def is_share(self) -> bool:
-        """True if every value is 0 or 1, so that the mean is a share of the items."""
-        return bool(np.isin(self.values, (0.0, 1.0)).all())
-
 
 def estimate(values: Array, groups: Numbers, references: Sequence[Figure] = ()) -> Figure:
     """Estimate the mean of a value over all items from the first of them.
@@ -354,7 +349,7 @@ class Summary:
         for name in self.values.readings:
             if found := self.figure("row", name):
                 readings[name], intervals[name] = found.mean, found.interval
-                if found.is_share:
+                if np.isin(found.values, (0.0, 1.0)).all():  # the mean is a share of the items
                     readings[name], intervals[name] = min(max(found.mean, 0.0), 1.0), found.share_interval
         damage = {name: self._damage(name) for name in self.rises}
         plain = damage.get(NEUTRAL)

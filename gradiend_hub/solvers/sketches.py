@@ -224,14 +224,9 @@ class SketchSolver(Solver):
             yield name, vector[start:stop].view(shape)
             start = stop
 
-    def _totals(self) -> tuple[Tensor, Tensor]:
-        """Sums and counts over all processes."""
-        sums, counts = self.processes.sum(self.sums, self.counts)
-        return sums, counts
-
     def whole_state(self) -> dict[str, Tensor]:
         """The state that one process alone would have. All processes must call it."""
-        sums, counts = self._totals()
+        sums, counts = self.processes.sum(self.sums, self.counts)
         return {**self.state_dict(), "sums": sums, "counts": counts}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> object:
@@ -264,7 +259,7 @@ class SketchSolver(Solver):
 
     @torch.no_grad()
     def solutions(self) -> list[Solution]:
-        sums, counts = self._totals()
+        sums, counts = self.processes.sum(self.sums, self.counts)
         means = sums / counts[:2].repeat(2).clamp(min=1).to(sums)[:, None]
         encoder = self.sketching.read(means[0] - means[1])
         encoder = encoder * (2 * math.atanh(LEVEL) / max(encoder.norm() ** 2, 1e-38))

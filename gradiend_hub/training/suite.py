@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,10 @@ class DirectionSuite:
         }
         path, said = folder / SUITE_FILE, json.loads(json.dumps(said, default=str))
         if path.is_file():
-            before = _claimed(path)
-            if before and all(said.get(name) == value for name, value in before.items()):
+            before = None
+            with suppress(OSError, ValueError):
+                before = json.loads(path.read_text(encoding="utf-8"))
+            if before and isinstance(before, dict) and all(said.get(n) == value for n, value in before.items()):
                 return
             if not self.args.overwrite_output_dir:
                 raise ConfigError(
@@ -303,15 +306,6 @@ def _check(args: GradiendTrainingArguments, fields: Mapping[str, Any]) -> None:
         raise ConfigError("A suite learns in one process, without a gradient_store, and is pushed when it is whole.")
     if "feature_classes" in fields:
         raise ConfigError("config.feature_classes: the classes of a suite are those of its rows; name them in pairs.")
-
-
-def _claimed(path: Path) -> dict[str, Any]:
-    """Read what a folder says of its suite; an empty dictionary where that cannot be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _identity(base: nn.Module) -> str:

@@ -270,11 +270,10 @@ class GradiendTrainer(MeasuringTrainer):
 
     def _energy(self) -> float | None:
         """Energy that CodeCarbon has metered, where `report_to` names "codecarbon"; `Trainer` starts and stops it."""
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, CodeCarbonCallback):  # a tracker that could not start, or a second one, has no data
-                data = getattr(callback.tracker, "final_emissions_data", None)
-                return None if data is None else float(data.energy_consumed)
-        return None
+        meters = [callback for callback in self.callback_handler.callbacks if isinstance(callback, CodeCarbonCallback)]
+        # a tracker that could not start, or a second one, has no data
+        data = getattr(meters[0].tracker, "final_emissions_data", None) if meters else None
+        return None if data is None else float(data.energy_consumed)
 
     def dry_run(self) -> Estimate:
         """Predict time, memory and disk of the whole job from three batches. Nothing is learned, and nothing written."""

@@ -92,7 +92,9 @@ class FeatureDatasetBuilder:
         funnel, names = scan.funnel, list(numbers.word_ids)
         chosen = self._cap(classes, words, rng, funnel)
         splits, order = self._split(table, chosen, texts, classes, words, names, rng)
-        homes = self._homes(table, chosen, splits)
+        homes: dict[str, int] = {}  # the split of each group that has rows, for its neutral texts
+        if config.neutral is not None and config.split_by == "group":
+            homes = dict(zip(table["group"].take(chosen).to_pylist(), splits.tolist(), strict=True))
         if config.split_by == "word":
             keep = self._without_held_out(table, chosen, words[chosen], names, splits, funnel)
             chosen, splits = chosen[keep], splits[keep]
@@ -198,12 +200,6 @@ class FeatureDatasetBuilder:
             family = {k: min(merged) if v in merged else v for k, v in family.items()} if merged else family
         families: Indices = np.array([family[name] for name in names], dtype=np.int64)
         return families
-
-    def _homes(self, table: pa.Table, chosen: Indices, splits: Indices) -> dict[str, int]:
-        """The split of each group that has rows, for its neutral texts."""
-        if self.config.neutral is None or self.config.split_by != "group":
-            return {}
-        return dict(zip(table["group"].take(chosen).to_pylist(), splits.tolist(), strict=True))
 
     def _without_held_out(
         self, table: pa.Table, chosen: Indices, words: Indices, names: list[str], splits: Indices, funnel: Funnel

@@ -164,9 +164,12 @@ class Scan:
             raise DataError("split_by: given, but the source has no splits. Name their column as split_column.")
         hits_of = self._matcher.find(units.texts)
         if self.neutral is not None:
+            homes = {"given": batch.splits, "group": batch.groups}.get(
+                self.config.split_by
+            )  # which texts must not leave
             for place, text in enumerate(units.texts):
                 if place not in hits_of and self._unfit(text) is None:
-                    self.neutral.offer(text, self._unit_of(units.places[place], batch))
+                    self.neutral.offer(text, homes[units.places[place]] if homes else "")
         none = len(units.texts) - len(hits_of)
         whole, one_class = units.owns is None and self.neutral is None, not self.config.filters.mixed
         for place, hits in hits_of.items():
@@ -191,11 +194,6 @@ class Scan:
                 self.lost.update(groups)
         self.dropped["no word of a class"] += none
         self.candidates.spool.written()
-
-    def _unit_of(self, place: int, batch: Texts) -> str:
-        """The split or the group of a text, if it must stay there."""
-        of = {"given": batch.splits, "group": batch.groups}.get(self.config.split_by)
-        return of[place] if of else ""
 
     def _keep(self, text: str, slots: list[Hit], place: int, batch: Texts) -> None:
         """Note one slot of a text, or all of them."""

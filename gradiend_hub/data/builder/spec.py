@@ -216,7 +216,9 @@ class FeatureDataConfig:
             object.__setattr__(self, "pairs", _read_pairs(self.pairs, list(parsed)))
         check_fields(self, "")
         object.__setattr__(self, "pairs", tuple(tuple(pair) for pair in self.pairs))
-        object.__setattr__(self, "card", _card(self.card))
+        card = {"license" if key == "licence" else key: text for key, text in self.card.items()}  # as the Hub spells it
+        check_keys(card, _CARD, "card.")
+        object.__setattr__(self, "card", card)
         if self.language is not None:
             object.__setattr__(self, "language", language_code(self.language))
         if len(parsed) < 2:
@@ -324,13 +326,6 @@ def check_pattern(value: Any, name: str) -> str:
     except (re.error, TypeError) as error:
         raise ConfigError(f"{name}: {value!r} is no regular expression ({error}).") from error
     return str(value)
-
-
-def _card(said: Mapping[str, str]) -> dict[str, str]:
-    """Return the text of the card under the names that the Hub uses."""
-    card = {"license" if key == "licence" else key: text for key, text in said.items()}
-    check_keys(card, _CARD, "card.")
-    return card
 
 
 def _words(value: Any, what: str) -> list[str]:
