@@ -84,14 +84,18 @@ class SplitMeans(nn.Module):
             return
         self.seen[torch.as_tensor(list(rows), device=self.seen.device)] = True
         of = 0 if label > 0 else 1
-        number = int(self.counts[of].sum())  # of each pair, one goes to either half, and a coin says which
-        half = random.Random(f"{self.seed}/{of}/{number // 2}").getrandbits(1) ^ (number % 2)
+        half = self._half(of, int(self.counts[of].sum()))
         self.counts[of, half] += 1
         self.means[of, half].lerp_(vector, 1 / int(self.counts[of, half]))
 
     def has_seen(self, rows: Sequence[int]) -> bool:
         """Return whether one of some rows has counted already."""
         return bool(self.seen[torch.as_tensor(list(rows), device=self.seen.device)].any())
+
+    def _half(self, of: int, number: int) -> int:
+        """The half of a class's batch: of each pair, one goes to either, and a coin says which."""
+        first = random.Random(f"{self.seed}/{of}/{number // 2}").getrandbits(1)
+        return first ^ (number % 2)
 
     def contrasts(self) -> Contrasts | None:
         """Say what the means do, of all coordinates; `None` if a class has under two batches. All processes must call it."""

@@ -140,6 +140,8 @@ class Growing:
         part = dose / self.norm
         return SimpleNamespace(expected_damage=self.wanted * (self.linear * part + (1 - self.linear) * part**2))
 
+    damage = StrengthProbe.damage
+
 
 def test_the_norm_of_a_random_direction_is_looked_for_between_what_is_too_small_and_too_large() -> None:
     rng = np.random.default_rng(0)
