@@ -188,7 +188,7 @@ class Solver(nn.Module, ABC):
 
     def whole_state(self) -> dict[str, Tensor]:
         """The `state_dict` of all coordinates, as one process alone would have it. All processes must call it."""
-        return self.shard.whole_state(self, self.vectors)
+        return {name: self.shard.whole(x) if name in self.vectors else x for name, x in self.state_dict().items()}
 
     def halve(self, target: Tensor, label: float, rows: Sequence[int]) -> None:
         """Take in the target gradient of some training rows for what the direction is compared with; see `SplitMeans`."""

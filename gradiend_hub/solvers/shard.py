@@ -63,10 +63,6 @@ class Shard:
         distributed.all_gather(parts, padded)
         return torch.cat(parts, dim=-1)[..., : self.size]
 
-    def whole_state(self, module: nn.Module, vectors: Collection[str]) -> dict[str, Tensor]:
-        """A module's `state_dict` as that of one process would be. All processes must call it."""
-        return {name: self.whole(x) if name in vectors else x for name, x in module.state_dict().items()}
-
     def follow(self, optimizer: torch.optim.Optimizer, vectors: Collection[nn.Parameter]) -> None:
         """Let the optimizer's `state_dict` be that of one process, too: moments of vectors are gathered and sliced again.
 

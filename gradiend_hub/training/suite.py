@@ -23,7 +23,7 @@ from gradiend_hub.artifact.fingerprint import Fingerprint
 from gradiend_hub.base_model import load_base_model, original_parameters
 from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.gradients import GradientReader
-from gradiend_hub.objectives import Batch, Example, Objective
+from gradiend_hub.objectives import Batch, Objective
 from gradiend_hub.progress import progress
 
 from .args import GradiendTrainingArguments
@@ -231,8 +231,10 @@ class DirectionSuite:
         wanted: Sequence[str],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """g_f of a batch, and g_a for each wanted class of alternatives: one forward pass where the inputs are the same."""
-        every = {c: self._examples(objective, batch.rows[c]) for c in (wanted or list(batch.rows)[:1])}
-        pairs = {c: objective.collate_pairs(examples).to(reader.device) for c, examples in every.items()}
+        pairs = {}
+        for c in wanted or list(batch.rows)[:1]:
+            examples = [objective.example(objective.read(self.rows.records[i])) for i in batch.rows[c]]
+            pairs[c] = objective.collate_pairs(examples).to(reader.device)
         one = next(iter(pairs.values()))
         log_probs = objective.log_probs(reader.model, one.factual)
         shared = {c: pair for c, pair in pairs.items() if pair.shared and c in wanted}
@@ -257,9 +259,6 @@ class DirectionSuite:
                 f"which is {str(row['masked'])[:60]!r}. Leave that text out, or load the base model in float32."
             )
         return loss
-
-    def _examples(self, objective: Objective, rows: Sequence[int]) -> list[Example]:
-        return [objective.example(objective.read(self.rows.records[i])) for i in rows]
 
 
 class _OfWholeVectors(GradiendTrainer):
