@@ -27,9 +27,9 @@ from datasets import load_dataset
 
 from gradiend_hub import GradiendConfig, GradiendTrainer, GradiendTrainingArguments
 from gradiend_hub.artifact.files import ASSETS_FOLDER, CARD_FILE, CONFIG_FILE, HTML_FILE, REPORT_FILE
+from gradiend_hub.artifact.names import shown_name
 from gradiend_hub.cards import render_card
 from gradiend_hub.evaluation import Report
-from gradiend_hub.hub.names import shown_name
 from gradiend_hub.plots import save_html, save_plots
 
 HERE = Path(__file__).parent
