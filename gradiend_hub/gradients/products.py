@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -66,6 +67,7 @@ class _Products(TorchFunctionMode):
         self._views: dict[int, tuple[Tensor, _View]] = {id(p): (p, _View(name)) for name, p in parameters.items()}
         self._tokens, self._deliver, self._reads = tokens, deliver, reads
         self._picked: Picked | None = None
+        self._gathered: Tensor | None = None
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
@@ -78,29 +80,30 @@ class _Products(TorchFunctionMode):
         name = getattr(function, "__name__", "").partition(".")[0]
         if not read:
             if name == "__getitem__":
-                self._note(*args)
+                self._note(result, *args)
             return result
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # its shape or type
             return result
         on_axis = any(view.axis is not None for view in read)
-        understood = self._linear(result, *args, **kwargs) if name == "linear" and not on_axis else None
+        first = args[0] if args else None
+        understood = _called(self._linear, result, args, kwargs) if name == "linear" and not on_axis else None
         if len(read) == 1 and on_axis:
             understood = self._expanded(result, read[0]) if name == "expand" else None
         elif len(read) == 1:
-            if name in _SAME and self._view(args[0]):
+            if name in _SAME and self._view(first):
                 understood = self._remember(result, read[0])
-            elif function in _TURNED or (name == "transpose" and _swaps_last(*args)) or name == "t":
+            elif function in _TURNED or (name == "transpose" and _swaps_last(*args, **kwargs)) or name == "t":
                 understood = self._remember(result, replace(read[0], turned=not read[0].turned))
-            elif name == "__getitem__" and self._view(args[0]):
+            elif name == "__getitem__" and self._view(first):
                 understood = self._item(result, read[0], *args)
-            elif name in ("reshape", "view"):
-                understood = self._on_axis(result, read[0], args[0])
+            elif name in ("reshape", "view") and isinstance(first, Tensor):
+                understood = self._on_axis(result, read[0], first)
             elif name == "embedding":
-                understood = self._embedding(result, *args, **kwargs)
+                understood = _called(self._embedding, result, args, kwargs)
             elif name in _MATMUL:
-                understood = self._matmul(result, *args, **kwargs)
+                understood = _called(self._matmul, result, args, kwargs)
             elif name in _GROUPED:
-                understood = self._grouped(result, *args, **kwargs)
+                understood = _called(self._grouped, result, args, kwargs)
         if understood is None:
             self._reads.other.update(view.name for view in read)
             return result
@@ -114,10 +117,20 @@ class _Products(TorchFunctionMode):
         self._views[id(tensor)] = tensor, view
         return tensor
 
-    def _note(self, source: Any, index: Any) -> None:
-        """Remember which tokens are picked out of all."""
-        if isinstance(source, Tensor) and source.ndim == 2 and len(source) == self._tokens and _is_numbers(index, 1):
+    def _note(self, result: Any, source: Any, index: Any) -> None:
+        """Remember which tokens are picked out of all, or out of those that were picked."""
+        if not isinstance(source, Tensor) or source.ndim != 2 or not _is_numbers(index, 1):
+            return
+        picked = self._picked
+        if source is self._gathered and picked is not None:
+            self._picked = picked._replace(tokens=picked.tokens[index])
+        elif len(source) == self._tokens:
             self._picked = Picked(index, self._tokens)
+        elif picked is not None and len(source) == len(picked.tokens):  # maybe those that were picked, in another order
+            self._picked = None
+        else:
+            return
+        self._gathered = result
 
     def _picked_of(self, count: int) -> Picked | None:
         """Which tokens a product of so many is of: all of them, or those that were picked last."""
@@ -187,23 +200,23 @@ class _Products(TorchFunctionMode):
         axes = [axis for axis, length in enumerate(result.shape) if length == len(vector)]
         if vector.ndim != 1 or len(axes) != 1:
             return None
-        return self._remember(result, replace(view, axis=axes[0]))
+        return self._remember(result, replace(view, axis=axes[0] - result.ndim))  # `expand` adds axes on the left
 
     def _expanded(self, result: Tensor, view: _View) -> Tensor:
         """A vector that is repeated for each row, such as the sinks of an attention."""
         self._reads.known.add(view.name)
-        name, axis = view.name, view.axis or 0
+        name, axis = view.name, view.axis or -1
         return caught(result, result.new_empty(0), lambda _, delta: self._deliver(name, delta.movedim(axis, -1), None))
 
     def _embedding(
-        self, result: Tensor, ids: Any, weight: Any, padding_idx: int | None = None, max_norm: Any = None,
+        self, result: Tensor, x: Any, weight: Any, padding_idx: int | None = None, max_norm: Any = None,
         norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
     ) -> Tensor | None:  # fmt: skip
         view = self._view(weight)
         if view is None or weight.ndim != 2 or view.turned or max_norm is not None or scale_grad_by_freq:
             return None
         padding = None if padding_idx is None else padding_idx % len(weight)
-        return self._catch(result, ids, view, partial(_lookup, len(weight), padding))
+        return self._catch(result, x, view, partial(_lookup, len(weight), padding))
 
 
 def _outer(view: _View, is_linear: bool, x: Tensor, delta: Tensor) -> Outer:
@@ -227,8 +240,23 @@ def _is_numbers(index: Any, ndim: int) -> bool:
     return whole and index.ndim == ndim
 
 
-def _swaps_last(tensor: Tensor, one: int, other: int) -> bool:
-    return {one % tensor.ndim, other % tensor.ndim} == {tensor.ndim - 2, tensor.ndim - 1}
+def _swaps_last(tensor: Tensor | None = None, dim0: int = 0, dim1: int = 0, **_: Any) -> bool:
+    return tensor is not None and {dim0 % tensor.ndim, dim1 % tensor.ndim} == {tensor.ndim - 2, tensor.ndim - 1}
+
+
+_KEYWORDS = {"input": "x", "self": "x", "other": "weight", "mat2": "weight", "mat_a": "x", "mat_b": "weight"}
+"""Parameters of torch's functions, by what they are called here."""
+
+
+def _called(
+    method: Callable[..., Tensor | None], result: Tensor, args: Any, kwargs: Mapping[str, Any]
+) -> Tensor | None:
+    """Call with what a function of torch was called with; `None` where that is called in a way that is not known."""
+    try:
+        bound = signature(method).bind(result, *args, **{_KEYWORDS.get(name, name): of for name, of in kwargs.items()})
+    except TypeError:
+        return None
+    return method(*bound.args, **bound.kwargs)
 
 
 @contextmanager

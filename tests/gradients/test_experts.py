@@ -26,6 +26,7 @@ from gradiend_hub.gradients import (
     stacks,
 )
 from gradiend_hub.gradients import directional as encodings
+from gradiend_hub.gradients.products import Reads, catching_products
 from gradiend_hub.solvers.sketches import Sketching
 from tests.gradients.test_checkpointing import enable
 from tests.gradients.test_directional import LENGTHS, SLOTS, by_backward, compact
@@ -230,6 +231,8 @@ KNOWN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
     "turned stack": (lambda x, w: x @ w.mT, (2, 5, 4)),
     "one of a stack": (lambda x, w: x @ w[-1] + x @ w[torch.tensor(0)], (3, 4, 5)),
     "one of a turned stack": (lambda x, w: x @ w.transpose(1, 2)[1], (3, 5, 4)),
+    "by keywords": (lambda x, w: nn.functional.linear(input=x, weight=w) + torch.matmul(input=x, other=w.T), (5, 4)),
+    "turned by keywords": (lambda x, w: x @ w.transpose(dim0=0, dim1=1), (5, 4)),
     "rows": (lambda x, w: x + w[torch.tensor([0, 2, 0])] + w[1], (5, 4)),
     "embedding": (lambda x, w: nn.functional.embedding(torch.tensor([[0, 1, 1]]), w, padding_idx=-1), (2, 4)),
 }
@@ -241,6 +244,7 @@ OTHER: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
     "squared": (lambda x, w: nn.functional.linear(w, w) + x.sum(), (4, 4)),
     "some of a stack": (lambda x, w: x @ w[:2], (3, 4, 5)),
     "masked rows": (lambda x, w: x.sum() + w[torch.tensor([True, False])], (2, 4)),
+    "an output that is given": (lambda x, w: torch.nn.functional.bilinear(x, x, w), (3, 4, 4)),
     "scale by frequency": (
         lambda x, w: nn.functional.embedding(torch.tensor([0, 1, 1]), w, scale_grad_by_freq=True), (2, 4)
     ),
@@ -269,3 +273,39 @@ def test_a_parameter_that_is_read_in_another_way_later() -> None:
         reader.forward(lambda: model(X))
         with pytest.raises(BaseModelError, match="matrix of Reading: read in another way than in the first batch"):
             reader.forward(lambda: model(X))
+
+
+@pytest.mark.parametrize("shape", [(1, -1, 1, 1), (-1, 1, 1)])
+def test_a_vector_that_is_repeated_for_each_row(shape: tuple[int, ...]) -> None:
+    """However many axes are added on its left."""
+    model = Reading(lambda x, w: x.sum() + w.view(shape).expand(3, -1, 5, 1), 3)
+    weights, parts = torch.randn(3, 3, 5, 1, generator=torch.Generator().manual_seed(0)), []
+    (model(X) * weights).sum().backward()
+    expected = model.matrix.grad
+    model.matrix.requires_grad_(False)
+    x, reads = X.clone().requires_grad_(), Reads()
+    with catching_products({model: {"matrix": model.matrix}}, lambda _, part, __: parts.append(part), reads):
+        (model(x) * weights).sum().backward()
+    assert reads.known == {"matrix"} and len(parts) == 1
+    torch.testing.assert_close(parts[0].flatten(0, -2).sum(0), expected)
+
+
+def test_tokens_that_are_picked_and_put_in_order_in_two_steps() -> None:
+    """Each product is of the tokens that it was computed from; of tokens in an order that is not known, none are named."""
+    picked, order = torch.arange(4).repeat_interleave(2), torch.tensor([3, 1, 0, 2, 5, 4, 7, 6])
+    offsets = torch.tensor([4, 8], dtype=torch.int32)
+    ways: list[tuple[Callable[[Tensor], Tensor], list[int]]] = [
+        (lambda x: x[picked][order], picked[order].tolist()),
+        (lambda x: (x[picked] * 1.0)[order], []),
+    ]
+    for gather, expected in ways:
+        model = Reading(lambda x, w, gather=gather: nn.functional.grouped_mm(gather(x), w, offs=offsets), 2, 4, 4)
+        model.matrix.requires_grad_(False)
+        x, found = torch.randn(4, 4, requires_grad=True), list[int]()
+
+        def deliver(_name: str, _part: Any, picked: Any, found: list[int] = found) -> None:
+            found += picked.tokens.tolist()
+
+        with catching_products({model: {"matrix": model.matrix}}, deliver, Reads()):
+            model(x).square().sum().backward()
+        assert found == expected
