@@ -27,7 +27,7 @@ class DemoOptions:
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop learning after this many steps.")] = None
     share: Annotated[
         float, typer.Option(min=0.02, max=1.0, help="Share of the data to read; 1 is what trainings read by default.")
-    ] = 0.4
+    ] = 0.35
 
 
 @command(app, "demo:run_demo", story=True)
