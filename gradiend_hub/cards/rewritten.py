@@ -109,10 +109,10 @@ def push_rewritten(model: Any, merged: MergedDirection, repo_id: str, **options:
         HubPushError: nothing was committed. The message names the folder that holds the model.
     """
     saving = {name: options.pop(name) for name in ("max_shard_size",) if name in options}
+    processing_class = merged.processing_class or load_processing_class(model, merged.config, merged.hub)
 
     def write(folder: Path) -> Path:
         model.save_pretrained(folder, **saving)
-        processing_class = merged.processing_class or load_processing_class(model, merged.config, merged.hub)
         processing_class.save_pretrained(folder)
         write_rewritten_card(
             folder,

@@ -193,7 +193,7 @@ def _of_edit(config: GradiendConfig, direction: Direction) -> Iterator[str]:
         delta = part.dense(part.delta(c_w, c_b))
         square = delta.double().square()
         total, entries = total + float(square.sum()), entries + int(delta.count_nonzero())
-        known = torch.cat([largest, square.flatten()])
+        known = torch.cat([largest, square.flatten().topk(min(HANDFUL, square.numel())).values])
         largest = known.topk(min(HANDFUL, len(known))).values
         if delta.ndim == 2 and delta.shape[0] >= VOCABULARY and delta.shape[0] > delta.shape[1]:
             by_row = square.sum(1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from statistics import stdev
+
+import numpy as np
 
 from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.fields import DirectionFields
@@ -225,7 +226,9 @@ def _of_encodings(encoder: EncoderReport, classes: Sequence[str]) -> Iterator[st
             continue
         found = sum(values) / len(values)
         every = len(values) == encoder.rows.get(name)  # and otherwise they were drawn from all
-        if abs(found - mean) > (1e-3 if every else 0.02 + 5 * max(std, stdev(values)) / math.sqrt(len(values))):
+        if abs(found - mean) > (
+            1e-3 if every else 0.02 + 5 * max(std, float(np.std(values, ddof=1))) / math.sqrt(len(values))
+        ):
             yield f"the mean of {name} is {mean:.3f}, but that of its {len(values)} published points {found:.3f}."
 
 
