@@ -85,7 +85,7 @@ class Outer:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """In fp32 or wider."""
+    """Convert to fp32; what is wider stays as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

@@ -24,7 +24,7 @@ from .factors import Outer, by_token, caught
 
 
 class Picked(NamedTuple):
-    """Which tokens of a layer's input a product is of: their numbers [n], of how many. None are known if it is empty."""
+    """Tokens of a layer's input that a product is of: numbers [n] among so many; empty where they are not known."""
 
     tokens: Tensor
     of: int
@@ -44,7 +44,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class _View:
-    """What stands for a parameter: all of it or a matrix of its stack, stored or transposed; a vector on an axis."""
+    """A parameter in a form that a tensor has: whole or one matrix of a stack, maybe transposed; a vector on an axis."""
 
     name: str
     number: int | None = None
@@ -53,7 +53,8 @@ class _View:
 
 
 _SAME = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous"}
-_TURNED = (Tensor.T.__get__, Tensor.mT.__get__)  # type: ignore[attr-defined]
+_T, _MT = Tensor.T.__get__, Tensor.mT.__get__  # type: ignore[attr-defined]
+_PICKING = {"__getitem__", "index_select"}
 _MATMUL = {"matmul", "__matmul__", "mm", "bmm"}
 _GROUPED = {"grouped_mm", "_grouped_mm", "grouped_mm_fallback"}
 """Functions of torch by name; the last are x @ w by segments of tokens, one for each matrix of a stack."""
@@ -66,12 +67,14 @@ class _Products(TorchFunctionMode):
         super().__init__()
         self._views: dict[int, tuple[Tensor, _View]] = {id(p): (p, _View(name)) for name, p in parameters.items()}
         self._tokens, self._deliver, self._reads = tokens, deliver, reads
-        self._picked: Picked | None = None
-        self._gathered: Tensor | None = None
+        self._picked: Tensor | None = None
+        """Numbers of the tokens that were picked last; empty where they are not known."""
+        self._gathered: dict[int, tuple[Tensor, Tensor]] = {}  # tensors of picked tokens, with the numbers of these
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._views.clear()  # what was cast to another type
+        self._gathered.clear()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -79,8 +82,8 @@ class _Products(TorchFunctionMode):
         result = function(*args, **kwargs)
         name = getattr(function, "__name__", "").partition(".")[0]
         if not read:
-            if name == "__getitem__":
-                self._note(result, *args)
+            if name in _PICKING:
+                self._note(function, result, *args, **kwargs)
             return result
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # its shape or type
             return result
@@ -92,7 +95,12 @@ class _Products(TorchFunctionMode):
         elif len(read) == 1:
             if name in _SAME and self._view(first):
                 understood = self._remember(result, read[0])
-            elif function in _TURNED or (name == "transpose" and _swaps_last(*args, **kwargs)) or name == "t":
+            elif (
+                name == "t"
+                or function == _MT
+                or (function == _T and isinstance(first, Tensor) and first.ndim == 2)  # of three axes it turns all
+                or (name == "transpose" and _swaps_last(*args, **kwargs))
+            ):
                 understood = self._remember(result, replace(read[0], turned=not read[0].turned))
             elif name == "__getitem__" and self._view(first):
                 understood = self._item(result, read[0], *args)
@@ -117,28 +125,55 @@ class _Products(TorchFunctionMode):
         self._views[id(tensor)] = tensor, view
         return tensor
 
-    def _note(self, result: Any, source: Any, index: Any) -> None:
-        """Remember which tokens are picked out of all, or out of those that were picked."""
-        if not isinstance(source, Tensor) or source.ndim != 2 or not _is_numbers(index, 1):
+    def _note(self, function: Any, result: Any, source: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Remember which tokens are picked, by picking from their numbers likewise."""
+        if not (isinstance(source, Tensor) and isinstance(result, Tensor) and source.is_floating_point()):
             return
-        picked = self._picked
-        if source is self._gathered and picked is not None:
-            self._picked = picked._replace(tokens=picked.tokens[index])
-        elif len(source) == self._tokens:
-            self._picked = Picked(index, self._tokens)
-        elif picked is not None and len(source) == len(picked.tokens):  # maybe those that were picked, in another order
-            self._picked = None
-        else:
+        shape = source.shape[:-1]
+        known, count = self._gathered.get(id(source)), shape.numel()
+        whole = count == self._tokens and not self._is_shuffled
+        if known is None and not whole and (self._picked is None or self._picked.numel() != count):
             return
-        self._gathered = result
+        numbers = torch.arange(count, device=source.device).view(shape) if known is None else known[1]
+        try:
+            picked = function(numbers, *args, **kwargs)
+        except (IndexError, RuntimeError, TypeError):  # it picks features, too
+            return
+        if result.shape != (*picked.shape, source.shape[-1]):
+            return
+        if known is not None or whole:
+            self._picked = picked
+            self._gathered[id(result)] = result, picked
+        elif not torch.equal(picked, numbers):  # maybe of those that were picked last, after other operations
+            self._picked = picked.new_empty(0)
 
-    def _picked_of(self, count: int) -> Picked | None:
-        """Which tokens a product of so many is of: all of them, or those that were picked last."""
+    @property
+    def _is_shuffled(self) -> bool:
+        """Return whether all tokens were picked last, in another order: what follows may be of either order."""
         picked = self._picked
-        return picked if picked is not None and len(picked.tokens) == count else None
+        if picked is None or picked.numel() != self._tokens:
+            return False
+        return not torch.equal(picked.flatten(), torch.arange(self._tokens, device=picked.device))
+
+    def _tokens_of(self, x: Tensor) -> Picked | None:
+        """Find the tokens that an input of a product is of; `None`: all of the layer's, in their order."""
+        if (known := self._gathered.get(id(x))) is not None:
+            return self._some(known[1])
+        shape = x.shape[:-1] if x.is_floating_point() else x.shape
+        count = shape.numel()
+        if not self._tokens or (count == self._tokens and not self._is_shuffled):
+            return None
+        if count != self._tokens and self._picked is not None and self._picked.numel() == count:
+            return self._some(self._picked)
+        if count != self._tokens and len(shape) > 1:  # other tokens, row by row as before: what is pooled, or heads
+            return None
+        return self._some(x.new_empty(0))
+
+    def _some(self, numbers: Tensor) -> Picked:
+        return Picked(numbers.flatten(), self._tokens)
 
     def _catch(self, output: Tensor, x: Tensor, view: _View, part: Callable[[Tensor, Tensor], Outer]) -> Tensor:
-        picked = self._picked_of(x.numel() if not x.is_floating_point() else x.numel() // max(x.shape[-1], 1))
+        picked = self._tokens_of(x)
         self._reads.known.add(view.name)
         return caught(output, x, lambda x, delta: self._deliver(view.name, part(x, delta), picked))
 
@@ -146,7 +181,7 @@ class _Products(TorchFunctionMode):
         of_weight, of_bias = self._view(weight), self._view(bias)
         if self._view(x) is not None or (of_bias is not None and bias.ndim != 1):
             return None
-        picked = self._picked_of(x.numel() // max(x.shape[-1], 1))
+        picked = self._tokens_of(x)
         if of_bias is not None:
             name = of_bias.name
             self._reads.known.add(name)
@@ -159,7 +194,7 @@ class _Products(TorchFunctionMode):
             return None
         if weight.ndim == 2:
             return self._catch(y, x, view, partial(_outer, view, False))
-        if x.ndim != 3 or weight.ndim != 3:
+        if x.ndim != 3 or weight.ndim != 3 or len(x) != len(weight):  # one of them is repeated
             return None
         self._reads.known.add(view.name)
 
@@ -175,7 +210,10 @@ class _Products(TorchFunctionMode):
         if view is None or offs is None or bias is not None or weight.ndim != 3 or x.ndim != 2:
             return None
         self._reads.known.add(view.name)
-        picked = self._picked_of(len(x)) or Picked(offs.new_empty(0), self._tokens)
+        # tokens lie by expert, so those that were picked last are meant, even where they are as many as all
+        picked = self._some(
+            offs.new_empty(0) if self._picked is None or self._picked.numel() != len(x) else self._picked
+        )
 
         def deliver(x: Tensor, delta: Tensor) -> None:
             for number, (start, stop) in enumerate(pairwise([0, *offs.tolist()])):
@@ -290,4 +328,8 @@ def catching_products(
         for module in layers:
             stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(end, always_call=True).remove)
-        yield
+        try:
+            yield
+        finally:  # no hook runs for what is no `Exception`, such as an interrupt
+            while running:
+                running.pop()[1].__exit__(None, None, None)

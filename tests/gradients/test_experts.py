@@ -11,6 +11,7 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor, nn
+from torch._C import _len_torch_function_stack
 from torch.nn.functional import cross_entropy
 
 from gradiend_hub.artifact.low_rank import Factors
@@ -27,6 +28,7 @@ from gradiend_hub.gradients import (
 )
 from gradiend_hub.gradients import directional as encodings
 from gradiend_hub.gradients.products import Reads, catching_products
+from gradiend_hub.gradients.rowwise import NotByRowError, RowReader
 from gradiend_hub.solvers.sketches import Sketching
 from tests.gradients.test_checkpointing import enable
 from tests.gradients.test_directional import LENGTHS, SLOTS, by_backward, compact
@@ -242,6 +244,8 @@ OTHER: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
     "left": (lambda x, w: w @ x, (3, 3)),
     "both": (lambda x, w: x @ w @ w + w.sum(), (4, 4)),
     "squared": (lambda x, w: nn.functional.linear(w, w) + x.sum(), (4, 4)),
+    "a stack for one input": (lambda x, w: x[:1] @ w, (3, 4, 5)),
+    "all axes turned": (lambda x, w: x[:, :2, :2] @ w.T, (2, 2, 2)),
     "some of a stack": (lambda x, w: x @ w[:2], (3, 4, 5)),
     "masked rows": (lambda x, w: x.sum() + w[torch.tensor([True, False])], (2, 4)),
     "an output that is given": (lambda x, w: torch.nn.functional.bilinear(x, x, w), (3, 4, 4)),
@@ -251,6 +255,7 @@ OTHER: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors of dimension other than 2")
 @pytest.mark.parametrize("read", [*KNOWN, *OTHER])
 def test_ways_of_reading(read: str) -> None:
     torch.manual_seed(0)
@@ -288,6 +293,82 @@ def test_a_vector_that_is_repeated_for_each_row(shape: tuple[int, ...]) -> None:
         (model(x) * weights).sum().backward()
     assert reads.known == {"matrix"} and len(parts) == 1
     torch.testing.assert_close(parts[0].flatten(0, -2).sum(0), expected)
+
+
+class Routed(nn.Module):
+    """Two experts, and a way to pick the tokens [N·T, 4] of each."""
+
+    def __init__(self, pick: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.pick, self.route = pick, torch.zeros(0)
+        self.experts = nn.Parameter(torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, T, 4] → sums of what the experts make of each row's tokens, [N]."""
+        flat, found = x.flatten(0, 1), torch.zeros(len(x), len(self.route) // len(x))
+        for number in range(2):
+            mask = self.route == number
+            made = (self.pick(flat, mask) @ self.experts[number]).square().sum(-1)
+            found = found.flatten().index_add(0, mask.nonzero().view(-1), made).view(found.shape)
+        return found.sum(1)
+
+
+class OfRows:
+    """The objective and the batch of `Routed`."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def row_losses(self, model: nn.Module, batch: OfRows) -> Tensor:
+        return model(batch.x)
+
+
+PICKING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "numbers": lambda x, mask: x[mask.nonzero().view(-1)],
+    "mask": lambda x, mask: x[mask],
+    "index_select": lambda x, mask: x.index_select(0, mask.nonzero().view(-1)),
+    "index_select by keywords": lambda x, mask: torch.index_select(input=x, dim=0, index=mask.nonzero().view(-1)),
+    "slice of what is sorted": lambda x, mask: x[mask.logical_not().int().argsort(stable=True)][: int(mask.sum())],
+    "then computed": lambda x, mask: x[mask] * 1.5 + 1.0,
+    "computed, then picked": lambda x, mask: (x * 1.5)[mask],
+    "rows of a matrix of tokens": lambda x, mask: x.view(2, 4, 4)[mask.view(2, 4)],
+    "gather": lambda x, mask: x.gather(0, mask.nonzero().expand(-1, 4)),
+}
+SEEN = set(PICKING) - {"gather", "index_select by keywords"}
+"""Those of which the tokens are known, so that rows are read together."""
+
+
+@pytest.mark.parametrize("way", PICKING)
+def test_rows_of_picked_tokens(way: str) -> None:
+    """Each expert's tokens count for their own rows, or rows are refused together, however many tokens each expert gets."""
+    model = Routed(PICKING[way])
+    w = {"experts": torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1))}
+    x = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(2))
+    for route in ([0, 0, 1, 1, 0, 0, 1, 1], [0, 0, 0, 1, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0, 0]):
+        model.route, expected = torch.tensor(route), []
+        for loss in model(x):
+            (grad,) = torch.autograd.grad(loss, [model.experts], retain_graph=True)
+            expected.append(float((grad * w["experts"]).sum()))
+        with RowReader(model, w) as reader:
+            if way in SEEN:
+                found = reader.read(OfRows(x), OfRows(x))  # type: ignore[arg-type]
+                torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+            else:
+                with pytest.raises(NotByRowError):
+                    reader.read(OfRows(x), OfRows(x))  # type: ignore[arg-type]
+
+
+def test_an_interrupt_ends_the_watch() -> None:
+    def interrupted(*_: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    model, before = Reading(interrupted, 4, 4), _len_torch_function_stack()
+    with pytest.raises(KeyboardInterrupt), catching_products({model: {"matrix": model.matrix}}, print, Reads()):
+        model(X)
+    assert _len_torch_function_stack() == before
 
 
 def test_tokens_that_are_picked_and_put_in_order_in_two_steps() -> None:
