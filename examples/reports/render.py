@@ -30,7 +30,7 @@ from gradiend_hub.artifact.files import ASSETS_FOLDER, CARD_FILE, CONFIG_FILE, H
 from gradiend_hub.artifact.names import shown_name
 from gradiend_hub.cards import render_card
 from gradiend_hub.evaluation import Report
-from gradiend_hub.plots import save_html, save_plots
+from gradiend_hub.plots import render_html, save_plots
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent
@@ -115,12 +115,18 @@ def card(name: str) -> str:
         return str(render_card(folder))
 
 
+def page(name: str) -> str:
+    """Return the HTML page of a direction that is kept here, as it is rendered today."""
+    config, report = GradiendConfig.from_pretrained(str(HERE / name)), Report.load(HERE / name)
+    base = shown_name(config.base_model_name_or_path)
+    return str(render_html(report, base=base, safe_band=config.safe_band, objective=config.objective))
+
+
 def write_pages(name: str) -> None:
     """Draw figures and page of a kept report; write its card beside them, and into `model_cards`, where all can be seen."""
     config, report = GradiendConfig.from_pretrained(str(HERE / name)), Report.load(HERE / name)
     save_plots(report, HERE / name / ASSETS_FOLDER, safe_band=config.safe_band, objective=config.objective)
-    base = shown_name(config.base_model_name_or_path)
-    save_html(report, HERE / name, base=base, safe_band=config.safe_band, objective=config.objective)
+    (HERE / name / HTML_FILE).write_text(page(name), encoding="utf-8")
     text = card(name)
     (HERE / name / CARD_FILE).write_text(text, encoding="utf-8")
     (MODEL_CARDS / f"{name}.md").write_text(shown_elsewhere(text, name), encoding="utf-8")

@@ -23,7 +23,7 @@ from gradiend_hub.artifact.files import HTML_FILE
 from gradiend_hub.evaluation import Completion, Encoding, Report, SplitReport
 from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub.objectives import OBJECTIVES, Objective
-from gradiend_hub.printable import dose, spelled_out
+from gradiend_hub.printable import spelled_out
 
 from .encoder import plot_encodings
 from .strength import plot_strength
@@ -127,7 +127,7 @@ def _points(split: SplitReport, first: str, second: str, places: Sequence[float]
     """The figures of each strength for the slider, and `x`, its place in the drawing."""
     return [
         {
-            "name": dose(p.strength),
+            "name": strength_name(p.strength),
             "x": x,
             "up": p.reading(first, second).value,
             "down": p.reading(second, first).value,
@@ -145,7 +145,7 @@ def template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
-    environment.filters |= {"number": number, "percent": percent, "strength": dose, "ends": _ends}
+    environment.filters |= {"number": number, "percent": percent, "strength": strength_name, "ends": _ends}
     return environment.from_string(source(name))
 
 
@@ -184,6 +184,11 @@ def _ends(ends: Sequence[float], between: str, scale: float = 1, digits: int = 3
     return between.join(f"{scale * end:.{digits}f}" for end in ends)
 
 
+def strength_name(strength: float) -> str:
+    """Return a strength with three digits, more than which no one reads off a curve: `-1`, `0`, `+1.09`."""
+    return f"{strength:+.3g}" if strength else "0"
+
+
 def _word(word: object) -> str:
     """A filler as it is, or within quotation marks if a comma or a space could be taken for what stands between fillers."""
     return str(word) if re.fullmatch(r"[\w'’-]*\w[\w'’-]*", str(word)) else f"“{word}”"
@@ -191,7 +196,7 @@ def _word(word: object) -> str:
 
 def _completion(completion: Completion) -> dict[str, Any]:
     at = {
-        dose(float(strength)): written
+        strength_name(float(strength)): written
         if isinstance(written, str)
         else ", ".join(f"{_word(word)}\u00a0{float(chance):.2f}" for word, chance in written)
         for strength, written in completion.by_strength.items()

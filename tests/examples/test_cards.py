@@ -33,6 +33,17 @@ def test_a_card_is_what_its_report_renders_today(name: str, rendering: dict[str,
     assert "](assets/" not in shown
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_is_what_its_report_renders_today(name: str, rendering: dict[str, Any]) -> None:
+    """But for the drawing, which is the installed matplotlib's."""
+    kept = (RENDER.parent / name / "report.html").read_text(encoding="utf-8")
+    assert _without_drawing(rendering["page"](name)) == _without_drawing(kept), ANEW
+
+
+def _without_drawing(page: str) -> str:
+    return re.sub(r'(?s)<svg.*?</svg>|"x": ?[\d.]+', "", page)
+
+
 def test_every_card_is_listed(rendering: dict[str, Any]) -> None:
     page = (ROOT / "model_cards" / "README.md").read_text(encoding="utf-8")
     assert NAMES and {*NAMES} <= {*rendering["kept"]()}
