@@ -74,10 +74,13 @@ def read_difference(
     **hub: Any,
 ) -> Direction:
     """As `Direction.from_checkpoints`, which has the arguments and errors."""
-    stored, found = (
-        _tensors(checkpoint_files(checkpoint_folder(str(name), revision, ["model*.safetensors*"], **hub)), exclude)
-        for name, revision in zip((base, tuned), revisions, strict=True)
+    folders = (
+        checkpoint_folder(
+            str(name), revision, ["model*.safetensors*"], f"{what} checkpoint", f"Name it as `{what}`.", **hub
+        )
+        for what, name, revision in zip(("base", "tuned"), (base, tuned), revisions, strict=True)
     )
+    stored, found = (_tensors(checkpoint_files(folder), exclude) for folder in folders)
     pairs = _pairs(stored, found)
     types = {tensors[name].tensor.code for pair in pairs for tensors, name in zip((stored, found), pair, strict=True)}
     if len(types) > 1:

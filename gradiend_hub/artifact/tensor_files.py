@@ -104,13 +104,14 @@ def listed_tensors(header: bytes) -> list[StoredTensor]:
     return sorted(found, key=lambda tensor: tensor.start)
 
 
-def checkpoint_folder(name: str, revision: str | None, wanted: list[str], **hub: Any) -> Path:
+def checkpoint_folder(name: str, revision: str | None, wanted: list[str], what: str, instead: str, **hub: Any) -> Path:
     """The folder of a checkpoint; from the Hub, with the files that match the patterns `wanted`.
 
     Args:
         name: Folder or repository id.
         revision: Commit, branch or tag of the repository.
         wanted: Patterns of the files to download.
+        what: What the message calls it, e.g. "base model"; `instead` is its advice.
         **hub: Of `snapshot_download`.
 
     Raises:
@@ -122,8 +123,7 @@ def checkpoint_folder(name: str, revision: str | None, wanted: list[str], **hub:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, **hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BaseModelError(
-            f"The checkpoint {name!r} is neither a folder nor to be had from the Hub: {first_line(error)} Name another "
-            "folder or id (gradiend-hub: --base)."
+            f"The {what} {name!r} is neither a folder nor to be had from the Hub: {first_line(error)} {instead}"
         ) from error
 
 

@@ -143,7 +143,8 @@ def _downloaded(config: GradiendConfig, base: str | Path | None, hub: Mapping[st
     """The folder of the base model; from the Hub, its safetensors files, configuration and tokenizer."""
     path = str(base) if base is not None else config.base_model_name_or_path or ""
     revision = config.revision if path == config.base_model_name_or_path else None
-    return checkpoint_folder(path, revision, [*COPIED, "model*.safetensors"], **hub)
+    wanted = [*COPIED, "model*.safetensors"]
+    return checkpoint_folder(path, revision, wanted, "base model", "Name it with --base, or `base`.", **hub)
 
 
 def _places(direction: Direction, model: nn.Module, files: Sequence[TensorFile]) -> dict[str, str]:

@@ -148,6 +148,7 @@ def _refused(method: str, instead: str) -> Callable[..., NoReturn]:
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise ConfigError(f"GradiendTrainer has no {method}(): {instead}.")
 
+    refuse.__name__ = refuse.__qualname__ = method
     return refuse
 
 

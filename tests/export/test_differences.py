@@ -169,7 +169,12 @@ def test_what_cannot_be_a_difference(tmp_path: Path, caplog: pytest.LogCaptureFi
         refused(ConfigError, "rank", rank=rank)
     refused(ConfigError, "Nothing differs", one)
     refused(BaseModelError, "only safetensors", tmp_path)
-    refused(BaseModelError, "neither a folder", "nobody/nothing", local_files_only=True)
+    refused(
+        BaseModelError,
+        "The tuned checkpoint .* is neither .* Name it as `tuned`",
+        "nobody/nothing",
+        local_files_only=True,
+    )
     build("llama").save_pretrained(tmp_path / "llama")
     refused(BaseModelMismatchError, "lacks", tmp_path / "llama")
 

@@ -220,7 +220,8 @@ def test_refused_before_anything_is_written(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path / "llama")
     kept.append("llama")
     refused(BaseModelMismatchError, "bert", base=tmp_path / "llama")
-    refused(BaseModelError, "neither a folder", base="nobody/nothing", local_files_only=True)
+    missing = "The base model 'nobody/nothing' is neither a folder .* Name it with --base, or `base`"
+    refused(BaseModelError, missing, base="nobody/nothing", local_files_only=True)
     file = case.base / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-5])
