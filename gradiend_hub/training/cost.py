@@ -200,7 +200,7 @@ def seconds_of_the_rest(run: TrainingRun, steps: int) -> dict[str, float]:
 
 def _seconds_per_encoding(run: TrainingRun) -> float:
     samples = [example.alternative for example in spread(run.judging[0], _SOME_ROWS)]
-    tangents = tangents_of(constant(run.scope, run.args.rank, 1e-3), run.scope)
+    tangents = tangents_of(constant(run.scope, run.args.rank, 1e-3, run.stacked), run.scope)
     start = time.perf_counter()
     directional_derivatives(run.base_model, run.objective, samples, tangents, batch_size=run.args.eval_batch_size)
     return (time.perf_counter() - start) / len(samples)
@@ -214,7 +214,7 @@ def _seconds_per_reading(
     Args:
         tokens: neutral tokens that are read; default: those of an evaluation.
     """
-    nothing = constant(run.scope, run.args.rank, 0.0)
+    nothing = constant(run.scope, run.args.rank, 0.0, run.stacked)
     direction = as_direction(Solution(nothing, 0.0, nothing, nothing), run.scope)
     some_rows, some_texts = spread(rows, _SOME_ROWS), spread(texts, _SOME_TEXTS)
     share = len(some_texts) / max(len(texts), 1)

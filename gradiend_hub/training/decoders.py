@@ -67,17 +67,22 @@ def numbers_at_rank(shape: tuple[int, ...], rank: int, stacked: bool = False) ->
     return min(size, numbers) if stacked else numbers
 
 
-def constant(scope: Scope, rank: int | None, value: float) -> Vector:
-    """A vector over a scope whose stored numbers are all the same, of low rank if one is given."""
+def constant(scope: Scope, rank: int | None, value: float, stacked: Collection[str] = ()) -> Vector:
+    """A vector over a scope whose stored numbers are all the same, of low rank if one is given.
+
+    Args:
+        stacked: parameters that are stacks of matrices, as `Sketching` takes them.
+    """
     if rank is None:
         return torch.full((scope.size,), value)
     parts: dict[str, Tensor | Factors] = {}
     for name, parameter in scope.parameters.items():
-        rows = parameter.shape[0] if parameter.ndim > 1 else 1
-        columns = parameter.numel() // rows
+        if parameter.ndim < 2:
+            parts[name] = torch.full(parameter.shape, value)
+            continue
+        *stack, rows, columns = matrix_shape(parameter.shape, name in stacked)
         r = min(rank, rows, columns)
-        low_rank = Factors(torch.full((rows, r), value), torch.full((r, columns), value))
-        parts[name] = low_rank if parameter.ndim > 1 else torch.full((columns,), value)
+        parts[name] = Factors(torch.full((*stack, rows, r), value), torch.full((*stack, r, columns), value))
     return ByParameter(parts)
 
 

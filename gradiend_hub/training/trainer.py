@@ -204,6 +204,11 @@ class GradiendTrainer(MeasuringTrainer):
             of = 'the rank of decoder="natural"' if "rank" in args.decided else f"rank={args.rank}"
             raise ConfigError(f"{of} and density={self.gradiend_config.density}: choose one of both.")
         shapes = {name: tuple(parameter.shape) for name, parameter in self.scope.parameters.items()}
+        if "rank" not in args.decided and all(len(shape) < 2 for shape in shapes.values()):
+            raise ConfigError(
+                f"rank={args.rank}: expected a matrix in scope, found vectors alone, which have no rank "
+                f"({', '.join(sorted(shapes)[:3])}). Leave it out, or take matrices into the scope."
+            )
         return Sketching(shapes, args.rank, seed=args.seed, stacked=stacks(self.base_model, self.scope))
 
     def create_accelerator_and_postprocess(self) -> None:

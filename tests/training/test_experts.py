@@ -12,6 +12,8 @@ import transformers as tf
 
 from gradiend_hub import GradiendModel
 from gradiend_hub.artifact.low_rank import Factors
+from gradiend_hub.solvers.base import ByParameter
+from gradiend_hub.training.decoders import constant
 from tests.training.support import arguments, trainer_of
 
 
@@ -67,3 +69,20 @@ def test_from_training_to_export(
     written = model.to_lora(tmp_path / "lora")
     assert {written.left_out[name] for name in stacks} == {"a stack of 4 matrices of MixtralExperts"}
     assert 0 < written.energy < 1
+
+
+def test_what_time_is_predicted_with_has_the_form_of_what_is_learned(
+    mixture: Path, pronouns: Any, tmp_path: Path
+) -> None:
+    args = arguments(tmp_path, solver="closed_form", rank=4, max_steps=2)
+    trainer = trainer_of(mixture, tmp_path, pronouns, args=args)
+    run = trainer._run
+    stand_in = constant(run.scope, 4, 1e-3, run.stacked)
+    trainer.train()
+    assert isinstance(stand_in, ByParameter)
+    for name, part in trainer.direction.parameters.items():
+        like, found = stand_in.parts[name], part.decoder
+        if isinstance(found, Factors):
+            assert isinstance(like, Factors) and (like.b.shape, like.a.shape) == (found.b.shape, found.a.shape)
+        else:
+            assert isinstance(like, torch.Tensor) and like.numel() == found.numel()

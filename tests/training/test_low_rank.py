@@ -243,6 +243,11 @@ def test_ranks_that_do_not_fit_the_scope(masked_path: Path, pronouns: Any, tmp_p
     config = GradiendConfig(feature_classes=["3SG", "3PL"], density=0.1, layers="3")
     with pytest.raises(ConfigError, match=r"rank=4 and density=0\.1: choose one"):
         trainer_of(masked_path, tmp_path, pronouns, args=args, config=config)
+    config = GradiendConfig(feature_classes=["3SG", "3PL"], scope="*.bias")
+    with pytest.raises(
+        ConfigError, match=r"rank=4: expected a matrix in scope, found vectors alone, .*LayerNorm\.bias"
+    ):
+        trainer_of(masked_path, tmp_path, pronouns, args=args, config=config)
 
 
 def test_fewer_rows_than_the_rank(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
