@@ -40,6 +40,7 @@ def test_from_training_to_export(
     args = arguments(tmp_path / "run", solver="closed_form", decoder=decoder, rank=4, max_steps=6, quality_tokens=100)
     spared = {"neutral_train_dataset": neutral.select(range(12, 72))} if decoder == "natural" else {}
     trainer = trainer_of(mixture, tmp_path / "run", pronouns, neutral, args=args, **spared)
+    assert trainer.dry_run().steps == 6
     with caplog.at_level(logging.INFO, logger="gradiend_hub"):
         trainer.train()
         trainer.save_model(str(tmp_path / "saved"))
