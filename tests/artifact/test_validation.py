@@ -76,7 +76,9 @@ def fits(kind: Any, value: Any) -> bool:
         return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 10**308)
     return {
         list[int]: lambda: type(value) is list and all(fits(int, v) for v in value),
-        dict[str, float]: lambda: type(value) is dict and all(fits(float, v) for v in value.values()),
+        dict[str, float]: lambda: (
+            type(value) is dict and all(fits(str, key) and fits(float, v) for key, v in value.items())
+        ),
         int | None: lambda: value is None or fits(int, value),
         list[str] | str: lambda: fits(str, value) or (type(value) is list and all(fits(str, v) for v in value)),
         Sequence[str]: lambda: type(value) is list and all(fits(str, v) for v in value),
