@@ -86,7 +86,7 @@ def total_delta(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> tuple[
 
 
 def delta_pieces(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Σ Δ_i piece by piece, as `(flat place, values)`; the next piece may overwrite the values of the last one.
+    """Σ Δ_i piece by piece, as `(flat place, values)`; the values may be written over, and are by the next piece.
 
     No part is sparse, and no tensor is as large as the parameter.
     """
@@ -117,9 +117,14 @@ def delta_pieces(parts: Sequence[Part], numel: int, dtype: torch.dtype) -> Itera
 def rounded(values: torch.Tensor, delta: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """`round(W + Σ Δ_i)`, elementwise: the one place where an edit meets the base model's values.
 
-    The sum is that of the wider type, delta's, and rounded once; into `out`, if it is given.
+    The sum is that of the wider type, delta's, and rounded once; into `out`, if it is given, and delta may be written over
+    then.
     """
-    return torch.add(values, delta).to(values.dtype) if out is None else torch.add(values, delta, out=out)
+    if out is None:
+        return torch.add(values, delta).to(values.dtype)
+    if out.dtype == delta.dtype:
+        return torch.add(values, delta, out=out)
+    return out.copy_(delta.add_(values))  # `add` from one type into another takes fresh memory for both
 
 
 def edited(base: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
