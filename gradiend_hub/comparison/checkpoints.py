@@ -16,7 +16,7 @@ from gradiend_hub.artifact.direction import Direction, ParameterDirection
 from gradiend_hub.errors import BaseModelMismatchError, ConfigError
 
 from .tables import Written
-from .vectors import Array, Frame, Vectors, products
+from .vectors import Frame, Vectors, products
 
 
 class _Shown(Written):
@@ -144,8 +144,3 @@ def changed(base: Mapping[str, torch.Tensor], model: nn.Module, frame: Frame, ca
     if change.norm() == 0:
         raise ConfigError(f"{called} has the base model's own weights in all compared parameters; nothing has moved.")
     return change, math.sqrt(square)
-
-
-def along(values: Array, names: Sequence[str]) -> dict[str, float]:
-    """Numbers by name."""
-    return {name: float(value) for name, value in zip(names, values, strict=True)}

@@ -20,7 +20,7 @@ from gradiend_hub.errors import ConfigError
 from gradiend_hub.printable import printable
 
 from .artifact_tables import ArtifactTables, edits
-from .checkpoints import Drift, Mixture, along, changed, decompose
+from .checkpoints import Drift, Mixture, changed, decompose
 from .clusters import Clusters, average_linkage
 from .combining import Combination, check_weights, combined, conflicts, described_sum, projected
 from .effects import measure_effects
@@ -203,7 +203,7 @@ class DirectionSet:
             self.names,
             edits(frame, self.members),
             edits(frame, [other]),
-            Vectors(frame, controls, [1.0] * len(controls)) if controls else None,
+            Vectors(frame, controls) if controls else None,
         )
 
     def combine(
@@ -275,24 +275,27 @@ class DirectionSet:
             ConfigError: No direction has an encoder, or no rows are at hand.
         """
         found = self._rows.read(rows)
-        able = [member for member in self.members if member.reader is not None]
-        if not able:
+        readers = {member.name: member.reader for member in self.members if member.reader is not None}
+        if not readers:
             raise ConfigError(
                 "cross_encodings: none of these directions has an encoder. Similarities of decoders, predicted and measured "
                 "effects need none."
             )
-        encoders = [Encoder(self._on_base(m.reader), m.config.source) for m in able if m.reader is not None]
+        encoders = []
+        for name, reader in readers.items():
+            on_base = check_base_model(self.base_model, reader, allow_related=self.allow_related)
+            encoders.append(Encoder(reader.renamed(on_base), self[name].config.source))
         examples = [example for _, some in found.values() for example in some]
         h = encode_all(self.base_model, self._rows.objective, encoders, examples)
-        without = [member.name for member in self.members if member.reader is None]
+        without = [name for name in self.names if name not in readers]
         pairs = [(name, row) for name, (some, _) in found.items() for row in some]
         return CrossEncodings(
-            tuple(member.name for member in able),
+            tuple(readers),
             tuple(name for name, _ in pairs),
             tuple(row for _, row in pairs),
             np.array([1.0 if row.factual_class == self[name].classes[0] else -1.0 for name, row in pairs]),
             h,
-            {member.name: member.classes for member in able},
+            {name: self[name].classes for name in readers},
             ((f"Without an encoder: {', '.join(without)}.",) if without else ()) + self._rows.notes,
         )
 
@@ -304,15 +307,7 @@ class DirectionSet:
         """
         found = self._rows.read(rows)
         members = [replace(member, direction=_loaded(member.direction)) for member in self.members]
-        values, errors = measure_effects(
-            self.base_model,
-            self._rows.objective,
-            members,
-            found,
-            {member.name: member.classes for member in self.members},
-            strength=strength,
-            processor=self._rows.objective.processor,
-        )
+        values, errors = measure_effects(self.base_model, self._rows.objective, members, found, strength)
         counts = {len(examples) for _, examples in found.values()}
         note = f"Means over {min(counts)}…{max(counts)} rows; standard errors up to {np.nanmax(errors, initial=0):.2f}."
         name = f"measured change of log-odds at strength {strength:+g}"
@@ -353,33 +348,26 @@ class DirectionSet:
         called = str(checkpoint) if isinstance(checkpoint, (str, Path)) else type(checkpoint).__name__
         model = checkpoint if isinstance(checkpoint, nn.Module) else load_base_model(checkpoint)
         change, base_norm = changed(original_parameters(self.base_model), model, self.frame, called)
-        own, one = edits(self.frame, self.members), Vectors(self.frame, [change], [1.0])
+        own, one = edits(self.frame, self.members), Vectors(self.frame, [change])
         mixture = decompose(self.names, own, one, None)
         controls, _ = controls_of(self.members)
         null = None
         if controls:
-            reached = Sides(one, Vectors(self.frame, controls, [1.0] * len(controls))).cosine()[0]
+            reached = Sides(one, Vectors(self.frame, controls)).cosine()[0]
             null = float(np.quantile(np.abs(reached), 0.95, method="higher"))
         known, gradients = self._tables.gradients()
-        effects = products(one, gradients)[0] if known else np.zeros(0)
+        effects = products(one, gradients)[0].tolist() if known else []
         norm = change.norm()
         return Drift(
             mixture.cosine,
             null,
             mixture.coefficients,
-            along(effects, [self.names[i] for i in known]),
+            {self.names[i]: effect for i, effect in zip(known, effects, strict=True)},
             mixture.explained,
             norm,
             norm / base_norm if base_norm else float("nan"),
             len(change.parameters),
         )
-
-    # --------------------------------------------------------------------------------------------------------------- parts
-
-    def _on_base(self, direction: Direction) -> Direction:
-        """A direction under the base model's parameter names, in memory."""
-        names = check_base_model(self.base_model, direction, allow_related=self.allow_related)
-        return direction.renamed(names)
 
 
 def _loaded(direction: Direction) -> Direction:

@@ -11,7 +11,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,9 @@ from gradiend_hub.progress import progress
 from .members import Member
 from .tables import Matrix
 from .vectors import Array
+
+_BATCH = 64
+"""Rows of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,7 @@ def agreement(predicted: Matrix, measured: Matrix) -> Agreement:
     )
 
 
-def log_odds(
-    base: nn.Module, objective: Objective, examples: Sequence[Example], signs: Sequence[float], batch_size: int = 64
-) -> Array:
+def log_odds(base: nn.Module, objective: Objective, examples: Sequence[Example], signs: Sequence[float]) -> Array:
     """Log-odds of the first class's word over the second's at each row, [N].
 
     Args:
@@ -84,7 +84,7 @@ def log_odds(
     found = np.empty(len(examples))
     device = next(base.parameters()).device
     with evaluating(base), torch.inference_mode():
-        for rows in batched([e.factual.cost for e in examples], batch_size):
+        for rows in batched([e.factual.cost for e in examples], _BATCH):
             batch = objective.collate_pairs([examples[i] for i in rows]).to(device)
             factual, alternative = objective.losses(base, batch)
             found[rows] = (alternative - factual).double().cpu().numpy() * np.asarray([signs[i] for i in rows])
@@ -96,32 +96,28 @@ def measure_effects(
     objective: Objective,
     members: Sequence[Member],
     rows: Mapping[str, tuple[Sequence[Row], Sequence[Example]]],
-    classes: Mapping[str, tuple[str, str]],
-    *,
-    strength: float = 1.0,
-    processor: Any = None,
-    batch_size: int = 64,
+    strength: float,
 ) -> tuple[Array, Array]:
     """Mean change of each feature's log-odds when each direction is applied.
 
     Args:
-        rows: of each feature, and their examples.
-        classes: of each feature, first one first.
+        rows: of each feature, by the name of its direction, and their examples.
 
     Returns:
         The changes [directions, features], and the standard errors of these means.
     """
     every = [e for _, examples in rows.values() for e in examples]
-    signs = [1.0 if r.factual_class == classes[name][0] else -1.0 for name, (found, _) in rows.items() for r in found]
+    first = {member.name: member.classes[0] for member in members}
+    signs = [1.0 if row.factual_class == first[name] else -1.0 for name, (found, _) in rows.items() for row in found]
     ends = np.cumsum([0, *(len(examples) for _, examples in rows.values())])
-    before = log_odds(base, objective, every, signs, batch_size)
+    before = log_odds(base, objective, every, signs)
     means, errors = np.empty((2, len(members), len(rows)))
     for i, member in enumerate(progress(members, "applying", len(members))):
         config = copy.deepcopy(member.config)
-        model = GradiendModel.from_direction(base, member.direction, config, processing_class=processor)
+        model = GradiendModel.from_direction(base, member.direction, config, processing_class=objective.processor)
         try:
             model.set_strength(strength)
-            change = log_odds(base, objective, every, signs, batch_size) - before
+            change = log_odds(base, objective, every, signs) - before
         finally:
             model.unload()
         for j, (start, end) in enumerate(pairwise(ends)):

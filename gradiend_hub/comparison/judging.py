@@ -56,9 +56,7 @@ def judged_similarity(
     controls, owners = controls_of(members)
     if not controls or measure == "fisher_cosine":
         return Judged(np.full(ceiling.shape, np.nan), ceiling, tuple(notes))
-    found = np.abs(
-        similarity(Sides(vectors, Vectors(vectors.frame, controls, [1.0] * len(controls))), measure, top_k, names)
-    )
+    found = np.abs(similarity(Sides(vectors, Vectors(vectors.frame, controls)), measure, top_k, names))
     return Judged(_pooled(_of_others(found, owners)), ceiling, tuple(notes))
 
 

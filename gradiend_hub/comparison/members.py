@@ -134,24 +134,18 @@ def read_member(name: str, source: str, **hub: Any) -> Member:
     config = GradiendConfig.from_pretrained(str(folder))
     reader = Direction.stream(folder, config).check()
     direction = Direction.stream(folder, config, encoder=False)
-    has_encoder = _has_encoder(reader)
+    first = next(iter(reader.parameters.values()))  # a file has encoders of all parameters, or none
     return Member(
         name,
         direction,
         config,
-        reader if has_encoder else None,
+        reader if first.encoder is not None else None,
         References.find(folder),
         Report.find(folder),
         folder,
         source if found.repo_id else str(folder),
         found.commit,
     )
-
-
-def _has_encoder(direction: Direction) -> bool:
-    """Tell whether the first parameter has an encoder; a file has them all, or none."""
-    first = next(iter(direction.parameters))
-    return direction.parameters[first].encoder is not None
 
 
 def require_one_base(members: Sequence[Member], *, allow_related: bool = False) -> list[str]:

@@ -129,7 +129,7 @@ def _norm_within(gradient: Direction, direction: Direction) -> float:
 def _figures(one: Direction, others: list[Direction]) -> dict[str, list[float]]:
     """Similarities of a vector and several, by name of the measure."""
     frame = Frame.of([{n: p.shape for n, p in d.parameters.items()} for d in (one, *others)])
-    sides = Sides(Vectors(frame, [one], [1.0]), Vectors(frame, others, [1.0] * len(others)))
+    sides = Sides(Vectors(frame, [one]), Vectors(frame, others))
     found = {"cosine": sides.cosine()}
     for top in TOPS:
         found[f"overlap {top}"], found[f"mass_overlap {top}"] = sides.overlap(top), sides.mass_overlap(top)

@@ -155,14 +155,10 @@ class _Ranked:
     def __init__(self, vectors: Vectors, names: Sequence[str] | None) -> None:
         chosen = list(vectors.frame.shapes) if names is None else list(names)
         total = sum(math.prod(vectors.frame.shapes[name]) for name in chosen)
-        ranked, zeros, squares = [], [], []
-        for number in range(len(vectors)):
-            direction, zero, square = _ranked(vectors, number, chosen, total)
-            ranked.append(direction)
-            zeros.append(zero)
-            squares.append(square)
-        self.vectors = Vectors(vectors.frame, ranked, [1.0] * len(ranked))
-        self.zero, self.square = np.array(zeros), np.array(squares)
+        found = [_ranked(vectors, number, chosen, total) for number in range(len(vectors))]
+        self.vectors = Vectors(vectors.frame, [direction for direction, _, _ in found])
+        self.zero = np.array([zero for _, zero, _ in found])
+        self.square = np.array([square for _, _, square in found])
 
 
 def _ranked(vectors: Vectors, number: int, names: Sequence[str], total: int) -> tuple[Direction, float, float]:

@@ -204,17 +204,10 @@ def mean_and_spread(tables: Sequence[Matrix]) -> tuple[Matrix, Matrix]:
         parts[name] = np.mean(known, 0) if len(known) == len(tables) else None
     spread = stack.std(0, ddof=1) if len(tables) > 1 else np.full(first.values.shape, np.nan)
     runs = f"{len(tables)} runs"
+    mean_of, spread_of = f"{first.measure}, mean of {runs}", f"{first.measure}, standard deviation of {runs}"
     return (
-        replace(
-            first,
-            measure=f"{first.measure}, mean of {runs}",
-            values=stack.mean(0),
-            null=parts["null"],
-            ceiling=parts["ceiling"],
-        ),
-        replace(
-            first, measure=f"{first.measure}, standard deviation of {runs}", values=spread, null=None, ceiling=None
-        ),
+        replace(first, measure=mean_of, values=stack.mean(0), null=parts["null"], ceiling=parts["ceiling"]),
+        replace(first, measure=spread_of, values=spread, null=None, ceiling=None),
     )
 
 

@@ -80,7 +80,7 @@ class Vectors:
     Args:
         frame: that of the set.
         directions: directions, which may be streamed from their files.
-        factors: factor of each vector, e.g. the sign that orients it.
+        factors: factor of each vector, e.g. the sign that orients it; default: 1.
         of: which of their vectors: decoder or encoder weights.
         with_bias: factor of the decoder's bias vector, which is added then; `None` leaves it out.
     """
@@ -89,12 +89,13 @@ class Vectors:
         self,
         frame: Frame,
         directions: Sequence[Direction],
-        factors: Sequence[float],
+        factors: Sequence[float] | None = None,
         of: Of = "decoder",
         with_bias: Sequence[float] | None = None,
     ) -> None:
         self.frame, self.of = frame, of
-        self._directions, self._factors, self._biases = list(directions), list(factors), with_bias
+        self._directions, self._biases = list(directions), with_bias
+        self._factors = [1.0] * len(directions) if factors is None else list(factors)
         self._names = [frame.names(direction.parameters) for direction in directions]
 
     def __len__(self) -> int:
@@ -146,59 +147,47 @@ def products(left: Vectors, right: Vectors | None = None, names: Sequence[str] |
 def _products(left: Sequence[ParameterDirection | None], right: Sequence[ParameterDirection | None]) -> Array:
     """Inner products of parts of one parameter."""
     found = np.zeros((len(left), len(right)))
-    mine, theirs = _by_form(left), _by_form(right)
-    if mine["sparse"] and theirs["sparse"]:
-        one = _csr(left, mine["sparse"])
-        other = one if left is right else _csr(right, theirs["sparse"])
-        found[np.ix_(mine["sparse"], theirs["sparse"])] = (one @ other.T).toarray()
-    if mine["dense"] and theirs["dense"]:
-        found[np.ix_(mine["dense"], theirs["dense"])] = _dense_products(
-            [left[i] for i in mine["dense"]], [right[j] for j in theirs["dense"]]
-        )
-    rest = [(i, j) for i in mine["sparse"] for j in theirs["dense"]]
-    rest += [(i, j) for i in mine["dense"] for j in theirs["sparse"]]
-    low = {*mine["other"]}, {*theirs["other"]}
-    if low[0] or low[1]:
-        rest += [(i, j) for i in _all(mine) for j in _all(theirs) if i in low[0] or j in low[1]]
-    for i, j in rest:
-        one_part, other_part = left[i], right[j]
-        assert one_part is not None and other_part is not None
-        found[i, j] = one_part.inner(other_part)
+    theirs = _by_form(right)
+    for form, mine in _by_form(left).items():
+        for other_form, others in theirs.items():
+            if form == other_form == "sparse":
+                one = _csr([*mine.values()])
+                other = one if left is right else _csr([*others.values()])
+                found[np.ix_([*mine], [*others])] = (one @ other.T).toarray()
+            elif form == other_form == "dense":
+                found[np.ix_([*mine], [*others])] = _dense_products([*mine.values()], [*others.values()])
+            else:
+                for i, part in mine.items():
+                    found[i, [*others]] = [part.inner(other) for other in others.values()]
     return found
 
 
-def _by_form(parts: Sequence[ParameterDirection | None]) -> dict[str, list[int]]:
-    """Numbers of the parts that are there, by stored form."""
-    found: dict[str, list[int]] = {"dense": [], "sparse": [], "other": []}
+def _by_form(parts: Sequence[ParameterDirection | None]) -> dict[str, dict[int, ParameterDirection]]:
+    """The parts that are there with their numbers, by stored form."""
+    found: dict[str, dict[int, ParameterDirection]] = {}
     for number, part in enumerate(parts):
         if part is not None:
             plain = isinstance(part.decoder, torch.Tensor)
-            found["other" if not plain else "dense" if part.indices is None else "sparse"].append(number)
+            form = "other" if not plain else "dense" if part.indices is None else "sparse"
+            found.setdefault(form, {})[number] = part
     return found
 
 
-def _all(by_form: Mapping[str, list[int]]) -> list[int]:
-    return [number for numbers in by_form.values() for number in numbers]
-
-
-def _csr(parts: Sequence[ParameterDirection | None], chosen: Sequence[int]) -> Any:
+def _csr(rows: Sequence[ParameterDirection]) -> Any:
     """Sparse parts of one parameter as the rows of a matrix, fp64."""
-    rows = [part for i in chosen if (part := parts[i]) is not None and part.indices is not None]
     lengths = [0, *(part.decoder.numel() for part in rows)]
     indices = np.concatenate([part.indices.numpy() for part in rows if part.indices is not None])
     values = np.concatenate([_numbers(part) for part in rows]).astype(np.float64)
     return sparse.csr_matrix((values, indices, np.cumsum(lengths)), shape=(len(rows), rows[0].numel))
 
 
-def _dense_products(left: Sequence[ParameterDirection | None], right: Sequence[ParameterDirection | None]) -> Array:
-    def block(parts: Sequence[ParameterDirection | None], start: int) -> torch.Tensor:
-        return torch.stack([part.values[start : start + BLOCK] for part in parts if part is not None]).double()
+def _dense_products(left: Sequence[ParameterDirection], right: Sequence[ParameterDirection]) -> Array:
+    def block(parts: Sequence[ParameterDirection], start: int) -> torch.Tensor:
+        return torch.stack([part.values[start : start + BLOCK] for part in parts]).double()
 
-    first = left[0]
-    assert first is not None
     total = torch.zeros(len(left), len(right), dtype=torch.float64)
     same = len(left) == len(right) and all(one is other for one, other in zip(left, right, strict=True))
-    for start in range(0, first.numel, BLOCK):
+    for start in range(0, left[0].numel, BLOCK):
         mine = block(left, start)
         total += mine @ (mine if same else block(right, start)).T
     found: Array = total.numpy()
