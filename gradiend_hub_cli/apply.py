@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich import box
@@ -28,13 +27,8 @@ from .tables import beyond_band, strength_text
 _COLUMN = 20
 """Width of the guesses at one strength."""
 
-
-@dataclass(frozen=True)
-class Guess:
-    """A word of the vocabulary and its probability at the slot."""
-
-    word: str
-    probability: float
+Guesses = Sequence[tuple[str, float]]
+"""Words of the vocabulary, each with its probability at the slot."""
 
 
 def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, story: Story) -> dict[str, Any]:
@@ -63,11 +57,11 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
             tables: list[Table] = []
             at: dict[float, dict[str, Any]] = {s: {"strength": s} for s in strengths}
             if any(found.outputs for found in said.values()):
-                at_slot = {s: [Guess(*pair) for pair in found.outputs] for s, found in said.items()}
+                at_slot = {s: found.outputs for s, found in said.items()}
                 classes = class_probabilities(model, objective, prompt, strengths)
                 tables += guesses_tables(at_slot, styles, classes, width=story.console.width)
                 for s, guesses_at in at_slot.items():
-                    at[s]["guesses"] = [asdict(guess) for guess in guesses_at]
+                    at[s]["guesses"] = [{"word": word, "probability": chance} for word, chance in guesses_at]
                     at[s]["classes"] = classes.get(s)
             if any(found.continuation is not None for found in said.values()):
                 tables.append(_completions_table({s: found.continuation or "" for s, found in said.items()}))
@@ -80,9 +74,9 @@ def show_texts(direction: str, texts: Sequence[str], options: ApplyOptions, stor
     return {"direction": direction, "texts": results, "warning": warning}
 
 
-def guesses(model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int) -> list[Guess]:
+def guesses(model: GradiendModel, objective: Objective, text: str, strength: float, *, top: int) -> Guesses:
     """Return the likeliest words at the slot of `text`, at a strength."""
-    return [Guess(*pair) for pair in ask(model, objective, [text], strength, top=top, tokens=0)[0].outputs]
+    return ask(model, objective, [text], strength, top=top, tokens=0)[0].outputs
 
 
 def class_probabilities(
@@ -112,7 +106,7 @@ def class_styles(model: GradiendModel) -> Callable[[str], str]:
 
 
 def guesses_tables(
-    at_strength: Mapping[float, Sequence[Guess]],
+    at_strength: Mapping[float, Guesses],
     styles: Callable[[str], str],
     classes: Mapping[float, Mapping[str, float]] | None = None,
     *,
@@ -128,7 +122,7 @@ def guesses_tables(
 
 
 def _guesses_table(
-    at_strength: Mapping[float, Sequence[Guess]],
+    at_strength: Mapping[float, Guesses],
     styles: Callable[[str], str],
     classes: Mapping[float, Mapping[str, float]],
 ) -> Table:
@@ -136,16 +130,13 @@ def _guesses_table(
     for strength in at_strength:
         table.add_column(f"strength {strength_text(strength)}", width=_COLUMN - 3, no_wrap=True)
     for rank in zip(*at_strength.values(), strict=True):
-        table.add_row(*(_cell(guess, styles) for guess in rank))
+        shown = [(f"{100 * chance:5.1f} % ", (printable(word, 80), styles(word))) for word, chance in rank]
+        table.add_row(*(Text.assemble(*parts) for parts in shown))
     if classes:
         table.add_section()
         for name in next(iter(classes.values())):
             table.add_row(*(f" {classes[s][name]:.3f} P({printable(name, 40)})" for s in at_strength))
     return table
-
-
-def _cell(guess: Guess, styles: Callable[[str], str]) -> Text:
-    return Text.assemble(f"{100 * guess.probability:5.1f} % ", (printable(guess.word, 80), styles(guess.word)))
 
 
 def _completions_table(completed: Mapping[float, str]) -> Table:

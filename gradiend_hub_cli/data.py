@@ -15,11 +15,11 @@ from gradiend_hub.data.builder.feature_data import FeatureData, check_folder, pu
 from gradiend_hub.data.builder.spec import FeatureDataConfig
 from gradiend_hub.errors import BaseModelError, first_line
 from gradiend_hub.folders import written_beside
-from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective
+from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective, TextObjective
 from gradiend_hub.objectives.words import FillerTokens, word_tokens
 
-from .console import Story, on_interrupt
-from .push import published
+from .console import Story
+from .push import publish_by
 from .quiet import quiet
 from .tables import columns_table
 from .yaml_files import read_yaml
@@ -63,8 +63,11 @@ def build_data(
         if repo_id:
             with story.step("Push") as step:
                 url = step.outcome = data.push_to_hub(repo_id, private=private or None).commit_url
+    funnel = columns_table(["step"], ["left", "dropped"])
+    for row in data.funnel.rows():
+        funnel.add_row(*row)
     story.show()
-    story.show(_funnel_table(data))
+    story.show(funnel)
     story.show(class_table(data))
     return {
         "folder": out,
@@ -86,12 +89,8 @@ def push_data(
     Raises:
         GradiendError: the folder is no data set, or the upload failed.
     """
-    kept = on_interrupt("The folder is as it was. To run the command again is safe.")
-    with kept, quiet(story), story.step("Push", told=False):
-        commit = push_saved(
-            folder, repo_id, private=private or None, revision=revision, create_pr=create_pr, commit_message=message
-        )
-    return published(folder, repo_id, commit, story)
+    options = {"private": private or None, "revision": revision, "create_pr": create_pr, "commit_message": message}
+    return publish_by(push_saved, folder, repo_id, options, story)
 
 
 def show_fillers(config: Path, model: str, overrides: Sequence[str] | None, story: Story) -> dict[str, Any]:
@@ -104,13 +103,11 @@ def show_fillers(config: Path, model: str, overrides: Sequence[str] | None, stor
     """
     read = read_config(config, overrides)
     with quiet(story), story.step("Read", told=False):
-        tokenizer = tokenizer_of(model)
-        masked = tokenizer.mask_token is not None
-        objective = (MaskedLMObjective if masked else CausalLMObjective)(tokenizer, name_or_path=model)
+        objective = objective_of(model)
         classes = {name: word_tokens(objective, spec.words) for name, spec in read.classes.items()}
     story.show(word_table(classes))
     unusable = [name for name, words in classes.items() if not any(word.usable for word in words)]
-    advice = _advice(classes, unusable, masked)
+    advice = _advice(classes, unusable, isinstance(objective, MaskedLMObjective))
     story.show(f"\n{advice}")
     return {
         "model": model,
@@ -134,19 +131,21 @@ def word_table(classes: Mapping[str, Sequence[FillerTokens]]) -> Table:
     return table
 
 
-def tokenizer_of(model: str) -> Any:
-    """Return the tokenizer of a model.
+def objective_of(model: str) -> TextObjective:
+    """Return what reads words with the tokenizer of a model.
 
     Raises:
         BaseModelError: There is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise BaseModelError(
             f"There is no tokenizer at {model!r}: expected a folder with a tokenizer.json or the id of a model on the Hub. "
             f"({first_line(error)})"
         ) from error
+    kind = MaskedLMObjective if tokenizer.mask_token is not None else CausalLMObjective
+    return kind(tokenizer, name_or_path=model)
 
 
 def _advice(classes: Mapping[str, Sequence[FillerTokens]], unusable: Sequence[str], masked: bool) -> str:
@@ -167,13 +166,6 @@ def _advice(classes: Mapping[str, Sequence[FillerTokens]], unusable: Sequence[st
         f"{'take' if len(split) > 1 else 'takes'} several tokens: such a word is read {several}, at the cost of a forward "
         f"pass of its own. Lists of guesses show its pieces, P(class) counts it whole.{lost}"
     )
-
-
-def _funnel_table(data: FeatureData) -> Table:
-    table = columns_table(["step"], ["left", "dropped"])
-    for row in data.funnel.rows():
-        table.add_row(*row)
-    return table
 
 
 def class_table(data: FeatureData) -> Table:

@@ -27,6 +27,7 @@ from gradiend_hub.folders import require_writable
 from gradiend_hub.hub.propose import ReportProposal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
 from gradiend_hub.plots import can_draw, save_html, save_plots
+from gradiend_hub.plots.text import number
 from gradiend_hub.printable import printable
 from gradiend_hub.training.data import read_damage_sets
 
@@ -205,7 +206,7 @@ def _show(claimed: Report | None, report: Report, figures: Sequence[Figure], sto
     table = columns_table(["figure"], ["claimed", "found", "95 % interval"])
     for figure in figures:
         bounds = f"{figure.interval[0]:.3f} to {figure.interval[1]:.3f}" if figure.interval else ""
-        table.add_row(Text(printable(figure.name)), _cell(figure.claimed), _cell(figure.found), bounds)
+        table.add_row(Text(printable(figure.name)), number(figure.claimed), number(figure.found), bounds)
     story.show()
     story.show(table)
     if claimed is None:
@@ -235,17 +236,12 @@ def _figures(split: SplitReport, classes: Sequence[str], strengths: Sequence[flo
                 figures[name] = p.probability[other][wanted], p.intervals.get(f"{wanted} on {other}")
     for strength in strengths:
         if strength and strength in points:
-            point = points[strength]
-            figures[f"quality on neutral text at {strength_text(strength)}"] = (
-                point.quality,
-                point.intervals.get("quality"),
-            )
+            point, at = points[strength], strength_text(strength)
+            figures[f"quality on neutral text at {at}"] = point.quality, point.intervals.get("quality")
             for name, damage in point.damage.items():
                 if name != NEUTRAL:
-                    figures[f"quality on {set_label(name)} at {strength_text(strength)}"] = (
-                        damage.counted(name)[0],
-                        damage.intervals.get(damage.counted_as(name)),
-                    )
+                    interval = damage.intervals.get(damage.counted_as(name))
+                    figures[f"quality on {set_label(name)} at {at}"] = damage.counted(name)[0], interval
     return figures
 
 
@@ -255,7 +251,3 @@ def _benchmarks(report: Report) -> _Figures:
         for result in report.side_effects
         for score, value in result.scores.items()
     }
-
-
-def _cell(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradiend_hub import GradiendTrainer
@@ -19,15 +21,9 @@ class _Follower(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._story.count("step", state.global_step, state.max_steps)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: object,
-    ) -> None:
-        if self._keep_log and logs and "loss" in logs:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        logs = given.get("logs") or {}
+        if self._keep_log and "loss" in logs:
             text = f"  step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}"
             self._story.say(text, style="dim")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .command import EXIT_CODES, Commands
+from .command import EXIT_CODES, Commands, Debug
 
 app = typer.Typer(
     name="gradiend-hub",
@@ -33,7 +33,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
     ] = False,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.cards import write_card
 from gradiend_hub.errors import ArtifactNotFoundError
@@ -34,9 +32,7 @@ def import_direction(
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     with quiet(story), story.step("Import", told=False):
         read_gradiend_folder(folder, feature_classes=names)
-        options: dict[str, Any] = (
-            {} if dtype is None else {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
-        )
+        options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
         model = load_base_model(base, use_safetensors=True, **options)
         direction, config = import_gradiend(folder, model, feature_classes=names)
         with written_beside(out) as beside:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +20,11 @@ from gradiend_hub.data.builder.feature_data import FeatureData
 from gradiend_hub.data.builder.spec import FeatureDataConfig
 from gradiend_hub.errors import ConfigError, GradiendError
 from gradiend_hub.folders import require_writable
-from gradiend_hub.objectives import CausalLMObjective, MaskedLMObjective, TextObjective
+from gradiend_hub.objectives import CausalLMObjective, TextObjective
 from gradiend_hub.objectives.words import word_tokens
 
 from .console import Story, program, show_error
-from .data import class_table, tokenizer_of, word_table
+from .data import class_table, objective_of, word_table
 from .learning import InitOptions
 from .quiet import quiet
 from .yaml_files import parse_yaml
@@ -113,11 +114,7 @@ def write_feature(file: Path, options: InitOptions, story: Story) -> dict[str, A
     with quiet(story):
         objective = _answered("model", options.model, _objective)
         left = 3 if isinstance(objective, CausalLMObjective) else 1
-
-        def classes_of(answer: str) -> dict[str, list[str]]:
-            return _usable_classes(answer, objective)
-
-        classes = _answered("words", options.words, classes_of)
+        classes = _answered("words", options.words, partial(_usable_classes, objective=objective))
 
         def recipe_of(answer: str) -> tuple[str, FeatureData]:
             fields = {"text": answer, "column": options.text_column, "left": left}
@@ -180,12 +177,9 @@ def _answered(what: str, given: str | None, check: Callable[[str], Checked]) -> 
 
 
 def _objective(model: str) -> TextObjective:
-    """Return what reads words with the tokenizer of a model."""
     if not model:
         raise ConfigError("A model is needed: a folder, or an id such as google-bert/bert-base-cased.")
-    tokenizer = tokenizer_of(model)
-    kind = MaskedLMObjective if tokenizer.mask_token is not None else CausalLMObjective
-    return kind(tokenizer, name_or_path=model)
+    return objective_of(model)
 
 
 def _usable_classes(answer: str, objective: TextObjective) -> dict[str, list[str]]:

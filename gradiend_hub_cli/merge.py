@@ -105,8 +105,9 @@ def _merged(out: Path, direction: str, options: MergeOptions, story: Story) -> _
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         dtype = str(merged.dtype).removeprefix("torch.")
-        _write_card(folder, config, direction, options, applied, receipt, dtype, measured)
-    return _Merged(config, applied, receipt, type(merged).__name__, dtype)
+        record = _Merged(config, applied, receipt, type(merged).__name__, dtype)
+        _write_card(folder, direction, options, record, measured)
+    return record
 
 
 def _streamed(out: Path, direction: str, options: MergeOptions, story: Story) -> _Merged:
@@ -127,31 +128,25 @@ def _streamed(out: Path, direction: str, options: MergeOptions, story: Story) ->
         receipt = merge_files(streamed, config, out, strength=applied, base=options.base, **options.allowed)
         fields = json.loads((out / "config.json").read_text(encoding="utf-8"))
         dtype = str(fields.get("dtype") or fields.get("torch_dtype") or "float32")
-        _write_card(out, config, direction, options, applied, receipt, dtype)
-    return _Merged(config, applied, receipt, (config.auto_mapping or {}).get("base_model_class", "model"), dtype)
+        model_class = (config.auto_mapping or {}).get("base_model_class", "model")
+        record = _Merged(config, applied, receipt, model_class, dtype)
+        _write_card(out, direction, options, record)
+    return record
 
 
 def _write_card(
-    folder: Path,
-    config: GradiendConfig,
-    direction: str,
-    options: MergeOptions,
-    strength: float,
-    receipt: EditReceipt,
-    dtype: str,
-    measured: Report | None = None,
+    folder: Path, direction: str, options: MergeOptions, merged: _Merged, measured: Report | None = None
 ) -> None:
-    found = resolve_folder(
-        direction, revision=options.revision, required=(CONFIG_FILE,)
-    )  # as it was loaded a moment ago
+    # as it was loaded a moment ago
+    found = resolve_folder(direction, revision=options.revision, required=(CONFIG_FILE,))
     write_rewritten_card(
         folder,
-        config,
+        merged.config,
         direction=direction,
         commit=found.commit,
-        strength=strength,
-        receipt=receipt,
-        dtype=dtype,
+        strength=merged.strength,
+        receipt=merged.receipt,
+        dtype=merged.dtype,
         report=Report.find(found.folder),
         measured=measured,
     )

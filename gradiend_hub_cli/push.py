@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,17 @@ def push_direction(folder: Path, repo_id: str, options: dict[str, Any], story: S
     Raises:
         HubPushError: the upload failed; the message says how to repeat it.
     """
+    publish = publish_rewritten if is_rewritten(folder) else publish_folder
+    return publish_by(publish, folder, repo_id, options, story)
+
+
+def publish_by(
+    publish: Callable[..., CommitInfo], folder: Path, repo_id: str, options: dict[str, Any], story: Story
+) -> dict[str, Any]:
+    """Publish a folder by a function of the library, print where it is, and return it."""
     kept = on_interrupt("The folder is as it was. To run the command again is safe.")
     with kept, quiet(story), story.step("Push", told=False):
-        given = {name: value for name, value in options.items() if name != "commit_message" or value is not None}
-        publish = publish_rewritten if is_rewritten(folder) else publish_folder
-        commit = publish(folder, repo_id, **given)
-    return published(folder, repo_id, commit, story)
-
-
-def published(folder: Path, repo_id: str, commit: CommitInfo, story: Story) -> dict[str, Any]:
-    """Print where a folder was published, and return it."""
+        commit = publish(folder, repo_id, **options)
     story.show(f"Published {folder}: {commit.pr_url or commit.commit_url}", soft_wrap=True)
     told = {"commit": commit.oid, "url": commit.commit_url, "pull_request": commit.pr_url}
     return {"folder": folder, "repo_id": repo_id, **told}
@@ -55,10 +56,10 @@ def push_any(folder: Path, repo_id: str, options: PushOptions, collection: str |
         ConfigError: an option is of a single direction.
         HubPushError: one could not be pushed; the message says which were.
     """
-    given = asdict(options) | {"private": options.private or None}
+    given = {name: value for name, value in asdict(options).items() if value is not None}
+    given["private"] = options.private or None
     if collection is None and not directions_in(folder):
         return push_direction(folder, repo_id, given, story)
-    given = {name: value for name, value in given.items() if value is not None}
     if "subfolder" in given:
         raise ConfigError("--subfolder is of one direction; the folders of these are called by their names.")
     kept = on_interrupt("What was pushed is published. To run the command again is safe.")

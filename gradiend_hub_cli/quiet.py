@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub import utils as hub
 
 from .console import Story
 
@@ -17,23 +18,26 @@ def quiet(story: Story) -> Iterator[None]:
 
     Only libraries that the command has imported are asked: `info` needs neither transformers nor datasets.
     """
-    transformers, datasets = sys.modules.get("transformers"), sys.modules.get("datasets")
-    hub_bars = not are_progress_bars_disabled()
-    data_bars = datasets is not None and not datasets.are_progress_bars_disabled()
-    disable_progress_bars()
-    if datasets is not None:
-        datasets.disable_progress_bars()
+    with ExitStack() as inside:
+        for library in filter(None, (hub, sys.modules.get("datasets"))):
+            inside.enter_context(_without_bars(library))
+        if "transformers" in sys.modules:
+            from gradiend_hub.progress import listening
+
+            inside.enter_context(_quiet_transformers())
+            inside.enter_context(listening(story.count))
+        yield
+
+
+@contextmanager
+def _without_bars(library: Any) -> Iterator[None]:
+    drawn = not library.are_progress_bars_disabled()
+    library.disable_progress_bars()
     try:
-        if transformers is None:
-            yield
-        else:
-            with _quiet_transformers(), _listening(story):
-                yield
+        yield
     finally:
-        if data_bars and datasets is not None:
-            datasets.enable_progress_bars()
-        if hub_bars:
-            enable_progress_bars()
+        if drawn:
+            library.enable_progress_bars()
 
 
 @contextmanager
@@ -49,11 +53,3 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _listening(story: Story) -> Iterator[None]:
-    from gradiend_hub.progress import listening
-
-    with listening(story.count):
-        yield

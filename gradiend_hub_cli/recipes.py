@@ -64,15 +64,10 @@ def read_recipe(path: Path, overrides: Sequence[str] | None = None) -> Recipe:
     Raises:
         ConfigError: no such file, no YAML mapping, an unknown or a missing key.
     """
-    content = read_yaml(path, overrides, "examples/train.yaml")
-    known = {f.name for f in fields(Recipe)}
-    check_keys(content, known, "")
-    check_sections(path, content)
+    content = read_sections(Recipe, path, overrides, "examples/train.yaml")
     if not isinstance(sets := content.setdefault("damage_datasets", {}), dict):
         raise ConfigError(f"{path}: damage_datasets must hold data sets by name, e.g. {{chat: …}}, found {sets!r}.")
-    for name in ("model", *(() if "data" in content else ("train_dataset",))):
-        if not content.get(name):
-            raise ConfigError(f"{path}: {name} is missing. It is the folder or the Hub id to use.")
+    require_named(path, content, "model", *(() if "data" in content else ("train_dataset",)))
     if "data" in content:
         if content.get("train_dataset"):
             raise ConfigError(f"{path}: train_dataset names rows and data makes some. Remove one of them.")
@@ -81,18 +76,29 @@ def read_recipe(path: Path, overrides: Sequence[str] | None = None) -> Recipe:
     return Recipe(**content)
 
 
-def check_sections(path: Path, content: dict[str, Any]) -> None:
-    """Refuse fields of a direction and arguments of a training that nothing reads, and arguments of a wrong type.
+def read_sections(kind: Any, path: Path, overrides: Sequence[str] | None, example: str) -> dict[str, Any]:
+    """Read a file with the fields of a dataclass, of which `direction` and `args` are sections with fields of their own.
 
     Raises:
-        ConfigError: such a field, or a section that holds no fields.
+        ConfigError: no such file or YAML mapping; a key, a field of a direction or an argument of a training that nothing
+            reads; an argument of a wrong type; or a section that holds no fields.
     """
+    content = read_yaml(path, overrides, example)
+    check_keys(content, {f.name for f in fields(kind)}, "")
     for name, allowed in (("direction", _DIRECTION), ("args", _ARGS)):
         section = content[name] = content.get(name) or {}
         if not isinstance(section, dict):
             raise ConfigError(f"{path}: {name} must hold keys and values, found {section!r}.")
         check_keys(section, allowed, f"{name}.")
     _check_args(content["args"])
+    return content
+
+
+def require_named(path: Path, content: Mapping[str, Any], *names: str) -> None:
+    """Refuse a file that does not say where a model or its data are."""
+    for name in names:
+        if not content.get(name):
+            raise ConfigError(f"{path}: {name} is missing. It is the folder or the Hub id to use.")
 
 
 def training_arguments(fields: Mapping[str, Any]) -> GradiendTrainingArguments:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gradiend_hub.artifact.validation import check, check_keys
+from gradiend_hub.artifact.validation import check
 from gradiend_hub.base_model import load_base_model
 from gradiend_hub.data.loading import load_rows
 from gradiend_hub.errors import ConfigError
@@ -19,8 +19,7 @@ from gradiend_hub.training.suite_rows import redrawn
 
 from .console import Story, on_interrupt
 from .quiet import quiet
-from .recipes import check_sections, training_arguments
-from .yaml_files import read_yaml
+from .recipes import read_sections, require_named, training_arguments
 
 
 @dataclass(frozen=True)
@@ -123,12 +122,8 @@ def _of_base(recipe: SuiteRecipe, model: str, folder: Path, data: dict[str, list
 
 
 def _read(path: Path, overrides: Sequence[str] | None) -> SuiteRecipe:
-    content = read_yaml(path, overrides, "examples/suite.yaml")
-    check_keys(content, {f.name for f in fields(SuiteRecipe)}, "")
-    check_sections(path, content)
-    for name in ("model", "train_dataset"):
-        if not content.get(name):
-            raise ConfigError(f"{path}: {name} is missing. It is the folder or the Hub id to use.")
+    content = read_sections(SuiteRecipe, path, overrides, "examples/suite.yaml")
+    require_named(path, content, "model", "train_dataset")
     content = {name: value for name, value in content.items() if value is not None}
     kinds = get_type_hints(SuiteRecipe)
     for name in [name for name in ("model", "pairs", "identities") if name in content]:

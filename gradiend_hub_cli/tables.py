@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from gradiend_hub.artifact.fields import DirectionFields
-from gradiend_hub.evaluation import SplitReport, StrengthPoint
+from gradiend_hub.evaluation import SplitReport
 from gradiend_hub.evaluation.damage import set_label
 
 
@@ -65,9 +65,7 @@ def encoder_line(split: SplitReport) -> str:
     encoder = split.encoder
     if encoder is None:
         return "not measured, the direction has none"
-    neutral = encoder.neutral_abs_mean
-    quiet = "not measured" if neutral is None else f"{neutral:.2f}"
-    fit = "not measured" if encoder.correlation is None else f"{encoder.correlation:.3f}"
+    fit, quiet = _figure(encoder.correlation), _figure(encoder.neutral_abs_mean, 2)
     return f"correlation {fit}, accuracy {encoder.accuracy:.3f}, |h| on neutral text {quiet}"
 
 
@@ -77,13 +75,16 @@ def curve_table(split: SplitReport, classes: Sequence[str], strengths: Sequence[
     points = [p for p in split.curve if strengths is None or p.strength in strengths]
     table = columns_table([], ["strength", f"P({first}) on {second} rows", f"P({second}) on {first} rows", "quality"])
     for point in points:
-        table.add_row(strength_text(point.strength), *_cells(point, first, second))
+        worst = point.worst(bound=False)
+        score = "not measured" if worst is None else f"{100 * worst[1]:.2f} % ({set_label(worst[0])})"
+        table.add_row(
+            strength_text(point.strength),
+            _figure(point.reading(first, second).value),
+            _figure(point.reading(second, first).value),
+            score,
+        )
     return table
 
 
-def _cells(point: StrengthPoint, first: str, second: str) -> tuple[str, str, str]:
-    worst = point.worst(bound=False)
-    score = "not measured" if worst is None else f"{100 * worst[1]:.2f} % ({set_label(worst[0])})"
-    measured = (point.probability.get(of, {}).get(wanted) for of, wanted in ((second, first), (first, second)))
-    up, down = ("not measured" if value is None else f"{value:.3f}" for value in measured)
-    return up, down, score
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "not measured" if value is None else f"{value:.{digits}f}"

@@ -20,7 +20,7 @@ from gradiend_hub import GradiendConfig, GradiendModel
 from gradiend_hub.artifact.direction import Direction
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.shift import shifts
-from gradiend_hub_cli.apply import Guess, guesses_tables
+from gradiend_hub_cli.apply import guesses_tables
 from gradiend_hub_cli.tables import curve_table, strength_text
 from tests.hub_server import HubServer
 
@@ -174,7 +174,7 @@ def test_a_foreign_base_model_is_refused(run: Run, trained: Trained, causal_path
 
 
 def test_many_strengths_go_into_several_tables() -> None:
-    at_strength = {float(s): [Guess("they", 0.5), Guess("[he]", 0.25)] for s in range(6)}
+    at_strength = {float(s): [("they", 0.5), ("[he]", 0.25)] for s in range(6)}
     console = Console(width=80, record=True, markup=False)
     tables = guesses_tables(at_strength, {"they": "cyan", "[he]": ""}.__getitem__, width=console.width)
     assert [len(table.columns) for table in tables] == [4, 2]
