@@ -99,7 +99,7 @@ def render_card(
     if others is None:
         others = find_measurements(ResolvedRepo(folder, None, None), config)
     compared, objective = compared_strengths(config), OBJECTIVES.get(config.objective or "")
-    output = (objective or Objective).output_name
+    kind = objective or Objective
     return fill(
         "direction.md.jinja",
         metadata_of(config, report),
@@ -108,16 +108,16 @@ def render_card(
         split_name=name,
         split=split,
         prompt=_prompt(split),
-        probability=_probability(config),
+        probability=kind.probability_note,
         row=_row(report) if report and (folder / ENCODER_FILE).is_file() else None,
         examples=_examples(report) if report else [],
         pictures=task_of(config) == "image-classification",
-        answers=objective.answers_name if objective else Objective.answers_name,
-        reads=objective.read_name if objective else Objective.read_name,
-        output=output,
+        answers=kind.answers_name,
+        reads=kind.read_name,
+        output=kind.output_name,
         compared=compared,
-        caveats=caveats(report, name, split, output) if report and name and split else [],
-        side_effects=_side_effects(report, split, compared, output) if report and split else [],
+        caveats=caveats(report, name, split, kind.output_name) if report and name and split else [],
+        side_effects=_side_effects(report, split, compared, kind.output_name) if report and split else [],
         completions=_completions(split, compared) if split else [],
         continuations=_continuations(split, compared) if split else [],
         limits=_limits(report) if report else {},
@@ -155,12 +155,6 @@ def _lora_place(folder: Path) -> str:
     """Folder of the LoRA of positive strengths within an artifact."""
     signed = f"{LORA_FOLDER}/{LORA_SIGNS[1]}"
     return signed if (folder / signed).is_dir() else LORA_FOLDER
-
-
-def _probability(config: GradiendConfig) -> str:
-    """Note on the probability of a class, beside the outputs that are summed up, in the objective's words."""
-    objective = OBJECTIVES.get(config.objective or "")
-    return objective.probability_note if objective else ""
 
 
 def _prompt(split: SplitReport | None) -> str:

@@ -27,14 +27,11 @@ _WRITTEN = frozenset({"text-generation", "text2text-generation"})
 def metadata_of(config: GradiendConfig, report: Report | None) -> ModelCardData:
     """The YAML head. Only measured values get into `model-index`."""
     base_id = hub_id(config.base_model_name_or_path)
-    results = [
-        result
-        for name, split in (report.splits if report else {}).items()
-        for result in _results(config, name, split, _listed(report.data.get("datasets") if report else None))
-    ]
-    extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_id else {}
     known = report.data if report else {}
     datasets = _listed(known.get("datasets"))
+    splits = report.splits.items() if report else ()
+    results = [result for name, split in splits for result in _results(config, name, split, datasets)]
+    extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_id else {}
     parents = [name for parent in (report.parents if report else []) if (name := hub_id(parent.direction))]
     return ModelCardData(
         library_name="peft",

@@ -29,8 +29,9 @@ from gradiend_hub.errors import ArtifactError, GradiendError, first_line
 from gradiend_hub.evaluation import Report
 from gradiend_hub.evaluation.measurements import Measurement, Measurements, find_measurements
 from gradiend_hub.hub.local_files import matches
+from gradiend_hub.hub.patience import PushApi
 from gradiend_hub.hub.published import is_generated, merged_card, published_card, with_origin
-from gradiend_hub.hub.renewal import renew_files
+from gradiend_hub.hub.renewal import CardRenewal
 from gradiend_hub.hub.resolve import ResolvedRepo, resolve_folder
 
 from .card import render_card
@@ -85,17 +86,17 @@ def refresh_card(
     command += ["--revision", revision] if revision else []
     command += ["--create-pr"] if create_pr else []
     command += ["--overwrite"] if overwrite else []
-    commit = renew_files(
+    renewal = CardRenewal(
+        PushApi(token=token),
+        [],  # its files are those that `make` makes
         repo_id,
-        make,
-        what="the card",
-        again=shlex.join(command),
-        token=token,
         revision=revision,
-        commit_message="Render the card with what others have measured",
+        message="Render the card with what others have measured",
         create_pr=create_pr,
+        make=make,
+        again=shlex.join(command),
     )
-    return RefreshedCard(commit, shown)
+    return RefreshedCard(renewal.send(), shown)
 
 
 def with_measurements(folder: Path, repo_id: str, commit: str, token: str | bool | None) -> tuple[str, int] | None:

@@ -14,8 +14,9 @@ from gradiend_hub.evaluation.control import above_control
 from gradiend_hub.evaluation.measurements import find_measurements
 from gradiend_hub.evaluation.shift import shifts
 from gradiend_hub.hub.resolve import ResolvedRepo
-from gradiend_hub.objectives import OBJECTIVES
 from gradiend_hub.plots.style import shown_split
+
+from .metadata import task_of
 
 
 def summarize(folder: str | Path, config: GradiendConfig, report: Report | None) -> Summary:
@@ -25,13 +26,12 @@ def summarize(folder: str | Path, config: GradiendConfig, report: Report | None)
     found = [s for s in shifts(split, classes) if s.after is not None and s.before is not None] if split else []
     points = {str(p.strength): p for p in (split.curve if split else []) if abs(p.strength) == 1}
     worst = {strength: point.worst(bound=False) for strength, point in points.items()}
-    objective = OBJECTIVES.get(config.objective or "")
     return Summary(
         feature_classes=list(classes),
         base_model=hub_id(config.base_model_name_or_path),
         base_revision=config.revision,
         objective=config.objective,
-        task=objective.task if objective else None,
+        task=task_of(config),
         form=_form(config),
         size=(Path(folder) / WEIGHTS_FILE).stat().st_size,
         split=name,

@@ -123,16 +123,15 @@ class PreferenceRow(Row):
         return dict(zip(("prompt", *COLUMNS[1:]), (*values, self.factual_class, self.alternative_class), strict=True))
 
 
-def shared_beginning(first: str, second: str) -> str:
-    """Return the characters that two texts begin with in common."""
-    return first[: next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))][
-        : len(second)
-    ]
+def shared_beginning(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return how many characters two texts, or how many messages two conversations, begin with in common."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def read_prompt(value: Any) -> Text:
     """Read a prompt: a text, or messages. Raises `DataError` if it is neither, or empty."""
-    prompt = _read(value, "prompt")
+    prompt = read_completion(value, "prompt")
     if not str(prompt).strip():
         raise DataError("'prompt' is empty: there is nothing to complete.")
     return prompt
@@ -140,10 +139,6 @@ def read_prompt(value: Any) -> Text:
 
 def read_completion(value: Any, column: str) -> Text:
     """Read a completion: a text, or messages. Raises `DataError` if it is neither."""
-    return _read(value, column)
-
-
-def _read(value: Any, column: str) -> Text:
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence):
@@ -154,11 +149,10 @@ def _read(value: Any, column: str) -> Text:
 def _implicit(first: Text, second: Text) -> tuple[Text, Text, Text]:
     """Split the prompt off two whole texts (or conversations): what they begin with in common, up to a word's beginning."""
     if isinstance(first, Chat) and isinstance(second, Chat):
-        count = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
-        count = min(len(first), len(second)) if count is None else count
+        count = shared_beginning(first, second)
         found: tuple[Text, Text, Text] = Chat(first[:count]), Chat(first[count:]), Chat(second[count:])
     elif isinstance(first, str) and isinstance(second, str):
-        cut = len(shared_beginning(first, second))
+        cut = shared_beginning(first, second)
         while cut and not first[cut - 1].isspace():  # two words may begin alike
             cut -= 1
         cut -= cut > 0

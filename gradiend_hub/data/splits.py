@@ -115,9 +115,8 @@ def find_leaks(
     place = np.array([order.index(split) for split in splits])
     if threshold is None:
         return _equal(texts, place.tolist())
-    wanted = threshold
     features, sizes = _shingles(texts)
-    found: list[tuple[int, int, float]] = []
+    best: dict[int, tuple[int, int, float]] = {}
     for position in range(len(order) - 1):
         earlier, later = np.flatnonzero(place == position), np.flatnonzero(place > position)
         if not len(later):
@@ -127,13 +126,11 @@ def find_leaks(
             rows = earlier[start : start + _CHUNK]
             shared = (features[rows] @ index).tocoo()
             similarity = shared.data / (sizes[rows[shared.row]] + sizes[later[shared.col]] - shared.data)
-            for at in np.flatnonzero(similarity >= wanted - 1e-9):
-                found.append((int(rows[shared.row[at]]), int(later[shared.col[at]]), float(similarity[at])))
-    best: dict[int, tuple[int, int, float]] = {}
-    for pair in found:
-        if pair[0] not in best or pair[2] > best[pair[0]][2]:
-            best[pair[0]] = pair
-    return Leaks([best[row] for row in sorted(best)], wanted)
+            for at in np.flatnonzero(similarity >= threshold - 1e-9):
+                pair = int(rows[shared.row[at]]), int(later[shared.col[at]]), float(similarity[at])
+                if pair[0] not in best or pair[2] > best[pair[0]][2]:
+                    best[pair[0]] = pair
+    return Leaks([best[row] for row in sorted(best)], threshold)
 
 
 def training_first(names: Iterable[Any]) -> list[Any]:

@@ -106,10 +106,9 @@ class Explorer:
         )
         for name, direction in zip(names[1:], directions[1:], strict=True):
             model.load_adapter(str(direction), name, **allowed)
-        folders = {name: found.folder for name, found in model._found.items()}
         for found in model._found.values():
             found.complete()
-        return cls(model, {name: Report.find(folders[name]) for name in names})
+        return cls(model, {name: Report.find(model._found[name].folder) for name in names})
 
     @property
     def pictures(self) -> bool:
@@ -251,7 +250,8 @@ class Explorer:
                 raise DataError("There is no image: choose or drop one.")
             return objective.read_input(value)  # type: ignore[attr-defined]
         if not isinstance(value, str) or not value.strip():
-            raise DataError(f"There is no text: write a sentence{self._slot_advice()}.")
+            where = f" with {SLOT} where the word is to be guessed" if self.needs_slot else ""
+            raise DataError(f"There is no text: write a sentence{where}.")
         if isinstance(objective, TextObjective):
             if value.count(SLOT) > 1:
                 raise DataError(f"The text has {value.count(SLOT)} times {SLOT}: leave one.")
@@ -269,9 +269,6 @@ class Explorer:
     def needs_slot(self) -> bool:
         """True where the model says nothing to a text without `[MASK]`."""
         return isinstance(self.objective, TextObjective) and not isinstance(self.objective, CausalLMObjective)
-
-    def _slot_advice(self) -> str:
-        return f" with {SLOT} where the word is to be guessed" if self.needs_slot else ""
 
     def _asked(self, prompt: Any, hints: Sequence[str]) -> Sample | None:
         """Return the sample whose outputs are compared: the slot, or what follows a text; `None` if there is none."""

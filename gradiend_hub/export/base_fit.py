@@ -96,20 +96,16 @@ def base_fit(folder: Path, base: str, **hub: Any) -> BaseFit:
         why = "Its files keep none of the touched parameters under the name and type that they have in the model."
         return BaseFit(base, False, "unknown", why)
     match = Fingerprint(known, fingerprint.dtype).compare(found)
-    fits = match.relation in (BaseModelRelation.SAME, BaseModelRelation.ROUNDED)
+    equal = {
+        BaseModelRelation.SAME: "All are equal.",
+        BaseModelRelation.ROUNDED: "All are equal up to the rounding of types.",
+    }
     values = sum(len(samples) for samples in known.values())
     why = f"{values:,} sampled values of {len(known)} of {len(config.parameters or {})} tensors were compared. "
-    if fits:
-        why += (
-            "All are equal."
-            if match.relation is BaseModelRelation.SAME
-            else "All are equal up to the rounding of types."
-        )
-    else:
-        why += match.evidence()
+    why += equal.get(match.relation) or match.evidence()
     if match.relation is BaseModelRelation.RELATED:
         why += " It is a relative, such as a fine-tune: --allow-related applies the direction all the same."
-    return BaseFit(base, fits, match.relation.value, why)
+    return BaseFit(base, match.relation in equal, match.relation.value, why)
 
 
 def _has_shape(config: GradiendConfig, name: str, parameter: torch.Tensor) -> bool:

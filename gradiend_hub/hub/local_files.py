@@ -135,26 +135,21 @@ def require_publishable(folder: Path, patterns: tuple[str, ...], allow_unmeasure
     Direction.stream(folder, GradiendConfig.from_pretrained(str(folder))).check()
     _check_probes(folder)
     _check_beside(folder)
-    if not _is_measured(folder) and not allow_unmeasured:
+    report = resolve_name(_READ_REPORT)(folder)  # as everybody is going to read it
+    if not (allow_unmeasured or (report and report.splits)):
         raise ArtifactError(
             "this direction is unmeasured: its strength has no unit yet, and nobody knows what else it changes. Measure it "
             "(trainer.evaluate()), or publish it as it is with allow_unmeasured=True (--allow-unmeasured)"
-        )
-    if matches(CARD_FILE, patterns) and own_file(folder, CARD_FILE) is None and not allow_unmeasured:
-        raise ArtifactError(
-            f"it has no card ({CARD_FILE}). gradiend_hub.cards.write_card({str(folder)!r}) writes one from config and report"
         )
     if (card := own_file(folder, CARD_FILE)) is not None:
         try:
             read_text(card, MOST_CARD_BYTES)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{CARD_FILE} cannot be read: {error}") from error
-
-
-def _is_measured(folder: Path) -> bool:
-    """Read the report as everybody is going to read it, and tell whether it says anything."""
-    report = resolve_name(_READ_REPORT)(folder)
-    return report is not None and bool(report.splits)
+    elif matches(CARD_FILE, patterns) and not allow_unmeasured:
+        raise ArtifactError(
+            f"it has no card ({CARD_FILE}). gradiend_hub.cards.write_card({str(folder)!r}) writes one from config and report"
+        )
 
 
 def _check_probes(folder: Path) -> None:

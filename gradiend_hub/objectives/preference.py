@@ -162,7 +162,7 @@ class PreferenceObjective(CausalLMObjective):
             whole = before + self._templated(Chat([*prompt, *completion]))[len(before) :]
         else:
             whole = self._templated(Chat([*prompt, *completion]))
-        start = len(shared_beginning(before, whole))  # some templates open more behind a prompt, e.g. a thought
+        start = shared_beginning(before, whole)  # some templates open more behind a prompt, e.g. a thought
         if start < len(before) and start < len(self._templated(prompt)):
             raise DataError(
                 f"The chat template of {self.name_or_path} writes the prompt {str(prompt)[:60]!r} otherwise when an answer "

@@ -32,14 +32,12 @@ class Section:
         text: paragraphs.
         figures: figure and what it shows, for those who do not see it.
         matrix: the numbers behind, if they are to be read.
-        is_open: whether the numbers are shown from the start.
     """
 
     title: str
     text: Sequence[str] = ()
     figures: Sequence[tuple[Figure, str]] = ()
     matrix: Matrix | None = None
-    is_open: bool = False
 
 
 def sections_of(
@@ -105,7 +103,6 @@ def render_comparison(title: str, sections: Sequence[Section], lead: str = "") -
             "text": list(section.text),
             "images": [(_png(figure), alt) for figure, alt in section.figures],
             "table": None if section.matrix is None else _numbers(section.matrix),
-            "open": section.is_open,
         }
         for section in sections
     ]
