@@ -16,12 +16,12 @@ from gradiend_hub.errors import ConfigError, first_line
 from .yaml_files import read_yaml
 
 _MEASURED = {"parameters", "has_bias", "strength_unit", "strength", "safe_band", "break_point"}
-_DIRECTION = {
+_DIRECTION = [
     f.name
     for f in fields(GradiendConfig)
     if f.name not in {g.name for g in fields(PeftConfig)} | _MEASURED and not f.name.endswith("_version")
-}
-_ARGS = {f.name for f in fields(GradiendTrainingArguments) if f.init}
+]
+_ARGS = [f.name for f in fields(GradiendTrainingArguments) if f.init]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def read_sections(kind: Any, path: Path, overrides: Sequence[str] | None, exampl
             reads; an argument of a wrong type; or a section that holds no fields.
     """
     content = read_yaml(path, overrides, example)
-    check_keys(content, {f.name for f in fields(kind)}, "")
+    check_keys(content, [f.name for f in fields(kind)], "")
     for name, allowed in (("direction", _DIRECTION), ("args", _ARGS)):
         section = content[name] = content.get(name) or {}
         if not isinstance(section, dict):

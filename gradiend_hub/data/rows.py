@@ -44,16 +44,7 @@ def read_rows(
         DataError: No rows, a record that cannot be read, a class that is not one of the two, or (unless `need_both` is
             false) a class without rows or a row whose two outputs are one.
     """
-    rows: list[Row] = []
-    for number, record in enumerate(dataset):
-        if not isinstance(record, Mapping):
-            raise DataError(f"{what}, row {number}: expected a dictionary with a value by column, found {record!r}.")
-        try:
-            rows.append(read(record))
-        except DataError as error:
-            raise DataError(f"{what}, row {number}: {error}") from error
-    if not rows:
-        raise DataError(f"{what} has no rows.")
+    rows = _read_all(dataset, read, what)
     if prepare is not None:
         rows = prepare(rows)
     if feature_classes is not None:
@@ -157,15 +148,21 @@ def read_neutral(
     Raises:
         DataError: No records, or one that cannot be read.
     """
-    items: list[Any] = []
+    return _read_all(dataset, read or neutral_text, what)
+
+
+def _read_all(dataset: Iterable[Any], read: Callable[[Mapping[str, Any]], Any], what: str) -> list[Any]:
+    found: list[Any] = []
     for number, record in enumerate(dataset):
+        if not isinstance(record, Mapping):
+            raise DataError(f"{what}, row {number}: expected a dictionary with a value by column, found {record!r}.")
         try:
-            items.append((read or neutral_text)(record))
+            found.append(read(record))
         except DataError as error:
             raise DataError(f"{what}, row {number}: {error}") from error
-    if not items:
+    if not found:
         raise DataError(f"{what} has no rows.")
-    return items
+    return found
 
 
 def neutral_text(record: Mapping[str, Any]) -> str:

@@ -68,6 +68,7 @@ def test_values_are_replaced_by_set(masked_path: Path, tmp_path: Path) -> None:
         ("direction.feature_class=x", "did you mean direction.feature_classes?"),
         ("train_data=x", "did you mean train_dataset?"),
         ("direction.parameters={}", "Unknown key direction.parameters"),
+        ("zzz=1", "Unknown key zzz: expected one of model, train_dataset,"),  # as declared
         ("direction.zzzzzz=1", "expected one of"),
         ("model=", "model is missing"),
         ("args", "expected KEY=VALUE"),

@@ -118,6 +118,7 @@ def test_texts() -> None:
     for records, message in (
         ([], "neutral dataset has no rows"),
         ([{"sentence": "a"}], "row 0: expected a non-empty text in column 'text', found None"),
+        (["a"], "row 0: expected a dictionary with a value by column, found 'a'"),
         ([{"text": "a"}, {"text": " "}], "row 1: expected a non-empty text in column 'text', found ' '"),
     ):
         with pytest.raises(DataError, match=message):
