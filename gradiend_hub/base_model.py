@@ -56,7 +56,6 @@ def load_base_model(
         architecture = (config.architectures or [""])[0]
         objective = next(iter(fitting_objectives(architecture, config)), "causal_lm")
     auto_class = objective_class(objective).auto_class
-    kwargs.setdefault("dtype", torch.float32 if not torch.accelerator.is_available() else "auto")
     try:
         return load_whole(auto_class, name, revision=revision or "main", **kwargs)
     except BaseModelError:
@@ -78,6 +77,7 @@ def load_whole(model_class: Any, name: str, **arguments: Any) -> nn.Module:
             have other shapes than its configuration says.
     """
     model: nn.Module
+    arguments.setdefault("dtype", "auto" if torch.accelerator.is_available() else torch.float32)
     try:
         model, loading = model_class.from_pretrained(name, **arguments, output_loading_info=True)
     except RuntimeError as error:  # "You set `ignore_mismatched_sizes` to `False`", or torch's own
@@ -155,12 +155,9 @@ def _has_weights_of(folder: Path, model: nn.Module, tensors: int = 16, rows: int
     return compared > 0
 
 
-def original_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+def original_parameters(model: nn.Module, sites: SiteMap | None = None) -> dict[str, torch.Tensor]:
     """The base model's parameters by name, without the edits that directions have made; no quantised weights."""
-    return _original_parameters(model, SiteMap(model))
-
-
-def _original_parameters(model: nn.Module, sites: SiteMap) -> dict[str, torch.Tensor]:
+    sites = SiteMap(model) if sites is None else sites
     tensors = {name: value.detach() for name, value in sites.parameters.items() if name not in sites.quantized}
     return tensors | {layer.site.name: layer.original() for layer in gradiend_layers(model) if layer.merged}
 
@@ -216,7 +213,6 @@ def load_recorded_base(config: GradiendConfig, base: str | Path | None, **argume
     path, model_class = _recorded(config, base, arguments)
     if "torch_dtype" in arguments:  # the former name, which transformers still takes
         arguments.setdefault("dtype", arguments.pop("torch_dtype"))
-    arguments.setdefault("dtype", "auto" if torch.accelerator.is_available() else torch.float32)
     arguments.setdefault("use_safetensors", True)  # a stranger has chosen this model: nothing is unpickled unasked
     try:
         _check_architecture(path, model_class, arguments)
@@ -325,9 +321,9 @@ def check_base_model(
     refuse_sharded(model)
     sites = SiteMap(model) if sites is None else sites
     names = resolve_names(model, direction.parameters, sites.parameters)
-    parameters = _original_parameters(model, sites)
-    refuse_offloaded({name: parameters[name] for name in names.values() if name in parameters})
+    parameters = original_parameters(model, sites)
     touched = {name: parameters[name] for name in names.values() if name in parameters}
+    refuse_offloaded(touched)
     if touched:  # of quantised weights there is nothing to compare
         fingerprint = direction.fingerprint and direction.fingerprint.renamed(names)
         allowed: dict[str, Any] = {"allow_related": allow_related, "allow_unverified": allow_unverified}

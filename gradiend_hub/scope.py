@@ -130,7 +130,7 @@ def select_parameters(
         backbone = backbone or names
         names = [n for n in backbone if BLOCK.search(n)] or backbone
     else:
-        names = _matching(names, _as_list(scope), owners, "scope")
+        names = _matching(names, scope, owners, "scope")
     if layers is not None:
         wanted = _layer_numbers(layers)
         found = {int(m[1]) for n in names if (m := BLOCK.search(n))}
@@ -138,7 +138,7 @@ def select_parameters(
             raise ConfigError(f"layers={layers!r}: no block {missing} in scope; found blocks {sorted(found)}.")
         names = [n for n in names if (m := BLOCK.search(n)) and int(m[1]) in wanted]
     if exclude is not None:
-        left_out = set(_matching(names, _as_list(exclude), owners, "exclude"))
+        left_out = set(_matching(names, exclude, owners, "exclude"))
         names = [n for n in names if n not in left_out]
     if not names:
         raise ConfigError(f"No parameter is left in scope (scope={scope!r}, exclude={exclude!r}, layers={layers!r}).")
@@ -189,12 +189,9 @@ def adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}.{kind}." for name, module in layers for kind in module.adapter_layer_names)
 
 
-def _as_list(patterns: str | Sequence[str]) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def _matching(names: list[str], patterns: list[str], owners: Mapping[str, str], option: str) -> list[str]:
-    """Names that match any pattern, in order. A pattern that matches nothing is a mistake, not a wish."""
+def _matching(names: list[str], wanted: str | Sequence[str], owners: Mapping[str, str], option: str) -> list[str]:
+    """Names that match a pattern, or any of several, in order. One that matches nothing is a mistake, not a wish."""
+    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
 
     def hit(name: str, pattern: str) -> bool:
         if pattern.startswith("type:"):

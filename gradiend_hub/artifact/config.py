@@ -111,17 +111,16 @@ class Origin:
         if folder.is_dir():
             return own_file(folder, name)
         try:
-            path = Path(hf_hub_download(self.folder_or_repo, name, subfolder=self.subfolder, **self.hub_arguments))
-            if is_damaged(path):
-                again = {**self.hub_arguments, "force_download": True}
-                path = Path(hf_hub_download(self.folder_or_repo, name, subfolder=self.subfolder, **again))
+            for anew in ({}, {"force_download": True}):
+                options = {**self.hub_arguments, **anew}
+                path = Path(hf_hub_download(self.folder_or_repo, name, subfolder=self.subfolder, **options))
+                if not is_damaged(path):
+                    return path
         except (EntryNotFoundError, LocalEntryNotFoundError):
             return None
-        if is_damaged(path):
-            raise ArtifactError(
-                f"{name} of {self.folder_or_repo} has other bytes than the Hub lists, also after it was downloaded again."
-            )
-        return path
+        raise ArtifactError(
+            f"{name} of {self.folder_or_repo} has other bytes than the Hub lists, also after it was downloaded again."
+        )
 
 
 @dataclass

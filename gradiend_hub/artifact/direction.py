@@ -120,12 +120,10 @@ class Direction:
         Raises:
             ConfigError: If a parameter has another shape, or its name fits several.
         """
-        names = matched_names(other.parameters, self.parameters)
-        found = {mine: _same_shape(mine, self.parameters[mine], other.parameters[name]) for name, mine in names.items()}
-        common = {name: found[name] for name in self.parameters if name in found}
-        rest = {name: part for name, part in other.parameters.items() if name not in names}
-        fingerprint = None if other.fingerprint is None else other.fingerprint.renamed(names)
-        return replace(other, parameters=common | rest, fingerprint=fingerprint)
+        found = other.renamed(matched_names(other.parameters, self.parameters))
+        parts, mine = found.parameters, self.parameters
+        common = {name: _same_shape(name, mine[name], parts[name]) for name in mine if name in parts}
+        return replace(found, parameters={**common, **parts})
 
     def peaks(self) -> dict[str, tuple[float, float]]:
         """Check everything as `check` does, and return the largest `|w_d|` and `|b_d|` by parameter."""
@@ -215,12 +213,11 @@ class Direction:
 
     def energy_kept(self, cut: Direction, c_w: float = 1.0, c_b: float = 1.0) -> EnergyKept:
         """Share of `‖Δ‖²` that is left in `cut`, which `to_rank` or `to_sparse` made of this direction."""
-        names = {mine: theirs for theirs, mine in matched_names(cut.parameters, self.parameters).items()}
-        kept = {name: cut.parameters[names[name]] if name in names else None for name in self.parameters}
         squares = {name: part.inner(part, c_w, c_b) for name, part in self.parameters.items()}
-        rest = {name: 0.0 if part is None else part.inner(part, c_w, c_b) for name, part in kept.items()}
+        kept = cut.renamed(matched_names(cut.parameters, self.parameters)).parameters
+        rest = {name: part.inner(part, c_w, c_b) for name, part in kept.items() if name in squares}
         total = math.fsum(squares.values())
-        by_parameter = {name: rest[name] / square if square else 1.0 for name, square in squares.items()}
+        by_parameter = {name: rest.get(name, 0.0) / square if square else 1.0 for name, square in squares.items()}
         return EnergyKept(math.fsum(rest.values()) / total if total else 1.0, by_parameter)
 
     # ------------------------------------------------------------------------------------------------------ files

@@ -127,24 +127,21 @@ class Fingerprint:
         if self._equals(samples):
             return BaseMatch(BaseModelRelation.SAME, 0.0, (next(iter(samples), "no tensor"), 0.0), len(samples))
         distances: dict[str, float] = {}
-        equal = rounded = True
+        rounded = True
         dtype = DTYPES.get(self.dtype, torch.float32)
         for name, stored in self.samples.items():
             tensor, found = tensors.get(name), samples.get(name)
             if tensor is None or found is None or found.shape != stored.shape:
-                distances[name], equal, rounded = math.inf, False, False
+                distances[name], rounded = math.inf, False
                 continue
             distances[name] = _distance(stored, found)
-            equal = equal and torch.equal(stored, found)
             rounded = rounded and _equal_after_rounding(stored, dtype, found, tensor.dtype)
         worst = max(distances.items(), key=lambda item: item[1], default=("no tensor", 0.0))
         # A constant vector (a norm that was never trained) is equal in unrelated models, so it has no vote.
         votes = [distance for name, distance in distances.items() if not _is_constant(self.samples[name])]
         median = statistics.median(votes or distances.values() or [0.0])
         relation = BaseModelRelation.DIFFERENT
-        if equal:
-            relation = BaseModelRelation.SAME
-        elif rounded:
+        if rounded:
             relation = BaseModelRelation.ROUNDED
         elif worst[1] < math.inf and median <= RELATED_DISTANCE:
             relation = BaseModelRelation.RELATED

@@ -168,10 +168,8 @@ class Factors:
         inner, right = torch.linalg.qr(self.a.double().transpose(-1, -2))
         u, s, v = torch.linalg.svd(left @ right.transpose(-1, -2), full_matrices=False)
         root = s[..., :rank].sqrt()
-        b, a = (
-            outer @ (u[..., :rank] * root[..., None, :]),
-            (root[..., None] * v[..., :rank, :]) @ inner.transpose(-1, -2),
-        )
+        b = outer @ (u[..., :rank] * root[..., None, :])
+        a = (root[..., None] * v[..., :rank, :]) @ inner.transpose(-1, -2)
         return Factors(b, a).to(torch.float32)
 
     def short(self) -> Factors:

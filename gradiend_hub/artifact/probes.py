@@ -120,9 +120,7 @@ class Probes:
                 "`gradiend-hub evaluate`."
             )
         try:
-            head, *lines = [
-                parse_json(line) for line in read_text(path, MOST_PROBES_BYTES).removesuffix("\n").split("\n")
-            ]
+            head, *lines = map(parse_json, read_text(path, MOST_PROBES_BYTES).removesuffix("\n").split("\n"))
             encodings = [line.pop("h") for line in lines if "h" in line]
             probes = read_as(cls, {**head, "rows": lines, "encodings": encodings}, PROBES_FILE)
             if len(lines) > MOST_ROWS or len(encodings) not in (0, len(lines)):
@@ -150,10 +148,9 @@ def content_digests(folder: Path) -> dict[str, str]:
     The same content written by another version of safetensors or PEFT, or with other white space, has the same digest. A
     file that is too damaged to say anything has that of its bytes.
     """
-    digests = {}
     config = GradiendConfig.from_pretrained(str(folder)).to_dict()
-    said = {name: v for name, v in config.items() if not (v is None and name in _LATER_FIELDS)}
-    digests[CONFIG_FILE] = _digest_json({name: v for name, v in said.items() if name not in _FREE_FIELDS})
+    said = {n: v for n, v in config.items() if n not in _FREE_FIELDS and not (v is None and n in _LATER_FIELDS)}
+    digests = {CONFIG_FILE: _digest_json(said)}
     for name in (WEIGHTS_FILE, ENCODER_FILE, BASE_FILE, REFERENCES_FILE, REPORT_FILE):
         if path := own_file(folder, name):
             digests[name] = _digest_file(path)
@@ -168,14 +165,9 @@ def _digest_file(path: Path) -> str:
     try:
         return _digest_json(read_json(path, MOST_REPORT_BYTES)) if path.name == REPORT_FILE else _digest_tensors(path)
     except (SafetensorError, ValueError):
-        return _digest_bytes(path)
-
-
-def _digest_bytes(path: Path) -> str:
-    """Digest what cannot be read otherwise; not of a file without end."""
-    if (size := path.stat().st_size) > MOST_DAMAGED_BYTES:
-        return f"not read, {size:,} bytes"
-    return file_sha256(path)
+        if (size := path.stat().st_size) > MOST_DAMAGED_BYTES:  # of a file without end
+            return f"not read, {size:,} bytes"
+        return file_sha256(path)
 
 
 def _digest_tensors(path: Path) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,21 +21,19 @@ from safetensors import SafetensorError, safe_open
 from gradiend_hub.errors import ArtifactError, ConfigError
 
 from .direction import Direction, ParameterDirection
-from .fields import MAX_ELEMENTS
+from .fields import MAX_ELEMENTS, Shape
 from .files import MOST_REFERENCES_BYTES, REFERENCES_FILE, own_file
 from .storage import index_dtype, write
-from .validation import Limit, at_least, read_as
+from .validation import read_as
 
 MOST_CONTROLS = 64
-
-_Shape = Annotated[list[Annotated[int, at_least(1)]], Limit("at most 8 sizes", lambda shape: len(shape) <= 8)]
 
 
 @dataclass(frozen=True)
 class _Head:
     """Metadata of the file about its tensors."""
 
-    parameters: dict[str, _Shape] = field(default_factory=dict)
+    parameters: dict[str, Shape] = field(default_factory=dict)
     controls: int = 0
     has_gradient: bool = False
     gradient_scale: float | None = None
@@ -63,13 +62,7 @@ class References:
             vectors["gradient"] = self.gradient
         shapes = {n: list(p.shape) for vector in vectors.values() for n, p in vector.parameters.items()}
         starts = _starts(shapes)
-        head = {
-            "parameters": shapes,
-            "controls": len(self.controls),
-            "has_gradient": self.gradient is not None,
-            "gradient_scale": self.gradient_scale,
-            "schema_version": 1,
-        }
+        head = asdict(_Head(shapes, len(self.controls), self.gradient is not None, self.gradient_scale))
         tensors: dict[str, torch.Tensor] = {}
         for key, vector in vectors.items():
             tensors |= dict(zip((f"{key}.indices", f"{key}.values"), _flat(vector, starts), strict=True))
@@ -108,11 +101,7 @@ class References:
 
 def _starts(shapes: Mapping[str, list[int]]) -> dict[str, int]:
     """The place of each parameter in the vector of all."""
-    starts, total = {}, 0
-    for name, shape in shapes.items():
-        starts[name] = total
-        total += math.prod(shape)
-    return starts
+    return dict(zip(shapes, accumulate(map(math.prod, shapes.values()), initial=0), strict=False))
 
 
 def _flat(vector: Direction, starts: Mapping[str, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -157,12 +157,10 @@ def _read_encoder(path: Path | None, form: StoredForm) -> _Encoder:
     every: dict[str, Expected] = {**vectors, ENCODER_BIAS_KEY: ("F64", 1)}
     file = _opened(path, every | _samples_form(form))
     with _readable(path):
-        found = set(file.keys())
-        has_vectors = any(key.startswith(ENCODER_KEY) for key in found)
-        expected = {key: ("F32", None) for key in _samples_form(form) if key in found}
-        _compare_headers(path, file, expected | (every if has_vectors else {}))
+        has_vectors = any(key.startswith(ENCODER_KEY) for key in file.keys())  # noqa: SIM118 - no dictionary
+        fingerprint = _fingerprint(path, file, form, every if has_vectors else {})
         bias = float(file.get_tensor(ENCODER_BIAS_KEY)) if has_vectors else 0.0
-        return _Encoder(bias, _fingerprint(file, form), has_vectors, file)
+        return _Encoder(bias, fingerprint, has_vectors, file)
 
 
 def read_fingerprint(path: Path, form: StoredForm) -> Fingerprint | None:
@@ -175,9 +173,7 @@ def read_fingerprint(path: Path, form: StoredForm) -> Fingerprint | None:
         return _read_encoder(path, form).fingerprint
     file = _opened(path, _samples_form(form))
     with _readable(path):
-        found = set(file.keys())
-        _compare_headers(path, file, {key: ("F32", None) for key in _samples_form(form) if key in found})
-        return _fingerprint(file, form)
+        return _fingerprint(path, file, form, {})
 
 
 def _samples_form(form: StoredForm) -> dict[str, Expected]:
@@ -185,11 +181,12 @@ def _samples_form(form: StoredForm) -> dict[str, Expected]:
     return dict.fromkeys((FINGERPRINT_KEY + name for name in form.parameters or {}), ("F32", SAMPLES))
 
 
-def _fingerprint(file: Any, form: StoredForm) -> Fingerprint | None:
-    """The samples in an open file that was looked at."""
+def _fingerprint(path: Path, file: Any, form: StoredForm, beside: dict[str, Expected]) -> Fingerprint | None:
+    """The samples in an open file, which may hold nothing but them and what is expected beside them."""
     found = set(file.keys())
-    keys = {name: FINGERPRINT_KEY + name for name in form.parameters or {}}
-    samples = {name: _tensor(file, key) for name, key in keys.items() if key in found}
+    keys = {name: key for name in form.parameters or {} if (key := FINGERPRINT_KEY + name) in found}
+    _compare_headers(path, file, dict.fromkeys(keys.values(), ("F32", None)) | beside)
+    samples = {name: _tensor(file, key) for name, key in keys.items()}
     dtype = printable((file.metadata() or {}).get("base_dtype", "float32"), 40)
     return Fingerprint(samples, dtype) if samples else None
 
