@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -135,20 +134,12 @@ def longest_input(model: nn.Module) -> int | None:
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1
-    return min(_limits(getattr(model, "config", None)), default=None)
+    config = getattr(model, "config", None)
+    parts = [config, config.get_text_config()] if isinstance(config, PreTrainedConfig) else [config]
+    limits = [getattr(part, name, None) for part in parts for name in POSITION_LIMITS]
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def most_tokens(model: nn.Module, tokenizer: Any, wanted: int | None = None) -> int:
     """Return the longest input that model and tokenizer can both read, or what is wanted if that is less."""
     return min(limit for limit in (int(tokenizer.model_max_length), longest_input(model), wanted) if limit)
-
-
-def _limits(config: Any) -> Iterator[int]:
-    configs = [config]
-    if isinstance(config, PreTrainedConfig):
-        configs.append(config.get_text_config())
-    for part in configs:
-        for name in POSITION_LIMITS:
-            value = getattr(part, name, None)
-            if isinstance(value, int) and value > 0:
-                yield value

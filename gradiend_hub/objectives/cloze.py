@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -75,28 +75,16 @@ class ClozeObjective(CausalLMObjective):
 
     # -- samples --------------------------------------------------------------------------------------------------------
 
-    def samples(self, row: TextRow, outputs: Sequence[str]) -> list[Sample]:
-        """Return a sample for each of some words; what is read before them is as long for all."""
-        filled = [self.fill(row.input, word) for word in outputs]
-        longest = max(len(found.word) + len(self._right(found)) for found in filled)
-        return [self._joint(row.input, found, longest) for found in filled]
-
-    def _right(self, filled: Filled) -> tuple[int, ...]:
-        """Return the tokens behind a word that are read."""
-        behind = filled.encoded.ids[filled.stop : filled.encoded.end]
-        most = max(self.max_length // 2 - len(filled.word), 0)
-        return behind[: most if self.right_context == ALL else min(int(self.right_context), most)]
-
-    def _joint(self, masked: str, filled: Filled, longest: int) -> Sample:
-        right = self._right(filled)
-        whole = Filled(filled.encoded, filled.start, filled.stop + len(right))
-        inputs, positions = self.slot(masked, whole, longest)
-        return Sample(inputs, positions, whole.word, len(inputs["input_ids"]))
+    def read_part(self, filled: Filled) -> Filled:
+        """Return a word with the tokens behind it that are read; what is read before is as long for all words of a row."""
+        behind = filled.encoded.end - filled.stop
+        most = min(behind, max(self.max_length // 2 - len(filled.word), 0))
+        right = most if self.right_context == ALL else min(int(self.right_context), most)
+        return Filled(filled.encoded, filled.start, filled.stop + right)
 
     def one_token(self, encoded: Encoded, place: int) -> Sample:
         """Return a sample that reads one token of a text with what follows it."""
-        stop = place + 1 + len(self._right(Filled(encoded, place, place + 1)))
-        return self.token_sample(encoded, range(place, stop))
+        return self.token_sample(encoded, range(place, self.read_part(Filled(encoded, place, place + 1)).stop))
 
     def other_example(self, row: TextRow, rng: random.Random, avoid: Sequence[str] = ()) -> Example | None:
         """Return a random token of a row's filled text that is no word of the classes, with what follows it."""
@@ -121,13 +109,11 @@ class ClozeObjective(CausalLMObjective):
         return [Answer(ranked.get(i, answer.outputs), answer.continuation) for i, answer in enumerate(answers)]
 
     def _ranked(self, model: nn.Module, text: str, hints: Sequence[str], top: int) -> list[tuple[str, float]]:
-        samples: Mapping[str, Sample] = dict(
-            zip(hints, self.samples(TextRow(text, "", "", "", ""), hints), strict=True)
-        )
-        words, device = list(samples), next(model.parameters()).device
+        words, device = list(dict.fromkeys(hints)), next(model.parameters()).device
+        samples = self.samples(TextRow(text, "", "", "", ""), words)
         nll = torch.zeros(len(words))
-        for chosen in batched([samples[word].cost for word in words], BATCH_SIZE):
-            batch = self.collate([samples[words[i]] for i in chosen]).to(device)
+        for chosen in batched([sample.cost for sample in samples], BATCH_SIZE):
+            batch = self.collate([samples[i] for i in chosen]).to(device)
             nll[chosen] = output_nll(self.log_probs(model, batch), batch.labels).float().cpu()
         shares = (-nll).softmax(0).tolist()
         return sorted(zip(words, shares, strict=True), key=lambda found: -found[1])[:top]

@@ -47,10 +47,8 @@ class ImageClassificationObjective(LabelObjective):
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
     column = "image"
 
-    def __init__(
-        self, processor: Any, *, labels: Sequence[str], channels: int = 3, name_or_path: str = "the base model"
-    ) -> None:
-        super().__init__(processor, labels=labels, name_or_path=name_or_path)
+    def __init__(self, processor: Any, *, channels: int = 3, **options: Any) -> None:
+        super().__init__(processor, **options)
         self.channels = channels
 
     @classmethod

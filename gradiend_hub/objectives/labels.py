@@ -57,8 +57,8 @@ class LabelObjective(Objective):
     heads: ClassVar[Mapping[str, Any]]
     """transformers' names of the model classes that `auto_class` loads, by model type: one, or several."""
 
-    def __init__(self, processor: Any, *, labels: Sequence[str], name_or_path: str = "the base model") -> None:
-        super().__init__(processor, name_or_path=name_or_path)
+    def __init__(self, processor: Any, *, labels: Sequence[str], **options: Any) -> None:
+        super().__init__(processor, **options)
         self.labels = tuple(labels)
 
     @classmethod

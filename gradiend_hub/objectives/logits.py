@@ -16,12 +16,12 @@ def position_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return logits at the positions of a batch: [B, S, V] in fp32. The head sees these positions only."""
     backbone = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
     if not isinstance(backbone, nn.Module) or backbone is model:
-        logits = _at(vocabulary_logits(model(**batch.inputs)), batch.positions)
+        logits = at_positions(vocabulary_logits(model(**batch.inputs)), batch.positions)
     else:
         with _only_positions_leave(backbone, batch.positions) as calls:
             logits = vocabulary_logits(model(**batch.inputs))
         # OPT reads the decoder within its backbone, past the backbone itself: its logits are those of every position
-        logits = logits if calls else _at(logits, batch.positions)
+        logits = logits if calls else at_positions(logits, batch.positions)
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -31,7 +31,7 @@ def vocabulary_logits(output: Any) -> Tensor:
     return logits
 
 
-def _at(sequence: Tensor, positions: Tensor) -> Tensor:
+def at_positions(sequence: Tensor, positions: Tensor) -> Tensor:
     """Select rows of [B, T, H] at [B, S] → [B, S, H]."""
     return sequence.gather(1, positions.to(sequence.device).unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
 
@@ -46,7 +46,7 @@ def _only_positions_leave(backbone: nn.Module, positions: Tensor) -> Iterator[li
 
     def keep(module: nn.Module, _args: Any, output: Any) -> Any:
         calls.append(module)
-        hidden = _at(output[0], positions)
+        hidden = at_positions(output[0], positions)
         if isinstance(output, Mapping):  # transformers' ModelOutput; written to a copy, callers may keep the original
             return type(output)(**{**output, "last_hidden_state": hidden})
         return (hidden, *output[1:])

@@ -158,10 +158,9 @@ class PreferenceObjective(CausalLMObjective):
         before = self._templated(prompt, add_generation_prompt=not goes_on, continue_final_message=goes_on)
         if not completion:
             return before, ""
+        whole = self._templated(Chat([*prompt, *completion]))
         if goes_on:
-            whole = before + self._templated(Chat([*prompt, *completion]))[len(before) :]
-        else:
-            whole = self._templated(Chat([*prompt, *completion]))
+            whole = before + whole[len(before) :]
         start = shared_beginning(before, whole)  # some templates open more behind a prompt, e.g. a thought
         if start < len(before) and start < len(self._templated(prompt)):
             raise DataError(

@@ -101,8 +101,7 @@ def objective_name(model: nn.Module, configured: str | None = None, columns: Col
     if {MaskedLMObjective.name, CausalLMObjective.name} <= {*names}:  # XLM's one head serves both, as it was trained
         behaviour = behaviour_of(model)
         looks_ahead = behaviour is None or behaviour.looks_ahead
-        unfit = CausalLMObjective.name if looks_ahead else MaskedLMObjective.name
-        names.remove(unfit)
+        names.remove(CausalLMObjective.name if looks_ahead else MaskedLMObjective.name)
     return next((name for name in reversed(names) if OBJECTIVES[name].reads_columns(columns)), names[0])
 
 

@@ -39,20 +39,14 @@ class Seq2SeqObjective(TextObjective):
     def __init__(self, processor: Any, *, decoder_start: int | None = None, **options: Any) -> None:
         super().__init__(processor, **options)
         self.decoder_start = decoder_start
-        self.sentinels = self._sentinels()
+        known, self.sentinels = self.tokenizer.get_vocab(), list[int]()
+        while (token := f"<extra_id_{len(self.sentinels)}>") in known:
+            self.sentinels.append(known[token])
         if not self.sentinels and processor.mask_token_id is None:
             raise BaseModelError(
                 f"The tokenizer of {self.name_or_path} has neither sentinels (<extra_id_0>) nor a mask token, so its model "
                 "was not trained to fill a slot. Use a T5, mT5 or BART, or another kind of base model."
             )
-
-    def _sentinels(self) -> list[int]:
-        """Return the ids of `<extra_id_0>`, `<extra_id_1>`, …, as far as the vocabulary has them."""
-        known = self.tokenizer.get_vocab()
-        found: list[int] = []
-        while (token := f"<extra_id_{len(found)}>") in known:
-            found.append(known[token])
-        return found
 
     @classmethod
     def fits(cls, architecture: str, config: Any) -> bool:

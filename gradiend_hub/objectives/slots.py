@@ -15,7 +15,7 @@ from gradiend_hub.data.casing import Casing, capitalised
 from gradiend_hub.data.row import COLUMNS
 from gradiend_hub.errors import DataError
 
-from .batching import by_length, by_turns, padded, padded_tokens
+from .batching import by_turns, padded, padded_tokens
 from .checks import Behaviour, behaviour_of, most_tokens
 from .filling import Encoded, Filled, SlotFiller
 from .logits import position_logits
@@ -82,7 +82,7 @@ class TextObjective(SlotFiller, TokenizedObjective):
 
         Words of equally many tokens share a masked model's input; words of one token share a causal model's, too.
         """
-        filled = [self.fill(row.input, word) for word in outputs]
+        filled = [self.read_part(self.fill(row.input, word)) for word in outputs]
         longest = max(len(found.word) for found in filled)
         known: dict[Any, dict[str, tuple[int, ...]]] = {}
         samples = []
@@ -91,6 +91,10 @@ class TextObjective(SlotFiller, TokenizedObjective):
             shared = known.setdefault(tuple(inputs.values()), inputs)
             samples.append(Sample(shared, positions, found.word, sum(map(len, shared.values()))))
         return samples
+
+    def read_part(self, filled: Filled) -> Filled:
+        """Return the part of a filled text whose likelihood is read: the word."""
+        return filled
 
     @abstractmethod
     def slot(self, masked: str, filled: Filled, longest: int) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
@@ -227,13 +231,9 @@ class TextObjective(SlotFiller, TokenizedObjective):
             samples=tuple(samples),
         )
 
-    def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
+    def log_probs_together(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return log-probabilities of the vocabulary at the slots: [B, S, V], fp32 or wider."""
-
-        def read(rows: Batch) -> Tensor:
-            return position_logits(model, rows).log_softmax(-1)
-
-        return by_length(batch, read) if self.padding_matters else read(batch)
+        return position_logits(model, batch).log_softmax(-1)
 
     # -- for people -----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from gradiend_hub.errors import BaseModelError, DataError
 
-from .batching import by_length, padded_tokens
+from .batching import padded_tokens
 from .checks import most_tokens
 from .labels import ConceptMixin, LabelObjective
 from .logits import evaluating
@@ -75,18 +74,17 @@ class TextClassificationObjective(TokenizedObjective, LabelObjective):
         """Pad to the longest row, to the right."""
         return padded_tokens([row["input_ids"] for row in inputs], self.pad_token_id)
 
-    def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
+    def log_probs_together(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return log-probabilities of the labels: [B, 1, V], fp32 or wider."""
-        read = functools.partial(super().log_probs, model)
-        return by_length(batch, read) if self.padding_matters else read(batch)
+        return LabelObjective.log_probs(self, model, batch)
 
     def named(self, inputs: Mapping[str, Any]) -> str:
         """Return the text as the model reads it."""
         return str(self.processor.decode(list(inputs["input_ids"]), skip_special_tokens=True))
 
-    def shown(self, value: str) -> bool:
+    def shown(self, value: Any) -> bool:
         """Return whether the text is short."""
-        return len(value) <= MOST_SHOWN
+        return len(str(value)) <= MOST_SHOWN
 
 
 class TextConceptObjective(ConceptMixin, TextClassificationObjective):

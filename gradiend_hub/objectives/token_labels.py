@@ -13,8 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from gradiend_hub.errors import BaseModelError, DataError
 
-from .batching import by_length
 from .labels import log_softmax, place_of
+from .logits import at_positions
 from .samples import Batch
 from .text_labels import TextClassificationObjective
 
@@ -125,15 +125,9 @@ class TokenClassificationObjective(TextClassificationObjective):
 
     # -- batches --------------------------------------------------------------------------------------------------------
 
-    def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
+    def log_probs_together(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return log-probabilities of the labels at the word: [B, 1, V], fp32 or wider."""
-
-        def read(rows: Batch) -> Tensor:
-            logits: Tensor = model(**rows.inputs).logits
-            places = rows.positions.to(logits.device).unsqueeze(-1).expand(-1, -1, logits.shape[-1])
-            return log_softmax(logits.gather(1, places))
-
-        return by_length(batch, read) if self.padding_matters else read(batch)
+        return log_softmax(at_positions(model(**batch.inputs).logits, batch.positions))
 
     # -- for people -----------------------------------------------------------------------------------------------------
 
@@ -145,7 +139,3 @@ class TokenClassificationObjective(TextClassificationObjective):
             for part in (ids[:place], ids[place : place + 1], ids[place + 1 :])
         )
         return f"{before} [{word}] {after}".strip()
-
-    def shown(self, value: Any) -> bool:
-        """Return whether the text is short."""
-        return super().shown(str(value))

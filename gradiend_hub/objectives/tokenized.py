@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from functools import partial
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from .base import Objective
+from .batching import by_length
+from .samples import Batch
 
 
 class TokenizedObjective(Objective):
@@ -39,3 +44,12 @@ class TokenizedObjective(Objective):
     def key(self) -> str:
         """Name and longest input."""
         return f"{self.name}, at most {self.max_length} tokens"
+
+    def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return log-probabilities of all outputs: [B, S, V]; where padding matters, each length is read by itself."""
+        read = partial(self.log_probs_together, model)
+        return by_length(batch, read) if self.padding_matters else read(batch)
+
+    @abstractmethod
+    def log_probs_together(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`log_probs` of rows that may be padded."""
