@@ -113,7 +113,7 @@ class _Look:
                     yield Finding("impossible", said)
             if direction is not None:
                 yield from _suspicious(_of_edit(config, direction))
-            yield from self._of_self_test(config)
+            yield from self._of_self_test()
         yield from _suspicious(self._of_files())
         yield from self._refused
 
@@ -162,7 +162,7 @@ class _Look:
         if config.safe_band is not None and not any(split.curve for split in report.splits.values()):
             yield "A safe band is claimed, but no curve that it was read from."
 
-    def _of_self_test(self, config: GradiendConfig) -> Iterator[Finding]:
+    def _of_self_test(self) -> Iterator[Finding]:
         if not (self.folder / PROBES_FILE).exists():
             yield Finding("suspicious", "There is no self-test, so verify has nothing to measure.")
             return
@@ -205,8 +205,7 @@ def _of_edit(config: GradiendConfig, direction: Direction) -> Iterator[str]:
     if entries > 100 * HANDFUL and (share := float(largest.sum()) / total) > MOST_SHARE:
         yield f"{share:.0%} of the edit's squared norm is in {HANDFUL} of {entries:,} entries."
     for square_of_row, place, name in rows:
-        if square_of_row / total > MOST_SHARE:
-            share = square_of_row / total
+        if (share := square_of_row / total) > MOST_SHARE:
             yield f"{share:.0%} of the edit's squared norm is in row {place} of {name}: it may be about one token."
     samples = direction.fingerprint.samples if direction.fingerprint else {}
     weight = sum(direction.parameters[n].numel * float(v.square().mean()) for n, v in samples.items())

@@ -32,14 +32,14 @@ def decide(
     inputs = [(number, name, s) for number, row in enumerate(rows) for name, s in objective.decisions(row).items()]
     if not inputs:
         return []
-    samples = [sample for _, _, sample in inputs]
+    samples, classes = [sample for _, _, sample in inputs], dict.fromkeys(name for _, name, _ in inputs)
     labels = np.array([sample.labels[0] for sample in samples])
     groups, base = groups_of(rows), _decided(model, objective, samples, 0.0, batch_size)
     found = []
     for strength in sorted(strengths):
         decided = base if strength == 0 else _decided(model, objective, samples, strength, batch_size)
         shares = {"changed": (decided != base, groups[[number for number, _, _ in inputs]])}
-        for wanted in dict.fromkeys(name for _, name, _ in inputs):
+        for wanted in classes:
             own = np.array([name == wanted for _, name, _ in inputs])
             shares[f"accuracy {wanted}"] = ((decided == labels)[own], shares["changed"][1][own])
         pairs: dict[int, list[int]] = {}
@@ -51,7 +51,7 @@ def decide(
         found.append(
             Decisions(
                 strength,
-                {name.removeprefix("accuracy "): mean for name, mean in means.items() if name.startswith("accuracy ")},
+                {name: means[f"accuracy {name}"] for name in classes},
                 means["changed"],
                 means.get("flipped"),
                 {name: share_interval(hits.astype(np.float64), of) for name, (hits, of) in shares.items()},

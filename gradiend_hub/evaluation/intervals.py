@@ -6,12 +6,13 @@ Values of one group depend on each other (tokens of one text, rows of one templa
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from scipy.special import stdtrit
-from scipy.stats import bootstrap, norm, sem
+from scipy.stats import DegenerateDataWarning, bootstrap, norm, sem
 
 from gradiend_hub.data import Row, TextRow, row_groups
 
@@ -149,16 +150,17 @@ def _fisher_z(r: Any) -> Any:
 
 def bootstrap_interval(statistic: Callable[..., float], *samples: Array, seed: int = 0) -> list[float]:
     """Percentile bootstrap of `statistic(*samples)`; the samples [N] are paired. A resample without a value is left out."""
-    found = bootstrap(
-        samples,
-        statistic,
-        paired=True,
-        vectorized=False,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # of scipy's own interval, which has none then
+        found = bootstrap(
+            samples,
+            statistic,
+            paired=True,
+            vectorized=False,
+            n_resamples=RESAMPLES,
+            method="percentile",
+            random_state=np.random.default_rng(seed),
+        )
     low, high = np.nanquantile(found.bootstrap_distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
 

@@ -169,9 +169,10 @@ def _of_band(config: DirectionFields, report: Report) -> Iterator[str]:
 
 def _of_split(split: SplitReport, classes: Sequence[str]) -> Iterator[str]:
     if split.encoder is not None:
-        yield from _of_encoder(split.encoder, classes, split)
+        yield from _of_encoder(split.encoder, classes)
+        yield from _of_encodings(split.encoder, classes)
         if split.encoder.held_out is not None:
-            yield from (f"held-out words, {problem}" for problem in _of_encoder(split.encoder.held_out, classes, None))
+            yield from (f"held-out words, {problem}" for problem in _of_encoder(split.encoder.held_out, classes))
     strengths = [p.strength for p in split.curve]
     if strengths != sorted(set(strengths)):
         yield "the strengths of the curve are not in order, or one is there twice."
@@ -190,7 +191,7 @@ def _of_split(split: SplitReport, classes: Sequence[str]) -> Iterator[str]:
         yield f"at strength 0, which is the base model, the quality is {base.quality:g} instead of 1."
 
 
-def _of_encoder(encoder: EncoderReport, classes: Sequence[str], split: SplitReport | None) -> Iterator[str]:
+def _of_encoder(encoder: EncoderReport, classes: Sequence[str]) -> Iterator[str]:
     signed = {"correlation": encoder.correlation, "Spearman's": encoder.spearman}
     signed |= {"correlation with neutral text": encoder.correlation_with_neutral}
     signed |= {f"mean of {name}": mean for name, mean in encoder.class_means.items()}
@@ -210,9 +211,6 @@ def _of_encoder(encoder: EncoderReport, classes: Sequence[str], split: SplitRepo
     means = [mean for name in classes if (mean := encoder.class_means.get(name)) is not None]
     if len(means) == 2 and encoder.correlation is not None and (means[0] - means[1]) * encoder.correlation < -_SLACK:
         yield "the sign of the correlation is not that of the difference of the classes' means."
-    if split is None or not encoder.encodings:
-        return
-    yield from _of_encodings(encoder, classes)
 
 
 def _of_encodings(encoder: EncoderReport, classes: Sequence[str]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from gradiend_hub.printable import dose, printable
 from .encoder import encoder_report
 from .plausibility import count_figures
 from .probe import StrengthProbe
-from .records import EncoderReport, Encoding, OutputReport, StrengthPoint
+from .records import EncoderReport, Encoding, Estimate, OutputReport
 from .report import Report, SplitReport
 
 _SLACK: Final = 0.02
@@ -70,7 +70,7 @@ def measured_on_rows(model: GradiendModel, objective: Objective, report: Report,
             rows = read_rows([e.row or {} for e in held], classes, read=objective.read, what=name, need_both=False)
             yield from _of_values(model, objective, name, held, rows, tolerance)
             if _whole(encoder):
-                yield from _of_encoder(model, objective, name, encoder, held, rows)
+                yield from _of_encoder(model, name, encoder, held, rows)
             yield from _of_curve(model, objective, name, split, rows, tolerance)
         except DataError as error:
             yield Check(f"rows of {name}", "rows", printable(error, 500), False)
@@ -111,12 +111,7 @@ def _of_values(
 
 
 def _of_encoder(
-    model: GradiendModel,
-    objective: Objective,
-    split: str,
-    claimed: EncoderReport,
-    held: Sequence[Encoding],
-    rows: Sequence[Row],
+    model: GradiendModel, split: str, claimed: EncoderReport, held: Sequence[Encoding], rows: Sequence[Row]
 ) -> Iterator[Check]:
     """Compute the figures of all rows from their published values, which were measured one by one."""
     config = model.active_peft_config
@@ -175,25 +170,21 @@ def _of_curve(
                 continue
             some = "" if whole else f", {held[of]} of {encoder.rows.get(of, 0)} rows"
             for name, value in by_class.items():
-                passed = _may_be(value, found, point, f"{name} on {of}", tolerance, whole=whole)
-                mine = found.probability.get(of, {}).get(name)
-                shown = "none" if mine is None else f"{mine:+.4f}"
-                yield Check(f"P({name}) on {of} rows at {place}, {split}{some}", f"{value:+.4f}", shown, passed)
+                claimed, mine = point.reading(name, of), found.reading(name, of)
+                check = compared(f"P({name}) on {of} rows at {place}, {split}{some}", value, mine.value, tolerance)
+                yield replace(check, passed=_may_be(claimed, mine, tolerance, whole=whole))
 
 
-def _may_be(
-    claimed: float, found: StrengthPoint, point: StrengthPoint, name: str, tolerance: float, *, whole: bool
-) -> bool:
+def _may_be(claimed: Estimate, found: Estimate, tolerance: float, *, whole: bool) -> bool:
     """Tell whether a claimed probability can be what was found on the rows, all of them or some."""
-    wanted, _, of = name.partition(" on ")
-    mine = found.probability.get(of, {}).get(wanted)
-    if mine is None:
+    value, mine = claimed.value, found.value
+    if value is None or mine is None:
         return False
     if whole:  # the author may have read a part of them, and estimated the rest
-        low, high = point.intervals.get(name, [claimed, claimed])
-        return abs(claimed - mine) <= tolerance or low - tolerance <= mine <= high + tolerance
-    low, high = found.intervals.get(name, [mine, mine])
-    return abs(claimed - mine) <= _SLACK + _WIDTHS * max(mine - low, high - mine)
+        low, high = claimed.interval or [value, value]
+        return abs(value - mine) <= tolerance or low - tolerance <= mine <= high + tolerance
+    low, high = found.interval or [mine, mine]
+    return abs(value - mine) <= _SLACK + _WIDTHS * max(mine - low, high - mine)
 
 
 def unmeasured(report: Report) -> list[str]:

@@ -25,7 +25,8 @@ from gradiend_hub.evaluation.benchmarks import (
 )
 from gradiend_hub.evaluation.benchmarks.association import effect_size
 from gradiend_hub.evaluation.benchmarks.stereoset import _filled
-from gradiend_hub.evaluation.benchmarks.winogender import _correlation, _interval
+from gradiend_hub.evaluation.benchmarks.winogender import _correlation
+from gradiend_hub.evaluation.intervals import bootstrap_interval
 
 SENTENCE = "The king went to the city because he was old."
 
@@ -267,7 +268,7 @@ def test_winogender(pair: Any, tmp_path: Path) -> None:
 
 def test_winogender_leaves_out_what_has_no_correlation() -> None:
     assert np.isnan(_correlation(np.array([1.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0])))
-    low, high = _interval(_correlation, np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]))
+    low, high = bootstrap_interval(_correlation, np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]))
     assert low == pytest.approx(1.0) and high == pytest.approx(1.0)  # not 0 where a resample is constant
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from gradiend_hub.data.loading import load_rows
 from gradiend_hub.data.text_files import read_text
 from gradiend_hub.errors import BaseModelError, DataError
 from gradiend_hub.evaluation.report import BenchmarkResult
-from gradiend_hub.objectives import Sample, TextObjective, batched, evaluating, make_objective
+from gradiend_hub.objectives import TextObjective, batched, evaluating, make_objective
 
 Span = tuple[int, int]
 """First character and end of a part of a text."""
@@ -64,25 +65,20 @@ class SentenceScorer:
 
         Special tokens are never scored, nor is a causal model's first token without a start token before it.
         """
-        samples: list[Sample] = []
-        owners: list[int] = []
-        for number, text in enumerate(texts):
-            chosen = self.objective.token_samples(text, None if spans is None else spans[number])
-            samples += chosen
-            owners += [number] * len(chosen)
-        found: list[list[Tensor]] = [[] for _ in texts]
-        batches = batched([sample.cost for sample in samples], self.batch_size)
+        of_spans = [None] * len(texts) if spans is None else spans
+        of_texts = list(map(self.objective.token_samples, texts, of_spans))
+        samples = [sample for of_text in of_texts for sample in of_text]
         device = next(self.model.parameters()).device
         parts: dict[int, Tensor] = {}
         with evaluating(self.model), torch.inference_mode():
-            for rows in batches:
+            for rows in batched([sample.cost for sample in samples], self.batch_size):
                 slots = self.objective.collate([samples[i] for i in rows]).to(device)
                 log_probs = self.objective.log_probs(self.model, slots)
                 values = log_probs.gather(-1, slots.labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).double().cpu()
                 parts |= {i: row[: len(samples[i].labels)] for i, row in zip(rows, values, strict=True)}
-        for i, owner in enumerate(owners):
-            found[owner].append(parts[i])
-        scores = [torch.cat(values) if values else torch.empty(0, dtype=torch.float64) for values in found]
+        none = torch.empty(0, dtype=torch.float64)
+        in_order = (parts[i] for i in range(len(samples)))
+        scores = [torch.cat([none, *islice(in_order, len(of_text))]) for of_text in of_texts]
         for text, values in zip(texts, scores, strict=True):
             if not len(values):
                 raise DataError(f"No token of {text[:80]!r} can be scored where the benchmark asks for it.")

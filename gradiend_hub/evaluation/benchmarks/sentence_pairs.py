@@ -50,8 +50,7 @@ def crows_pairs(
     """
     pairs, kinds = read_crows_pairs(source, split=split)
     scorer = SentenceScorer(model, tokenizer, batch_size=batch_size)
-    spans = [_spans(*pair, shared=True) for pair in pairs] if scorer.masked else None
-    rows = _compare(scorer, pairs, kinds, spans)
+    rows = _compare(scorer, pairs, kinds, shared=True)
     return _run("CrowS-Pairs", rows, strength, describe_source(source), CROWS_PAIRS)
 
 
@@ -81,8 +80,7 @@ def winobias(
     """
     pairs = read_winobias(pro, anti, split=split)
     scorer = SentenceScorer(model, tokenizer, batch_size=batch_size)
-    spans = [_spans(*pair, shared=False) for pair in pairs] if scorer.masked else None
-    rows = _compare(scorer, pairs, [""] * len(pairs), spans)
+    rows = _compare(scorer, pairs, [""] * len(pairs), shared=False)
     return _run("WinoBias", rows, strength, describe_source(pro, anti), WINOBIAS)
 
 
@@ -106,11 +104,10 @@ def read_winobias(pro: str | Path, anti: str | Path, *, split: str = "test") -> 
 
 
 def _compare(
-    scorer: SentenceScorer,
-    pairs: Sequence[tuple[str, str]],
-    kinds: Sequence[str],
-    spans: Sequence[tuple[list[Span], list[Span]]] | None,
+    scorer: SentenceScorer, pairs: Sequence[tuple[str, str]], kinds: Sequence[str], *, shared: bool
 ) -> list[dict[str, Any]]:
+    """Score the sentences of pairs: a masked model by the words that both share, or by the others."""
+    spans = [_spans(*pair, shared=shared) for pair in pairs] if scorer.masked else None
     first, second = (
         scorer.totals([pair[side] for pair in pairs], None if spans is None else [s[side] for s in spans])
         for side in (0, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import DegenerateDataWarning, pearsonr
+from scipy.stats import pearsonr
 from torch import nn
 
 from gradiend_hub.data.text_files import read_text
@@ -76,7 +75,7 @@ def winogender(
         "Winogender",
         strength,
         scores,
-        {name: _interval(figures[name], x, y) for name in scores if len(x) > 2},
+        {name: bootstrap_interval(figures[name], x, y) for name in scores if len(x) > 2},
         len(rows),
         describe_source(templates, statistics),
         WINOGENDER,
@@ -109,15 +108,8 @@ def read_winogender(
     return occupations, texts, spans, shares
 
 
-def _interval(figure: Callable[[Any, Any], float], x: Any, y: Any) -> list[float]:
-    """Over occupations; resamples in which one of them is all there is have no correlation, and are left out."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)
-        return bootstrap_interval(figure, x, y)
-
-
 def _correlation(x: Any, y: Any) -> float:
-    """Pearson's r; NaN where either does not vary."""
+    """Pearson's r; NaN where either does not vary, as in resamples in which one occupation is all there is."""
     return float(pearsonr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
 
 
