@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,28 +71,18 @@ class Shard:
         if self.world == 1:
             return
 
-        def sharded(moments: dict[int, dict[str, Any]], length: int) -> list[tuple[dict[str, Any], str]]:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            which = [any(p is vector for vector in vectors) for p in parameters]
-            return [
-                (state, name)
-                for i, state in moments.items()
-                if which[i]
-                for name, x in state.items()
-                if isinstance(x, Tensor) and x.dim() == 2 and x.shape[-1] == length
-            ]
+        def hook(length: int, change: Callable[[Tensor], Tensor]) -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
+            def changed(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                copied = {i: dict(moments) for i, moments in state["state"].items()}
+                for i, moments in copied.items():
+                    if any(parameters[i] is vector for vector in vectors):
+                        for name, x in moments.items():
+                            if isinstance(x, Tensor) and x.dim() == 2 and x.shape[-1] == length:
+                                moments[name] = change(x)
+                return state | {"state": copied}
 
-        def gather(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-            copied = state | {"state": {i: dict(moments) for i, moments in state["state"].items()}}
-            for moments, name in sharded(copied["state"], self.length):
-                moments[name] = self.whole(moments[name])
-            return copied
+            return changed
 
-        def cut(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-            copied = state | {"state": {i: dict(moments) for i, moments in state["state"].items()}}
-            for moments, name in sharded(copied["state"], self.size):
-                moments[name] = moments[name][..., self.where].clone()
-            return copied
-
-        optimizer.register_state_dict_post_hook(gather)
-        optimizer.register_load_state_dict_pre_hook(cut)
+        optimizer.register_state_dict_post_hook(hook(self.length, self.whole))
+        optimizer.register_load_state_dict_pre_hook(hook(self.size, lambda x: x[..., self.where].clone()))

@@ -133,17 +133,6 @@ def measure(
     return split
 
 
-def encoded(run: TrainingRun, direction: Direction, dataset: Any, prefix: str) -> PredictionOutput:
-    """Encode rows, as `Trainer.predict` predicts; see `GradiendTrainer.predict`."""
-    start = time.perf_counter()
-    classes, rows = require_classes(run.config.feature_classes), list(records(dataset, "test_dataset"))
-    checked = read_rows(rows, classes, read=run.objective.read, what="test_dataset", need_both=False)
-    h = encode_rows(run.base_model, run.objective, direction, run.config, rows, batch_size=run.args.eval_batch_size)
-    labels = torch.tensor([1.0 if row.factual_class == classes[0] else -1.0 for row in checked])
-    figures = flat_encoder(encoder_report(h, labels, classes)) | {"runtime": time.perf_counter() - start}
-    return PredictionOutput(h.numpy(), labels.numpy(), {f"{prefix}_{name}": value for name, value in figures.items()})
-
-
 class MeasuringTrainer(PublishingTrainer):
     """The part of `GradiendTrainer` that evaluates, predicts and judges."""
 
@@ -271,7 +260,15 @@ class MeasuringTrainer(PublishingTrainer):
             `predictions`: feature values in (−1, 1), [N], fp32; `label_ids`: 1 where the word in the text is of the first
             class, −1 of the second, [N]; `metrics`: correlation, accuracy, … with the prefix.
         """
+        start, run, classes = time.perf_counter(), self._run, self._classes
         with self._shown():
-            output = encoded(self._run, self.direction, test_dataset, metric_key_prefix)
+            rows = list(records(test_dataset, "test_dataset"))
+            checked = read_rows(rows, classes, read=run.objective.read, what="test_dataset", need_both=False)
+            of_run = (run.base_model, run.objective, self.direction, run.config)
+            h = encode_rows(*of_run, rows, batch_size=run.args.eval_batch_size)
+        labels = torch.tensor([1.0 if row.factual_class == classes[0] else -1.0 for row in checked])
+        figures = flat_encoder(encoder_report(h, labels, classes)) | {"runtime": time.perf_counter() - start}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        output = PredictionOutput(h.numpy(), labels.numpy(), metrics)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
         return output

@@ -52,10 +52,8 @@ class Damping:
         return math.isinf(self.outputs) and math.isinf(self.inputs)
 
     def __str__(self) -> str:
-        if self.is_plain:
-            return "plain" + ("" if self.rank is None else f", rank {self.rank}")
-        kind = "diagonal " if self.diagonal else ""
-        return f"{kind}{self.outputs:g}/{self.inputs:g}" + ("" if self.rank is None else f", rank {self.rank}")
+        kind = "plain" if self.is_plain else f"{'diagonal ' * self.diagonal}{self.outputs:g}/{self.inputs:g}"
+        return kind + ("" if self.rank is None else f", rank {self.rank}")
 
 
 def preconditioned(vector: ByParameter, factors: KroneckerFactors, damping: Damping) -> ByParameter:
@@ -250,14 +248,11 @@ def best_edits(
             tried(other, *signs)
         tried(Damping(value, value, diagonal=True), *signs)
     chosen = {sign: best(sign) for sign in (1, -1)}
-    both = Edits(
-        preconditioned(edits.plus, factors, chosen[1]) * found[1][chosen[1]].dose,
-        preconditioned(edits.minus, factors, chosen[-1]) * found[-1][chosen[-1]].dose,
-    )
+    both = Edits(*(preconditioned(edits.of_sign(s), factors, d) * found[s][d].dose for s, d in chosen.items()))
     shared = [damping for damping in found[1] if damping in found[-1]]
     effects = {f"{d} {side}": one.effect for s, side in ((1, "+"), (-1, "-")) for d, one in found[s].items()}
     for_both = max(shared, key=lambda d: found[1][d].effect + found[-1][d].effect)
-    rivals = {NATURAL: Outcome(sum(found[sign][chosen[sign]].effect for sign in (1, -1)), 1.0)}
+    rivals = {NATURAL: Outcome(sum(found[s][d].effect for s, d in chosen.items()), 1.0)}
     for name, d in ((PLAIN, Damping()), (ODD, for_both)):
         plus, minus = found[1][d], found[-1][d]
         rivals[name] = Outcome(plus.effect + minus.effect, min(plus.dose, minus.dose))

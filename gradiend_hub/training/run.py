@@ -163,7 +163,7 @@ class TrainingRun:
     def read(self, solution: Solution, scope: Scope) -> Reading:
         """Orient a solution, set its gain, and encode the judging rows by it."""
         examples, labels = self.judging
-        z = self.preactivations(solution, examples, scope)
+        z = self._preactivations(tangents_of(solution.encoder, scope), solution.encoder_bias, examples)
         usable = z.isfinite()  # training leaves out rows of other kinds, too
         z, labels = z[usable], labels[usable]
         sign, h = reading_sign(self.config.source), torch.tanh(gain_of(z, labels) * z)
@@ -176,11 +176,13 @@ class TrainingRun:
     def encode_by(self, encoder: Mapping[str, Tangent], bias: float, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Encode rows by an encoder in the form that `preactivations` takes. Returns h and labels as in `Reading`."""
         examples, labels = self.labelled(rows)
-        sign, batch_size = reading_sign(self.config.source), self.args.eval_batch_size
-        z = preactivations(
-            self.base_model, self.objective, examples, encoder, bias, source=self.config.source, batch_size=batch_size
-        )
+        sign, z = reading_sign(self.config.source), self._preactivations(encoder, bias, examples)
         return sign * torch.tanh(z), sign * labels
+
+    def _preactivations(self, encoder: Mapping[str, Tangent], bias: float, examples: Sequence[Example]) -> Tensor:
+        """z of every example, [N]."""
+        of_run = {"source": self.config.source, "batch_size": self.args.eval_batch_size}
+        return preactivations(self.base_model, self.objective, examples, encoder, bias, **of_run)
 
     def best(self, solutions: Sequence[Solution]) -> Reading:
         """Choose the run with the best correlation on the judging rows."""
@@ -218,18 +220,6 @@ class TrainingRun:
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
         every = epoch if args.eval_strategy == "epoch" else max(1, int(args.eval_steps or 1))
         return max(1, math.ceil(int(steps) / every))
-
-    def preactivations(self, solution: Solution, examples: Sequence[Example], scope: Scope) -> Tensor:
-        """z of every example, [N]."""
-        return preactivations(
-            self.base_model,
-            self.objective,
-            examples,
-            tangents_of(solution.encoder, scope),
-            solution.encoder_bias,
-            source=self.config.source,
-            batch_size=self.args.eval_batch_size,
-        )
 
     def finished(self, read: Reading, target_means: ClassMeans | None) -> Finished:
         """Give a solution the decoder and the coordinates that the arguments ask for, and judge its encoder.

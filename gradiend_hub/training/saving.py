@@ -18,6 +18,7 @@ from gradiend_hub.cards import render_artifact
 from gradiend_hub.data import require_classes, rows_digest
 from gradiend_hub.evaluation import Report, edit_account
 from gradiend_hub.evaluation.selftest import write_probes
+from gradiend_hub.model import GradiendModel
 from gradiend_hub.scope import base_parameters
 from gradiend_hub.solvers import SeedReport
 
@@ -100,10 +101,8 @@ def save_direction(
 ) -> None:
     """Write a direction as it is, with the report so far: all that `GradiendModel.from_pretrained` needs."""
     folder.mkdir(parents=True, exist_ok=True)
-    report.save(folder)
-    _save_references(folder, references)
     with run.applied(direction) as model:
-        model.save_pretrained(folder)
+        _save(folder, model, report, references)
 
 
 def save_artifact(
@@ -116,9 +115,7 @@ def save_artifact(
         if report.splits:
             report.layers, report.dtype_loss = edit_account(model)
             report.examples = [run.objective.record(run.objective.small_row(row)) for row in run.data.rows[:3]]
-        report.save(folder)
-        _save_references(folder, references)
-        model.save_pretrained(folder)
+        _save(folder, model, report, references)
         write_probes(folder, model, run.data.eval_rows or run.data.rows, run.objective)
         shutil.rmtree(folder / LORA_FOLDER, ignore_errors=True)  # of a former direction
         if report.lora is not None and report.lora.holds:
@@ -126,9 +123,11 @@ def save_artifact(
     render_artifact(folder, config, report)
 
 
-def _save_references(folder: Path, references: References | None) -> None:
-    """Write what the direction is compared with; remove that of a former direction."""
+def _save(folder: Path, model: GradiendModel, report: Report, references: References | None) -> None:
+    """Write a direction, the report, and what it is compared with; remove that of a former direction."""
+    report.save(folder)
     if references is None:
         (folder / REFERENCES_FILE).unlink(missing_ok=True)
     else:
         references.save(folder)
+    model.save_pretrained(folder)

@@ -54,9 +54,7 @@ def row_sampler(run: TrainingRun) -> TransitionBatchSampler:
     return TransitionBatchSampler(run.data.dataset, args.train_batch_size, seed=args.row_seed, fixed=fixed)
 
 
-def pair_stream(
-    reader: GradientReader, run: TrainingRun, state_vectors: float, skipped: SkippedRows | None = None
-) -> PairStream:
+def pair_stream(reader: GradientReader, run: TrainingRun, state_vectors: float, skipped: SkippedRows) -> PairStream:
     """Open the stream of a training's gradient pairs.
 
     Args:
@@ -68,7 +66,7 @@ def pair_stream(
         reader,
         run.objective,
         PairRows(dataset.examples, dataset.labels, config.source, config.target),
-        skipped=skipped or SkippedRows(len(dataset)),
+        skipped=skipped,
         state_vectors=state_vectors,
         stored=_stored(run, run.args.gradient_store) if run.args.gradient_store else None,
     )
@@ -85,13 +83,11 @@ class FactorStream:
         skipped: keeps count of rows without a finite gradient, of all processes.
     """
 
-    def __init__(
-        self, reader: FactorReader, run: TrainingRun, solver: SketchSolver, skipped: SkippedRows | None = None
-    ) -> None:
+    def __init__(self, reader: FactorReader, run: TrainingRun, solver: SketchSolver, skipped: SkippedRows) -> None:
         self.reader, self.objective, self.solver = reader, run.objective, solver
         self.examples, self.labels = run.data.dataset.examples, run.data.dataset.labels
         self.source, self.target = run.config.source, run.config.target
-        self.skipped = skipped or SkippedRows(len(run.data.dataset))
+        self.skipped = skipped
         self.vectors = sum(values.numel() for values in solver.buffers()) / max(run.scope.size, 1)
         self._sums = solver.room()
         self._told = len(self.skipped.rows)

@@ -199,7 +199,6 @@ class DirectionSuite:
         """Feed the solvers of some directions, and keep their state."""
         children = [_Child(pair, trainers[pair.name], self.rows) for pair in self.pairs if pair.name in trainers]
         first = next(iter(trainers.values()))
-        objective = first.objective
         batches = self.rows.batches(self.args.train_batch_size, self.args.row_seed)
         source, target = first.gradiend_config.source, first.gradiend_config.target
         with GradientReader(self.base_model, first.scope) as reader:
@@ -208,7 +207,7 @@ class DirectionSuite:
                 silent = [c for c in children if self.identities and batch.factual_class not in c.pair.members]
                 if not wanted and not silent:
                     continue
-                factual, others = self._gradients(reader, objective, first, batch, sorted(wanted))
+                factual, others = self._gradients(reader, first.objective, batch, sorted(wanted))
                 for other, alternative in others.items():
                     named = {"factual": factual, "alternative": alternative, "diff": factual - alternative}
                     for child in children:
@@ -223,12 +222,7 @@ class DirectionSuite:
             (folder / f".{STATE_FILE}").replace(folder / STATE_FILE)
 
     def _gradients(
-        self,
-        reader: GradientReader,
-        objective: Objective,
-        first: GradiendTrainer,
-        batch: SharedBatch,
-        wanted: Sequence[str],
+        self, reader: GradientReader, objective: Objective, batch: SharedBatch, wanted: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """g_f of a batch, and g_a for each wanted class of alternatives: one forward pass where the inputs are the same."""
         pairs = {}

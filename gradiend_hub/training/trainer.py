@@ -321,10 +321,9 @@ class GradiendTrainer(MeasuringTrainer):
         """As `Trainer.create_optimizer`, over the solver's parameters; for a solver that has none, one without effect."""
         if self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-            biases: list[nn.Parameter] = []
-            weights: list[nn.Parameter] = []
-            for name, parameter in self.model.named_parameters():
-                (biases if name.endswith("bias") else weights).append(parameter)
+            named = dict(self.model.named_parameters())
+            biases = [p for name, p in named.items() if name.endswith("bias")]
+            weights = [p for name, p in named.items() if not name.endswith("bias")]
             groups = [
                 {"params": weights, "weight_decay": self.args.weight_decay},
                 {"params": biases, "weight_decay": 0.0},
@@ -332,8 +331,7 @@ class GradiendTrainer(MeasuringTrainer):
             if not self.model.needs_optimizer:
                 kind, options, groups = torch.optim.SGD, {"lr": self.args.learning_rate}, [{"params": [torch.zeros(1)]}]
             self.optimizer = kind(groups, **options)
-            vectors = [p for name, p in self.model.named_parameters() if name in self.model.vectors]
-            self.model.shard.follow(self.optimizer, vectors)
+            self.model.shard.follow(self.optimizer, [p for name, p in named.items() if name in self.model.vectors])
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
