@@ -108,6 +108,14 @@ def test_identity_rows_are_learned_as_silence(masked_path: Path, pronouns: Any, 
     assert diff.report.training["identity_rows"] == 20  # such a row's own `diff` is zero; its factual part is read
 
 
+def test_a_dry_run_of_more_identity_rows_than_others(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
+    """A batch of them has no gradient to tell, so that none of them stands for a typical one."""
+    args = arguments(tmp_path, solver="closed_form", identity_rows=400, max_steps=5)
+    rows = pronouns["train"].select(range(32))
+    trainer = trainer_of(masked_path, tmp_path, pronouns, args=args, layers="3", train_dataset=rows)
+    assert trainer.dry_run().steps == 5
+
+
 def test_early_stopping_by_correlation_keeps_the_best(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
     args = arguments(
         tmp_path, max_steps=80, eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4,
