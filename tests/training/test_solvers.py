@@ -110,8 +110,8 @@ def test_identity_rows_are_learned_as_silence(masked_path: Path, pronouns: Any, 
 
 def test_a_dry_run_of_more_identity_rows_than_others(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
     """A batch of them has no gradient to tell, so that none of them stands for a typical one."""
-    args = arguments(tmp_path, solver="closed_form", identity_rows=400, max_steps=5)
-    rows = pronouns["train"].select(range(32))
+    args = arguments(tmp_path, solver="closed_form", identity_rows=2000, max_steps=5)
+    rows = pronouns["train"].select(range(100))
     trainer = trainer_of(masked_path, tmp_path, pronouns, args=args, layers="3", train_dataset=rows)
     assert trainer.dry_run().steps == 5
 
