@@ -20,7 +20,7 @@ from gradiend_hub.scope import Scope, names_of, own_parameters, packed_parameter
 from .factors import Outer, catching, factors_of, has_factors, wide
 from .frozen import frozen
 from .pairs import refuse_offloaded, require_finite
-from .products import Reads, catching_products
+from .products import Reads, catching_products, read_by_itself
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class FactorReader:
             module: own
             for module in model.modules()
             if not has_factors(module)
-            and (own := {names[p]: p for p in own_parameters(module).values() if p in names and p.ndim > 1})
+            and (own := {names[p]: p for p in read_by_itself(module).values() if p in names and p.ndim > 1})
         }
         self._reads = Reads()
         known = {*self._layers.values(), *self._biases.values(), *self._in_products}

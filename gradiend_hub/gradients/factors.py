@@ -118,7 +118,8 @@ def factors_of(module: nn.Module, x: Tensor, delta: Tensor) -> Outer:
 
 def by_token(tensor: Tensor) -> Tensor:
     """Give a tensor an axis of tokens: [N, …, F] → [N, T, F]; a single vector is one token."""
-    return tensor.reshape(tensor.shape[0] if tensor.ndim > 1 else 1, -1, tensor.shape[-1])
+    # not -1, which cannot be told where there are no tokens, as of an expert that no token was picked for
+    return tensor.reshape(tensor.shape[0] if tensor.ndim > 1 else 1, tensor.shape[1:-1].numel(), tensor.shape[-1])
 
 
 def has_factors(module: nn.Module) -> bool:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from gradiend_hub.scope import own_parameters
+
 from .factors import Outer, by_token, caught
 
 
@@ -295,6 +297,15 @@ def _called(
     except TypeError:
         return None
     return method(*bound.args, **bound.kwargs)
+
+
+def read_by_itself(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A layer's own parameters, without those that it shares with a layer inside it, which would be caught twice.
+
+    BERT's head has the bias of its decoder, for example.
+    """
+    inside = {p for child in module.modules() if child is not module for p in own_parameters(child).values()}
+    return {leaf: p for leaf, p in own_parameters(module).items() if p not in inside}
 
 
 @contextmanager

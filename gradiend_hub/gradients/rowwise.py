@@ -22,12 +22,12 @@ from torch.func import functional_call, jvp
 from gradiend_hub.artifact.low_rank import Factors
 from gradiend_hub.artifact.storage import SIDECAR
 from gradiend_hub.objectives import Batch, Objective
-from gradiend_hub.scope import own_parameters, parameters_of
+from gradiend_hub.scope import parameters_of
 
 from .factor_reader import UnseenReads
 from .factors import Outer, catching, factors_of, has_factors
 from .frozen import frozen
-from .products import Picked, Reads, catching_products
+from .products import Picked, Reads, catching_products, read_by_itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class RowReader:
         for module in model.modules():
             attributes = {
                 attribute: names[id(parameter)]
-                for attribute, parameter in own_parameters(module).items()
+                for attribute, parameter in read_by_itself(module).items()
                 if id(parameter) in names and names[id(parameter)] not in own
             }
             if attributes and (has_factors(module) or self._is_small(module, attributes)):

@@ -103,6 +103,17 @@ def test_every_compact_scope(scope: str, form: str, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(values, by_backward(model, rows, full), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert"])
+def test_heads_that_share_a_bias_with_a_layer_inside_them(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts once."""
+    monkeypatch.setattr(directional, "_COMPACT", 2.0)
+    monkeypatch.delattr(directional, "_derivatives")
+    model = build(architecture)
+    rows, (tangents, full) = samples(LENGTHS, SLOTS), compact(model, "rank", scope="*bias")
+    values = directional_derivatives(model, objective(architecture), rows, tangents)
+    torch.testing.assert_close(values, by_backward(model, rows, full), rtol=1e-4, atol=1e-4)
+
+
 def test_rows_that_a_model_mixes_are_read_one_at_a_time_and_that_is_said_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -333,3 +333,29 @@ def test_the_base_of_a_lora() -> None:
     assert not reader.matrices_of_their_own
     for name, gradient in expected.items():
         assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()) + 1e-7, name
+
+
+class Shares(nn.Module):
+    """A module with the weight of a layer inside it, whose second half of tokens may be none."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens, self.first, self.second = tokens, nn.Linear(4, 4), nn.Linear(4, 4)
+        self.weight = self.second.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, 4] → the same."""
+        x = self.first(x)
+        return torch.cat([x[self.tokens :], self.second(x[: self.tokens])])
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_shared_with_a_layer_inside_and_layers_without_tokens(tokens: int) -> None:
+    torch.manual_seed(0)
+    model, x = Shares(tokens), torch.randn(5, 4)
+    scope = Scope.dense(select_parameters(model, scope="*"))
+    expected = autograd(scope, model(x).square().sum())
+    _, found = summed(model, scope, lambda: model(x).square().sum())
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
