@@ -85,9 +85,10 @@ def predicted(
     batches = list(row_sampler(run))
     tokens = [len(rows) * max(dataset.examples[i].cost for i in rows) for rows in batches]  # padded, as they are read
     mean = sum(tokens) / len(tokens)
-    # of identity rows (label 0) the difference of gradients is zero, which no reader hands on
-    by_tokens = sorted((count, rows) for count, rows in zip(tokens, batches, strict=True) if dataset.labels[rows[0]])
-    typical, largest = min(by_tokens, key=lambda pair: abs(pair[0] - mean))[1], by_tokens[-1][1]
+    by_tokens = sorted(zip(tokens, batches, strict=True))
+    # of identity rows (label 0) the difference of gradients is zero, which no reader hands on; they take memory all the same
+    labelled = [pair for pair in by_tokens if dataset.labels[pair[1][0]]]
+    typical, largest = min(labelled, key=lambda pair: abs(pair[0] - mean))[1], by_tokens[-1][1]
 
     def pairs(rows: list[int]) -> PairBatch:
         return run.objective.collate_pairs([dataset.examples[i] for i in rows]).to(reader.device)

@@ -17,6 +17,8 @@ from gradiend_hub.errors import ConfigError, TrainingError
 from gradiend_hub.evaluation import Report
 from gradiend_hub.objectives import Example, other_examples
 from gradiend_hub.solvers import DAMPINGS
+from gradiend_hub.training import cost
+from gradiend_hub.training.streams import row_sampler
 from tests.training.support import CLASSES, arguments, trainer_of
 from tests.training.test_trainer import StopAt, same_direction
 
@@ -114,6 +116,22 @@ def test_a_dry_run_of_more_identity_rows_than_others(masked_path: Path, pronouns
     rows = pronouns["train"].select(range(100))
     trainer = trainer_of(masked_path, tmp_path, pronouns, args=args, layers="3", train_dataset=rows)
     assert trainer.dry_run().steps == 5
+
+
+def test_a_dry_run_takes_the_memory_of_identity_rows_into_account(
+    causal_path: Path, pronouns: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A causal model reads a row up to its slot, and an identity row up to any token of the text."""
+    seen: list[Any] = []
+    estimate = cost.estimate
+    monkeypatch.setattr(cost, "estimate", lambda *given: seen.append(given[-1]) or estimate(*given))
+    args = arguments(tmp_path, solver="closed_form", identity_rows=400, max_steps=5)
+    rows = [row | {"masked": row["masked"] + " And so it went on." * 3} for row in pronouns["train"].select(range(32))]
+    trainer = trainer_of(causal_path, tmp_path, pronouns, args=args, layers="3", train_dataset=rows)
+    trainer.dry_run()
+    dataset, batches = trainer._run.data.dataset, list(row_sampler(trainer._run))
+    tokens = [len(some) * max(dataset.examples[i].cost for i in some) for some in batches]
+    assert seen[0].largest.factual.inputs["input_ids"].numel() == max(tokens)
 
 
 def test_early_stopping_by_correlation_keeps_the_best(masked_path: Path, pronouns: Any, tmp_path: Path) -> None:
