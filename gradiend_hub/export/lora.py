@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft.utils.peft_types import TaskType
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -33,9 +34,12 @@ from gradiend_hub.artifact.low_rank import Factors, is_rank
 from gradiend_hub.artifact.storage import KEY_PREFIX, write
 from gradiend_hub.errors import ConfigError, EditError
 from gradiend_hub.folders import written_beside
+from gradiend_hub.scope import packed_parameters
 
 DEFAULT_RANK = 8
 """Rank of what is not low-rank already."""
+MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+"""Types of models in which PEFT refuses a LoRA of `out_proj`."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `--max-lora-rank` may be (0.11 to 0.27; 16 if it is not given)."""
 Matrices = Iterator[tuple[str, tuple[Tensor, Tensor]]]
@@ -235,7 +239,7 @@ def as_loras(
         )
     sites = SiteMap(base_model)
     names = resolve_names(base_model, direction.parameters, sites.parameters)
-    reasons = {name: left_out_of_lora(sites[name]) for name in names.values()}
+    reasons = {name: _refused_by_peft(name, base_model) or left_out_of_lora(sites[name]) for name in names.values()}
     shapes = {name: tuple(sites.parameters[name].shape) for name, why in reasons.items() if why is None}
     left_out = {name: why for name, why in reasons.items() if why is not None}
     if not shapes:
@@ -310,4 +314,26 @@ def left_out_of_lora(site: Site) -> str | None:
         return f"a {site.leaf} of {kind}" if site.leaf != "weight" else f"no linear layer but {kind}"
     if len(site.slots) > 1:
         return "tied to another module's"
+    if not _gives_a_tensor(site.owner):
+        return f"no linear layer but {type(site.owner).__name__}"
     return None
+
+
+def _refused_by_peft(name: str, base_model: nn.Module) -> str | None:
+    """Say why PEFT would not load a LoRA of this parameter: kernels of Mamba read the weight without its layer."""
+    kind = getattr(getattr(base_model, "config", None), "model_type", None)
+    refused = kind in MAMBA and name.endswith(".out_proj.weight")
+    return f"a layer that PEFT refuses in models of type {kind}" if refused else None
+
+
+def _gives_a_tensor(layer: nn.Module) -> bool:
+    """Tell whether a linear layer's output is what a LoRA's is added to; routers are subclasses with several outputs."""
+    if type(layer).forward in (nn.Linear.forward, Conv1D.forward) or not isinstance(layer, nn.Linear):
+        return True
+    if packed_parameters(layer):
+        return True
+    try:
+        with torch.no_grad():
+            return isinstance(type(layer).forward(layer, layer.weight.new_zeros(1, layer.in_features)), Tensor)
+    except (TypeError, ValueError, RuntimeError):  # it takes more than a layer does
+        return False

@@ -252,3 +252,28 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BaseModelMismatchError):
         to_lora(direction, config, build("llama"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_layers_that_peft_refuses_are_left_out(tmp_path: Path) -> None:
+    base = build("mamba")
+    direction = learned(base)
+    found = to_lora(direction, config_for(direction, base, decoder_sign=1), base, tmp_path)
+    assert {name.split(".")[-2] for name, why in found.left_out.items() if "PEFT refuses" in why} == {"out_proj"}
+    peft.PeftModel.from_pretrained(base, tmp_path)
+
+
+class Router(nn.Linear):
+    """Scores and the best of them, as routers of Llama 4 and Phi-MoE give."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        """[N, in] → [N, out], [N]."""
+        scores = super().forward(x)
+        return scores, scores.argmax(-1)
+
+
+def test_linear_layers_with_several_outputs_are_left_out() -> None:
+    base = nn.Sequential(nn.Linear(6, 6), Router(6, 6))
+    factors = Factors(torch.ones(6, 1), torch.ones(1, 6))
+    direction = Direction({f"{n}.weight": ParameterDirection((6, 6), factors, None) for n in range(2)})
+    loras = as_loras(direction, config_for(direction, base, decoder_sign=1), base)
+    assert loras.left_out == {"1.weight": "no linear layer but Router"}
