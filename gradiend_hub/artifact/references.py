@@ -85,7 +85,8 @@ class References:
                 head = read_as(_Head, json.loads((file.metadata() or {}).get("references", "{}")), "references")
                 return cls._read(file, head)
         except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
-            raise ArtifactError(f"{path} holds no references of this library: {error}. Download it again.") from error
+            reason = str(error).removesuffix(".")
+            raise ArtifactError(f"{path} holds no references of this library: {reason}. Download it again.") from error
 
     @classmethod
     def _read(cls, file: Any, head: _Head) -> References:
