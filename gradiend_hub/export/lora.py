@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ DEFAULT_RANK = 8
 """Rank of what is not low-rank already."""
 MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """Types of models in which PEFT refuses a LoRA of `out_proj`."""
+_OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `--max-lora-rank` may be (0.11 to 0.27; 16 if it is not given)."""
 Matrices = Iterator[tuple[str, tuple[Tensor, Tensor]]]
@@ -232,14 +234,18 @@ def as_loras(
     strength: float = 1.0,
 ) -> Loras:
     """Cut a direction to what LoRAs hold; arguments and errors as of `to_lora`."""
-    if strength == 0 or not math.isfinite(strength):
+    if isinstance(strength, bool) or not isinstance(strength, Real) or strength == 0 or not math.isfinite(strength):
         raise ConfigError(
-            f"A LoRA stands for a finite strength other than 0, found {strength}. Give the one that scale 1 is to have; "
+            f"A LoRA stands for a finite strength other than 0, found {strength!r}. Give the one that scale 1 is to have; "
             "without any it is 1."
         )
     sites = SiteMap(base_model)
     names = resolve_names(base_model, direction.parameters, sites.parameters)
-    reasons = {name: _refused_by_peft(name, base_model) or left_out_of_lora(sites[name]) for name in names.values()}
+    misread = _misread_by_peft(base_model)
+    reasons = {
+        name: misread.get(name.split(".")[-2] if "." in name else "") or left_out_of_lora(sites[name])
+        for name in names.values()
+    }
     shapes = {name: tuple(sites.parameters[name].shape) for name, why in reasons.items() if why is None}
     left_out = {name: why for name, why in reasons.items() if why is not None}
     if not shapes:
@@ -319,11 +325,22 @@ def left_out_of_lora(site: Site) -> str | None:
     return None
 
 
-def _refused_by_peft(name: str, base_model: nn.Module) -> str | None:
-    """Say why PEFT would not load a LoRA of this parameter: kernels of Mamba read the weight without its layer."""
+def _misread_by_peft(base_model: nn.Module) -> dict[str, str]:
+    """Say of which layers, by the last part of their names, PEFT would not add a LoRA to what they give."""
     kind = getattr(getattr(base_model, "config", None), "model_type", None)
-    refused = kind in MAMBA and name.endswith(".out_proj.weight")
-    return f"a layer that PEFT refuses in models of type {kind}" if refused else None
+    names = [name for name, _ in base_model.named_parameters()]
+    found = {}
+    if any(
+        name.endswith("experts.gate_up_proj") for name in names
+    ):  # once layers, which it renames whatever has their name
+        found = dict.fromkeys(
+            _OF_EXPERTS, f"a layer of a name that PEFT takes for the experts' in models of type {kind}"
+        )
+    if kind in MAMBA:
+        found["out_proj"] = f"a layer that PEFT refuses in models of type {kind}"
+    if any(name.endswith(".A_log") for name in names):  # Mamba's kernels
+        found["dt_proj"] = "a weight that is read without its layer"
+    return found
 
 
 def _gives_a_tensor(layer: nn.Module) -> bool:

@@ -238,7 +238,8 @@ def test_bad_input(tmp_path: Path) -> None:
             ConfigError, match=r"smaller side of the largest weight, found .*Leave it out for the direction's own, or 8"
         ):
             to_lora(direction, config, base, tmp_path / "x", rank=rank)
-    for strength in (0.0, float("nan"), float("inf")):
+    unfit: tuple[Any, ...] = (0.0, float("nan"), float("inf"), "1", True, None)
+    for strength in unfit:
         with pytest.raises(ConfigError, match=r"other than 0, found .*without any it is 1"):
             to_lora(direction, config, base, tmp_path / "x", strength=strength)
     vectors = Direction({"bert.embeddings.LayerNorm.bias": ParameterDirection((16,), torch.ones(16))})
@@ -260,6 +261,24 @@ def test_layers_that_peft_refuses_are_left_out(tmp_path: Path) -> None:
     found = to_lora(direction, config_for(direction, base, decoder_sign=1), base, tmp_path)
     assert {name.split(".")[-2] for name, why in found.left_out.items() if "PEFT refuses" in why} == {"out_proj"}
     peft.PeftModel.from_pretrained(base, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_moe", "deepseek_v3", "mamba"])
+def test_what_is_held_is_what_peft_adds(architecture: str, tmp_path: Path) -> None:
+    """Also where PEFT takes layers beside fused experts for these, or the model reads a weight without its layer."""
+    base = build(architecture)
+    direction, ids = learned(base), torch.arange(5, 17).view(2, 6)
+    loras = as_loras(direction, config_for(direction, base, decoder_sign=1), base)
+    to_lora(direction, config_for(direction, base, decoder_sign=1), base, tmp_path)
+    expected = build(architecture)
+    with torch.no_grad():
+        before = base(ids).logits.softmax(-1)
+        for name, delta in loras.deltas[1].items():
+            expected.get_parameter(name).add_(delta.dense())
+        after = expected(ids).logits.softmax(-1)
+        found = peft.PeftModel.from_pretrained(base, tmp_path)(ids).logits.softmax(-1)
+    assert float((after - before).abs().max()) > 1e-3
+    torch.testing.assert_close(found, after, rtol=1e-4, atol=1e-6)
 
 
 class Router(nn.Linear):
