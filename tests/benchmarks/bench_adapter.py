@@ -90,10 +90,14 @@ def low_rank_direction(model: nn.Module) -> Direction:
 
 
 def bench_low_rank(base: nn.Module, rounds: int, **details: Any) -> list[dict[str, Any]]:
-    """Load and apply, and change the strength, of a low-rank direction beside reading its file and one `addmm` a matrix."""
+    """Load and apply, and change the strength, of a low-rank direction beside reading its file and one `addmm` a matrix.
+
+    Merged, as `GradiendModel` does, and beside the weights, as plain PEFT does: nothing is kept, and no Δ is formed.
+    """
     direction = low_rank_direction(base)
     scratch = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
     loaded: list[GradiendModel] = []
+    beside: list[PeftModel] = []
     strengths = iter([0.5 + 0.01 * step for step in range(10_000)])
     with tempfile.TemporaryDirectory() as directory:
         direction.save(directory)
@@ -121,12 +125,20 @@ def bench_low_rank(base: nn.Module, rounds: int, **details: Any) -> list[dict[st
                 "load": lambda: loaded.append(GradiendModel.from_pretrained(directory, base)),
                 "strength": lambda: loaded[0].set_strength(next(strengths)),
                 "off": lambda: loaded.pop().unload(),
+                "beside": lambda: beside.append(PeftModel.from_pretrained(base, directory)),
+                "strength beside": lambda: beside[0].base_model.set_strength("default", next(strengths)),
+                "off again": lambda: beside.pop().unload(),
             },
             rounds,
         )
     bare = f"{times.medians['bare'] * 1e3:.0f} ms"
     note = f"rank {RANK}, {len(direction.parameters)} tensors; floor, with the old values kept, {times.ratios['floor']:.2f}"
-    named = {"load": "load and apply", "strength": "change the strength"}
+    named = {
+        "load": "load and apply",
+        "strength": "change the strength",
+        "beside": "load beside the weights",
+        "strength beside": "change the strength beside the weights",
+    }
     return [
         line(f"{what} / read the file and one addmm a matrix", times.ratios[key], "×", "≤ 2",
              ours=f"{times.medians[key] * 1e3:.0f} ms", other=bare, note=note, **details)
