@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .completions import complete
     from .continuations import Continuation, GenerationFigures, GenerationPoint, GenerationReport
     from .control import above_control, control_curves, random_direction
-    from .curve import BREAK_QUALITY, CURVE, QUALITY_FLOOR, break_point, measure_curve, safe_band
+    from .curve import CURVE, QUALITY_FLOOR, break_point, measure_curve, safe_band
     from .edit import edit_account
     from .encoder import encoder_report, measure_encoder
     from .generation import GenerationProbe, beginnings, measure_generation
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .part import NotFiniteError
     from .probe import StrengthProbe
     from .records import (
+        BREAK_QUALITY,
         Completion,
         Decisions,
         EncoderReport,

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 
 from .part import NotFiniteError
 from .probe import StrengthProbe
-from .records import StrengthPoint
+from .records import BREAK_QUALITY, StrengthPoint
 
 CURVE = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 """Strengths that every curve has, in units of the recommended dose; it is refined around its band and break point."""
 
 QUALITY_FLOOR = 0.99
 """Lowest language-modelling score, relative to the base model's, at which an edit counts as safe."""
-
-BREAK_QUALITY = 0.9
-"""Language-modelling score under which the model counts as broken."""
 
 WIDER = 1.5
 """How much wider intervals may be than reading everything would make them, where no decision needs more."""

@@ -20,14 +20,14 @@ from gradiend_hub.progress import counted
 from .calibration import Search, calibrate, equalising_strength
 from .completions import STRENGTHS, complete
 from .control import CONTROL_STRENGTHS, Control, above_control, control_curves
-from .curve import BREAK_QUALITY, CURVE, QUALITY_FLOOR, Curve, band_ends, break_point, measure_curve, safe_band
+from .curve import CURVE, QUALITY_FLOOR, Curve, band_ends, break_point, measure_curve, safe_band
 from .damage import GENERATION, NEUTRAL, OWN
 from .decisions import decide
 from .encoder import measure_encoder
 from .generation import GenerationProbe
 from .lora import measure_lora
 from .probe import OWN_TOKENS, SCORED_TOKENS, StrengthProbe
-from .records import EncoderReport, Interval
+from .records import BREAK_QUALITY, EncoderReport, Interval
 from .report import SplitReport
 from .sets import continued, damage_items
 

@@ -17,6 +17,7 @@ from gradiend_hub.hub.resolve import ResolvedRepo
 from gradiend_hub.hub.retry import FAILURES, summary
 from gradiend_hub.printable import printable
 
+from .plausibility import implausible
 from .records import Estimate
 from .report import Report, SplitReport
 
@@ -217,8 +218,6 @@ def _add(
     if there is not None and not there.leads_here(report.direction):
         measurements.problems.append(f"{where} is a report of {printable(report.direction or 'no named direction')}.")
         return
-    from .plausibility import implausible  # needs torch, which a direction without others' reports does not
-
     # the base model may be another one than the author's, and the curve shorter than his
     named: dict[str, Any] = {"base_model_name_or_path": report.base_model, "revision": report.base_revision}
     if problems := implausible(replace(config, safe_band=None, break_point=None, **named), report):

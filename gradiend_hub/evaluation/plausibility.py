@@ -7,20 +7,21 @@ fit the rest of the artifact, shows all the same.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from gradiend_hub.artifact.config import GradiendConfig
 from gradiend_hub.artifact.fields import DirectionFields
 from gradiend_hub.artifact.files import REPORT_FILE
 from gradiend_hub.artifact.names import hub_id
 from gradiend_hub.errors import ArtifactError
 
-from .curve import BREAK_QUALITY
-from .records import EncoderReport, StrengthPoint
+from .records import BREAK_QUALITY, EncoderReport, StrengthPoint
 from .report import Report, SplitReport
+
+if TYPE_CHECKING:  # it needs torch, and `info` does not
+    from gradiend_hub.artifact.config import GradiendConfig
 
 _WIDEST_BAND = 64.0
 """Strengths beyond this are on no curve that was ever measured."""
@@ -225,7 +226,7 @@ def _of_encodings(encoder: EncoderReport, classes: Sequence[str]) -> Iterator[st
         found = sum(values) / len(values)
         every = len(values) == encoder.rows.get(name)  # and otherwise they were drawn from all
         if abs(found - mean) > (
-            1e-3 if every else 0.02 + 5 * max(std, float(np.std(values, ddof=1))) / math.sqrt(len(values))
+            1e-3 if every else 0.02 + 5 * max(std, statistics.stdev(values)) / math.sqrt(len(values))
         ):
             yield f"the mean of {name} is {mean:.3f}, but that of its {len(values)} published points {found:.3f}."
 

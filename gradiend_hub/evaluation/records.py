@@ -10,6 +10,9 @@ from gradiend_hub.artifact.validation import NAME, TWO, Limit, at_most
 
 from .damage import NEUTRAL, Damage, worst
 
+BREAK_QUALITY = 0.9
+"""Language-modelling score under which the model counts as broken."""
+
 MOST_POINTS = 2000
 """Points of a curve, doses of a search, and encodings, that are read."""
 

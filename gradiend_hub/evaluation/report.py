@@ -44,7 +44,7 @@ class SplitReport:
         control: curves of random directions of equal sparsity, and of equal norm, or, where `control_norms` is given, of
             about equal worst damage at strength ±1: it holds their norms at −1 and at +1, relative to the direction's.
         break_point: the nearest negative and positive strength at which the language-modelling score is under
-            `strength.BREAK_QUALITY`; `None` on a side where that was not seen.
+            `BREAK_QUALITY`; `None` on a side where that was not seen.
         completions: what the model writes at some strengths.
         decisions: what a classifier decides at some strengths; empty for other models.
         missing: what could not be measured and why, in words.

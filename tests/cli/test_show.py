@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +77,22 @@ def test_info_as_json_holds_the_same_facts(run: Run, trained: Trained) -> None:
     assert facts["entries"] == facts["weights"] > 1_000_000
     assert facts["sizes"]["adapter_model.safetensors"] == (trained.folder / "adapter_model.safetensors").stat().st_size
     assert {point["strength"] for point in facts["report"]["curve"]} >= {-1, 0, 1}
+
+
+def test_info_needs_no_torch(trained: Trained, tmp_path: Path) -> None:
+    """Nor does it where others have measured the direction, whose reports it looks at."""
+    folder = shutil.copytree(trained.folder, tmp_path / "here", ignore=shutil.ignore_patterns("checkpoint-*"))
+    (folder / "reports").mkdir()
+    shutil.copy(folder / "gradiend_report.json", folder / "reports" / "other.json")
+    script = f"""
+import sys
+from typer.testing import CliRunner
+from gradiend_hub_cli import app
+result = CliRunner().invoke(app, ["info", {str(folder)!r}, "--json"])
+assert result.exit_code == 0 and "reports/other.json" in result.stdout, result.output
+assert not {{"torch", "transformers", "peft", "datasets"}} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=True)
 
 
 def test_info_of_an_unmeasured_direction_says_so(run: Run, causal_direction: Path) -> None:
