@@ -42,6 +42,8 @@ DEFAULT_RANK = 8
 MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """Types of models in which PEFT refuses a LoRA of `out_proj`."""
 _OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""Names of layers that experts were made of before they were stacked. PEFT turns a LoRA of any such layer into one of the
+stack, of dense layers and shared experts, too, which then have none; in models of which types, differs by release."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `--max-lora-rank` may be (0.11 to 0.27; 16 if it is not given)."""
 Matrices = Iterator[tuple[str, tuple[Tensor, Tensor]]]
@@ -243,7 +245,7 @@ def as_loras(
     names = resolve_names(base_model, direction.parameters, sites.parameters)
     misread = _misread_by_peft(base_model)
     reasons = {
-        name: misread.get(name.split(".")[-2] if "." in name else "") or left_out_of_lora(sites[name])
+        name: misread.get(name.rpartition(".")[0].rpartition(".")[2]) or left_out_of_lora(sites[name])
         for name in names.values()
     }
     shapes = {name: tuple(sites.parameters[name].shape) for name, why in reasons.items() if why is None}
@@ -328,17 +330,15 @@ def left_out_of_lora(site: Site) -> str | None:
 def _misread_by_peft(base_model: nn.Module) -> dict[str, str]:
     """Say of which layers, by the last part of their names, PEFT would not add a LoRA to what they give."""
     kind = getattr(getattr(base_model, "config", None), "model_type", None)
-    names = [name for name, _ in base_model.named_parameters()]
+    ends = {".".join(name.split(".")[-2:]) for name, _ in base_model.named_parameters()}
     found = {}
-    if any(
-        name.endswith("experts.gate_up_proj") for name in names
-    ):  # once layers, which it renames whatever has their name
+    if "experts.gate_up_proj" in ends:
         found = dict.fromkeys(
-            _OF_EXPERTS, f"a layer of a name that PEFT takes for the experts' in models of type {kind}"
+            _OF_EXPERTS, f"a layer of a name that PEFT may take for an expert's in models of type {kind}"
         )
     if kind in MAMBA:
         found["out_proj"] = f"a layer that PEFT refuses in models of type {kind}"
-    if any(name.endswith(".A_log") for name in names):  # Mamba's kernels
+    if any(end.endswith(".A_log") for end in ends):  # Mamba's kernels
         found["dt_proj"] = "a weight that is read without its layer"
     return found
 

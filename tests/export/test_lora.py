@@ -265,7 +265,7 @@ def test_layers_that_peft_refuses_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["qwen2_moe", "deepseek_v3", "mamba"])
 def test_what_is_held_is_what_peft_adds(architecture: str, tmp_path: Path) -> None:
-    """Also where PEFT takes layers beside fused experts for these, or the model reads a weight without its layer."""
+    """Also where PEFT takes layers beside fused experts for these, as in DeepSeek-V3."""
     base = build(architecture)
     direction, ids = learned(base), torch.arange(5, 17).view(2, 6)
     loras = as_loras(direction, config_for(direction, base, decoder_sign=1), base)
@@ -279,6 +279,17 @@ def test_what_is_held_is_what_peft_adds(architecture: str, tmp_path: Path) -> No
         found = peft.PeftModel.from_pretrained(base, tmp_path)(ids).logits.softmax(-1)
     assert float((after - before).abs().max()) > 1e-3
     torch.testing.assert_close(found, after, rtol=1e-4, atol=1e-6)
+
+
+def test_a_weight_that_is_read_without_its_layer_is_left_out() -> None:
+    base, called = build("mamba"), []
+    for name, module in base.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda *_, name=name: called.append(name))
+    base(torch.arange(5, 17).view(2, 6))
+    uncalled = {name for name in linear_weights(base) if name.removesuffix(".weight") not in called}
+    loras = as_loras(direction := learned(base), config_for(direction, base, decoder_sign=1), base)
+    assert uncalled and uncalled == {name for name, why in loras.left_out.items() if "without its layer" in why}
 
 
 class Router(nn.Linear):
